@@ -1,0 +1,73 @@
+"""The shared vocabulary of the project: what an encoder returns, and what it promises.
+
+Imports torch only, so that the student can use it without the teachers' libraries.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Features(NamedTuple):
+    """What any encoder here returns, teacher, upsampled teacher or student alike.
+
+    Attributes:
+        summary: (B, D_summary) one vector an image; None where there is no image token.
+        spatial: (B, D, h, w) always a map, never a token list.
+    """
+
+    summary: Tensor | None
+    spatial: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """What an encoder promises about its `Features`.
+
+    Attributes:
+        summary_dim: channels of the summary; None where there is none.
+        spatial_dim: channels of the map.
+        patch_size: input pixels per grid cell, along both axes.
+        resolution: (height, width) in pixels that the encoder was trained at.
+        any_resolution: whether other multiples of `patch_size` are accepted too.
+    """
+
+    summary_dim: int | None
+    spatial_dim: int
+    patch_size: int
+    resolution: tuple[int, int]
+    any_resolution: bool = False
+
+    def accepts(self, height: int, width: int) -> bool:
+        """Whether images of (height, width) pixels may be given to the encoder."""
+        if (height, width) == self.resolution:
+            return True
+        sides = (height, width)
+        return self.any_resolution and all(s > 0 and s % self.patch_size == 0 for s in sides)
+
+    def nearest(self, height: int, width: int) -> tuple[int, int]:
+        """The accepted (height, width) in pixels that is closest to the one asked for."""
+        if self.accepts(height, width) or not self.any_resolution:
+            return (height, width) if self.accepts(height, width) else self.resolution
+        p = self.patch_size
+        return max(p, round(height / p) * p), max(p, round(width / p) * p)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Cells (h, w) of the map for images of (height, width) pixels.
+
+        Raises:
+            ValueError: the encoder does not accept this size; names the nearest one it accepts.
+        """
+        if not self.accepts(height, width):
+            near = self.nearest(height, width)
+            rule = (
+                f"multiples of {self.patch_size} px"
+                if self.any_resolution
+                else f"{self.resolution[0]} x {self.resolution[1]} px only"
+            )
+            raise ValueError(
+                f"images of {height} x {width} px: this encoder takes {rule}; "
+                f"the nearest size is {near[0]} x {near[1]} px"
+            )
+        return height // self.patch_size, width // self.patch_size

@@ -1,0 +1,130 @@
+"""A teacher: a frozen encoder that owns its pixel normalisation.
+
+To add one, subclass `Teacher`, build the network in `__init__` and implement `extract`. A recipe
+names the class by import path, `kind: my_package.module:MyTeacher`; nothing here needs an edit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+
+from teachers.features import Features, FeatureSpec
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENAI_MEAN, OPENAI_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)
+
+
+class TeacherConfig(BaseModel):
+    """What every teacher's recipe entry has; a teacher with options of its own subclasses it.
+
+    Attributes:
+        kind: a built-in name, or the import path `package.module:Class` of a user's class.
+        chunk_size: images the encoder sees at once; None for all of a batch. Bounds memory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    chunk_size: PositiveInt | None = None
+
+
+class Teacher(nn.Module, ABC):
+    """A frozen encoder: images in [0, 1] in, float32 `Features` out.
+
+    Always in eval mode, without gradients, whatever its parent module does.
+
+    Args:
+        spec: what the encoder returns and accepts.
+        mean: per-channel mean of the encoder's own pixel normalisation.
+        std: per-channel standard deviation of the same.
+        chunk_size: images the encoder sees at once; None for all of a batch.
+    """
+
+    Config: ClassVar[type[TeacherConfig]] = TeacherConfig
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.chunk_size = chunk_size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """Builds the teacher from its `Config`; override where the constructor differs."""
+        return cls(config)  # type: ignore[call-arg]
+
+    @abstractmethod
+    def extract(self, images: Tensor) -> Features:
+        """Runs the encoder.
+
+        Args:
+            images: (B, 3, H, W), already normalised with `mean` and `std`, of a size that
+                `spec` accepts.
+
+        Returns:
+            Features as `spec` promises, in any floating dtype.
+        """
+
+    @final
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:  # type: ignore[misc]
+        """Encodes images.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Returns:
+            Features with summary (B, D_summary) or None and spatial (B, D, h, w), float32.
+
+        Raises:
+            ValueError: the image size is not one that `spec` accepts.
+            RuntimeError: the encoder returned shapes other than `spec` promises.
+        """
+        if self.training:  # fresh from its constructor
+            self.train()
+        grid = self.spec.grid(*images.shape[-2:])
+        chunks = images.split(self.chunk_size or max(1, len(images)))
+        parts = [self.extract((chunk - self.mean) / self.std) for chunk in chunks]
+        summary = None
+        if parts[0].summary is not None:
+            summary = torch.cat([p.summary for p in parts if p.summary is not None]).float()
+        features = Features(summary, torch.cat([p.spatial for p in parts]).float())
+        self._check(features, len(images), grid)
+        return features
+
+    def _check(self, features: Features, batch: int, grid: tuple[int, int]) -> None:
+        summary = None if features.summary is None else tuple(features.summary.shape)
+        promised = None if self.spec.summary_dim is None else (batch, self.spec.summary_dim)
+        for name, came, due in (
+            ("summary", summary, promised),
+            ("spatial", tuple(features.spatial.shape), (batch, self.spec.spatial_dim, *grid)),
+        ):
+            if came != due:
+                raise RuntimeError(
+                    f"{type(self).__name__}.extract returned a {name} of shape {came}, "
+                    f"but its spec promises {due}"
+                )
+
+    @final
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode and frozen: a teacher never trains."""
+        super().train(False)
+        return self.requires_grad_(False)

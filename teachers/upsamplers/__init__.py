@@ -1,0 +1,1 @@
+"""Ways to make a teacher's map denser."""

@@ -1,0 +1,63 @@
+"""The interface of a feature upsampler.
+
+An upsampler receives the encoder as a function, so that tiling is its own business.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from teachers.features import Features, FeatureSpec
+
+Encode = Callable[[Tensor], Features]
+
+
+class UpsampledFeatures(NamedTuple):
+    """The encoder's own features and the sharpened ones.
+
+    Attributes:
+        low: features of the whole image at the encoder's native resolution.
+        high: the same summary, and a map (B, D, fh * h, fw * w).
+    """
+
+    low: Features
+    high: Features
+
+
+class UpsamplerConfig(BaseModel):
+    """What every upsampler's recipe entry has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+
+
+class Upsampler(nn.Module, ABC):
+    """Turns a low-resolution encoder into a high-resolution one.
+
+    Args:
+        spec: what the encoder returns and accepts.
+        factor: (fh, fw), how many times denser the output grid is, per axis.
+    """
+
+    def __init__(self, spec: FeatureSpec, factor: tuple[int, int]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.factor = factor
+
+    @abstractmethod
+    def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
+        """Upsamples.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], at any size; the upsampler resizes to what it needs.
+            encode: the encoder; images (N, 3, h, w) at its native resolution to `Features`.
+        """
+
+    @property
+    @abstractmethod
+    def num_forwards(self) -> int:
+        """Encoder passes at native resolution that one image costs."""
