@@ -83,9 +83,9 @@ class Teacher(nn.Module, ABC):
             Features as `spec` promises, in any floating dtype.
         """
 
-    @final
+    @final  # type: ignore[misc]
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Features:  # type: ignore[misc]
+    def forward(self, images: Tensor) -> Features:
         """Encodes images.
 
         Args:
