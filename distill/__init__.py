@@ -1,0 +1,1 @@
+"""What runs: recipes, the objective, the engine, the training loop and the commands."""

@@ -1,0 +1,163 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is a folder `step-00000100`. It is written as `.tmp-…`, by all ranks, and gets its name
+only after a manifest with every file's size has reached the disk, so that a kill at any moment
+leaves the earlier ones. DeepSpeed's own `latest` file, which rank 0 writes before its peers are
+done, is not used. What a checkpoint holds is the caller's business, except the manifest.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill import distributed
+
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(
+    root: Path, step: int, write: Callable[[Path], None], facts: dict[str, Any], *, keep: int
+) -> Path:
+    """Writes a checkpoint on all ranks, then removes the oldest ones beyond `keep`.
+
+    Args:
+        root: the folder of all checkpoints.
+        step: optimiser steps done.
+        write: called by every rank with the folder to write into; the folder exists.
+        facts: goes into the manifest, which `read_manifest` returns.
+        keep: whole checkpoints to keep, the newest ones.
+
+    Returns:
+        The folder, under its final name; it is not written again where it is already whole.
+
+    Raises:
+        OSError: a file could not be written on some rank; the earlier checkpoints are untouched.
+    """
+    final, partial = root / checkpoint_name(step), root / f".tmp-{checkpoint_name(step)}"
+    if distributed.broadcast_object(is_whole(final)):
+        return final
+    if distributed.rank() == 0:
+        _remove(partial)
+        _remove(final)
+        partial.mkdir(parents=True)
+    distributed.barrier()
+    _together(lambda: write(partial), f"{final}: could not be written")
+    if distributed.rank() == 0:
+        _seal(partial, {**facts, "step": step, "world_size": distributed.world_size()})
+        os.rename(partial, final)
+        _sync(root)
+        for old in find_checkpoints(root)[keep:]:
+            _remove(old)
+    distributed.barrier()
+    return final
+
+
+def find_checkpoints(root: Path) -> list[Path]:
+    """Whole checkpoints, the newest first; folders whose files do not match are passed over."""
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and is_whole(path)]
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has a manifest and every file of it at its full size."""
+    try:
+        files = read_manifest(folder)["files"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in files.items()
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest: `step`, `world_size`, `files` (path to bytes) and the caller's facts."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    return manifest
+
+
+def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
+    """Restores the newest checkpoint that all ranks can read.
+
+    Args:
+        root: the folder of all checkpoints.
+        read: called by every rank with a folder; any exception counts as unreadable.
+
+    Returns:
+        The folder that was restored; None where there is no checkpoint at all.
+
+    Raises:
+        RuntimeError: there are checkpoints, and none of them can be read.
+    """
+    if distributed.rank() == 0:
+        _sweep(root)
+    candidates = distributed.broadcast_object([str(p) for p in find_checkpoints(root)])
+    failures = []
+    for name in candidates:
+        try:
+            _together(lambda folder=Path(name): read(folder), f"{name}: could not be read")
+        except OSError as error:
+            failures.append(str(error))
+        else:
+            return Path(name)
+    if failures:
+        raise RuntimeError("no checkpoint can be read:\n  " + "\n  ".join(failures))
+    return None
+
+
+def _together(action: Callable[[], None], complaint: str) -> None:
+    """Runs an action on every rank and fails on all of them when it fails on one."""
+    failure = None
+    try:
+        action()
+    except Exception as error:
+        failure = f"rank {distributed.rank()}: {type(error).__name__}: {error}"
+    failures = [f for f in distributed.gather_objects(failure) if f is not None]
+    if failures:
+        raise OSError(f"{complaint} ({'; '.join(failures)})")
+
+
+def _seal(folder: Path, facts: dict[str, Any]) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    for path in files:
+        _sync(path)
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({**facts, "files": sizes}, indent=1))
+    _sync(manifest)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a folder; under another name first, so that a kill leaves nothing half whole."""
+    if folder.exists():
+        trash = folder.with_name(f".trash-{folder.name.lstrip('.')}")
+        shutil.rmtree(trash, ignore_errors=True)
+        os.rename(folder, trash)
+        shutil.rmtree(trash)
+
+
+def _sweep(root: Path) -> None:
+    for pattern in (".tmp-*", ".trash-*"):
+        for leftover in root.glob(pattern):
+            shutil.rmtree(leftover)

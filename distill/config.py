@@ -1,0 +1,162 @@
+"""YAML to validated recipes: strict keys, typed overrides, errors that a person can act on.
+
+YAML is read as version 1.2, where `1e-4` is a number, `off` is a string and a key written twice is
+an error. The types are pydantic models that live beside the classes they configure; this module
+knows none of them. It is the only one that imports a YAML library.
+"""
+
+import difflib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from distill.errors import RecipeError
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML 1.2 mapping.
+
+    Raises:
+        RecipeError: no such file, not YAML, a key written twice, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise RecipeError(f"{path}: {_one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(value).__name__}")
+    return value
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    """Writes a mapping as YAML, in the order of its keys."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False
+    stream = io.StringIO()
+    yaml.dump(dict(value), stream)
+    return stream.getvalue()
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets `a.b.c=value` in a nested mapping, in place; values are read as YAML.
+
+    Raises:
+        RecipeError: not of the form `key=value`, or a step of the path is not a mapping or list.
+    """
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise RecipeError(f"override '{override}': write it as section.key=value")
+        try:
+            value = YAML(typ="safe", pure=True).load(text)
+        except YAMLError as error:
+            raise RecipeError(f"override '{override}': {_one_line(error)}") from None
+        *parents, last = path.split(".")
+        node: Any = tree
+        for depth, part in enumerate(parents):
+            if isinstance(node, dict) and node.get(part) is None:
+                node[part] = {}
+            node = _child(node, part, override, ".".join(parents[:depth]))
+        if isinstance(node, list):
+            _child(node, last, override, ".".join(parents))
+            node[int(last)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise RecipeError(f"override '{override}': {'.'.join(parents)} holds no keys")
+
+
+def validate[T: BaseModel](model: type[T], value: Mapping[str, Any], where: str) -> T:
+    """Validates a mapping, with errors that name the path and the closest key.
+
+    Args:
+        model: the pydantic model to build.
+        value: the mapping.
+        where: what to call it in a message, such as the recipe's file name.
+
+    Raises:
+        RecipeError: lists every mistake found, one a line.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = [_explain(model, item) for item in error.errors(include_url=False)]
+        head = where if len(lines) > 1 else f"{where}: {lines[0]}"
+        raise RecipeError("\n  ".join([head, *lines] if len(lines) > 1 else [head])) from None
+
+
+def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
+    location = [str(part) for part in item["loc"]]
+    path = ".".join(location) or "recipe"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(model, item["loc"][:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        allowed = f"; choose from {', '.join(known)}" if known else ""
+        return f"{path}: unknown key{hint}{allowed}"
+    if item["type"] == "missing":
+        return f"{path}: required, but not given"
+    if item["type"] == "value_error":
+        return f"{path}: {item['ctx']['error']}"
+    came = item["input"]
+    message = item["msg"][0].lower() + item["msg"][1:]
+    hint = ""
+    if item["type"] == "literal_error" and isinstance(came, str):
+        allowed_values = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        near = difflib.get_close_matches(came, allowed_values, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return f"{path}: {message}, got {came!r}{hint}"
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The keys that are allowed at a place in a recipe, as far as the types tell."""
+    models = [model]
+    for part in location:
+        found = [m for owner in models for m in _models_at(owner, part)]
+        models = found or models
+    return list(dict.fromkeys(key for m in models for key in m.model_fields))
+
+
+def _models_at(owner: type[BaseModel], part: str | int) -> Iterator[type[BaseModel]]:
+    if isinstance(part, str) and part in owner.model_fields:
+        yield from _models_in(owner.model_fields[part].annotation)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _child(node: Any, part: str, override: str, parent: str) -> Any:
+    if isinstance(node, dict):
+        return node[part]
+    if isinstance(node, list):
+        if part.isdigit() and int(part) < len(node):
+            return node[int(part)]
+        raise RecipeError(
+            f"override '{override}': {parent} is a list of {len(node)}; "
+            f"'{part}' is not one of 0 to {len(node) - 1}"
+        )
+    raise RecipeError(f"override '{override}': {parent} holds no keys")
+
+
+def _names_beside(path: Path) -> list[str]:
+    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,304 @@
+"""DeepSpeed behind a small interface; the only module that imports it.
+
+Every key of DeepSpeed's dictionary is generated here from typed fields, because DeepSpeed accepts a
+misspelt key in silence and has defaults that change results (it clips gradients at 1.0 when told
+nothing). What this module does not do: schedules, losses, and when to save.
+
+Facts about DeepSpeed 0.19.8 that shape it, each held by a test in `tests/canary`:
+accumulation is ours (`managed_gradient_accumulation: false`), because two backward passes before
+one step lose the first under ZeRO 1 and 2; ZeRO 0 is refused, because it has no check for
+non-finite gradients; ZeRO 3 must not replace `torch.nn.functional.linear`, which would change the
+teachers too.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor, nn
+
+from distill import distributed
+
+
+class EngineConfig(BaseModel):
+    """How the student is trained over the processes.
+
+    Attributes:
+        zero_stage: what is split over the ranks: 1 optimiser state, 2 also gradients, 3 also weights.
+        precision: `bf16` keeps float32 weights and runs the trunk under autocast; `fp16` trains
+            float16 weights with a float32 master copy and a dynamic loss scale.
+        gradient_clipping: largest norm of the gradient; 0 does not clip.
+        ema_decay: decay of the exponential moving average of the weights, which is then what is
+            exported; 0 keeps none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    zero_stage: int = 2
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_clipping: float = Field(1.0, ge=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+
+    @field_validator("zero_stage")
+    @classmethod
+    def _stage(cls, stage: int) -> int:
+        if stage == 0:
+            raise ValueError(
+                "ZeRO 0 is not offered: in 0.19 it neither checks gradients for NaN in fp32 nor "
+                "counts Adam's steps right in bf16; use 1, also on one process"
+            )
+        if stage not in (1, 2, 3):
+            raise ValueError(f"must be 1, 2 or 3, got {stage}")
+        return stage
+
+
+class OptimizerConfig(BaseModel):
+    """AdamW; the learning rate is the peak of the schedule.
+
+    Attributes:
+        lr: peak learning rate.
+        weight_decay: for matrices; vectors, positions and tokens are not decayed.
+        betas: decay of the first and the second moment.
+        eps: added to the root of the second moment.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.02, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+
+
+class StepResult(NamedTuple):
+    """What one optimiser step reports.
+
+    Attributes:
+        grad_norm: norm of the gradient before clipping; infinite where it was not finite.
+        skipped: whether the step was left out because the gradient was not finite.
+        loss_scale: fp16's loss scale; 1 in other precisions.
+    """
+
+    grad_norm: float
+    skipped: bool
+    loss_scale: float
+
+
+def deepspeed_config(config: EngineConfig, micro_batch_size: int) -> dict[str, Any]:
+    """DeepSpeed's dictionary, with every key that matters written out."""
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.gradient_clipping,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "memory_efficient_linear": False,
+        },
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": config.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
+        "communication_data_type": "fp32",
+        "checkpoint": {"tag_validation": "Fail"},
+        "steps_per_print": sys.maxsize,
+        "wall_clock_breakdown": False,
+    }
+
+
+def parameter_groups(
+    module: nn.Module, optimizer: OptimizerConfig, no_decay: set[str]
+) -> list[dict[str, Any]]:
+    """Splits trainable parameters in those that weight decay shrinks and those that it leaves.
+
+    Args:
+        module: whose parameters.
+        optimizer: gives the decay.
+        no_decay: names that are not decayed although they are matrices.
+    """
+    decayed, free = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (free if parameter.ndim <= 1 or name in no_decay else decayed).append(parameter)
+    groups = [
+        {"name": "decay", "params": decayed, "weight_decay": optimizer.weight_decay},
+        {"name": "no_decay", "params": free, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Autocast(nn.Module):
+    """Runs a module under bfloat16 autocast, or as it is."""
+
+    def __init__(self, module: nn.Module, enabled: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.enabled = enabled
+
+    def forward(self, images: Tensor) -> Any:
+        """Calls the module."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.enabled):
+            return self.module(images)
+
+
+class Engine:
+    """A module under DeepSpeed, with an average of its weights.
+
+    Args:
+        module: what is trained; everything it computes goes through its one `forward`.
+        config: stage, precision, clipping, averaging.
+        optimizer: AdamW's options.
+        micro_batch_size: images a rank and forward pass.
+        no_decay: names of matrices that weight decay leaves alone.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        *,
+        micro_batch_size: int,
+        no_decay: set[str],
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        self.config = config
+        self._optimizer_config = optimizer
+        module.to(distributed.device()).train()
+        groups = parameter_groups(module, optimizer, no_decay)
+        adamw = torch.optim.AdamW(
+            groups,
+            lr=optimizer.lr,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            fused=distributed.device().type == "cuda",
+        )
+        wrapped = Autocast(module, enabled=config.precision == "bf16")
+        self._engine, *_ = deepspeed.initialize(
+            model=wrapped,
+            optimizer=adamw,
+            config=deepspeed_config(config, micro_batch_size),
+            dist_init_required=False,
+        )
+        self._average = [p.detach().clone() for p in self._masters()] if config.ema_decay else []
+
+    def __call__(self, images: Tensor) -> Any:
+        """Runs the module's forward pass."""
+        return self._engine(images)
+
+    def train(self, mode: bool = True) -> None:
+        """Switches the module between training and evaluation."""
+        self._engine.module.train(mode)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a loss, which the caller has already weighted, to this step's."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> StepResult:
+        """Clips, updates the weights at a learning rate, updates the average, clears gradients."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        before = self._engine.skipped_steps
+        self._engine.step()
+        skipped = self._engine.skipped_steps > before
+        if self._average and not skipped:
+            torch._foreach_lerp_(self._average, self._masters(), 1 - self.config.ema_decay)
+        norm = float(self._engine.get_global_grad_norm())
+        return StepResult(norm, skipped, float(getattr(self._engine.optimizer, "loss_scale", 1.0)))
+
+    def weights(self, *, average: bool = True) -> dict[str, Tensor]:
+        """The whole module's float32 weights on the CPU, gathered from all ranks.
+
+        Every rank must call this. The names are the module's own.
+
+        Args:
+            average: the moving average where there is one, else the current weights.
+        """
+        with self._averaged(average and bool(self._average)):
+            return self._gathered()
+
+    def save(self, folder: Path) -> None:
+        """Writes weights and optimiser state; every rank writes its part of the average."""
+        self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        if self._average:
+            torch.save(self._average, folder / f"average_{distributed.rank()}.pt")
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote, then applies this run's own options over the stored ones."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
+        if path is None:
+            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it")
+        if self._average:
+            stored = torch.load(
+                folder / f"average_{distributed.rank()}.pt", map_location=distributed.device()
+            )
+            torch._foreach_copy_(self._average, stored)
+        self._apply_options()
+
+    def close(self) -> None:
+        """Lets go of DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+
+    def _apply_options(self) -> None:
+        optimizer = self._engine.optimizer
+        for group in optimizer.param_groups:
+            decays = group["name"] == "decay"
+            group["weight_decay"] = self._optimizer_config.weight_decay if decays else 0.0
+            group["betas"] = self._optimizer_config.betas
+            group["eps"] = self._optimizer_config.eps
+        optimizer.clip_grad = self.config.gradient_clipping
+
+    def _masters(self) -> list[Tensor]:
+        """This rank's float32 partitions: flat private tensors, whose names a canary test holds."""
+        if self.config.zero_stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return list(self._engine.optimizer.single_partition_of_fp32_groups)
+
+    @contextmanager
+    def _averaged(self, enabled: bool) -> Iterator[None]:
+        """The average in the place of the float32 weights, for the time of a gather."""
+        masters = [p.data for p in self._masters()]
+        kept = [p.clone() for p in masters] if enabled else []
+        try:
+            if enabled:
+                torch._foreach_copy_(masters, self._average)
+            yield
+        finally:
+            if enabled:
+                torch._foreach_copy_(masters, kept)
+
+    def _gathered(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        module = self._engine.module.module
+        weights = {name: b.detach().cpu().clone() for name, b in module.named_buffers()}
+        persistent = set(module.state_dict().keys())
+        weights = {name: b for name, b in weights.items() if name in persistent}
+        for name, parameter in module.named_parameters():
+            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
+            weights[name] = full.detach().float().cpu().clone()
+        return weights
+
+
+def _import_deepspeed() -> Any:
+    """Imports DeepSpeed, ready for a machine without a GPU and without a compiler.
+
+    On the CPU DeepSpeed would compile a shared-memory collective for half a minute, which leaves
+    69 MB a rank in /dev/shm for ever and serves inference only.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed import ops
+
+    if not torch.cuda.is_available():
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+

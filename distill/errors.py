@@ -1,0 +1,31 @@
+"""A user's mistakes: one readable message and exit code 2, never a traceback."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+from data.errors import DataError
+from teachers.errors import TeacherError
+
+MISTAKE = 2  # exit code of a user's mistake, as argparse uses it
+
+
+class RecipeError(ValueError):
+    """A recipe, an override or a checkpoint cannot be used as given."""
+
+
+USER_ERRORS = (RecipeError, DataError, TeacherError)
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Wraps a command's `main`: a user's mistake is printed and ends the process with code 2."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except USER_ERRORS as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(MISTAKE)
+
+    return wrapped

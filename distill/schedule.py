@@ -1,0 +1,45 @@
+"""Step -> value: schedules are pure functions, so resuming needs no state of theirs."""
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+
+
+class ScheduleConfig(BaseModel):
+    """How the learning rate moves between the first and the last step.
+
+    Attributes:
+        kind: `cosine` falls to `final_ratio`; `constant` stays at the peak.
+        warmup_steps: steps of linear rise from `peak / (warmup_steps + 1)`.
+        final_ratio: the last learning rate as a share of the peak.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    final_ratio: float = Field(0.0, ge=0, le=1)
+
+
+def scheduled_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
+    """The learning rate of a step as a share of its peak.
+
+    Linear warm-up, then half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts).
+
+    Args:
+        config: the schedule.
+        step: 0-based optimiser step.
+        num_steps: optimiser steps of the whole run.
+
+    Returns:
+        A number in (0, 1]; the peak is reached at `warmup_steps`.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    if config.kind == "constant":
+        return 1.0
+    remaining = max(1, num_steps - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / remaining)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_ratio + (1 - config.final_ratio) * cosine

@@ -1,0 +1,181 @@
+"""What a run reports: JSON lines always, a progress bar or plain lines, wandb on request.
+
+Only rank 0 writes. This is the only module that imports wandb.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distill.errors import RecipeError
+
+log = logging.getLogger("distill")
+
+
+class TrackingConfig(BaseModel):
+    """Where the numbers go.
+
+    Attributes:
+        every: optimiser steps between two lines of metrics.
+        pictures_every: steps between two PCA pictures; 0 draws none.
+        wandb: `offline` writes beside the run, `online` sends, `disabled` does neither.
+        project: wandb's project.
+        name: wandb's run name; the run folder's name where it is not given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: PositiveInt = 10
+    pictures_every: NonNegativeInt = 0
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "featsharp-distill"
+    name: str | None = None
+
+
+class Tracker:
+    """Writes a run's metrics and shows its progress; on other ranks than 0 it does nothing.
+
+    Args:
+        folder: the run's folder; metrics go to `metrics.jsonl` in it.
+        config: how often and where.
+        recipe: the resolved recipe, given to wandb.
+        num_steps: steps of the whole run, for the progress bar.
+        start_step: steps done before; metrics after it are cut, for they will be written again.
+        active: False on all ranks but 0.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrackingConfig,
+        recipe: dict[str, Any],
+        *,
+        num_steps: int,
+        start_step: int,
+        active: bool,
+    ) -> None:
+        self._active = active
+        self._wandb: Any = None
+        self._progress: Progress | None = None
+        if not active:
+            return
+        path = folder / "metrics.jsonl"
+        _cut_after(path, start_step)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
+        self._num_steps = num_steps
+        if config.wandb != "disabled":
+            self._wandb = _start_wandb(folder, config, recipe)
+        if sys.stderr.isatty():
+            self._progress = _progress_bar()
+            self._task = self._progress.add_task("train", total=num_steps, completed=start_step)
+            self._progress.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(failed=kind is not None)
+
+    def advance(self, step: int, loss: float, data_share: float) -> None:
+        """Moves the progress bar, where there is one."""
+        if self._progress is not None:
+            shown = f"loss {loss:.4f}  data {data_share:.0%}"
+            self._progress.update(self._task, completed=step, description=shown)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of numbers; names with a slash group them, as in `loss/clip/spatial`."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+        if self._progress is None:
+            parts = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
+            parts.append(f"grad {values['grad_norm']:.3f}")
+            parts.append(f"{values['images_per_s']:.1f} img/s")
+            parts.append(f"data {values['data_share']:.0%}")
+            print(f"step {step}/{self._num_steps}  " + "  ".join(parts), file=sys.stderr, flush=True)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Hands a picture file to wandb; it already lies in the run's folder."""
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(str(path))}, step=step)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Ends the bar, the file and wandb's run."""
+        if not self._active:
+            return
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=1 if failed else 0)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines that a run has written, in order."""
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _cut_after(path: Path, step: int) -> None:
+    """Drops the lines of steps that will be done again, and a line that a kill left unfinished."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if values["step"] <= step:
+            kept.append(line + "\n")
+    partial = path.with_suffix(".tmp")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def _progress_bar() -> Progress:
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _start_wandb(folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise RecipeError(
+            f"tracking.wandb: {config.wandb}, but wandb is not installed; "
+            "run `pip install wandb`, or set tracking.wandb=disabled"
+        ) from None
+    identity = folder / "wandb_run_id"
+    if not identity.exists():
+        identity.write_text(wandb.util.generate_id())
+    return wandb.init(
+        project=config.project,
+        name=config.name or folder.name,
+        id=identity.read_text(),
+        resume="allow",
+        dir=str(folder),
+        mode=config.wandb,
+        config=recipe,
+    )
