@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill.errors import RecipeError
+from distill.files import write_text
 
 log = logging.getLogger("distill")
 
@@ -144,9 +145,7 @@ def _cut_after(path: Path, step: int) -> None:
             continue
         if values["step"] <= step:
             kept.append(line + "\n")
-    partial = path.with_suffix(".tmp")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(kept))
 
 
 def _progress_bar() -> Progress:

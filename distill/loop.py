@@ -1,0 +1,242 @@
+"""The one training loop: next batch, loss, step, log, save; the same for everything trained here.
+
+It knows no teacher and no student: a `Task` turns a micro-batch of images into a loss. Everything
+random is seeded from (seed, purpose, rank, step, micro-batch), so a resumed run repeats nothing and
+misses nothing. It does not schedule anything by wall time, and it saves only between two steps.
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from data.batch import Batch
+from distill import distributed
+from distill.engine import Engine, StepResult
+from distill.objective import LossTerms
+from distill.process import StopRequest, arm_watchdog
+from distill.schedule import ScheduleConfig, scheduled_ratio
+from distill.tracking import Tracker, log
+
+Outcome = Literal["done", "preempted"]
+_MAX_SKIPPED = 20  # fp16 halves its loss scale at each: 2^16 has reached 2^-4 by then
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient became NaN or infinite; the message names the batch's keys."""
+
+
+class Task(Protocol):
+    """What the loop trains."""
+
+    engine: Engine
+
+    def loss(self, images: Tensor) -> LossTerms:
+        """The loss of one micro-batch (B, 3, H, W) in [0, 1], with a graph through the engine."""
+
+    def save(self, folder: Path) -> None:
+        """Writes what a resumed run needs beside the engine; called by every rank."""
+
+    def draw(self, images: Tensor, path: Path) -> None:
+        """Draws a picture of the progress; called by every rank, rank 0 writes the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long a loop runs, and how often it does what.
+
+    Attributes:
+        folder: the run's.
+        seed: of everything random.
+        steps: optimiser steps of the whole run.
+        accumulation: micro-batches of one step on this rank.
+        batch_size: images of one step over all ranks.
+        lr: peak learning rate.
+        schedule: of the learning rate.
+        log_every: steps between two lines of metrics.
+        pictures_every: steps between two pictures; 0 draws none.
+        save_every: steps between two checkpoints.
+        watchdog_s: seconds a step may take.
+        patient: whether a step with a non-finite gradient is left out and tried again with a
+            smaller loss scale (fp16), instead of ending the run.
+    """
+
+    folder: Path
+    seed: int
+    steps: int
+    accumulation: int
+    batch_size: int
+    lr: float
+    schedule: ScheduleConfig
+    log_every: int
+    pictures_every: int
+    save_every: int
+    watchdog_s: float
+    patient: bool
+
+
+class Saver(Protocol):
+    """Writes a checkpoint of a step."""
+
+    def __call__(self, step: int) -> None:
+        """Called by every rank after optimiser step number `step`."""
+
+
+class Loop:
+    """Trains a task.
+
+    Args:
+        plan: how long and how often.
+        task: what is trained.
+        tracker: where numbers go.
+        save: writes a checkpoint.
+        stop: becomes true when the process is asked to end.
+    """
+
+    def __init__(
+        self, plan: Plan, task: Task, tracker: Tracker, save: Saver, stop: StopRequest
+    ) -> None:
+        self._plan, self._task, self._tracker = plan, task, tracker
+        self._save, self._stop = save, stop
+        self._device = distributed.device()
+        self._meter = _Meter()
+        self._skipped = 0
+
+    def run(self, batches: Iterator[Batch], start_step: int) -> Outcome:
+        """Trains from a step to the end, or until the process is asked to stop.
+
+        Args:
+            batches: this rank's micro-batches, from `start_step` on.
+            start_step: optimiser steps done before.
+
+        Raises:
+            NonFiniteError: a loss or gradient was NaN or infinite.
+        """
+        plan = self._plan
+        for step in range(start_step, plan.steps):
+            arm_watchdog(plan.watchdog_s)
+            stopping = self._step(step, batches)
+            done = step + 1
+            if done % plan.save_every == 0 or done == plan.steps or stopping:
+                arm_watchdog(plan.watchdog_s)
+                self._save(done)
+                self._meter.restart()
+            if stopping and done < plan.steps:
+                return "preempted"
+        return "done"
+
+    def _step(self, step: int, batches: Iterator[Batch]) -> bool:
+        """One optimiser step; returns whether any rank was asked to stop."""
+        plan, keys = self._plan, []
+        sums: dict[str, Tensor] = {}
+        images = torch.empty(0)
+        for micro in range(plan.accumulation):
+            started = time.perf_counter()
+            batch = next(batches)
+            self._meter.waited += time.perf_counter() - started
+            keys += batch.keys
+            images = batch.images.to(self._device, non_blocking=True).float() / 255
+            distributed.seed_default_generators(
+                plan.seed, "forward", distributed.rank(), step, micro
+            )
+            terms = self._task.loss(images)
+            self._task.engine.backward(terms.total / plan.accumulation)
+            for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
+                sums[name] = sums.get(name, 0) + value / plan.accumulation
+        means, stopping = self._share(step, sums, keys)
+        lr = plan.lr * scheduled_ratio(plan.schedule, step, plan.steps)
+        result = self._task.engine.step(lr)
+        self._check_gradient(step, result, keys)
+        self._report(step + 1, means, lr, result)
+        if plan.pictures_every and (step + 1) % plan.pictures_every == 0:
+            self._draw(step + 1, images)
+        return stopping
+
+    def _share(
+        self, step: int, sums: dict[str, Tensor], keys: list[str]
+    ) -> tuple[dict[str, float], bool]:
+        """Means over the ranks, and whether any was asked to stop, in one collective."""
+        values = torch.stack([v.double() for v in sums.values()])
+        finite = bool(values.isfinite().all())
+        flag = torch.tensor([float(bool(self._stop))], dtype=torch.float64, device=values.device)
+        shared = distributed.all_reduce(torch.cat([values, flag])).tolist()
+        means = {n: v / distributed.world_size() for n, v in zip(sums, shared, strict=False)}
+        if not all(map(_is_finite, means.values())):
+            bad = [] if finite else [n for n, v in sums.items() if not v.isfinite()]
+            self._give_up(step, bad, keys)
+        return means, shared[-1] > 0
+
+    def _check_gradient(self, step: int, result: StepResult, keys: list[str]) -> None:
+        if not result.skipped:
+            self._skipped = 0
+            return
+        self._skipped += 1
+        log.warning("step %d: gradient not finite, step left out", step)
+        if not self._plan.patient or self._skipped >= _MAX_SKIPPED:
+            self._give_up(step, ["gradient"], keys)
+
+    def _give_up(self, step: int, bad: list[str], keys: list[str]) -> None:
+        """Raises on every rank, naming the ranks, the losses and the keys they saw."""
+        found = distributed.gather_objects((bad, keys))
+        lines = [
+            f"  rank {rank}: {', '.join(names)}; keys: {', '.join(seen)}"
+            for rank, (names, seen) in enumerate(found)
+            if names
+        ]
+        raise NonFiniteError(f"step {step}: not finite, so the run stops:\n" + "\n".join(lines))
+
+    def _report(self, step: int, means: dict[str, float], lr: float, result: StepResult) -> None:
+        plan, meter = self._plan, self._meter
+        meter.steps += 1
+        self._tracker.advance(step, means["loss"], meter.data_share())
+        if step % plan.log_every and step != plan.steps:
+            return
+        loss = means.pop("loss")
+        values = {"loss": loss, **{f"loss/{name}": value for name, value in means.items()}}
+        values |= {"lr": lr, "grad_norm": result.grad_norm, "loss_scale": result.loss_scale}
+        values |= {"images": float(step * plan.batch_size), **meter.read(plan.batch_size)}
+        self._tracker.metrics(step, values)
+        meter.restart()
+
+    def _draw(self, step: int, images: Tensor) -> None:
+        path = self._plan.folder / "pictures" / f"step-{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        self._task.draw(images, path)
+        self._tracker.picture(step, "features", path)
+        self._meter.restart()
+
+
+class _Meter:
+    """Speed since it was last restarted."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    def data_share(self) -> float:
+        return self.waited / max(time.perf_counter() - self.started, 1e-9)
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        return {
+            "images_per_s": self.steps * batch_size / seconds,
+            "data_share": self.waited / seconds,
+            "peak_memory_gb": _peak_memory() / 1e9,
+        }
+
+
+def _peak_memory() -> float:
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0

@@ -1,0 +1,89 @@
+"""A run's folder: the resolved recipe, what it ran on, and how it stands."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.config import dump_yaml, load_yaml
+from distill.errors import RecipeError
+from distill.files import write_text
+
+Status = Literal["running", "preempted", "done", "failed"]
+
+_PACKAGES = ("torch", "deepspeed", "timm", "open_clip_torch", "webdataset", "featsharp-distill")
+# What may differ when a run goes on: how long, how often, and how it is shown.
+_FREE = {"checkpoint", "tracking"}
+_FREE_OF_RUN = {"dir", "steps", "micro_batch_size", "watchdog_s"}
+
+
+def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
+    """Makes the folder, or checks that it belongs to the same run; rank 0 only.
+
+    Raises:
+        RecipeError: the folder holds a run of another recipe; names the first difference.
+    """
+    path = folder / "recipe.yaml"
+    if path.exists():
+        difference = _difference(_comparable(load_yaml(path)), _comparable(recipe))
+        if difference:
+            raise RecipeError(
+                f"run.dir: {folder} already holds a run of another recipe ({difference}); "
+                "choose another run.dir, or remove the folder"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, dump_yaml(recipe))
+        write_text(folder / "versions.json", json.dumps(versions(), indent=1))
+    except OSError as error:
+        raise RecipeError(f"run.dir: {folder} cannot be written ({error.strerror})") from None
+
+
+def write_status(folder: Path, status: Status, **facts: Any) -> None:
+    """Says how the run stands, in `STATUS.json`; an exit code cannot tell `done` from `preempted`."""
+    write_text(
+        folder / "STATUS.json", json.dumps({"status": status, "pid": os.getpid(), **facts}, indent=1)
+    )
+
+
+def versions() -> dict[str, str]:
+    """What the run ran on: packages, Python, machine and git commit."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    found["git"] = _git_commit()
+    return found
+
+
+def _git_commit() -> str:
+    home = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in recipe.items() if key not in _FREE}
+    kept["run"] = {k: v for k, v in recipe.get("run", {}).items() if k not in _FREE_OF_RUN}
+    return kept
+
+
+def _difference(old: Any, new: Any, path: str = "") -> str:
+    """The first place where two trees differ, in words; empty where they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            place = f"{path}.{key}" if path else str(key)
+            found = _difference(old.get(key), new.get(key), place)
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{path}: {old!r} there, {new!r} here"
