@@ -31,6 +31,9 @@ class FeatureSpec:
         patch_size: input pixels per grid cell, along both axes.
         resolution: (height, width) in pixels that the encoder was trained at.
         any_resolution: whether other multiples of `patch_size` are accepted too.
+        native_grid: (h, w) cells of the map at `resolution`, where it is not
+            `resolution // patch_size`: nine 27 x 27 tiles of a 384 px SigLIP with 14 px patches
+            make 81 x 81 cells of 1152 px, not 82 x 82, because each tile leaves 6 px unused.
     """
 
     summary_dim: int | None
@@ -38,6 +41,7 @@ class FeatureSpec:
     patch_size: int
     resolution: tuple[int, int]
     any_resolution: bool = False
+    native_grid: tuple[int, int] | None = None
 
     def accepts(self, height: int, width: int) -> bool:
         """Whether images of (height, width) pixels may be given to the encoder."""
@@ -70,4 +74,6 @@ class FeatureSpec:
                 f"images of {height} x {width} px: this encoder takes {rule}; "
                 f"the nearest size is {near[0]} x {near[1]} px"
             )
+        if self.native_grid is not None and (height, width) == self.resolution:
+            return self.native_grid
         return height // self.patch_size, width // self.patch_size

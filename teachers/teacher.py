@@ -6,13 +6,18 @@ names the class by import path, `kind: my_package.module:MyTeacher`; nothing her
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self, final
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, ClassVar, Self, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, SerializeAsAny
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
+from teachers.upsamplers.build import parse_upsampler
+from teachers.upsamplers.upsampler import UpsamplerConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI_MEAN, OPENAI_STD = (
@@ -27,12 +32,16 @@ class TeacherConfig(BaseModel):
     Attributes:
         kind: a built-in name, or the import path `package.module:Class` of a user's class.
         chunk_size: images the encoder sees at once; None for all of a batch. Bounds memory.
+        upsampler: what makes the teacher's map denser; None for the map as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     chunk_size: PositiveInt | None = None
+    upsampler: Annotated[
+        SerializeAsAny[UpsamplerConfig] | None, BeforeValidator(parse_upsampler)
+    ] = None
 
 
 class Teacher(nn.Module, ABC):
@@ -49,8 +58,9 @@ class Teacher(nn.Module, ABC):
 
     Config: ClassVar[type[TeacherConfig]] = TeacherConfig
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # (1, 3, 1, 1)
+    std: Tensor  # (1, 3, 1, 1)
+    compute_dtype: torch.dtype = torch.float32
 
     def __init__(
         self,
@@ -63,6 +73,7 @@ class Teacher(nn.Module, ABC):
         super().__init__()
         self.spec = spec
         self.chunk_size = chunk_size
+        self.normalization = tuple(map(float, mean)), tuple(map(float, std))
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -96,19 +107,58 @@ class Teacher(nn.Module, ABC):
 
         Raises:
             ValueError: the image size is not one that `spec` accepts.
-            RuntimeError: the encoder returned shapes other than `spec` promises.
+            RuntimeError: the encoder returned no Features, or other shapes than `spec` promises.
         """
         if self.training:  # fresh from its constructor
             self.train()
         grid = self.spec.grid(*images.shape[-2:])
         chunks = images.split(self.chunk_size or max(1, len(images)))
-        parts = [self.extract((chunk - self.mean) / self.std) for chunk in chunks]
+        with self._precision(images.device.type):
+            parts = [self.extract((chunk - self.mean) / self.std) for chunk in chunks]
+        if not all(isinstance(part, Features) for part in parts):
+            raise RuntimeError(
+                f"{type(self).__name__}.extract returned a {type(parts[0]).__name__}, not Features"
+            )
         summary = None
         if parts[0].summary is not None:
             summary = torch.cat([p.summary for p in parts if p.summary is not None]).float()
         features = Features(summary, torch.cat([p.spatial for p in parts]).float())
         self._check(features, len(images), grid)
         return features
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Stores the encoder's matrices in `dtype` and computes in it; features stay float32.
+
+        Norms, biases and position tables stay float32, and norms compute in it: norms in
+        bfloat16 collapse the features of large encoders (reported for DINOv3-7B).
+
+        Args:
+            dtype: float32, bfloat16 or float16.
+
+        Raises:
+            TeacherError: another type.
+        """
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise TeacherError(
+                f"dtype: {dtype} is no precision of a teacher; choose torch.float32, "
+                "torch.bfloat16 or torch.float16"
+            )
+        for module in self.modules():
+            if isinstance(module, Teacher):
+                module.compute_dtype = dtype
+            if isinstance(module, (nn.Linear, _ConvNd, nn.MultiheadAttention)):
+                for parameter in module.parameters(recurse=False):
+                    if parameter.ndim > 1:
+                        parameter.data = parameter.data.to(dtype)
+        return self
+
+    def _precision(self, device_type: str) -> AbstractContextManager[Any]:
+        """The teacher's own precision, whatever the caller's autocast is."""
+        if device_type == "meta":  # autocast does not know it
+            return nullcontext()
+        if self.compute_dtype == torch.float32:
+            return torch.autocast(device_type, enabled=False)
+        return torch.autocast(device_type, dtype=self.compute_dtype)
 
     def _check(self, features: Features, batch: int, grid: tuple[int, int]) -> None:
         summary = None if features.summary is None else tuple(features.summary.shape)

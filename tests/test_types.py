@@ -1,5 +1,7 @@
 """The vocabulary: FeatureSpec's sizes and the teacher's promises."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,12 @@ def test_grid_of_a_native_size_drops_the_pixels_that_fill_no_patch() -> None:
 
 def test_grid_keeps_height_and_width_apart() -> None:
     assert FREE.grid(64, 160) == (4, 10)
+
+
+def test_an_explicit_native_grid_holds_at_the_native_size_only() -> None:
+    tiled = replace(FIXED, resolution=(1152, 768), native_grid=(81, 54), any_resolution=True)
+    assert tiled.grid(1152, 768) == (81, 54)
+    assert tiled.grid(140, 280) == (10, 20)
 
 
 def test_a_fixed_encoder_refuses_another_size_and_names_its_own() -> None:

@@ -5,7 +5,7 @@ An upsampler receives the encoder as a function, so that tiling is its own busin
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -43,10 +43,17 @@ class Upsampler(nn.Module, ABC):
         factor: (fh, fw), how many times denser the output grid is, per axis.
     """
 
+    Config: ClassVar[type[UpsamplerConfig]] = UpsamplerConfig
+
     def __init__(self, spec: FeatureSpec, factor: tuple[int, int]) -> None:
         super().__init__()
         self.spec = spec
         self.factor = factor
+
+    @classmethod
+    def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
+        """Builds it for an encoder with `spec`; override where the constructor differs."""
+        return cls(spec, config.factor)
 
     @abstractmethod
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:

@@ -1,0 +1,20 @@
+"""What is trained and shipped: a ViT for any resolution, with heads for each teacher.
+
+Importing this package imports `teachers` first, which repairs torchvision's operators where
+needed, because the modules here import timm. Nothing here needs deepspeed or `distill`.
+"""
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import teachers.features  # noqa: F401  must come before timm
+
+if TYPE_CHECKING:
+    from student.model import Student
+
+
+def load(path: str | PathLike[str]) -> "Student":
+    """Loads an exported student, in eval mode; see `student.storage.load_student`."""
+    from student.storage import load_student
+
+    return load_student(path)

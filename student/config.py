@@ -1,0 +1,176 @@
+"""What a recipe may say about the student.
+
+Sizes follow the ViTs of the RADIO family (../shared/reference/radio-training.md 1.1), which are
+timm's; `giant` has DINOv2's width, depth and heads, with the plain MLP of the other sizes.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Size = Literal["tiny", "small", "base", "large", "so400m", "huge", "giant", "bigG"]
+Colour = tuple[float, float, float]
+
+# Constants of OpenAI's CLIP, the RADIO family's input convention.
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
+
+DEFAULT_REGISTERS = 4
+
+
+class Shape(NamedTuple):
+    """A transformer's dimensions: channels, blocks, attention heads, channels inside the MLP."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+
+
+SHAPES: dict[Size, Shape] = {
+    "tiny": Shape(192, 12, 3, 768),
+    "small": Shape(384, 12, 6, 1536),
+    "base": Shape(768, 12, 12, 3072),
+    "large": Shape(1024, 24, 16, 4096),
+    "so400m": Shape(1152, 27, 16, 4304),
+    "huge": Shape(1280, 32, 16, 5120),
+    "giant": Shape(1536, 40, 24, 6144),
+    "bigG": Shape(1664, 48, 16, 8192),
+}
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HeadConfig(_Config):
+    """The MLPs that map the student's tokens to a teacher's features.
+
+    Attributes:
+        hidden_dim: channels inside the MLP.
+        num_layers: residual inner blocks.
+        upsample: teacher name to u; that teacher's map comes out u times denser than the
+            student's own grid, along both axes. 1 for teachers not named.
+    """
+
+    hidden_dim: PositiveInt = 1520
+    num_layers: NonNegativeInt = 3
+    upsample: dict[str, PositiveInt] = Field(default_factory=dict)
+
+
+class TimmInit(_Config):
+    """Initial trunk weights from a timm ViT of the same shape.
+
+    Attributes:
+        model: timm's name for it, with or without a tag.
+        weights: a local file of its state dict (safetensors or torch), or `hub`: timm's own
+            download and cache.
+    """
+
+    kind: Literal["timm"]
+    model: str
+    weights: Path | Literal["hub"] = "hub"
+
+
+class StudentInit(_Config):
+    """Initial weights from a student that `save_student` wrote.
+
+    Attributes:
+        path: its file. The trunk must be the same; heads of teachers that are still there, with
+            the same dimensions, are taken too.
+    """
+
+    kind: Literal["student"]
+    path: Path
+
+
+class StudentConfig(_Config):
+    """A student's architecture and where its weights start.
+
+    Attributes:
+        size: names width, depth, heads and MLP width; each can be overridden.
+        width: channels of a token.
+        depth: transformer blocks.
+        heads: attention heads.
+        mlp_ratio: channels inside the MLP over `width`.
+        patch_size: pixels per token, along both axes.
+        max_resolution: side in pixels of the square that the position table covers.
+        num_registers: register tokens; 4 when neither this nor `register_multiple` is given.
+        register_multiple: choose registers so that class tokens and registers together are a
+            multiple of this; a full multiple is added where the class tokens alone are one.
+        layer_scale: initial LayerScale; None for none.
+        head: the MLPs for each teacher.
+        init: initial weights; None for random ones.
+        mean: pixel normalisation; None for that of `init`, and OpenAI CLIP's without one.
+        std: the same.
+        activation_checkpointing: recompute each block's activations in the backward pass.
+    """
+
+    size: Size = "base"
+    width: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    mlp_ratio: PositiveFloat | None = None
+    patch_size: PositiveInt = 16
+    max_resolution: PositiveInt = 1024
+    num_registers: NonNegativeInt | None = None
+    register_multiple: PositiveInt | None = None
+    layer_scale: PositiveFloat | None = None
+    head: HeadConfig = HeadConfig()
+    init: Annotated[TimmInit | StudentInit, Field(discriminator="kind")] | None = None
+    mean: Colour | None = None
+    std: Colour | None = None
+    activation_checkpointing: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """The trunk's dimensions: those of `size`, with the overrides applied."""
+        base = SHAPES[self.size]
+        width = self.width or base.width
+        ratio = self.mlp_ratio or base.mlp_dim / base.width
+        return Shape(
+            width, self.depth or base.depth, self.heads or base.heads, round(width * ratio)
+        )
+
+    @property
+    def table_side(self) -> int:
+        """Cells of the position table, along each axis."""
+        return self.max_resolution // self.patch_size
+
+    def count_registers(self, num_class_tokens: int) -> int:
+        """Registers beside so many class tokens."""
+        if self.register_multiple is not None:
+            return self.register_multiple - num_class_tokens % self.register_multiple
+        return DEFAULT_REGISTERS if self.num_registers is None else self.num_registers
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        width, _, heads, _ = self.shape
+        if width % heads:
+            raise ValueError(
+                f"width {width} does not divide into {heads} heads; set heads to a divisor of it, "
+                f"or width to a multiple, such as {max(1, round(width / heads)) * heads}"
+            )
+        p = self.patch_size
+        if self.max_resolution % p:
+            near = max(1, round(self.max_resolution / p)) * p
+            raise ValueError(
+                f"max_resolution {self.max_resolution} is not a multiple of patch_size {p}; "
+                f"the nearest is {near}"
+            )
+        if self.num_registers is not None and self.register_multiple is not None:
+            raise ValueError("num_registers and register_multiple exclude each other; give one")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together; give both or none")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be positive in every channel")
+        return self

@@ -1,0 +1,152 @@
+"""From pixels to tokens, with cropped position embeddings (CPE).
+
+CPE lets one table serve any resolution and aspect ratio: in training each image sees a random
+window of the table, in evaluation the table is resized and its top-left corner used.
+Source: RADIOv2.5 (arXiv 2412.07679), ../shared/reference/radio-training.md 1.2. The corners of the
+window are aligned with the outer cells in training, and half-pixel centres are used in
+evaluation; the RADIO family does the same, and its weights expect it.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+# A window covers at least a tenth of the table's area, before aspect jitter.
+MIN_AREA = 0.1
+MAX_ASPECT = 4 / 3
+
+
+def sample_viewports(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Draws a random window of the unit square for each image, with torch's default generator.
+
+    Returns:
+        origin: (B, 2) its top-left corner (y, x); extent: (B, 2) its (height, width). Both in
+        [0, 1], float32, the window inside the square.
+    """
+    u = torch.rand(batch, 4, device=device)
+    smallest = math.sqrt(MIN_AREA)
+    side = smallest + (1 - smallest) * u[:, 0]
+    aspect = torch.exp((2 * u[:, 1] - 1) * math.log(MAX_ASPECT))
+    extent = torch.stack([side / aspect, side * aspect], dim=-1).clamp(max=1)
+    return u[:, 2:] * (1 - extent), extent
+
+
+def crop_positions(table: Tensor, origin: Tensor, extent: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Reads a window of the table for each image, bilinearly, its outer cells on the corners.
+
+    The same as `grid_sample(..., align_corners=True)`, as one weighted sum of four table rows a
+    token: its backward pass does not hold a table for each image, and it is deterministic on
+    GPUs, which that of grid_sample is not.
+
+    Args:
+        table: (S, S, D) float32.
+        origin: (B, 2) top-left corners (y, x) in [0, 1].
+        extent: (B, 2) sizes (height, width) in [0, 1].
+        grid: (h, w) cells to read.
+
+    Returns:
+        (B, h * w, D) float32.
+    """
+    side = table.shape[0]
+    low, high, weight = [], [], []
+    for axis, cells in enumerate(grid):
+        steps = torch.linspace(0, 1, cells, device=table.device)
+        at = (origin[:, axis, None] + extent[:, axis, None] * steps) * (side - 1)
+        floor = at.floor().clamp(0, side - 1)
+        low.append(floor.long())
+        high.append((low[-1] + 1).clamp(max=side - 1))
+        weight.append(at - floor)
+    (y0, x0), (y1, x1) = ((rows[:, :, None], cols[:, None, :]) for rows, cols in (low, high))
+    fy, fx = weight[0][:, :, None], weight[1][:, None, :]
+    corners = [(y0, x0), (y0, x1), (y1, x0), (y1, x1)]
+    shares = [(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx]
+    positions = F.embedding_bag(
+        torch.stack([y * side + x for y, x in corners], dim=-1).flatten(0, 2),
+        table.flatten(0, 1),
+        per_sample_weights=torch.stack(shares, dim=-1).flatten(0, 2),
+        mode="sum",
+    )
+    return rearrange(positions, "(b n) d -> b n d", b=len(origin))
+
+
+def fit_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The table for a grid: resized to a square that holds it, then its top-left corner.
+
+    A non-square image thus sees a corner of a square map and not a stretched one.
+
+    Args:
+        table: (S, S, D) float32.
+        grid: (h, w) cells, of any size.
+
+    Returns:
+        (h * w, D) float32; the table itself where the grid is the table's.
+    """
+    height, width = grid
+    square = max(grid)
+    if square != table.shape[0]:
+        channels_first = rearrange(table, "y x d -> 1 d y x")
+        resized = F.interpolate(channels_first, (square, square), mode="bilinear")
+        table = rearrange(resized, "1 d y x -> y x d")
+    return table[:height, :width].flatten(0, 1)
+
+
+class Embedding(nn.Module):
+    """Patches through one linear layer, plus positions, behind class tokens and registers.
+
+    Class tokens and registers get no position.
+
+    Args:
+        width: channels of a token.
+        patch_size: pixels per token, along both axes.
+        table_side: cells of the position table, along each axis.
+        num_class_tokens: one for each teacher.
+        num_registers: tokens without a meaning of their own.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        patch_size: int,
+        table_side: int,
+        num_class_tokens: int,
+        num_registers: int,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        scale = width**-0.5
+        self.projection = nn.Linear(3 * patch_size**2, width, bias=False)
+        self.positions = nn.Parameter(torch.randn(table_side, table_side, width) * scale)
+        self.class_tokens = nn.Parameter(torch.randn(num_class_tokens, width) * scale)
+        # Absent, not empty: an optimiser should meet no parameter without elements.
+        self.registers = (
+            nn.Parameter(torch.randn(num_registers, width) * scale) if num_registers else None
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeds.
+
+        Args:
+            images: (B, 3, H, W), normalised; sides are multiples of the patch size.
+
+        Returns:
+            (B, class tokens + registers + h * w, D), in the parameters' dtype.
+        """
+        p = self.patch_size
+        batch, grid = len(images), (images.shape[2] // p, images.shape[3] // p)
+        patches = rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
+        tokens = self.projection(patches.to(self.positions.dtype))
+        tokens = tokens + self._positions(batch, grid).to(tokens.dtype)
+        prefix = [self.class_tokens.expand(batch, -1, -1)]
+        if self.registers is not None:
+            prefix.append(self.registers.expand(batch, -1, -1))
+        return torch.cat([*(part.to(tokens.dtype) for part in prefix), tokens], dim=1)
+
+    def _positions(self, batch: int, grid: tuple[int, int]) -> Tensor:
+        table = self.positions.float()
+        if not self.training:
+            return fit_positions(table, grid)
+        return crop_positions(table, *sample_viewports(batch, table.device), grid)

@@ -1,0 +1,208 @@
+"""Initial weights: from a timm ViT, or from a student of ours.
+
+A trunk that does not fit is refused, never loaded in part. What starts fresh because the source
+has no counterpart (registers, class tokens, heads) is logged.
+"""
+
+import difflib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from einops import rearrange
+from timm.layers import Mlp, resample_abs_pos_embed, resample_patch_embed
+from timm.layers.activations import GELUTanh
+from timm.models import VisionTransformer
+from timm.models import load_state_dict as load_timm_state
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from student.config import Colour, Shape, StudentConfig, StudentInit, TimmInit
+from student.errors import StudentError
+from student.model import Student
+from student.storage import read_student
+from student.trunk import Trunk
+
+log = logging.getLogger(__name__)
+
+# Parts of a timm ViT that come after its tokens.
+_AFTER_TRUNK = ("head.", "fc_norm.", "attn_pool.")
+_CLASS_TOKENS = "trunk.embedding.class_tokens"
+
+
+def initialise(student: Student, config: StudentConfig) -> tuple[Colour, Colour]:
+    """Copies `config.init` into a fresh student.
+
+    Returns:
+        (mean, std) of the pixel normalisation that the weights expect.
+
+    Raises:
+        StudentError: the source cannot be read, or its trunk is not the student's.
+    """
+    if isinstance(config.init, StudentInit):
+        return _from_student(student, config, config.init.path)
+    assert isinstance(config.init, TimmInit)
+    return _from_timm(student.trunk, config, config.init)
+
+
+def _from_timm(trunk: Trunk, config: StudentConfig, init: TimmInit) -> tuple[Colour, Colour]:
+    where = f"student.init: timm's {init.model}"
+    model = _load_timm(init, where)
+    _check_shape(model, config.shape, where)
+    source = {k: v for k, v in model.state_dict().items() if not k.startswith(_AFTER_TRUNK)}
+    own = trunk.state_dict()
+    state = {name: source.pop(name) for name in own if name in source}
+    kernel = resample_patch_embed(source.pop("patch_embed.proj.weight"), [config.patch_size] * 2)
+    state["embedding.projection.weight"] = kernel.flatten(1)
+    prefix, table = _split_positions(model, source.pop("pos_embed"), config.table_side)
+    # Our patches have no bias; one that is the same everywhere is a position.
+    state["embedding.positions"] = table + source.pop("patch_embed.proj.bias", 0)
+    state |= _take_prefix(source, prefix, own, where)
+    _check_fit(own, state, source, where)
+    trunk.load_state_dict(state)
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    return tuple(mean), tuple(std)
+
+
+def _load_timm(init: TimmInit, where: str) -> Any:
+    if not timm.is_model(init.model):
+        close = difflib.get_close_matches(init.model.split(".")[0], timm.list_models(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise StudentError(f"{where}: timm has no such model{hint}")
+    if init.weights == "hub":
+        try:
+            return timm.create_model(init.model, pretrained=True)
+        except (OSError, RuntimeError) as error:
+            raise StudentError(
+                f"{where}: its weights are not in the local cache and could not be fetched "
+                f"({error}); set student.init.weights to a local file"
+            ) from error
+    if not init.weights.is_file():
+        raise StudentError(f"{where}: student.init.weights: there is no file {init.weights}")
+    model = timm.create_model(init.model, num_classes=0)
+    state = load_timm_state(str(init.weights))
+    try:
+        model.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")})
+    except RuntimeError as error:
+        raise StudentError(f"{where}: {init.weights} is of another model: {error}") from error
+    return model
+
+
+def _check_shape(model: Any, shape: Shape, where: str) -> None:
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None:
+        raise StudentError(
+            f"{where} is a {type(model).__name__}; only timm's VisionTransformer with learned "
+            "positions can start a student"
+        )
+    block: Any = model.blocks[0]
+    mlp: Any = getattr(block, "mlp", None)
+    if type(block) is not Block or type(mlp) is not Mlp:
+        raise StudentError(
+            f"{where} is made of {type(block).__name__} with {type(mlp).__name__}; "
+            "the student is made of Block with Mlp"
+        )
+    theirs = Shape(model.embed_dim, len(model.blocks), block.attn.num_heads, mlp.fc1.out_features)
+    for name, ours, came in zip(Shape._fields, shape, theirs, strict=True):
+        if ours != came:
+            raise StudentError(f"{where} has {name} {came}, but the student has {ours}")
+    if not isinstance(mlp.act, nn.GELU | GELUTanh):
+        raise StudentError(f"{where} has the activation {mlp.act}, but the student has GELU")
+    if isinstance(mlp.act, GELUTanh):
+        log.info("%s approximates GELU by tanh, to within 5e-4; the student does not", where)
+
+
+def _split_positions(model: Any, positions: Tensor, side: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Positions of timm's prefix tokens, by token name, and its grid resized to (side, side, D)."""
+    count = 0 if model.no_embed_class else model.num_prefix_tokens
+    num_class_tokens = int(model.cls_token is not None)
+    grid = resample_abs_pos_embed(
+        positions[:, count:],
+        [side, side],
+        old_size=list(model.patch_embed.grid_size),
+        num_prefix_tokens=0,
+    )
+    prefix = {}
+    if count:
+        prefix["cls_token"] = positions[:, :num_class_tokens]
+        prefix["reg_token"] = positions[:, num_class_tokens:count]
+    return prefix, rearrange(grid, "1 (y x) d -> y x d", y=side)
+
+
+def _take_prefix(
+    source: dict[str, Tensor], prefix: dict[str, Tensor], own: dict[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """timm's class token for every class token of ours, and its registers."""
+    state = {}
+    for ours, theirs in (("class_tokens", "cls_token"), ("registers", "reg_token")):
+        name = f"embedding.{ours}"
+        if theirs in source:
+            tokens = (source.pop(theirs) + prefix.get(theirs, 0))[0]
+            state[name] = tokens.expand_as(own[name]) if ours == "class_tokens" else tokens
+        elif name in own:
+            log.info("%s has no %s: the student's start fresh", where, ours.replace("_", " "))
+            state[name] = own[name]
+    return state
+
+
+def _from_student(student: Student, config: StudentConfig, path: Path) -> tuple[Colour, Colour]:
+    where = f"student.init: {path}"
+    source = read_student(path)
+    for name in ("shape", "patch_size", "max_resolution"):
+        ours, came = getattr(config, name), getattr(source.config, name)
+        if ours != came:
+            raise StudentError(f"{where} has {name} {came}, but the student has {ours}")
+    own = student.state_dict()
+    state = dict(own)
+    trunk = {k: v for k, v in source.state_dict.items() if k.startswith("trunk.")}
+    tokens = dict(zip(source.targets, trunk.pop(_CLASS_TOKENS), strict=True))
+    fresh = {k: v for k, v in own.items() if k.startswith("trunk.") and k != _CLASS_TOKENS}
+    _check_fit(fresh, trunk, {k: v for k, v in trunk.items() if k not in fresh}, where)
+    state |= trunk
+    state[_CLASS_TOKENS] = torch.stack(
+        [
+            tokens.get(name, row)
+            for name, row in zip(student.targets, own[_CLASS_TOKENS], strict=True)
+        ]
+    )
+    for name in student.targets:
+        head = _head_state(own, name)
+        theirs = _head_state(source.state_dict, name)
+        if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in theirs.items()}:
+            state |= theirs
+            log.info("%s: took the head of %s", where, name)
+        else:
+            reason = "it has other dimensions there" if theirs else "it is not there"
+            log.info("%s: the head of %s starts fresh, %s", where, name, reason)
+    student.load_state_dict(state)
+    assert source.config.mean is not None
+    assert source.config.std is not None
+    return source.config.mean, source.config.std
+
+
+def _head_state(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if k.startswith(f"heads.{name}.")}
+
+
+def _check_fit(
+    own: dict[str, Tensor], state: dict[str, Tensor], left: dict[str, Tensor], where: str
+) -> None:
+    """Every weight of ours is given, in its shape, and none of theirs is left over."""
+    if left:
+        raise StudentError(f"{where} has {_name(left)}, which the student's trunk does not have")
+    missing = [name for name in own if name not in state]
+    if missing:
+        raise StudentError(f"{where} has no {_name(missing)}, which the student's trunk has")
+    for name, value in own.items():
+        if value.shape != state[name].shape:
+            raise StudentError(
+                f"{where} has {name} of shape {tuple(state[name].shape)}, "
+                f"but the student has {tuple(value.shape)}"
+            )
+
+
+def _name(weights: Iterable[str]) -> str:
+    first, *others = weights
+    return f"{first} and {len(others)} more weights" if others else first

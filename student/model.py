@@ -1,0 +1,152 @@
+"""The student: one ViT that learns from several teachers."""
+
+import difflib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from student.config import CLIP_MEAN, CLIP_STD, StudentConfig
+from student.errors import StudentError
+from student.heads import Head
+from student.trunk import Trunk
+from teachers.features import Features, FeatureSpec
+
+
+class StudentOutput(NamedTuple):
+    """What the student returns.
+
+    Attributes:
+        backbone: its own features. The summary joins the class tokens of the teachers that have
+            one, in their order; None where no teacher has.
+        heads: for each teacher, the student's prediction of that teacher's features, on the
+            student's own grid (times the head's upsampling).
+    """
+
+    backbone: Features
+    heads: dict[str, Features]
+
+
+class Student(nn.Module):
+    """A ViT with a class token and a head for each teacher.
+
+    Takes images of any size whose sides are multiples of the patch size, square or not. In
+    training each image sees a random window of the position table; in eval mode the output is
+    deterministic.
+
+    Args:
+        config: the architecture and initial weights.
+        targets: teacher name to what it returns, in an order that fixes that of the class tokens.
+
+    Attributes:
+        config: the given one, with the pixel normalisation resolved.
+        targets: the given ones.
+        spec: what the backbone returns and accepts.
+
+    Raises:
+        StudentError: the targets, or the initial weights, do not fit.
+    """
+
+    def __init__(self, config: StudentConfig, targets: Mapping[str, FeatureSpec]) -> None:
+        super().__init__()
+        _check_targets(config, targets)
+        width = config.shape.width
+        self.targets = dict(targets)
+        self.trunk = Trunk(config, len(targets))
+        self.heads = nn.ModuleDict(
+            {
+                name: Head(width, target, config.head, config.head.upsample.get(name, 1))
+                for name, target in targets.items()
+            }
+        )
+        num_summaries = sum(target.summary_dim is not None for target in targets.values())
+        self.spec = FeatureSpec(
+            summary_dim=num_summaries * width or None,
+            spatial_dim=width,
+            patch_size=config.patch_size,
+            resolution=(config.max_resolution, config.max_resolution),
+            any_resolution=True,
+        )
+        mean, std = CLIP_MEAN, CLIP_STD
+        if config.init is not None:
+            from student.initial import initialise  # it knows this module
+
+            mean, std = initialise(self, config)
+        self.mean, self.std = config.mean or mean, config.std or std
+        self.config = config.model_copy(update={"mean": self.mean, "std": self.std})
+
+    @property
+    def num_skip(self) -> int:
+        """Tokens before the first patch: class tokens and registers."""
+        return self.trunk.num_skip
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters, not one-dimensional, that weight decay must leave alone."""
+        names = {f"trunk.embedding.{name}" for name in ("positions", "class_tokens", "registers")}
+        return names & {name for name, _ in self.named_parameters()}
+
+    def forward(self, images: Tensor) -> StudentOutput:
+        """Encodes images.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1]; H and W are multiples of the patch size.
+
+        Returns:
+            StudentOutput, all float32: backbone summary (B, n * C) or None and spatial
+            (B, C, h, w); for each teacher, summary (B, D_summary) or None and spatial
+            (B, D, h, w).
+
+        Raises:
+            StudentError: the images have another shape; names the nearest size.
+        """
+        grid = self._grid(images)
+        tokens = self.trunk(self._normalise(images))
+        # One split and one copy for all heads: each slice of its own would cost a gradient of the
+        # size of all tokens.
+        prefix, patches = tokens.split([self.num_skip, tokens.shape[1] - self.num_skip], dim=1)
+        slots = dict(zip(self.targets, prefix.unbind(1)[: len(self.targets)], strict=True))
+        patches = patches.contiguous()
+        summaries = [slots[n] for n, t in self.targets.items() if t.summary_dim is not None]
+        backbone = Features(
+            torch.cat(summaries, dim=-1).float() if summaries else None,
+            rearrange(patches, "b (h w) c -> b c h w", h=grid[0]).float(),
+        )
+        heads = {name: head(slots[name], patches, grid) for name, head in self.heads.items()}
+        return StudentOutput(backbone, heads)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise StudentError(
+                f"images of shape {tuple(images.shape)}: the student takes (B, 3, H, W)"
+            )
+        try:
+            return self.spec.grid(*images.shape[2:])
+        except ValueError as error:
+            raise StudentError(str(error)) from None
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        # Not buffers: a cast of the whole module to bfloat16 would round them.
+        mean, std = (
+            torch.tensor(c, device=images.device).view(3, 1, 1) for c in (self.mean, self.std)
+        )
+        return (images.float() - mean) / std
+
+
+def _check_targets(config: StudentConfig, targets: Mapping[str, FeatureSpec]) -> None:
+    if not targets:
+        raise StudentError("student: no targets; it needs at least one teacher")
+    for name in targets:
+        if not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise StudentError(
+                f"teacher {name!r}: the name becomes part of parameter names; it must not be "
+                "empty, contain a dot, or be an attribute of torch's ModuleDict"
+            )
+    for name in config.head.upsample:
+        if name not in targets:
+            close = difflib.get_close_matches(name, targets, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise StudentError(
+                f"student.head.upsample: no teacher {name!r}{hint}; there are {sorted(targets)}"
+            )

@@ -1,0 +1,88 @@
+"""A dry run of a teacher before any training: what a class can get wrong, said in words."""
+
+import torch
+from torch import Tensor
+
+from teachers.errors import TeacherError
+from teachers.features import Features, FeatureSpec
+from teachers.teacher import Teacher
+
+_TOLERANCE = 1e-3  # of the largest feature: kernels differ with the batch, mixed-up images do more
+
+
+def check_teacher(teacher: Teacher) -> None:
+    """Encodes two random images, then twice the first alone, and looks at what came back.
+
+    A teacher that accepts any resolution sees 2 x 3 cells, another one its native size: four
+    images in all. On the meta device only types and shapes are looked at.
+
+    Args:
+        teacher: built, on its device.
+
+    Raises:
+        TeacherError: it breaks the contract of `Teacher`; says where and how.
+    """
+    name = type(teacher).__name__
+    if not isinstance(getattr(teacher, "spec", None), FeatureSpec):
+        raise TeacherError(
+            f"{name} has no spec: its __init__ must call super().__init__(spec, ...)"
+        )
+    for method in ("forward", "train"):
+        if getattr(type(teacher), method) is not getattr(Teacher, method):
+            raise TeacherError(f"{name} overrides {method}; implement extract alone")
+    images = _images(teacher)
+    both = _encode(teacher, images)
+    if both.spatial.requires_grad or any(p.requires_grad for p in teacher.parameters()):
+        raise TeacherError(f"{name} is not frozen: some of its parameters require gradients")
+    training = [key or name for key, module in teacher.named_modules() if module.training]
+    if training:
+        raise TeacherError(f"{name} is not in eval mode: {', '.join(training[:3])}")
+    if images.is_meta:
+        return
+    once, again = _encode(teacher, images[:1]), _encode(teacher, images[:1])
+    for field in ("summary", "spatial"):
+        two, one, other = (getattr(f, field) for f in (both, once, again))
+        if two is None:
+            continue
+        what = f"{name}.extract: the {field}"
+        if not torch.isfinite(two).all():
+            raise TeacherError(f"{what} holds NaN or infinity")
+        if two.dtype != torch.float32:
+            raise TeacherError(f"{what} is {two.dtype}, not float32")
+        if _differ(one, other):
+            raise TeacherError(
+                f"{what} of one image differs from call to call; is dropout left on?"
+            )
+        if _differ(two[:1], one):
+            raise TeacherError(
+                f"{what} of an image depends on the other images in its batch; does it normalise "
+                "or pool over the batch, or mix up the order?"
+            )
+    if torch.equal(both.spatial[0], both.spatial[1]):
+        raise TeacherError(f"{name}.extract: two different images have the same map")
+
+
+def _images(teacher: Teacher) -> Tensor:
+    spec = teacher.spec
+    size = (2 * spec.patch_size, 3 * spec.patch_size) if spec.any_resolution else spec.resolution
+    device = teacher.mean.device
+    if device.type == "meta":
+        return torch.empty(2, 3, *size, device=device)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, *size, generator=generator, device="cpu").to(device)
+
+
+def _encode(teacher: Teacher, images: Tensor) -> Features:
+    try:
+        features = teacher(images)
+    except Exception as error:  # whatever a user's own code raises
+        size = tuple(images.shape)
+        raise TeacherError(
+            f"{type(teacher).__name__} fails on images of shape {size}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return features
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() > _TOLERANCE * b.abs().max())

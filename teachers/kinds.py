@@ -1,0 +1,135 @@
+"""Finds a class by the `kind` of a recipe entry, and validates the entry by that class's config.
+
+A kind is a built-in name or an import path `package.module:Class`. Built-in names are strings in
+one table for each family, so that only the libraries of what a recipe uses are imported.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from teachers.errors import TeacherError
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the allowed word closest to `word`, or nothing."""
+    match = get_close_matches(word, list(allowed), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The classes that a recipe may name in one place.
+
+    Attributes:
+        noun: what they are called in messages, `teacher`.
+        table: built-in kind to `module:Class`.
+        base: the class that a user's own must derive from.
+        config: the class that its `Config` must derive from.
+    """
+
+    noun: str
+    table: Mapping[str, str]
+    base: type
+    config: type[BaseModel]
+
+    def resolve(self, kind: str) -> Any:
+        """The class that `kind` names.
+
+        Raises:
+            TeacherError: there is none, or it is not a complete class of this family.
+        """
+        path = self.table.get(kind, kind)
+        module_name, _, class_name = path.partition(":")
+        if not (module_name and class_name):
+            raise TeacherError(
+                f"kind: {kind!r} is unknown{did_you_mean(kind, self.table)}; choose one of "
+                f"{sorted(self.table)}, or the import path of your own {self.noun}, "
+                "package.module:Class"
+            )
+        module = _import(module_name, kind)
+        if not hasattr(module, class_name):
+            classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
+            raise TeacherError(
+                f"kind: {kind!r}: {module.__file__} has no class {class_name!r}"
+                f"{did_you_mean(class_name, classes)}"
+            )
+        found = getattr(module, class_name)
+        self._check(found, kind)
+        return found
+
+    def _check(self, found: Any, kind: str) -> None:
+        base = f"{self.base.__module__}.{self.base.__name__}"
+        if not (inspect.isclass(found) and issubclass(found, self.base)):
+            raise TeacherError(f"kind: {kind!r} is not a subclass of {base}")
+        missing = sorted(getattr(found, "__abstractmethods__", ()))
+        if missing:
+            raise TeacherError(
+                f"kind: {kind!r} leaves out what every {self.noun} needs: {', '.join(missing)}"
+            )
+        config = getattr(found, "Config", None)
+        if not (inspect.isclass(config) and issubclass(config, self.config)):
+            raise TeacherError(
+                f"kind: {kind!r}: its Config must be a subclass of "
+                f"{self.config.__module__}.{self.config.__name__}, not {config!r}"
+            )
+
+    def parse(self, value: Any) -> Any:
+        """A recipe entry as the config of the class that its `kind` names.
+
+        Args:
+            value: a mapping with a `kind`, or a config, which is returned as it is.
+
+        Raises:
+            TeacherError: no such kind, or keys or values that its config refuses, all of them
+                named.
+        """
+        if isinstance(value, self.config):
+            return value
+        if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+            raise TeacherError(
+                f"a {self.noun} is a mapping with a kind, one of {sorted(self.table)} or "
+                f"package.module:Class; got {value!r}"
+            )
+        config = self.resolve(value["kind"]).Config
+        try:
+            return config.model_validate(dict(value))
+        except ValidationError as error:
+            raise TeacherError(_explain(error, config)) from None
+
+
+def _import(module_name: str, kind: str) -> Any:
+    """Imports a module; a user's own is looked for in the current directory too, last."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise TeacherError(
+                f"kind: {kind!r}: no module {error.name!r} in {os.getcwd()} or on the import path"
+            ) from None
+        raise TeacherError(f"kind: {kind!r}: {module_name} cannot be imported: {error}") from error
+
+
+def _explain(error: ValidationError, config: type[BaseModel]) -> str:
+    """One line for all that is wrong with an entry."""
+    lines = []
+    for detail in error.errors():
+        where = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            near = did_you_mean(str(detail["loc"][-1]), config.model_fields)
+            lines.append(f"{where}: unknown key{near}; allowed are {list(config.model_fields)}")
+        elif detail["type"] == "missing":
+            lines.append(f"{where}: missing")
+        else:
+            message = detail["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message}, got {detail['input']!r}")
+    return "; ".join(lines)

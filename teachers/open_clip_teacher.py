@@ -1,0 +1,324 @@
+"""Teachers from open_clip: the vision towers of CLIP models (DFN CLIP) and of SigLIP models.
+
+Only the vision tower is built and read; of a published checkpoint, only its `visual.*` tensors.
+The small teachers that this package ships (`teachers/small/`) load through the same classes.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from open_clip.model import _build_vision_tower  # the only way to build no text tower
+from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg
+from open_clip.transformer import VisionTransformer
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from teachers.errors import TeacherError
+from teachers.features import Features, FeatureSpec
+from teachers.kinds import did_you_mean
+from teachers.teacher import Teacher, TeacherConfig
+from teachers.weights import (
+    download_failed,
+    find_weights,
+    load_strictly,
+    on_meta,
+    read_json,
+    read_tensors,
+    seeded,
+)
+
+SHIPPED = Path(__file__).parent / "small"
+_CONFIG_NAME = "open_clip_config.json"
+_WEIGHT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+)
+
+
+class OpenClipConfig(TeacherConfig):
+    """What both kinds have in common.
+
+    Attributes:
+        model: an open_clip model name, a small teacher that this package ships, or a local
+            directory in hub layout (`open_clip_config.json` beside the weights).
+        weights: a pretrained tag of open_clip, a local file or directory, or `none` for random
+            weights. May be left out where `model` is a directory: its own weights.
+        resolution: (height, width) in pixels to interpolate the position embeddings to; None for
+            the resolution that the weights were trained at.
+    """
+
+    model: str
+    weights: str | None = None
+    resolution: tuple[PositiveInt, PositiveInt] | None = None
+
+
+class DFNCLIPConfig(OpenClipConfig):
+    """A CLIP teacher.
+
+    Attributes:
+        summary: `embedding`, the projected image embedding that the text tower is compared with,
+            or `cls`, the class token before that projection.
+    """
+
+    kind: str = "dfn_clip"
+    summary: Literal["embedding", "cls"] = "embedding"
+
+
+class SigLIPConfig(OpenClipConfig):
+    """A SigLIP teacher; its summary is the output of the attention pool."""
+
+    kind: str = "siglip"
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What a model name stands for: `model_cfg` of open_clip, and a folder where it is local."""
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    folder: Path | None
+
+
+class OpenClipTeacher(Teacher):
+    """The vision tower of an open_clip model; its two subclasses say what is read from it."""
+
+    def __init__(self, config: OpenClipConfig) -> None:
+        described = _describe(config)
+        vision_cfg = deepcopy(described.model_cfg["vision_cfg"])
+        with seeded():
+            visual: Any = _build_vision_tower(
+                described.model_cfg["embed_dim"],
+                vision_cfg,
+                described.model_cfg.get("quick_gelu", False),
+            )
+        self._refuse(visual, config.model)
+        path = _locate(config, described)
+        if path is not None:
+            load_strictly(visual, read_tensors(path, prefix="visual."), str(path))
+        if config.resolution is not None:
+            _resize(visual, config.resolution)
+        preprocess = {**vars(PreprocessCfg()), **described.preprocess_cfg}
+        super().__init__(
+            self._spec(visual, config),
+            mean=preprocess["mean"],
+            std=preprocess["std"],
+            chunk_size=config.chunk_size,
+        )
+        self.visual = visual
+
+    @staticmethod
+    def _refuse(visual: Any, model: str) -> None:
+        """Raises TeacherError where the tower is of another family."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _spec(visual: Any, config: Any) -> FeatureSpec:
+        raise NotImplementedError
+
+
+class DFNCLIP(OpenClipTeacher):
+    """A CLIP ViT, by default made for DFN CLIP: `ViT-H-14-378-quickgelu` with `dfn5b`.
+
+    Spatial: the patch tokens after the final norm (`ln_post`) and before the projection, which is
+    what open_clip itself returns as tokens and the space that the class token is pooled from.
+
+    Args:
+        config: model, weights and summary.
+
+    Raises:
+        TeacherError: no such model or weights, weights that do not fit, or another family.
+    """
+
+    Config: ClassVar[type[TeacherConfig]] = DFNCLIPConfig
+
+    def __init__(self, config: DFNCLIPConfig) -> None:
+        super().__init__(config)
+        self.visual.output_tokens = True
+        if config.summary == "cls":
+            self.visual.proj = None
+
+    def extract(self, images: Tensor) -> Features:
+        """Runs the tower; see `Teacher.extract`."""
+        summary, tokens = self.visual(images)
+        h, w = self.spec.grid(*images.shape[-2:])
+        return Features(summary, rearrange(tokens, "b (h w) d -> b d h w", h=h, w=w))
+
+    @staticmethod
+    def _refuse(visual: Any, model: str) -> None:
+        if isinstance(visual, TimmModel):
+            raise TeacherError(f"model: {model!r} has a timm tower; take kind siglip or timm")
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+            raise TeacherError(
+                f"model: the tower of {model!r} ({type(visual).__name__}) has no map of patch "
+                "tokens beside a class token; kind dfn_clip takes plain CLIP ViTs"
+            )
+        if visual.pool_type != "tok" or visual.final_ln_after_pool:
+            raise TeacherError(
+                f"model: {model!r} does not pool a normed class token; kind dfn_clip takes "
+                "plain CLIP ViTs"
+            )
+
+    @staticmethod
+    def _spec(visual: Any, config: DFNCLIPConfig) -> FeatureSpec:
+        width = visual.ln_post.normalized_shape[0]
+        return FeatureSpec(
+            summary_dim=visual.output_dim if config.summary == "embedding" else width,
+            spatial_dim=width,
+            patch_size=_square(visual.patch_size),
+            resolution=visual.image_size,
+        )
+
+
+class SigLIP(OpenClipTeacher):
+    """A SigLIP ViT: `ViT-SO400M-14-SigLIP-384` with `webli`, or a SigLIP 2.
+
+    Spatial: the patch tokens after the final norm, which enter the attention pool. Summary: what
+    that pool returns. With 14 px patches and 384 px, 6 px at the right and bottom fill no patch;
+    `resolution: [378, 378]` leaves none over and keeps the grid and the weights as they are.
+
+    Args:
+        config: model and weights.
+
+    Raises:
+        TeacherError: no such model or weights, weights that do not fit, or another family.
+    """
+
+    Config: ClassVar[type[TeacherConfig]] = SigLIPConfig
+
+    def extract(self, images: Tensor) -> Features:
+        """Runs the tower; see `Teacher.extract`."""
+        trunk = self.visual.trunk
+        tokens = trunk.forward_features(images)
+        h, w = self.spec.grid(*images.shape[-2:])
+        spatial = rearrange(tokens[:, trunk.num_prefix_tokens :], "b (h w) d -> b d h w", h=h, w=w)
+        return Features(self.visual.head(trunk.forward_head(tokens)), spatial)
+
+    @staticmethod
+    def _refuse(visual: Any, model: str) -> None:
+        trunk = getattr(visual, "trunk", None)
+        if getattr(trunk, "attn_pool", None) is None or not hasattr(trunk, "patch_embed"):
+            raise TeacherError(
+                f"model: {model!r} has no attention pool over patch tokens, so it is no SigLIP; "
+                "take kind dfn_clip or timm"
+            )
+
+    @staticmethod
+    def _spec(visual: Any, config: OpenClipConfig) -> FeatureSpec:
+        trunk = visual.trunk
+        layers = [m for m in visual.head.modules() if isinstance(m, nn.Linear)]
+        return FeatureSpec(
+            summary_dim=layers[-1].out_features if layers else trunk.num_features,
+            spatial_dim=trunk.embed_dim,
+            patch_size=_square(trunk.patch_embed.patch_size),
+            resolution=tuple(trunk.patch_embed.img_size),
+        )
+
+
+def _square(patch_size: Sequence[int]) -> int:
+    if patch_size[0] != patch_size[1]:
+        raise TeacherError(f"patches of {tuple(patch_size)} px: a teacher needs square ones")
+    return patch_size[0]
+
+
+def _describe(config: OpenClipConfig) -> _Description:
+    """Reads the model's config from the package, a local directory, or open_clip's own list."""
+    shipped = SHIPPED / config.model
+    folder = shipped if (shipped / _CONFIG_NAME).is_file() else Path(config.model)
+    if folder.is_dir():
+        stored = read_json(folder / _CONFIG_NAME)
+        if "model_cfg" not in stored:
+            raise TeacherError(f"{folder / _CONFIG_NAME} has no model_cfg")
+        vision_cfg = stored["model_cfg"]["vision_cfg"]
+        name = vision_cfg.get("timm_model_name") or ""
+        if name.startswith("local-dir:"):  # relative to the folder, wherever that is
+            vision_cfg["timm_model_name"] = f"local-dir:{folder / name.removeprefix('local-dir:')}"
+        return _Description(stored["model_cfg"], stored.get("preprocess_cfg", {}), folder)
+    model_cfg = open_clip.get_model_config(config.model)
+    if model_cfg is None:
+        names = [
+            *open_clip.list_models(),
+            *(p.parent.name for p in SHIPPED.glob(f"*/{_CONFIG_NAME}")),
+        ]
+        raise TeacherError(
+            f"model: {config.model!r} is no open_clip model, no shipped teacher and no directory"
+            f"{did_you_mean(config.model, names)}; see open_clip.list_models()"
+        )
+    return _Description(model_cfg, _published_preprocess(config), None)
+
+
+def _published_preprocess(config: OpenClipConfig) -> dict[str, Any]:
+    """The pixel normalisation of a tag; without one, what all tags of the model agree on."""
+    tags = open_clip.list_pretrained_tags_by_model(config.model)
+    used = [config.weights] if config.weights in tags else tags
+    found = [open_clip.get_pretrained_cfg(config.model, tag) for tag in used]
+    chosen = [{k: c[k] for k in ("mean", "std") if k in c} for c in found]
+    if config.weights != "none" and any(other != chosen[0] for other in chosen):
+        raise TeacherError(
+            f"weights: the published weights of {config.model!r} disagree on mean and std; put "
+            f"the file in a directory with its {_CONFIG_NAME} and give that as model"
+        )
+    return chosen[0] if chosen else {}
+
+
+def _locate(config: OpenClipConfig, described: _Description) -> Path | None:
+    """The weights file, downloaded where it is a tag; None for random or meta weights."""
+    weights, folder = config.weights, described.folder
+    if weights == "none":
+        return None
+    if weights is None and folder is not None:
+        return None if on_meta() else find_weights(folder, _WEIGHT_NAMES)
+    tags = [] if folder is not None else open_clip.list_pretrained_tags_by_model(config.model)
+    if weights in tags:
+        return None if on_meta() else _download(config, described.model_cfg)
+    if weights is None or not Path(weights).exists():
+        raise TeacherError(
+            f"weights: {weights!r} is neither a tag of {config.model!r}"
+            f"{did_you_mean(str(weights), tags)} nor a file or directory here; choose one of "
+            f"{tags}, a path, or none"
+        )
+    return None if on_meta() else find_weights(Path(weights), _WEIGHT_NAMES)
+
+
+def _download(config: OpenClipConfig, model_cfg: dict[str, Any]) -> Path:
+    tag = open_clip.get_pretrained_cfg(config.model, config.weights)
+    if tag.get("quick_gelu", False) != model_cfg.get("quick_gelu", False):
+        raise TeacherError(
+            f"weights: {config.weights!r} was trained {'with' if tag['quick_gelu'] else 'without'}"
+            f" QuickGELU, and model {config.model!r} is not built so; open_clip has the name of "
+            "the other one, with or without -quickgelu"
+        )
+    try:
+        return Path(open_clip.download_pretrained(tag))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise download_failed(
+            f"open_clip {config.model!r} with weights {config.weights!r} "
+            f"({tag.get('hf_hub') or tag.get('url')})",
+            f"copy its {' or '.join(_WEIGHT_NAMES[1:3])} here and give that path as weights",
+            error,
+        ) from None
+
+
+def _resize(visual: Any, resolution: tuple[int, int]) -> None:
+    """Interpolates the position embeddings to another image size, bicubic and antialiased."""
+    if isinstance(visual, TimmModel):
+        visual.set_input_size(resolution)
+        return
+    h, w = visual.grid_size
+    grid = resolution[0] // visual.patch_size[0], resolution[1] // visual.patch_size[1]
+    # open_clip's own resize compares numbers of tokens only: it would take 4 x 16 for 8 x 8.
+    prefix, table = visual.positional_embedding.detach().tensor_split([1])
+    table = rearrange(table, "(h w) d -> 1 d h w", h=h, w=w)
+    table = F.interpolate(table, grid, mode="bicubic", antialias=True)
+    table = rearrange(table, "1 d h w -> (h w) d")
+    visual.positional_embedding = nn.Parameter(torch.cat([prefix, table]))
+    visual.grid_size, visual.image_size = grid, resolution

@@ -1,0 +1,207 @@
+"""Teachers from timm: any ViT, or any CNN with a feature map."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import timm
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from teachers.errors import TeacherError
+from teachers.features import Features, FeatureSpec
+from teachers.kinds import did_you_mean
+from teachers.teacher import Teacher, TeacherConfig
+from teachers.weights import (
+    download_failed,
+    find_weights,
+    on_meta,
+    read_tensors,
+    seeded,
+    shorten,
+)
+
+_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+class TimmConfig(TeacherConfig):
+    """A timm model.
+
+    Attributes:
+        model: a timm name with or without its tag, `vit_small_patch14_dinov2.lvd142m`, or a local
+            directory in hub layout (`config.json` beside the weights).
+        weights: None for those that timm publishes under that name (or that the directory holds),
+            a local file or directory, or `none` for random weights.
+        features: `norm`, the last map after the model's final norm; or the number of a block (a
+            stage of a CNN), before that norm, counted from 0, or from the end if negative.
+        summary: `cls`, the class token after the final norm; `pool`, what the model's own pooling
+            hands to its classifier; `none`; or `auto`, the class token where there is one, else
+            the pooling.
+        resolution: (height, width) in pixels to run at, and from then on any multiple of the patch
+            size; None for the resolution that the weights were trained at.
+    """
+
+    kind: str = "timm"
+    model: str
+    weights: str | None = None
+    features: Literal["norm"] | int = "norm"
+    summary: Literal["auto", "cls", "pool", "none"] = "auto"
+    resolution: tuple[PositiveInt, PositiveInt] | None = None
+
+
+class TimmTeacher(Teacher):
+    """A timm model without its classifier.
+
+    A ViT accepts other resolutions where the recipe asks for one and the model interpolates its
+    positions; a CNN accepts any multiple of its stride.
+
+    Args:
+        config: model, weights and what to read from it.
+
+    Raises:
+        TeacherError: no such model or weights, weights that do not fit, no such features.
+    """
+
+    Config: ClassVar[type[TeacherConfig]] = TimmConfig
+
+    def __init__(self, config: TimmConfig) -> None:
+        network = _build(config)
+        has_cls = getattr(network, "cls_token", None) is not None
+        summary = config.summary
+        if summary == "auto":
+            summary = "cls" if has_cls else "pool"
+        if summary == "cls" and not has_cls:
+            raise TeacherError(f"summary: {config.model!r} has no class token; choose pool or none")
+        super().__init__(
+            _spec(network, config, summary),
+            mean=network.pretrained_cfg["mean"],
+            std=network.pretrained_cfg["std"],
+            chunk_size=config.chunk_size,
+        )
+        self.network = network
+        self.summary = summary
+        self.norm = config.features == "norm"
+        self.index = -1 if config.features == "norm" else config.features
+
+    def extract(self, images: Tensor) -> Features:
+        """Runs the model; see `Teacher.extract`."""
+        final, maps = self.network.forward_intermediates(
+            images, indices=[self.index], norm=self.norm, output_fmt="NCHW"
+        )
+        if self.summary == "none":
+            return Features(None, maps[0])
+        if self.summary == "cls":
+            return Features(final[:, 0], maps[0])
+        return Features(self.network.forward_head(final, pre_logits=True), maps[0])
+
+
+def _name(config: TimmConfig) -> str:
+    """The name that timm knows the model by."""
+    if Path(config.model).is_dir():
+        return f"local-dir:{config.model}"
+    if ":" not in config.model and not timm.is_model(config.model):
+        architecture = config.model.split(".")[0]
+        raise TeacherError(
+            f"model: {config.model!r} is no timm model and no directory"
+            f"{did_you_mean(architecture, timm.list_models())}; see timm.list_models()"
+        )
+    return config.model
+
+
+def _build(config: TimmConfig) -> Any:
+    name, kwargs = _name(config), dict[str, Any]()
+    if config.resolution is not None:
+        with torch.device("meta"):
+            probe: Any = timm.create_model(name, pretrained=False)
+        if hasattr(probe, "dynamic_img_size"):
+            kwargs["dynamic_img_size"] = True
+        elif probe.pretrained_cfg.get("fixed_input_size", False):
+            raise TeacherError(
+                f"resolution: {config.model!r} takes only the size it was trained at, "
+                f"{probe.pretrained_cfg['input_size'][1:]}"
+            )
+    if config.weights not in (None, "none"):
+        kwargs |= _local_weights(config, name)
+    elif config.weights is None:
+        kwargs["pretrained"] = not on_meta()
+    with seeded():
+        network = _create(name, config, kwargs)
+    if not hasattr(network, "forward_intermediates"):
+        raise TeacherError(f"model: timm gives no feature maps of {config.model!r}")
+    network.reset_classifier(0)
+    return network
+
+
+def _local_weights(config: TimmConfig, name: str) -> dict[str, Any]:
+    """Arguments that make timm load a local file, through its own conversions."""
+    path = Path(str(config.weights))
+    if not path.exists():
+        raise TeacherError(
+            f"weights: {config.weights!r} is not a file or directory here; leave weights out for "
+            f"those that timm publishes as {config.model!r}, or give a path or none"
+        )
+    path = find_weights(path, _WEIGHT_NAMES)
+    if on_meta():
+        return {}
+    tensors = read_tensors(path)
+    with torch.device("meta"):
+        probe: Any = timm.create_model(name, pretrained=False)
+    classifier = probe.pretrained_cfg.get("classifier")
+    head = tensors.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+    # timm loads strictly only where it need not drop a classifier: build the one in the file.
+    num_classes = 0 if head is None else head.shape[0]
+    overlay = {"state_dict": tensors, "num_classes": num_classes, "source": "", "label_offset": 0}
+    return {
+        "pretrained": True,
+        "num_classes": num_classes,
+        "pretrained_cfg_overlay": overlay,
+    }
+
+
+def _create(name: str, config: TimmConfig, kwargs: dict[str, Any]) -> Any:
+    asked = f"timm {config.model!r}"
+    try:
+        return timm.create_model(name, **kwargs)
+    except OSError as error:
+        raise download_failed(
+            f"{asked} with its published weights",
+            "copy its model.safetensors here and give that path as weights",
+            error,
+        ) from None
+    except RuntimeError as error:
+        origin = config.weights or "its published weights"
+        raise TeacherError(f"{asked} from {origin}: {shorten(str(error))}") from None
+
+
+def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
+    infos = network.feature_info
+    index = -1 if config.features == "norm" else config.features
+    if not -len(infos) <= index < len(infos):
+        raise TeacherError(
+            f"features: {config.model!r} has no map {index}; choose norm or one of "
+            f"0 to {len(infos) - 1}"
+        )
+    info = infos[index]
+    channels = info["num_chs"]
+    if config.features == "norm":
+        channels = info.get("num_chs_norm", channels)
+    fixed = network.pretrained_cfg.get("fixed_input_size", False)
+    patch_embed = getattr(network, "patch_embed", None)
+    native = getattr(patch_embed, "img_size", None) or network.pretrained_cfg["input_size"][1:]
+    spec = FeatureSpec(
+        summary_dim={
+            "cls": getattr(network, "embed_dim", None),
+            "pool": getattr(network, "head_hidden_size", network.num_features),
+            "none": None,
+        }[summary],
+        spatial_dim=channels,
+        patch_size=info["reduction"],
+        resolution=config.resolution or tuple(native),
+        any_resolution=getattr(network, "dynamic_img_size", not fixed),
+    )
+    if config.resolution and any(side % spec.patch_size for side in config.resolution):
+        raise TeacherError(
+            f"resolution: {config.resolution} is no multiple of {config.model!r}'s patches of "
+            f"{spec.patch_size} px"
+        )
+    return spec

@@ -1,0 +1,27 @@
+"""Image resizing and factors, as every upsampler uses them."""
+
+from typing import Annotated, Any
+
+import torch.nn.functional as F
+from pydantic import BeforeValidator, PositiveInt
+from torch import Tensor
+
+
+def _both_axes(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return (value, value) if whole else value
+
+
+Factor = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_both_axes)]
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, half-pixel centres, antialiased where it shrinks; nothing where it fits.
+
+    Args:
+        images: (B, D, H, W).
+        size: (height, width) to reach; the aspect ratio is not kept.
+    """
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)

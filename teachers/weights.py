@@ -1,0 +1,161 @@
+"""Where a teacher's weights come from, and the one way they are loaded: strictly.
+
+`none` stands for random weights, always the same ones. On the meta device no weights are read.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from teachers.errors import TeacherError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def on_meta() -> bool:
+    """Whether modules are being built on the meta device, without storage."""
+    return torch.empty(0).device.type == "meta"
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Makes random initial weights the same every time; the caller's generator is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        TeacherError: the file is not there or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise TeacherError(
+            f"{path} is missing: a local directory needs its model's config there"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TeacherError(f"{path} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise TeacherError(f"{path} holds no JSON object")
+    return value
+
+
+def find_weights(path: Path, names: Sequence[str]) -> Path:
+    """A weights file: `path` itself, or the one inside that directory.
+
+    Args:
+        path: an existing file or directory.
+        names: file names that a directory in hub layout uses, the preferred one first.
+
+    Raises:
+        TeacherError: another kind of file, or none or several in the directory.
+    """
+    if path.is_dir():
+        for name in names:
+            if (path / name).is_file():
+                return path / name
+        found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
+        if len(found) != 1:
+            came = f"{len(found)} weights files" if found else "no weights file"
+            raise TeacherError(f"{path} holds {came}; name one file, or keep one of {list(names)}")
+        return found[0]
+    if path.suffix not in SUFFIXES:
+        raise TeacherError(f"{path}: weights are read from {', '.join(SUFFIXES)} files")
+    return path
+
+
+def read_tensors(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names start with `prefix`, without it, on the CPU.
+
+    Nothing but tensors is ever unpickled. A `state_dict` or `model` inside the file is unwrapped,
+    and a `module.` that data-parallel training left is dropped.
+
+    Raises:
+        TeacherError: the file is damaged, holds other objects, or no such tensor.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+                return _not_empty(
+                    {k[len(prefix) :]: file.get_tensor(k) for k in keys}, path, prefix
+                )
+        loaded = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError:
+        raise TeacherError(
+            f"{path} holds more than tensors, or is damaged; it is not unpickled. Save the "
+            "state dict alone, best as .safetensors"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise TeacherError(f"{path} cannot be read: {error}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    tensors = {
+        key.removeprefix("module."): value
+        for key, value in (loaded.items() if isinstance(loaded, Mapping) else ())
+        if isinstance(value, Tensor)
+    }
+    kept = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+    return _not_empty(kept, path, prefix)
+
+
+def _not_empty(tensors: dict[str, Tensor], path: Path, prefix: str) -> dict[str, Tensor]:
+    if not tensors:
+        named = f" named {prefix}*" if prefix else ""
+        raise TeacherError(f"{path} holds no tensors{named}")
+    return tensors
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Loads every tensor into its place.
+
+    Args:
+        module: what to fill.
+        tensors: by name; converted to the dtype of their place.
+        where: the origin, for the message.
+
+    Raises:
+        TeacherError: names or shapes do not agree one to one.
+    """
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise TeacherError(f"{where} does not fit the model: {shorten(str(error))}") from None
+
+
+def shorten(message: str, limit: int = 400) -> str:
+    """A library's message on one line, cut at `limit` characters."""
+    line = " ".join(message.split())
+    return line if len(line) <= limit else f"{line[:limit]} ..."
+
+
+def download_failed(asked: str, local: str, error: Exception) -> TeacherError:
+    """The message for weights that are neither in the cache nor reachable.
+
+    Args:
+        asked: what was asked for, by its published name.
+        local: how a recipe points to a local copy.
+        error: what the library said.
+    """
+    from huggingface_hub import constants
+
+    offline = " (offline: HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+    return TeacherError(
+        f"{asked} is not in the cache {constants.HF_HUB_CACHE} and could not be downloaded"
+        f"{offline}. Where there is no network, {local}. The library said: {shorten(str(error))}"
+    )
