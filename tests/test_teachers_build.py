@@ -116,7 +116,6 @@ def test_a_config_of_another_type_is_refused(own: str) -> None:
 
 
 def test_the_libraries_of_unused_teachers_are_not_imported() -> None:
-    import subprocess
 
     code = (
         "import sys, teachers.build, teachers.check; print({'timm','open_clip'} & {*sys.modules})"
