@@ -7,7 +7,8 @@ from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
 
-_TOLERANCE = 1e-3  # of the largest feature: kernels differ with the batch, mixed-up images do more
+# Of the largest feature: kernels differ with the batch, dropout and mixed-up images do far more.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def check_teacher(teacher: Teacher) -> None:
@@ -49,11 +50,12 @@ def check_teacher(teacher: Teacher) -> None:
             raise TeacherError(f"{what} holds NaN or infinity")
         if two.dtype != torch.float32:
             raise TeacherError(f"{what} is {two.dtype}, not float32")
-        if _differ(one, other):
+        tolerance = _TOLERANCE[_precision(teacher)]
+        if _differ(one, other, tolerance):
             raise TeacherError(
                 f"{what} of one image differs from call to call; is dropout left on?"
             )
-        if _differ(two[:1], one):
+        if _differ(two[:1], one, tolerance):
             raise TeacherError(
                 f"{what} of an image depends on the other images in its batch; does it normalise "
                 "or pool over the batch, or mix up the order?"
@@ -84,5 +86,11 @@ def _encode(teacher: Teacher, images: Tensor) -> Features:
     return features
 
 
-def _differ(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() > _TOLERANCE * b.abs().max())
+def _precision(teacher: Teacher) -> torch.dtype:
+    """The coarsest precision inside: an upsampled teacher has one of its own."""
+    found = {m.compute_dtype for m in teacher.modules() if isinstance(m, Teacher)}
+    return max(found, key=_TOLERANCE.__getitem__)
+
+
+def _differ(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a - b).abs().max() > tolerance * b.abs().max())
