@@ -151,7 +151,7 @@ def _build(paths: Sequence[str], names: Sequence[str], verify: bool) -> ShardInd
     )
     digest = hashlib.sha256(json.dumps([names, index.counts.tolist()]).encode())
     for array in _ARRAYS:
-        digest.update(memoryview(np.ascontiguousarray(getattr(index, array))).cast("B"))
+        digest.update(getattr(index, array).tobytes())
     return ShardIndex(**{**index.__dict__, "digest": digest.hexdigest()})
 
 

@@ -15,12 +15,12 @@ class Place(NamedTuple):
     Attributes:
         epoch: of the source, from 0.
         window: int64, the sample numbers of the window around it, in the order they are read.
-        index: the sample's place in `window`.
+        slot: the sample's place in `window`.
     """
 
     epoch: int
     window: np.ndarray
-    index: int
+    slot: int
 
 
 class SourcePlan:

@@ -83,11 +83,11 @@ class IndexedSource:
             DataError: no sample of the window can be read.
         """
         place = self._plan.locate(ordinal)
-        planned = self._name(int(place.window[place.index]))
+        planned = self._name(int(place.window[place.slot]))
         rng_key = "/".join(planned)
         first_bad = len(bad)
         for step in range(len(place.window)):
-            sample = int(place.window[(place.index + step) % len(place.window)])
+            sample = int(place.window[(place.slot + step) % len(place.window)])
             try:
                 data = self._bytes(sample)
                 rng = sample_rng(self._seed, place.epoch, rng_key)
