@@ -1,5 +1,5 @@
-"""The exception that stands for a user's mistake in data."""
+"""The exception that stands for a user's mistake: shown as a message, never as a traceback."""
 
 
 class DataError(ValueError):
-    """Images, shards or their description cannot be used as given."""
+    """Images, shards or their configuration cannot be used as asked."""

@@ -1,0 +1,214 @@
+"""Bytes of one image to RGB pixels of the size that a model asks for.
+
+Pillow is the reference; simplejpeg decodes plain JPEGs faster to the same pixels. What is handled:
+EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is composited on
+white; of 16-bit channels the high byte is kept (scaled, not clipped). Colour profiles are ignored.
+"""
+
+import importlib.util
+import io
+import math
+import random
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from data.config import AugmentationConfig
+from data.errors import DataError
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+Decoder = Literal["pil", "simplejpeg"]
+Box = tuple[int, int, int, int]
+
+
+class BadImage(Exception):
+    """The bytes are no image that we read; the message says why."""
+
+
+def choose_decoder(asked: Literal["auto", "pil", "simplejpeg"]) -> Decoder:
+    """The JPEG decoder to use.
+
+    Raises:
+        DataError: simplejpeg is asked for and not installed.
+    """
+    installed = importlib.util.find_spec("simplejpeg") is not None
+    if asked == "simplejpeg" and not installed:
+        raise DataError(
+            "data.decoder: simplejpeg is not installed; `pip install simplejpeg`, or take 'pil'"
+        )
+    return "simplejpeg" if installed and asked != "pil" else "pil"
+
+
+class ImageReader:
+    """Decodes, crops, resizes and flips single images.
+
+    Args:
+        resolution: (H, W) of the output.
+        augmentation: what is random; "none" covers the output and crops the centre.
+        decoder: for plain JPEGs.
+        draft: decode JPEGs smaller where the crop stays at least as large as the output.
+        max_pixels: larger images are refused on their header, before any pixel is decoded.
+    """
+
+    def __init__(
+        self,
+        resolution: tuple[int, int],
+        augmentation: AugmentationConfig | Literal["none"],
+        *,
+        decoder: Decoder,
+        draft: bool,
+        max_pixels: int,
+    ) -> None:
+        self.resolution = resolution
+        self._augmentation = augmentation
+        self._decoder = decoder
+        self._draft = draft
+        self._max_pixels = max_pixels
+
+    def read(self, data: bytes, rng: random.Random | None = None) -> np.ndarray:
+        """The pixels of one image.
+
+        Args:
+            data: a JPEG, PNG or WebP file.
+            rng: decides crop and flip; needed where there is an augmentation.
+
+        Returns:
+            uint8 (H, W, 3), RGB.
+
+        Raises:
+            BadImage: the bytes cannot be used; says why.
+        """
+        try:
+            return self._read(data, rng)
+        except BadImage:
+            raise
+        except Image.DecompressionBombError as error:
+            raise BadImage(str(error)) from error
+        except Exception as error:  # Pillow's plugins raise what their parsers happen to raise
+            raise BadImage(f"not decodable ({type(error).__name__}: {error})") from error
+
+    def _read(self, data: bytes, rng: random.Random | None) -> np.ndarray:
+        image = open_image(data, self._max_pixels)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        turned = orientation in (5, 6, 7, 8)
+        width, height = image.size[::-1] if turned else image.size
+        box, flip = self._choose(height, width, rng)
+        least = self._draft_size(image, box, turned) if self._draft else None
+        pixels = self._pixels(image, data, least)
+        if orientation in _TRANSPOSE:
+            pixels = pixels.transpose(_TRANSPOSE[orientation])
+        fw, fh = pixels.width / width, pixels.height / height
+        scaled = (box[0] * fw, box[1] * fh, box[2] * fw, box[3] * fh)
+        out = pixels.resize(self.resolution[::-1], Image.Resampling.BICUBIC, box=scaled)
+        array = np.asarray(out)
+        return array[:, ::-1] if flip else array
+
+    def _choose(self, height: int, width: int, rng: random.Random | None) -> tuple[Box, bool]:
+        aspect = self.resolution[1] / self.resolution[0]
+        if self._augmentation == "none":
+            return centre_box(height, width, aspect), False
+        assert rng is not None
+        box = random_box(height, width, aspect, self._augmentation, rng)
+        return box, rng.random() < self._augmentation.flip
+
+    def _draft_size(self, image: Image.Image, box: Box, turned: bool) -> tuple[int, int]:
+        """(width, height) of the whole image at which the crop is just as large as the output."""
+        width, height = image.size[::-1] if turned else image.size
+        least = (
+            math.ceil(width * self.resolution[1] / (box[2] - box[0])),
+            math.ceil(height * self.resolution[0] / (box[3] - box[1])),
+        )
+        return least[::-1] if turned else least
+
+    def _pixels(
+        self, image: Image.Image, data: bytes, least: tuple[int, int] | None
+    ) -> Image.Image:
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+            if self._decoder == "simplejpeg":
+                fast = _simplejpeg(data, image, least)
+                if fast is not None:
+                    return fast
+            if least is not None:
+                image.draft(None, least)
+        return to_rgb(image)
+
+
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Reads the header only.
+
+    Raises:
+        BadImage: unknown format, or more pixels than allowed.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise BadImage("no JPEG, PNG or WebP image") from error
+    if image.width * image.height > max_pixels:
+        size = f"{image.width} x {image.height}"
+        raise BadImage(f"{size} pixels in the header; max_pixels is {max_pixels}")
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes any mode that JPEG, PNG and WebP can have to 8-bit RGB, transparency on white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info or "A" in image.mode or "a" in image.mode:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _simplejpeg(
+    data: bytes, image: Image.Image, least: tuple[int, int] | None
+) -> Image.Image | None:
+    """The pixels that Pillow would decode; None where libjpeg warns, for Pillow to judge."""
+    import simplejpeg
+
+    width, height = least or (0, 0)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+    except ValueError:
+        return None
+    return Image.fromarray(pixels)
+
+
+def centre_box(height: int, width: int, aspect: float) -> Box:
+    """The largest centred crop of an aspect (width over height), as (left, top, right, bottom)."""
+    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+    w, h = max(1, w), max(1, h)
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def random_box(
+    height: int, width: int, aspect: float, how: AugmentationConfig, rng: random.Random
+) -> Box:
+    """A random crop: area uniform in `scale`, stretch log-uniform in `ratio` (torchvision's rule).
+
+    Ten tries to fit it into the image, then the centre crop. The stretch is relative to the
+    output's own aspect, so that a wide output is not squeezed.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*how.scale)
+        stretch = math.exp(rng.uniform(math.log(how.ratio[0]), math.log(how.ratio[1])))
+        w = round(math.sqrt(area * aspect * stretch))
+        h = round(math.sqrt(area / (aspect * stretch)))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, left + w, top + h
+    return centre_box(height, width, aspect)

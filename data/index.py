@@ -1,0 +1,241 @@
+"""The index of local shards: key, place and size of every image, checked once and memory-mapped.
+
+Arrays, not objects: about 30 bytes a sample, shared by all processes of a machine through the
+page cache once they lie on disk.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.bad import check_share
+from data.batch import BadSample
+from data.errors import DataError
+from data.progress import track
+from data.tar_scan import ShardScan, scan_shard
+
+MANIFEST = "manifest.json"
+_VERSION = 1
+_ARRAYS = ("offsets", "sizes", "key_ends", "key_bytes")
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Every readable image of some shards, in the order of the shards.
+
+    Attributes:
+        paths: of the S shards.
+        names: of the shards in keys.
+        counts: int64 (S,) samples in each.
+        offsets: uint64 (N,) first byte of each image.
+        sizes: uint32 (N,) bytes of each.
+        key_ends: uint64 (N,) where each key ends in `key_bytes`.
+        key_bytes: uint8, all keys in UTF-8, one behind the other.
+        bad: what cannot be read.
+        digest: SHA-256 of names, counts and arrays: the identity of the data.
+        directory: where the arrays lie on disk; None where only in memory.
+    """
+
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    counts: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    key_ends: np.ndarray
+    key_bytes: np.ndarray
+    bad: tuple[BadSample, ...]
+    digest: str
+    directory: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Arrays on disk are mapped again by the receiving process, not copied to it."""
+        state = dict(self.__dict__)
+        if self.directory is not None:
+            state.update(dict.fromkeys(_ARRAYS))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["directory"] is not None:
+            state.update(_map_arrays(state["directory"]))
+        self.__dict__.update(state)
+
+    def key(self, sample: int) -> str:
+        """Key of a sample inside its shard."""
+        start = int(self.key_ends[sample - 1]) if sample else 0
+        return self.key_bytes[start : int(self.key_ends[sample])].tobytes().decode()
+
+
+def load_index(
+    paths: Sequence[str],
+    names: Sequence[str],
+    *,
+    max_bad_share: float,
+    verify_checksums: bool = False,
+    directory: Path | None = None,
+) -> ShardIndex:
+    """Reads the index of some shards from `directory`, or builds it (and keeps it there).
+
+    Processes of one machine that ask at the same time wait for the first. A shard whose size or
+    modification time changes is indexed again.
+
+    Args:
+        paths: local tar files.
+        names: their names in keys.
+        max_bad_share: see `DataConfig`.
+        verify_checksums: compare with the SHA-256 in each folder's manifest.
+        directory: a cache; None keeps the index in memory only.
+
+    Raises:
+        DataError: no image at all, or too many bad samples; gives counts and the first names.
+    """
+    if directory is None:
+        return _checked(_build(paths, names, verify_checksums), max_bad_share)
+    directory.mkdir(parents=True, exist_ok=True)
+    home = directory / f"index-{_fingerprint(paths, names, verify_checksums)[:16]}"
+    with _locked(directory / ".lock"):
+        if not home.is_dir():
+            _store(_build(paths, names, verify_checksums), home)
+    return _checked(_load(home, paths), max_bad_share)
+
+
+def _checked(index: ShardIndex, max_bad_share: float) -> ShardIndex:
+    if index.bad:
+        check_share(len(index.bad), len(index) + len(index.bad), max_bad_share, index.bad)
+    if not len(index):
+        raise DataError(f"no image in {len(index.paths)} shards, the first is '{index.paths[0]}'")
+    return index
+
+
+def _fingerprint(paths: Sequence[str], names: Sequence[str], verify: bool) -> str:
+    facts: list[Any] = [_VERSION, verify]
+    for path, name in zip(paths, names, strict=True):
+        status = Path(path).stat()
+        facts.append((os.path.abspath(path), name, status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _build(paths: Sequence[str], names: Sequence[str], verify: bool) -> ShardIndex:
+    manifests = {folder: load_manifest(folder) for folder in {Path(p).parent for p in paths}}
+    scans = []
+    for path, name in track(list(zip(map(Path, paths), names, strict=True)), "indexing shards"):
+        scan = scan_shard(path, name)
+        _compare(scan, path, manifests[path.parent], verify)
+        scans.append(scan)
+    whole = [len(s.keys) for s in scans if s.broken is None]
+    usual = round(sum(whole) / len(whole)) if whole else 0
+    bad = [b for s, n in zip(scans, names, strict=True) for b in (*s.bad, *_missing(s, n, usual))]
+    keys = [key.encode() for scan in scans for key in scan.keys]
+    index = ShardIndex(
+        paths=tuple(paths),
+        names=tuple(names),
+        counts=np.array([len(s.keys) for s in scans], np.int64),
+        offsets=np.array([o for s in scans for o in s.offsets], np.uint64),
+        sizes=np.array([n for s in scans for n in s.sizes], np.uint32),
+        key_ends=np.cumsum([len(k) for k in keys], dtype=np.uint64),
+        key_bytes=np.frombuffer(b"".join(keys), np.uint8),
+        bad=tuple(bad),
+        digest="",
+    )
+    digest = hashlib.sha256(json.dumps([names, index.counts.tolist()]).encode())
+    for array in _ARRAYS:
+        digest.update(getattr(index, array).tobytes())
+    return ShardIndex(**{**index.__dict__, "digest": digest.hexdigest()})
+
+
+def _missing(scan: ShardScan, name: str, usual: int) -> Iterator[BadSample]:
+    """A broken shard counts for the samples that it lacks to a usual one, at least for one."""
+    if scan.broken is not None:
+        for _ in range(max(1, usual - len(scan.keys))):
+            yield BadSample(name, "", scan.broken)
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The shards that `data.write_shards` lists in a folder, by file name; empty without one."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        return {shard["name"]: shard for shard in json.loads(path.read_text())["shards"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a manifest of data.write_shards ({error!r})") from error
+
+
+def _compare(scan: ShardScan, path: Path, manifest: dict[str, Any], verify: bool) -> None:
+    promised = manifest.get(path.name)
+    if promised is None:
+        return
+    if scan.broken is None and len(scan.keys) != promised["samples"]:
+        scan.broken = f"{len(scan.keys)} samples; its manifest says {promised['samples']}"
+    elif scan.broken is None and path.stat().st_size != promised["bytes"]:
+        scan.broken = f"{path.stat().st_size} bytes; its manifest says {promised['bytes']}"
+    elif scan.broken is None and verify and _sha256(path) != promised["sha256"]:
+        scan.broken = "its SHA-256 differs from its manifest's"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _store(index: ShardIndex, home: Path) -> None:
+    """Writes beside the final place and renames, so that a half index is never seen."""
+    parts = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
+    for name in _ARRAYS:
+        np.save(parts / f"{name}.npy", getattr(index, name))
+    facts = {
+        "names": index.names,
+        "counts": index.counts.tolist(),
+        "bad": index.bad,
+        "digest": index.digest,
+    }
+    (parts / "index.json").write_text(json.dumps(facts))
+    try:
+        parts.rename(home)
+    except OSError:  # another machine was quicker
+        shutil.rmtree(parts)
+        if not home.is_dir():
+            raise
+
+
+def _load(home: Path, paths: Sequence[str]) -> ShardIndex:
+    facts = json.loads((home / "index.json").read_text())
+    return ShardIndex(
+        paths=tuple(paths),
+        names=tuple(facts["names"]),
+        counts=np.array(facts["counts"], np.int64),
+        bad=tuple(BadSample(*bad) for bad in facts["bad"]),
+        digest=facts["digest"],
+        directory=home,
+        **_map_arrays(home),
+    )
+
+
+def _map_arrays(home: Path) -> dict[str, np.ndarray]:
+    return {name: np.asarray(_map(home / f"{name}.npy")) for name in _ARRAYS}
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError:  # an empty array cannot be mapped
+        return np.load(path)

@@ -1,0 +1,46 @@
+"""Worker processes: torch's DataLoader with what every mode of the stream needs of it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.config import DataConfig
+
+
+class Count(Sampler[int]):
+    """Endless numbers start, start + step, ..."""
+
+    def __init__(self, start: int, step: int) -> None:
+        self._start = start
+        self._step = step
+
+    def __iter__(self) -> Iterator[int]:
+        number = self._start
+        while True:
+            yield number
+            number += self._step
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def load_in_workers(
+    dataset: Dataset, config: DataConfig, sampler: Sampler[int] | None = None
+) -> Iterator[Any]:
+    """The items of a dataset that makes whole batches, decoded in `config.workers` processes."""
+    workers = config.workers
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=_as_is,
+            num_workers=workers,
+            prefetch_factor=config.prefetch if workers else None,
+            multiprocessing_context=config.worker_start if workers else None,
+            generator=torch.Generator(),  # else it draws from the global one, that training uses
+        )
+    )

@@ -1,0 +1,68 @@
+"""A weighted mixture of endless sources as a pure function of the position."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from data.seeds import Purpose, permutation
+
+_BLOCK = 1024
+
+
+class Mixture:
+    """Says which source gives the sample at a position, and which of that source's samples it is.
+
+    Source 0 takes floor(n p) of the first n places (p its share, an exact fraction); the places
+    left over are split among the other sources in the same way. After n samples each source is
+    thus less than one sample per source away from its share. Within blocks of 1024 the pattern is
+    shuffled, so that no rank or slot of a batch belongs to one source.
+
+    Args:
+        weights: positive, one a source; only their proportions matter.
+        seed: of the run.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        exact = [Fraction(str(weight)) for weight in weights]
+        self._shares = [exact[i] / sum(exact[i:]) for i in range(len(exact))]
+        self._seed = seed
+        self._recent: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def counts(self, num: int) -> list[int]:
+        """Samples of each source among the first `num`, a multiple of the block length."""
+        counts = []
+        for share in self._shares:
+            counts.append(num * share.numerator // share.denominator)
+            num -= counts[-1]
+        return counts
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """The source of a global position, and the ordinal among that source's samples."""
+        if len(self._shares) == 1:
+            return 0, position
+        sources, ordinals = self._block(position // _BLOCK)
+        place = position % _BLOCK
+        return int(sources[place]), int(ordinals[place])
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        if block not in self._recent:
+            self._recent = {block: self._shuffle(block)}
+        return self._recent[block]
+
+    def _shuffle(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        pattern = np.array([self._regular(block * _BLOCK + i) for i in range(_BLOCK)])
+        sources = pattern[permutation(_BLOCK, self._seed, Purpose.MIXTURE, block)]
+        ordinals = np.empty(_BLOCK, np.int64)
+        for source, base in enumerate(self.counts(block * _BLOCK)):
+            mine = np.flatnonzero(sources == source)
+            ordinals[mine] = base + np.arange(len(mine))
+        return sources, ordinals
+
+    def _regular(self, place: int) -> int:
+        for source, share in enumerate(self._shares):
+            before = place * share.numerator // share.denominator
+            if (place + 1) * share.numerator // share.denominator > before:
+                return source
+            place -= before
+        raise AssertionError("the last source takes every place left")

@@ -1,0 +1,155 @@
+"""Indexed shards as a map from micro-batch number to micro-batch; lives in the workers."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.batch import BadSample, Batch
+from data.decode import BadImage, ImageReader
+from data.errors import DataError
+from data.index import ShardIndex
+from data.mixture import Mixture
+from data.plan import Place, SourcePlan
+from data.seeds import sample_rng
+
+_OPEN_FILES = 64
+
+
+class ShardFiles:
+    """Positioned reads from many files; keeps few open and none when it is pickled."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
+        self._open: dict[int, int] = {}
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset` of file `number`; one system call, no shared position."""
+        file = self._open.get(number)
+        if file is None:
+            if len(self._open) >= _OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            file = self._open[number] = os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
+        data = os.pread(file, size, offset)
+        if len(data) < size:
+            raise BadImage(f"the shard ends {size - len(data)} bytes too early")
+        return data
+
+    def close(self) -> None:
+        """Closes what is open."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_paths": self._paths, "_open": {}}
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class IndexedSource:
+    """One source: which sample the plan wants, and its pixels.
+
+    Args:
+        index: of the source's shards.
+        plan: their order.
+        images: decodes.
+        seed: of the run.
+    """
+
+    def __init__(self, index: ShardIndex, plan: SourcePlan, images: ImageReader, seed: int) -> None:
+        self._index = index
+        self._plan = plan
+        self._images = images
+        self._seed = seed
+        self._last = np.cumsum(index.counts)
+        self._files = ShardFiles(index.paths)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the source."""
+        return len(self._index)
+
+    def read(self, ordinal: int, bad: list[BadSample]) -> tuple[str, np.ndarray]:
+        """The key and the pixels, uint8 (H, W, 3), of the source's sample number `ordinal`.
+
+        A sample that cannot be read is appended to `bad` and replaced by the next one of its
+        window, with the crop that the planned one would have had.
+
+        Raises:
+            DataError: no sample of the window can be read.
+        """
+        place = self._plan.locate(ordinal)
+        planned = self._name(int(place.window[place.slot]))
+        rng_key = "/".join(planned)
+        first_bad = len(bad)
+        for step in range(len(place.window)):
+            sample = int(place.window[(place.slot + step) % len(place.window)])
+            try:
+                data = self._bytes(sample)
+                rng = sample_rng(self._seed, place.epoch, rng_key)
+                pixels = self._images.read(data, rng)
+            except (BadImage, OSError) as error:
+                bad.append(BadSample(*self._name(sample), str(error)))
+                continue
+            return "/".join(self._name(sample)), pixels
+        raise DataError(_nothing_left(place, bad[first_bad:]))
+
+    def _shard(self, sample: int) -> int:
+        return int(np.searchsorted(self._last, sample, side="right"))
+
+    def _name(self, sample: int) -> tuple[str, str]:
+        return self._index.names[self._shard(sample)], self._index.key(sample)
+
+    def _bytes(self, sample: int) -> bytes:
+        offset, size = int(self._index.offsets[sample]), int(self._index.sizes[sample])
+        return self._files.read(self._shard(sample), offset, size)
+
+
+def _nothing_left(place: Place, bad: list[BadSample]) -> str:
+    names = "; ".join(f"{b.shard}/{b.key}: {b.reason}" for b in bad[:3])
+    return f"none of {len(place.window)} samples in a shuffle window can be read: {names}"
+
+
+class MicroBatches(Dataset):
+    """The endless sequence of micro-batches of all ranks, by number.
+
+    Micro-batch t holds the global positions [t * size, (t + 1) * size), whoever reads it.
+
+    Args:
+        sources: by number in the mixture.
+        mixture: position to source.
+        size: samples in a micro-batch.
+        resolution: (H, W).
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[IndexedSource],
+        mixture: Mixture,
+        size: int,
+        resolution: tuple[int, int],
+    ) -> None:
+        self._sources = sources
+        self._mixture = mixture
+        self._size = size
+        self._resolution = resolution
+
+    def __getitem__(self, number: int) -> Batch | DataError:
+        """Micro-batch `number`; an error comes as a value, since a worker's loses its message."""
+        keys: list[str] = []
+        bad: list[BadSample] = []
+        images = torch.empty((self._size, 3, *self._resolution), dtype=torch.uint8)
+        pixels = images.numpy()
+        for slot in range(self._size):
+            source, ordinal = self._mixture.locate(number * self._size + slot)
+            try:
+                key, sample = self._sources[source].read(ordinal, bad)
+            except DataError as error:
+                return error
+            keys.append(key)
+            pixels[slot] = sample.transpose(2, 0, 1)
+        return Batch(images, keys, tuple(bad))

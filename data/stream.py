@@ -1,0 +1,162 @@
+"""The training stream: endless micro-batches of one rank, with an exact position.
+
+Two modes, one interface. Local shards are indexed and read by position (`data.indexed`): the state
+is one integer. Shards behind URLs are read in lanes (`data.lanes`), and the state says how far
+each lane is. Both yield the same global batches for any number of ranks and workers.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.bad import BadCounter
+from data.batch import BadSample, Batch
+from data.config import DataConfig
+from data.decode import ImageReader, choose_decoder
+from data.errors import DataError
+from data.feed import Feed, Share
+from data.indexed import IndexedFeed
+from data.shards import is_url, list_shards
+
+State = dict[str, Any]
+
+
+class TrainStream:
+    """Micro-batches of one rank, in order, without end; epochs follow each other.
+
+    Global batch k holds samples [k * batch_size, (k + 1) * batch_size) of an order that is a pure
+    function of config and seed. Which samples it holds, their crops and their pixels depend
+    neither on the number of ranks nor on workers, prefetch or where the run was resumed.
+
+        stream = TrainStream(config, resolution=(224, 224), batch_size=1024, micro_batch_size=64,
+                             rank=rank, world_size=8, seed=0)
+        stream.restore(state)                  # to resume; before batches()
+        batches = stream.batches()
+        for step in range(...):
+            for _ in range(stream.micro_batches_per_step):
+                batch = next(batches)
+            state = stream.state()             # merge_states() over ranks, into the checkpoint
+
+    Args:
+        config: what to read.
+        resolution: (H, W) of the images.
+        batch_size: samples in an optimiser step, over all ranks.
+        micro_batch_size: samples in one forward pass of this rank.
+        rank: of this process.
+        world_size: number of processes.
+        seed: of the run, not negative.
+        index_dir: where the index of local shards is kept where the config does not say; None
+            keeps it in memory.
+
+    Raises:
+        DataError: shards, sizes or decoder cannot work; says which and why.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        resolution: tuple[int, int],
+        batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        index_dir: Path | None = None,
+    ) -> None:
+        share = Share(batch_size, micro_batch_size, rank, world_size)
+        decoder = choose_decoder(config.decoder)
+        images = ImageReader(
+            resolution,
+            config.augmentation,
+            decoder=decoder,
+            draft=config.draft,
+            max_pixels=config.max_pixels,
+        )
+        self._feed = _build_feed(config, images, share, seed, index_dir)
+        self._identity = {
+            "seed": seed,
+            "batch_size": batch_size,
+            "resolution": list(resolution),
+            "weights": [source.weight for source in config.sources],
+            "augmentation": config.model_dump(mode="json")["augmentation"],
+            "decoder": decoder,
+            "draft": config.draft,
+            "max_pixels": config.max_pixels,
+            **self._feed.identity,
+        }
+        self._position = self._feed.start()
+        self._counter = BadCounter(config.max_bad_share, self._feed.num_samples)
+        self.micro_batches_per_step = share.micro_batches
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples of all sources together; None in streaming mode, where nobody counted them."""
+        return self._feed.num_samples
+
+    @property
+    def bad(self) -> list[BadSample]:
+        """The distinct bad samples that this rank has met in this process."""
+        return self._counter.bad
+
+    def batches(self) -> Iterator[Batch]:
+        """Micro-batches from the present position on, without end.
+
+        Raises:
+            DataError: more samples are bad than `max_bad_share` tolerates.
+        """
+        for batch, position in self._feed.batches(self._position):
+            if isinstance(batch, DataError):
+                raise batch
+            self._counter.add(len(batch.keys), batch.bad)
+            if position is not None:
+                self._position = position
+            yield batch
+
+    def state(self) -> State:
+        """The position behind the last global batch that `batches` has completed; JSON-able.
+
+        Worker prefetch does not count, only what was yielded.
+        """
+        return {"identity": self._identity, "position": self._position}
+
+    def restore(self, state: State) -> None:
+        """Goes to a position; `batches` must be called afterwards.
+
+        Args:
+            state: from `state` in a run with any number of ranks, there passed through
+                `merge_states`.
+
+        Raises:
+            DataError: other data, or another order or augmentation of them; names the difference.
+        """
+        ours = json.loads(json.dumps(self._identity))
+        theirs = json.loads(json.dumps(state["identity"]))
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
+                raise DataError(
+                    f"this run cannot continue the stored one exactly: data {name} was "
+                    f"{theirs.get(name)} and is now {ours.get(name)}"
+                )
+        self._position = state["position"]
+
+
+def _build_feed(
+    config: DataConfig, images: ImageReader, share: Share, seed: int, index_dir: Path | None
+) -> Feed:
+    shards = [list_shards(s.shards, allow_pipe=config.allow_pipe) for s in config.sources]
+    remote = [is_url(shard) for paths in shards for shard in paths]
+    if any(remote):
+        raise DataError("streaming: to come")
+    return IndexedFeed(
+        config, shards, images, share, seed=seed, index_dir=config.index_dir or index_dir
+    )
+
+
+def merge_states(states: Sequence[State]) -> State:
+    """One state for the checkpoint out of those of all ranks, taken after the same step."""
+    merged = dict(states[0]["position"])
+    if "lanes" in merged:
+        merged["lanes"] = {k: v for s in states for k, v in s["position"]["lanes"].items()}
+    return {"identity": states[0]["identity"], "position": merged}

@@ -1,0 +1,166 @@
+"""One tar shard: where its images lie, and what is wrong with it.
+
+Only images are ever read. Members with other extensions (`.json`, `.txt`, `.cls`, but also
+`.pkl`, `.pth`, `.gz`) are never opened, so nothing in a shard can run code or be expanded.
+"""
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from data.batch import BadSample
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+MAX_IMAGE_BYTES = 1 << 29  # no image within `max_pixels` is larger; bounds memory
+
+_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # webdataset: the first dot splits
+_BLOCK = 512
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and lower-case extension of a member, as webdataset splits them; None for neither."""
+    match = _NAME.match(name.removeprefix("./"))
+    return (match[1], match[2].lower()) if match else None
+
+
+@dataclass
+class ShardScan:
+    """What one pass over a shard's headers finds.
+
+    Attributes:
+        keys: of the images, in the order of the file.
+        offsets: first byte of each.
+        sizes: bytes of each.
+        bad: samples that cannot be read, and gaps.
+        broken: why an unknown number of samples is missing; None where the shard is whole.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    bad: list[BadSample] = field(default_factory=list)
+    broken: str | None = None
+
+
+class MemberFilter:
+    """Decides member by member which are images; shared by the index and the streaming reader.
+
+    Args:
+        shard: name of the shard, for `BadSample`.
+    """
+
+    def __init__(self, shard: str) -> None:
+        self._shard = shard
+        self._images: set[str] = set()
+        self._others: dict[str, str] = {}
+        self.bad: list[BadSample] = []
+
+    def image_key(self, member: tarfile.TarInfo) -> str | None:
+        """The sample's key where the member is its image; None for anything else."""
+        name = split_name(member.name)
+        if member.isdir() or name is None:
+            return None
+        key, extension = name
+        if extension not in IMAGE_EXTENSIONS:
+            self._others.setdefault(key, extension)
+            return None
+        reason = None
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+            reason = "the image is a link or special file"
+        elif key in self._images:
+            reason = f"a second image for the key (.{extension}); the first is used"
+        elif not 0 < member.size <= MAX_IMAGE_BYTES:
+            reason = f"an image of {member.size} bytes"
+        self._images.add(key)
+        if reason:
+            self.bad.append(BadSample(self._shard, key, reason))
+            return None
+        return key
+
+    def finish(self) -> None:
+        """Names the keys that came without an image."""
+        for key, extension in self._others.items():
+            if key not in self._images:
+                reason = f"no image (jpg, jpeg, png, webp); there is a .{extension}"
+                self.bad.append(BadSample(self._shard, key, reason))
+
+
+def scan_shard(path: Path, name: str) -> ShardScan:
+    """Reads all headers of a tar file; goes on behind a damaged one, which tarfile does not.
+
+    Args:
+        path: of the shard.
+        name: of the shard, for `BadSample`.
+    """
+    scan, members = ShardScan(), MemberFilter(name)
+    end = 0
+    try:
+        length = path.stat().st_size
+        with path.open("rb") as file:
+            for member in _members(file):
+                if member.size < 0 or member.offset < end:
+                    scan.broken = f"a header at byte {member.offset} points backwards"
+                    break
+                if _has_bytes(file, end, member.offset):
+                    _note_gap(scan, name, end, member.offset)
+                key = members.image_key(member)
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                if member.offset_data + member.size > length:
+                    scan.broken = f"the file ends inside the member '{member.name}'"
+                    break
+                if key is not None:
+                    scan.keys.append(key)
+                    scan.offsets.append(member.offset_data)
+                    scan.sizes.append(member.size)
+            if scan.broken is None:
+                _check_end(scan, file, name, end, length)
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        scan.broken = f"not readable as a tar file ({error})"
+    members.finish()
+    scan.bad += members.bad
+    return scan
+
+
+def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+        while (member := tar.next()) is not None:
+            yield member
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+
+
+def _has_bytes(file: IO[bytes], start: int, stop: int) -> bool:
+    """Whether anything but zeros stands in the file between two places; keeps its position."""
+    here = file.tell()
+    file.seek(start)
+    found = False
+    while start < stop and not found:
+        chunk = file.read(min(1 << 20, stop - start))
+        if not chunk:
+            break
+        found = chunk.count(0) != len(chunk)
+        start += len(chunk)
+    file.seek(here)
+    return found
+
+
+def _note_gap(scan: ShardScan, shard: str, start: int, stop: int) -> None:
+    reason = f"bytes {start} to {stop} belong to no readable member (a damaged header?)"
+    scan.bad.append(BadSample(shard, "", reason))
+
+
+def _check_end(scan: ShardScan, file: IO[bytes], shard: str, end: int, length: int) -> None:
+    """A whole archive ends with blocks of zeros."""
+    if end == 0:
+        file.seek(0)
+        magic = file.read(16)
+        kind = "empty" if not magic else f"no tar file; it begins with {magic!r}"
+        if magic and not magic.strip(b"\0"):
+            kind = "an archive without members"
+        scan.broken = f"the file is {kind}"
+    elif _has_bytes(file, end, length):
+        _note_gap(scan, shard, end, length)
+    elif length - end < _BLOCK:
+        scan.broken = f"the file ends at byte {length} without an end-of-archive mark"

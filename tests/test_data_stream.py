@@ -1,0 +1,152 @@
+"""The indexed stream: one order and the same pixels for every number of ranks and workers."""
+
+import hashlib
+import io
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.config import DataConfig
+from data.errors import DataError
+from data.stream import State, TrainStream, merge_states
+
+COUNTS = (5, 9, 3, 7)  # 24 samples: three global batches of 8 are an epoch
+Steps = list[list[tuple[str, str]]]
+
+
+def _jpeg(rng: np.random.Generator) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (20, 26, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, count in enumerate(COUNTS):
+        members = {f"{i:04}.jpg": _jpeg(rng) for i in range(count)}
+        write_tar(folder / f"{number:03}.tar", members)
+    return folder
+
+
+def _config(*folders: Path, **options: object) -> DataConfig:
+    sources = [{"shards": str(folder)} for folder in folders]
+    fields = {"sources": sources, "workers": 0, "shuffle_window": 2, **options}
+    return DataConfig.model_validate(fields)
+
+
+def _run(
+    config: DataConfig, steps: int, *, world: int = 1, start: State | None = None
+) -> tuple[Steps, State]:
+    """The global batches as sorted (key, pixel hash), read by `world` ranks in turn."""
+    batches: Steps = [[] for _ in range(steps)]
+    states = []
+    for rank in range(world):
+        stream = TrainStream(
+            config,
+            resolution=(8, 12),
+            batch_size=8,
+            micro_batch_size=2,
+            rank=rank,
+            world_size=world,
+            seed=3,
+        )
+        if start is not None:
+            stream.restore(start)
+        micro = stream.batches()
+        for step in range(steps):
+            for _ in range(stream.micro_batches_per_step):
+                batch = next(micro)
+                hashes = [hashlib.md5(i.numpy().tobytes()).hexdigest() for i in batch.images]
+                batches[step] += zip(batch.keys, hashes, strict=True)
+        states.append(stream.state())
+    return [sorted(batch) for batch in batches], merge_states(states)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_and_workers_change_neither_samples_nor_pixels(
+    shards: Path, world: int, workers: int
+) -> None:
+    whole, _ = _run(_config(shards), 5)
+    assert _run(_config(shards, workers=workers), 5, world=world)[0] == whole
+
+
+@pytest.mark.parametrize("done", [1, 3, 4])
+@pytest.mark.parametrize("world", [1, 4])
+def test_a_resumed_run_yields_what_an_uninterrupted_one_would(
+    shards: Path, done: int, world: int
+) -> None:
+    whole, _ = _run(_config(shards), 6)
+    _, state = _run(_config(shards), done, world=2)
+    assert state["position"] == {"samples": 8 * done}
+    assert _run(_config(shards), 6 - done, world=world, start=state)[0] == whole[done:]
+
+
+def test_an_epoch_holds_each_sample_once_and_the_next_has_another_order(shards: Path) -> None:
+    batches, _ = _run(_config(shards), 6)
+    first, second = ([[k for k, _ in b] for b in half] for half in (batches[:3], batches[3:]))
+    everything = {f"{s:03}.tar/{i:04}.jpg"[:-4] for s, n in enumerate(COUNTS) for i in range(n)}
+    for epoch in (first, second):
+        assert Counter(k for b in epoch for k in b) == Counter(everything)
+    assert first != second
+
+
+def test_a_spawned_worker_reads_the_same_pixels(shards: Path, tmp_path: Path) -> None:
+    config = _config(shards, workers=1, worker_start="spawn", index_dir=tmp_path / "index")
+    assert _run(config, 1)[0] == _run(_config(shards), 1)[0]
+
+
+def test_workers_leave_the_global_random_state_alone(shards: Path) -> None:
+    before = torch.random.get_rng_state()
+    _run(_config(shards, workers=1), 1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_another_seed_or_window_is_refused_with_what_differs(shards: Path) -> None:
+    _, state = _run(_config(shards), 1)
+    with pytest.raises(DataError, match="data shuffle_window was 2 and is now 3"):
+        _run(_config(shards, shuffle_window=3), 1, start=state)
+
+
+def test_a_bad_image_is_replaced_alike_on_every_rank_and_named(shards: Path) -> None:
+    rng = np.random.default_rng(1)
+    write_tar(shards / "000.tar", {"good.jpg": _jpeg(rng), "cut.jpg": _jpeg(rng)[:300]})
+    whole, _ = _run(_config(shards), 5)
+    assert _run(_config(shards, workers=1), 5, world=2)[0] == whole
+    assert all(len(batch) == 8 for batch in whole)
+    stream = TrainStream(_config(shards), resolution=(8, 12), batch_size=4, micro_batch_size=4)
+    batches = stream.batches()
+    for _ in range(6):
+        assert "000.tar/cut" not in next(batches).keys
+    assert [b[:2] for b in stream.bad] == [("000.tar", "cut")]
+
+
+def test_more_bad_images_than_tolerated_stop_the_run_with_names(shards: Path) -> None:
+    write_tar(shards / "000.tar", {f"{i}.jpg": b"<html>" for i in range(5)})
+    with pytest.raises(
+        DataError, match=r"of \d+ samples are bad.*max_bad_share=0.001(.|\n)*no JPEG, PNG or WebP"
+    ):
+        _run(_config(shards), 6)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(shards: Path) -> None:
+    with pytest.raises(DataError, match="batch_size 8 is not a multiple of micro_batch_size 2 x 3"):
+        TrainStream(
+            _config(shards), resolution=(8, 8), batch_size=8, micro_batch_size=2, world_size=3
+        )
