@@ -6,6 +6,7 @@ leaves the earlier ones. DeepSpeed's own `latest` file, which rank 0 writes befo
 done, is not used. What a checkpoint holds is the caller's business, except the manifest.
 """
 
+import functools
 import json
 import os
 import re
@@ -43,7 +44,7 @@ def save_checkpoint(
     Raises:
         OSError: a file could not be written on some rank; the earlier checkpoints are untouched.
     """
-    final, partial = root / checkpoint_name(step), root / f".tmp-{checkpoint_name(step)}"
+    final, PARTIAL".tmp-{checkpoint_name(step)}"
     if distributed.broadcast_object(is_whole(final)):
         return final
     if distributed.rank() == 0:
@@ -107,7 +108,7 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
     failures = []
     for name in candidates:
         try:
-            _together(lambda folder=Path(name): read(folder), f"{name}: could not be read")
+            _together(functools.partial(read, Path(name)), f"{name}: could not be read")
         except OSError as error:
             failures.append(str(error))
         else:

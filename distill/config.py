@@ -9,13 +9,15 @@ import difflib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from distill.errors import RecipeError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
     """Writes a mapping as YAML, in the order of its keys."""
-    yaml = YAML(typ="safe", pure=True)
+    yaml: Any = YAML(typ="safe", pure=True)  # its attributes are typed as what they start with
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False
     stream = io.StringIO()
@@ -78,7 +80,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
             raise RecipeError(f"override '{override}': {'.'.join(parents)} holds no keys")
 
 
-def validate[T: BaseModel](model: type[T], value: Mapping[str, Any], where: str) -> T:
+def validate(model: type[Model], value: Mapping[str, Any], where: str) -> Model:
     """Validates a mapping, with errors that name the path and the closest key.
 
     Args:

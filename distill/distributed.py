@@ -53,6 +53,12 @@ def connect(timeout_s: float) -> None:
         )
 
 
+def disconnect() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def barrier() -> None:
     """Waits for every process."""
     if dist.is_initialized():
@@ -91,7 +97,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def seed_default_generators(*parts: int | str) -> None:
-    """Seeds torch's default generators, on every device, and Python's, from `derive_seed(parts)`."""
+    """Seeds torch's default generators, on every device, and Python's from `derive_seed`."""
     seed = derive_seed(*parts)
     torch.manual_seed(seed)
     random.seed(seed)

@@ -13,7 +13,7 @@ teachers too.
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +29,7 @@ class EngineConfig(BaseModel):
     """How the student is trained over the processes.
 
     Attributes:
-        zero_stage: what is split over the ranks: 1 optimiser state, 2 also gradients, 3 also weights.
+        zero_stage: what the ranks split: 1 optimiser state, 2 also gradients, 3 also weights.
         precision: `bf16` keeps float32 weights and runs the trunk under autocast; `fp16` trains
             float16 weights with a float32 master copy and a dynamic loss scale.
         gradient_clipping: largest norm of the gradient; 0 does not clip.
@@ -122,7 +122,8 @@ def parameter_groups(
         optimizer: gives the decay.
         no_decay: names that are not decayed although they are matrices.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (free if parameter.ndim <= 1 or name in no_decay else decayed).append(parameter)
@@ -300,5 +301,3 @@ def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-

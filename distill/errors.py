@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from data.errors import DataError
+from student.errors import StudentError
 from teachers.errors import TeacherError
 
 MISTAKE = 2  # exit code of a user's mistake, as argparse uses it
@@ -14,7 +15,7 @@ class RecipeError(ValueError):
     """A recipe, an override or a checkpoint cannot be used as given."""
 
 
-USER_ERRORS = (RecipeError, DataError, TeacherError)
+USER_ERRORS = (RecipeError, DataError, TeacherError, StudentError)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from distill import distributed
 from distill.files import write_text
 from distill.losses import angles
+from teachers.errors import TeacherError
 from teachers.features import Features
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s, load_phi_s, save_phi_s
 
@@ -44,7 +45,7 @@ class StatisticsPass:
     """
 
     def __init__(self, spatial_dim: int) -> None:
-        self._spatial = FeatureStatistics(spatial_dim)
+        self._spatial = FeatureStatistics.zeros(spatial_dim, device=distributed.device())
         self._summaries: list[Tensor] = []
 
     def update(self, features: Features) -> None:
@@ -66,13 +67,11 @@ def merge_over_ranks(statistics: FeatureStatistics) -> FeatureStatistics:
     """The statistics of all ranks' samples together: two sums, whatever the number of ranks."""
     if distributed.world_size() == 1:
         return statistics
-    device = distributed.device()
-    n, mean, m2 = (t.to(device) for t in statistics.state())
-    total = distributed.all_reduce(n.clone())
-    merged_mean = distributed.all_reduce(n * mean) / total
-    shift = mean - merged_mean
-    merged_m2 = distributed.all_reduce(m2 + n * torch.outer(shift, shift))
-    return FeatureStatistics.from_state(total, merged_mean, merged_m2)
+    total = distributed.all_reduce(statistics.count.clone())
+    mean = distributed.all_reduce(statistics.count * statistics.mean) / total
+    shift = statistics.mean - mean
+    between = statistics.count * torch.outer(shift, shift)
+    return FeatureStatistics(total, mean, distributed.all_reduce(statistics.scatter + between))
 
 
 def angular_dispersion(summaries: Tensor) -> Tensor:
@@ -105,7 +104,7 @@ def load_statistics(path: Path, fingerprint: str) -> TargetStatistics | None:
         return None
     try:
         phi_s = load_phi_s(path, fingerprint)
-    except ValueError:
+    except TeacherError:
         return None
     side = json.loads(path.with_suffix(".json").read_text())
     return TargetStatistics(phi_s, torch.tensor(side["dispersion"]))
@@ -117,4 +116,3 @@ def save_statistics(path: Path, statistics: TargetStatistics, fingerprint: str) 
     side = {"dispersion": float(statistics.dispersion), "fingerprint": fingerprint}
     write_text(path.with_suffix(".json"), json.dumps(side))
     save_phi_s(path, statistics.phi_s, fingerprint)
-

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file under another name, then renames it: a kill leaves the old one or the new."""
+    """Writes a text file under another name, then renames it: a kill leaves the old or the new."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -93,9 +93,7 @@ class Objective:
         self.config = config
         self.dispersions = dispersions
 
-    def __call__(
-        self, heads: Mapping[str, Features], targets: Mapping[str, Features]
-    ) -> LossTerms:
+    def __call__(self, heads: Mapping[str, Features], targets: Mapping[str, Features]) -> LossTerms:
         """Computes the loss, in float32.
 
         Args:

@@ -25,15 +25,9 @@ from distill.tracking import TrackingConfig
 from student.config import StudentConfig
 from teachers.build import parse_teacher
 from teachers.teacher import TeacherConfig
+from teachers.upsamplers.resize import Factor
 
 AnyTeacher = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_teacher)]
-
-
-def _both_axes(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) else value
-
-
-Resolution = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_both_axes)]
 
 
 class RunConfig(BaseModel):
@@ -55,7 +49,7 @@ class RunConfig(BaseModel):
     dir: Path
     seed: NonNegativeInt = 0
     steps: PositiveInt
-    resolution: Resolution
+    resolution: Factor
     batch_size: PositiveInt
     micro_batch_size: PositiveInt | None = None
     watchdog_s: float = Field(900.0, gt=0)
@@ -124,9 +118,8 @@ class StudentRecipe(BaseModel):
                 raise ValueError(f"teachers.{name}: a teacher's name is letters, digits and _")
         for name in self.objective.weights:
             if name not in self.teachers:
-                raise ValueError(
-                    f"objective.weights.{name}: no such teacher; there are {', '.join(self.teachers)}"
-                )
+                known = ", ".join(self.teachers)
+                raise ValueError(f"objective.weights.{name}: no such teacher; there are {known}")
         patch = self.student.patch_size
         if any(side % patch for side in self.run.resolution):
             near = [max(patch, round(side / patch) * patch) for side in self.run.resolution]

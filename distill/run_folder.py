@@ -43,9 +43,10 @@ def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
 
 
 def write_status(folder: Path, status: Status, **facts: Any) -> None:
-    """Says how the run stands, in `STATUS.json`; an exit code cannot tell `done` from `preempted`."""
+    """Says how the run stands, in `STATUS.json`: an exit code cannot tell done from preempted."""
     write_text(
-        folder / "STATUS.json", json.dumps({"status": status, "pid": os.getpid(), **facts}, indent=1)
+        folder / "STATUS.json",
+        json.dumps({"status": status, "pid": os.getpid(), **facts}, indent=1),
     )
 
 

@@ -2,36 +2,54 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill import distributed
 from distill.engine import Engine
+from distill.errors import RecipeError
 from distill.feature_statistics import save_statistics
 from distill.objective import LossTerms, Objective
 from distill.recipe import StudentRecipe
 from distill.targets import Targets
-from student.files import save_student
 from student.model import Student, StudentOutput
-from teachers.build import build_teacher, check_teacher
-from teachers.features import FeatureSpec
+from student.storage import save_student
+from teachers.build import build_teacher
+from teachers.check import check_teacher
+from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 
 
 def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
-    """Builds and checks every teacher of a recipe, on this process's device."""
+    """Builds and checks every teacher of a recipe, on this process's device.
+
+    Raises:
+        RecipeError: a teacher cannot be built or breaks the contract; names its entry.
+    """
     teachers = {}
+    dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
     for name, config in recipe.teachers.items():
-        teachers[name] = build_teacher(config, device=distributed.device())
-        check_teacher(teachers[name], name)
+        try:
+            teachers[name] = build_teacher(config, device=distributed.device(), dtype=dtype)
+            check_teacher(teachers[name])
+        except TeacherError as error:
+            raise RecipeError(f"teachers.{name}: {error}") from error
     return teachers
 
 
-def running(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
+def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Student:
+    """Builds the student; its initial weights depend on the recipe's seed only."""
+    distributed.seed_default_generators(recipe.run.seed, "student")
+    return Student(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
+
+
+def build_targets(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Targets:
     """The teachers that any loss of the recipe counts for; the others are never run."""
-    return {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
+    running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
+    if not running:
+        raise RecipeError("objective.weights: every weight is zero, so there is nothing to learn")
+    return Targets(running, recipe.student.patch_size)
 
 
 class StudentTask:
@@ -39,20 +57,17 @@ class StudentTask:
 
     Args:
         recipe: the run's.
-        engine: holds the student.
+        student: what the engine holds; asked for its description only.
+        engine: trains it.
         targets: the teachers that are run, with their statistics.
-        specs: what every teacher promises, silent ones too.
     """
 
     def __init__(
-        self,
-        recipe: StudentRecipe,
-        engine: Engine,
-        targets: Targets,
-        specs: Mapping[str, FeatureSpec],
+        self, recipe: StudentRecipe, student: Student, engine: Engine, targets: Targets
     ) -> None:
         self.engine = engine
-        self._recipe, self._targets, self._specs = recipe, targets, specs
+        self._targets = targets
+        self._config, self._specs = student.config, student.targets
         self._objective = Objective(recipe.objective, targets.dispersions())
 
     def loss(self, images: Tensor) -> LossTerms:
@@ -65,9 +80,12 @@ class StudentTask:
         """Writes the student as it would be exported, and its targets' statistics."""
         weights = self.engine.weights()
         if distributed.rank() == 0:
-            save_student(folder / "student.safetensors", self._recipe_student(), weights)
+            save_student(
+                folder / "student.safetensors", self._config, self._specs, weights, metadata={}
+            )
             for name, statistics in self._targets.statistics.items():
-                save_statistics(folder / f"statistics/{name}.safetensors", statistics, "checkpoint")
+                path = folder / "statistics" / f"{name}.safetensors"
+                save_statistics(path, statistics, fingerprint="checkpoint")
 
     def draw(self, images: Tensor, path: Path) -> None:
         """Draws PCA panels of the teachers and the student side by side."""
@@ -78,14 +96,4 @@ class StudentTask:
             output: StudentOutput = self.engine(images[:4])
         self.engine.train(True)
         if distributed.rank() == 0:
-            targets = self._targets(images[:4])
-            draw_panels(path, images[:4], targets, output)
-
-    def _recipe_student(self) -> Any:
-        return self._recipe.student
-
-
-def build_student(recipe: StudentRecipe, specs: Mapping[str, FeatureSpec]) -> Student:
-    """Builds the student with initial weights that depend on the recipe's seed only."""
-    distributed.seed_default_generators(recipe.run.seed, "student")
-    return Student(recipe.student, specs)
+            draw_panels(path, images[:4], self._targets(images[:4]), {"student": output})

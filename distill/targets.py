@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
@@ -25,13 +24,14 @@ from distill.feature_statistics import (
 from teachers.features import Features, FeatureSpec
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
+from teachers.upsamplers.resize import resize
 
 
 class TargetsConfig(BaseModel):
     """How the teachers are run.
 
     Attributes:
-        precision: `bf16` runs the teachers under autocast, which keeps norms in float32.
+        precision: `bf16` stores and computes the teachers' matrices in it; norms stay float32.
         statistics_images: images, over all ranks, that the standardisation is estimated on.
     """
 
@@ -56,29 +56,18 @@ def teacher_input_size(spec: FeatureSpec, student: tuple[int, int], patch: int) 
     return matched if spec.accepts(*matched) else spec.resolution
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes images (B, 3, H, W): bilinear, half-pixel centres, antialiased where it shrinks."""
-    if tuple(images.shape[-2:]) == size:
-        return images
-    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-
-
 class Targets:
     """The teachers that are run, and what standardises their maps.
 
     Args:
         teachers: name to teacher.
         student_patch: the student's patch size in pixels, which decides on matched grids.
-        precision: `fp32` or `bf16`.
     """
 
-    def __init__(
-        self, teachers: Mapping[str, Teacher], student_patch: int, precision: str = "fp32"
-    ) -> None:
+    def __init__(self, teachers: Mapping[str, Teacher], student_patch: int) -> None:
         self.teachers = dict(teachers)
         self.statistics: dict[str, TargetStatistics] = {}
         self._patch = student_patch
-        self._autocast = precision == "bf16"
 
     def features(self, images: Tensor) -> dict[str, Features]:
         """Every teacher's own features.
@@ -87,11 +76,10 @@ class Targets:
             images: (B, 3, H, W) in [0, 1], at the student's size.
         """
         size = (images.shape[-2], images.shape[-1])
-        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, self._autocast):
-            return {
-                name: teacher(resize(images, teacher_input_size(teacher.spec, size, self._patch)))
-                for name, teacher in self.teachers.items()
-            }
+        return {
+            name: teacher(resize(images, teacher_input_size(teacher.spec, size, self._patch)))
+            for name, teacher in self.teachers.items()
+        }
 
     def __call__(self, images: Tensor) -> dict[str, Features]:
         """Every teacher's target: its features, the map standardised where statistics are set."""

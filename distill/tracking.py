@@ -5,6 +5,7 @@ Only rank 0 writes. This is the only module that imports wandb.
 
 import json
 import logging
+import secrets
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -107,7 +108,9 @@ class Tracker:
             parts.append(f"grad {values['grad_norm']:.3f}")
             parts.append(f"{values['images_per_s']:.1f} img/s")
             parts.append(f"data {values['data_share']:.0%}")
-            print(f"step {step}/{self._num_steps}  " + "  ".join(parts), file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{self._num_steps}  " + "  ".join(parts), file=sys.stderr, flush=True
+            )
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Hands a picture file to wandb; it already lies in the run's folder."""
@@ -168,7 +171,7 @@ def _start_wandb(folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -
         ) from None
     identity = folder / "wandb_run_id"
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(secrets.token_hex(4))
     return wandb.init(
         project=config.project,
         name=config.name or folder.name,

@@ -31,9 +31,7 @@ def test_summary_losses_ignore_scale(pair: tuple[torch.Tensor, ...]) -> None:
     x, y = pair
     one = torch.tensor(1.0)
     torch.testing.assert_close(cosine_summary_loss(5 * x, y), cosine_summary_loss(x, 7 * y))
-    torch.testing.assert_close(
-        angle_summary_loss(5 * x, y, one), angle_summary_loss(x, 7 * y, one)
-    )
+    torch.testing.assert_close(angle_summary_loss(5 * x, y, one), angle_summary_loss(x, 7 * y, one))
 
 
 def test_cosine_loss_of_known_angles() -> None:
