@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data.decode import BadImage
 from data.errors import DataError
 from data.tar_scan import IMAGE_EXTENSIONS, scan_shard
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-
-
-class UnreadableFile(Exception):
-    """One file of the source cannot be read although the source can; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class ImageFiles:
         ignored: number of files by extension that is not an image's, sorted.
         damaged: (name, reason) of what is listed but cannot be read.
         read: the bytes of an image by its name; may be called from several threads. Raises
-            UnreadableFile for this file's fault, OSError where the source itself fails.
+            BadImage where this one file is at fault, OSError where the source itself fails.
     """
 
     sizes: dict[str, int]
@@ -124,7 +121,7 @@ def _open_folder(folder: Path) -> Iterator[ImageFiles]:
         try:
             return bytes(listing.places[name].read_bytes())
         except PermissionError as error:
-            raise UnreadableFile(str(error.strerror)) from error
+            raise BadImage(str(error.strerror)) from error
 
     yield listing.files(read)
 
@@ -147,7 +144,7 @@ def _open_zip(path: Path) -> Iterator[ImageFiles]:
             except OSError:
                 raise
             except Exception as error:  # zlib.error, BadZipFile, RuntimeError for a password, ...
-                raise UnreadableFile(f"{type(error).__name__}: {error}") from error
+                raise BadImage(f"{type(error).__name__}: {error}") from error
 
         yield listing.files(read)
 

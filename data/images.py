@@ -1,4 +1,4 @@
-"""Some images as one tensor: held-out sets, pictures for people. No randomness, nothing left out."""
+"""Some images as one tensor, for evaluation and pictures: nothing random, nothing left out."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,8 @@ import torch
 from data.config import DataConfig
 from data.decode import BadImage, ImageReader, choose_decoder
 from data.errors import DataError
-from data.gather import ImageFiles, UnreadableFile, open_images
-from data.index import load_manifest
+from data.gather import ImageFiles, open_images
+from data.manifest import load_manifest
 from data.tar_scan import IMAGE_EXTENSIONS
 
 
@@ -68,7 +68,7 @@ def _files(path: Path) -> Iterator[tuple[str, str, bytes]]:
                 place = f"{archive}/{name}"
                 try:
                     data = files.read(name)
-                except (UnreadableFile, OSError) as error:
+                except (BadImage, OSError) as error:
                     raise DataError(f"the image '{place}': {error}") from error
                 yield prefix + name, place, data
 
