@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,6 @@ from PIL import Image, ImageOps
 
 from data.config import DataConfig
 from data.decode import BadImage, open_image, to_rgb
-from data.tar_scan import MAX_IMAGE_BYTES
 
 MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -54,10 +54,10 @@ def take_image(data: bytes, *, max_side: int | None, quality: int) -> Sample | L
             the bytes of every image.
         quality: of those JPEGs.
     """
-    if len(data) > MAX_IMAGE_BYTES:
-        return LeftOut("decompression bomb", f"a file of {len(data)} bytes")
+    if not data:
+        return LeftOut("truncated", "an empty file")
     try:
-        image = open_image(data, MAX_IMAGE_BYTES)
+        image = open_image(data, sys.maxsize)
         if image.width * image.height > MAX_PIXELS:
             size = f"{image.width} x {image.height}"
             return LeftOut("decompression bomb", f"{size} pixels; {MAX_PIXELS} are allowed")
