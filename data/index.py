@@ -21,10 +21,10 @@ import numpy as np
 from data.bad import check_share
 from data.batch import BadSample
 from data.errors import DataError
+from data.manifest import load_manifest
 from data.progress import track
 from data.tar_scan import ShardScan, scan_shard
 
-MANIFEST = "manifest.json"
 _VERSION = 1
 _ARRAYS = ("offsets", "sizes", "key_ends", "key_bytes")
 
@@ -160,17 +160,6 @@ def _missing(scan: ShardScan, name: str, usual: int) -> Iterator[BadSample]:
     if scan.broken is not None:
         for _ in range(max(1, usual - len(scan.keys))):
             yield BadSample(name, "", scan.broken)
-
-
-def load_manifest(folder: Path) -> dict[str, Any]:
-    """The shards that `data.write_shards` lists in a folder, by file name; empty without one."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return {}
-    try:
-        return {shard["name"]: shard for shard in json.loads(path.read_text())["shards"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a manifest of data.write_shards ({error!r})") from error
 
 
 def _compare(scan: ShardScan, path: Path, manifest: dict[str, Any], verify: bool) -> None:

@@ -99,7 +99,7 @@ def _check_shape(model: Any, shape: Shape, where: str) -> None:
         )
     block: Any = model.blocks[0]
     mlp: Any = getattr(block, "mlp", None)
-    if type(block) is not Block or type(mlp) is not Mlp:
+    if (type(block), type(mlp)) != (Block, Mlp):
         raise StudentError(
             f"{where} is made of {type(block).__name__} with {type(mlp).__name__}; "
             "the student is made of Block with Mlp"

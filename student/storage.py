@@ -98,7 +98,9 @@ def read_student(path: str | PathLike[str]) -> StudentFile:
                     f"student {path}: its format is {header.get('format')!r}; "
                     f"save_student writes {FORMAT!r}"
                 )
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Clones are aligned in memory, as the writer's weights were: CPU kernels take another
+            # path, with other roundings, for weights that lie where the file has them.
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         return StudentFile(
             StudentConfig.model_validate_json(header["config"]),
             _Targets.validate_json(header["targets"]),

@@ -1,0 +1,80 @@
+"""Some images as one tensor, for evaluation and pictures: nothing random, nothing left out."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from data.config import DataConfig
+from data.decode import BadImage, ImageReader, choose_decoder
+from data.errors import DataError
+from data.gather import ImageFiles, open_images
+from data.manifest import load_manifest
+from data.tar_scan import IMAGE_EXTENSIONS
+
+
+def load_images(
+    source: Path | Sequence[Path], resolution: tuple[int, int]
+) -> tuple[torch.Tensor, list[str]]:
+    """Reads every image, resized with antialias so that it covers the resolution, centre cropped.
+
+    Args:
+        source: folders of images (however deep), folders of shards, tars, zips or single images.
+        resolution: (H, W) of the output.
+
+    Returns:
+        The images, uint8 (N, 3, H, W), in the order of the sources and of the sorted names inside
+        each; and their N names, `folder/image.jpg` inside a folder, `000000.tar/key.jpg` inside an
+        archive.
+
+    Raises:
+        DataError: there is no image, or one that cannot be read.
+    """
+    reader = ImageReader(
+        resolution,
+        "none",
+        decoder=choose_decoder("auto"),
+        draft=False,
+        max_pixels=DataConfig.model_fields["max_pixels"].default,
+    )
+    names, images = [], []
+    paths = [source] if isinstance(source, str | os.PathLike) else list(source)
+    for path in paths:
+        for name, place, data in _files(Path(path)):
+            try:
+                pixels = reader.read(data)
+            except BadImage as error:
+                raise DataError(f"the image '{place}': {error}") from error
+            names.append(name)
+            images.append(torch.tensor(pixels).permute(2, 0, 1))
+    if not images:
+        raise DataError(f"no image (jpg, jpeg, png, webp) in {', '.join(map(str, paths))}")
+    return torch.stack(images), names
+
+
+def _files(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Name, full place and bytes of every image file."""
+    if path.is_file() and path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS:
+        yield path.name, str(path), path.read_bytes()
+        return
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else []
+    if shards:
+        load_manifest(path)  # refuses shards that are still being written
+    for archive in shards or [path]:
+        with open_images(archive) as files:
+            prefix = "" if archive.is_dir() else f"{archive.name}/"
+            for name in _whole(files, archive).sizes:
+                place = f"{archive}/{name}"
+                try:
+                    data = files.read(name)
+                except (BadImage, OSError) as error:
+                    raise DataError(f"the image '{place}': {error}") from error
+                yield prefix + name, place, data
+
+
+def _whole(files: ImageFiles, archive: Path) -> ImageFiles:
+    for name, reason in files.damaged[:1]:
+        place = f"{archive}/{name}" if name else str(archive)
+        raise DataError(f"'{place}': {reason}")
+    return files

@@ -1,0 +1,131 @@
+"""`manifest.json`: what `data.write_shards` wrote into a folder, and from what.
+
+Written before the first shard and after each, so that it never promises what is not there. While
+`complete` is false, `.journal` beside it says which samples the shards hold.
+"""
+
+import fcntl
+import json
+import os
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from data.errors import DataError
+
+MANIFEST = "manifest.json"
+_JOURNAL = ".journal"
+_RECORD = struct.Struct("<16sQ")
+Manifest = dict[str, Any]
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The shards that `data.write_shards` lists in a folder, by file name; empty without one.
+
+    Raises:
+        DataError: the file is no such manifest, or the shards are not all written.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return {}
+    if not manifest["complete"]:
+        raise DataError(
+            f"{folder}: data.write_shards has not finished here; run it again to continue"
+        )
+    return {shard["name"]: shard for shard in manifest["shards"]}
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The whole manifest, finished or not; None where there is none.
+
+    Raises:
+        DataError: the file is no such manifest.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest: Manifest = json.loads(path.read_text())
+        manifest["complete"], [shard["name"] for shard in manifest["shards"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a manifest of data.write_shards ({error!r})") from error
+    return manifest
+
+
+def store_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replaces the manifest in one step."""
+    part = folder / f".{MANIFEST}.tmp"
+    try:
+        part.write_text(json.dumps(manifest, indent=1) + "\n")
+        publish(part, folder / MANIFEST)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def publish(part: Path, final: Path) -> None:
+    """Makes a written file durable, then visible under its name."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.rename(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Journal:
+    """Digest and place in the source of every sample written so far; also the folder's lock.
+
+    Args:
+        folder: where the shards go.
+
+    Raises:
+        DataError: another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _JOURNAL
+        self._file = self._path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise DataError(f"another data.write_shards is writing into '{folder}'") from None
+
+    def load(self, samples: int) -> list[tuple[bytes, int]]:
+        """The records of the first samples; forgets what stands behind them.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        self._file.seek(0)
+        data = self._file.read(samples * _RECORD.size)
+        if len(data) < samples * _RECORD.size:
+            raise DataError(
+                f"{self._path}: lacks samples that the manifest lists; empty the folder, start anew"
+            )
+        self._file.truncate(len(data))
+        return list(_RECORD.iter_unpack(data))
+
+    def add(self, records: list[tuple[bytes, int]]) -> None:
+        """Appends durably; comes before the manifest that counts these samples."""
+        self._file.write(b"".join(_RECORD.pack(*record) for record in records))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def remove(self) -> None:
+        """Deletes the file: everything is written."""
+        self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()

@@ -1,0 +1,322 @@
+"""Images to webdataset shards: the same bytes whenever and however often it was interrupted.
+
+The order is that of the sorted keys; threads decode ahead, one place writes. Shards appear under
+their names when they are whole and durable, and the manifest follows each.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from data.decode import BadImage
+from data.errors import DataError
+from data.gather import ImageFiles, open_images
+from data.intake import LeftOut, Sample, take_image
+from data.manifest import Journal, Manifest, publish, read_manifest, store_manifest
+from data.progress import track
+from data.tar_scan import MAX_IMAGE_BYTES
+
+_NOT_IN_KEYS = re.compile(r"[.\x00-\x1f\x7f]")  # the first dot of a member ends its key
+_MAX_THREADS = 16
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What decides the bytes of the shards, beside the source.
+
+    Attributes:
+        target_size: bytes that a shard does not exceed, unless one image does.
+        max_side: longer side that is allowed; larger images are re-encoded. None keeps all bytes.
+        quality: of re-encoded JPEGs.
+    """
+
+    target_size: int
+    max_side: int | None = None
+    quality: int = 95
+
+
+def write_shards(source: Path, out: Path, options: WriteOptions) -> Manifest:
+    """Writes the images of a folder, zip or tar as `out/000000.tar`, ... and `out/manifest.json`.
+
+    A run that was interrupted is continued by the same call; a finished one is left as it is.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: the source holds no usable image, `out` holds something else, another process
+            writes there, or the disk is full.
+    """
+    if out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"the output '{out}' lies inside the source '{source}'")
+    try:
+        with open_images(source) as files:
+            if not files.sizes:
+                raise DataError(f"'{source}' holds no image (jpg, jpeg, png, webp){_others(files)}")
+            out.mkdir(parents=True, exist_ok=True)
+            with Journal(out) as journal:
+                manifest = _begin(files, out, options)
+                if not manifest["complete"]:
+                    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+                        _Run(files, out, options, manifest, journal).write(pool)
+                journal.remove()
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or out}: {error.strerror}; the same command continues from the last "
+            "whole shard"
+        ) from error
+    return manifest
+
+
+def _others(files: ImageFiles) -> str:
+    found = ", ".join(f"{count} {extension}" for extension, count in files.ignored.items())
+    return f"; there are {found}" if found else ""
+
+
+def _begin(files: ImageFiles, out: Path, options: WriteOptions) -> Manifest:
+    """The manifest to continue from; a new one where the folder is empty.
+
+    Raises:
+        DataError: the folder holds other files, or shards of another source or other options.
+    """
+    listing = json.dumps(list(files.sizes.items())).encode()
+    identity = {"images": len(files.sizes), "sha256": hashlib.sha256(listing).hexdigest()}
+    manifest = read_manifest(out)
+    if manifest is None:
+        alien = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if alien:
+            raise DataError(
+                f"'{out}' holds '{alien[0]}' and no manifest of ours; choose an empty folder"
+            )
+        manifest = _new_manifest(files, identity, options)
+        store_manifest(out, manifest)
+        return manifest
+    begun, asked = manifest["options"], asdict(options)
+    for name in asked:
+        if begun.get(name) != asked[name]:
+            raise DataError(
+                f"'{out}' was begun with {name}={begun.get(name)}, this run asks for "
+                f"{asked[name]}; repeat the options or choose an empty folder"
+            )
+    if manifest["source"] != identity:
+        raise DataError(
+            f"'{out}' was written from a source of {manifest['source']['images']} images, this one "
+            f"has {identity['images']} or other names and sizes; choose an empty folder"
+        )
+    for shard in manifest["shards"]:
+        path = out / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            raise DataError(
+                f"'{path}' is missing or changed since it was written; empty the folder, start anew"
+            )
+    return manifest
+
+
+def _new_manifest(files: ImageFiles, identity: dict[str, Any], options: WriteOptions) -> Manifest:
+    left_out = [{"name": n, "fault": "unreadable", "detail": d} for n, d in files.damaged]
+    return {
+        "version": 1,
+        "complete": False,
+        "source": identity,
+        "options": asdict(options),
+        "images_done": 0,
+        "samples": 0,
+        "bytes": 0,
+        "left_out_counts": {"unreadable": len(left_out)} if left_out else {},
+        "ignored": files.ignored,
+        "sizes": [],
+        "left_out": left_out,
+        "shards": [],
+    }
+
+
+class _Run:
+    """One call's work; its state behind every shard is what manifest and journal hold."""
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        out: Path,
+        options: WriteOptions,
+        manifest: Manifest,
+        journal: Journal,
+    ) -> None:
+        self._files = files
+        self._out = out
+        self._options = options
+        self._manifest = manifest
+        self._journal = journal
+        self._images = sorted(zip(unique_keys(list(files.sizes)), files.sizes, strict=True))
+        self._known = dict(journal.load(manifest["samples"]))
+        self._histogram = Counter(
+            {(s["height"], s["width"]): s["images"] for s in manifest["sizes"]}
+        )
+        self._records: list[tuple[bytes, int]] = []
+
+    def write(self, pool: ThreadPoolExecutor) -> None:
+        """Writes all that is left, and completes the manifest."""
+        first, last = self._manifest["images_done"], len(self._images)
+        taken = self._take_ahead(pool, [name for _, name in self._images[first:]])
+        shard = None
+        try:
+            for position in track(range(first, last), "writing shards"):
+                key, name = self._images[position]
+                sample = self._judge(next(taken))
+                if isinstance(sample, LeftOut):
+                    entry = {"name": name, "fault": sample.fault, "detail": sample.detail}
+                    self._manifest["left_out"].append(entry)
+                    continue
+                if shard is not None and not shard.has_room(sample, self._options.target_size):
+                    self._close(shard, position)
+                    shard = None
+                if shard is None:
+                    shard = _OpenShard(self._out / f"{len(self._manifest['shards']):06}.tar")
+                shard.add(key, sample)
+                self._note(sample, position)
+            if shard is not None:
+                self._close(shard, last)
+        finally:
+            if shard is not None:
+                shard.discard()
+        self._finish(last)
+
+    def _take_ahead(
+        self, pool: ThreadPoolExecutor, names: Sequence[str]
+    ) -> Iterator[Sample | LeftOut]:
+        """The images in order, a few of them being decoded by threads meanwhile."""
+        ahead: deque[Future[Sample | LeftOut]] = deque()
+        for name in names:
+            ahead.append(pool.submit(self._take, name))
+            if len(ahead) > 2 * _MAX_THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def _take(self, name: str) -> Sample | LeftOut:
+        size = self._files.sizes[name]
+        if size > MAX_IMAGE_BYTES:
+            return LeftOut("decompression bomb", f"a file of {size} bytes")
+        try:
+            data = self._files.read(name)
+        except BadImage as error:
+            return LeftOut("unreadable", str(error))
+        except OSError as error:  # the source vanishes: its other images must not be left out
+            raise DataError(
+                f"the source's '{name}' can no longer be read: {error.strerror}; the same command "
+                "continues from the last whole shard"
+            ) from error
+        return take_image(data, max_side=self._options.max_side, quality=self._options.quality)
+
+    def _judge(self, taken: Sample | LeftOut) -> Sample | LeftOut:
+        if isinstance(taken, Sample) and taken.digest in self._known:
+            first = self._images[self._known[taken.digest]][1]
+            return LeftOut("duplicate", f"the same bytes as '{first}'")
+        return taken
+
+    def _note(self, sample: Sample, position: int) -> None:
+        self._known[sample.digest] = position
+        self._records.append((sample.digest, position))
+        self._histogram[_size_class(sample.height), _size_class(sample.width)] += 1
+
+    def _close(self, shard: "_OpenShard", position: int) -> None:
+        facts = shard.publish()
+        self._journal.add(self._records)
+        self._records = []
+        self._manifest["shards"].append(facts)
+        self._manifest["samples"] += facts["samples"]
+        self._manifest["bytes"] += facts["bytes"]
+        self._store(position)
+
+    def _finish(self, position: int) -> None:
+        if not self._manifest["shards"]:
+            self._store(0)
+            first = self._manifest["left_out"][0]
+            raise DataError(
+                f"none of {position} images can be used; the first is '{first['name']}': "
+                f"{first['fault']}, {first['detail']}"
+            )
+        self._manifest["complete"] = True
+        self._store(position)
+
+    def _store(self, position: int) -> None:
+        self._manifest["images_done"] = position
+        self._manifest["sizes"] = [
+            {"height": height, "width": width, "images": count}
+            for (height, width), count in sorted(self._histogram.items())
+        ]
+        faults = Counter(entry["fault"] for entry in self._manifest["left_out"])
+        self._manifest["left_out_counts"] = dict(sorted(faults.items()))
+        store_manifest(self._out, self._manifest)
+
+
+class _OpenShard:
+    """A shard that is being written under a hidden name.
+
+    Args:
+        final: the name it will have.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self._final = final
+        self._part = final.with_name(f".{final.name}.tmp")
+        # GNU headers hold names of any length, and nothing but what is set here
+        self._tar = tarfile.open(self._part, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        self._samples = 0
+
+    def has_room(self, sample: Sample, target_size: int) -> bool:
+        """Whether the shard, closed behind this sample, keeps to the target."""
+        blocks = self._tar.offset + len(sample.data) + 4 * tarfile.BLOCKSIZE  # header, pad, end
+        return -(-blocks // tarfile.RECORDSIZE) * tarfile.RECORDSIZE <= target_size
+
+    def add(self, key: str, sample: Sample) -> None:
+        """Appends an image; its time is 0, so that equal images give equal shards."""
+        member = tarfile.TarInfo(f"{key}.{sample.extension}")
+        member.size, member.mode = len(sample.data), 0o444
+        self._tar.addfile(member, BytesIO(sample.data))
+        self._samples += 1
+
+    def publish(self) -> dict[str, Any]:
+        """Closes the shard, gives it its name, and returns its entry in the manifest."""
+        self._tar.close()
+        with self._part.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = self._part.stat().st_size
+        publish(self._part, self._final)
+        name = self._final.name
+        return {"name": name, "samples": self._samples, "bytes": size, "sha256": digest}
+
+    def discard(self) -> None:
+        """Removes what has not been published."""
+        if self._tar.fileobj is not None:
+            self._tar.fileobj.close()
+        self._part.unlink(missing_ok=True)
+
+
+def unique_keys(names: Sequence[str]) -> list[str]:
+    """A webdataset key for every file name: its path without extension, no dots, none twice.
+
+    Bytes that are no UTF-8 are replaced; a name whose key is taken gets `_2`, `_3`, ...
+    """
+    keys: dict[str, None] = {}
+    for name in names:
+        stem = name.rpartition(".")[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        base = key = _NOT_IN_KEYS.sub("_", stem)
+        number = 2
+        while key in keys:
+            key, number = f"{base}_{number}", number + 1
+        keys[key] = None
+    return list(keys)
+
+
+def _size_class(side: int) -> int:
+    """The power of two from which a class of the histogram reaches to the next one."""
+    return 1 << (side.bit_length() - 1)

@@ -1,0 +1,168 @@
+"""Students on disk: what is written is what comes back, without the trainer's packages."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import student as package
+from student.config import HeadConfig, StudentConfig
+from student.errors import StudentError
+from student.model import Student
+from student.storage import load_student, read_student, save_student
+from teachers.features import FeatureSpec
+
+TARGETS = {
+    "siglip": FeatureSpec(summary_dim=5, spatial_dim=6, patch_size=14, resolution=(28, 42)),
+    "clip": FeatureSpec(summary_dim=None, spatial_dim=7, patch_size=16, resolution=(32, 32)),
+}
+
+
+def build(**changes: object) -> Student:
+    torch.manual_seed(0)
+    head = HeadConfig(hidden_dim=12, num_layers=1)
+    sizes = {"width": 16, "heads": 2, "depth": 1, "patch_size": 4, "max_resolution": 24}
+    return Student(StudentConfig(**(sizes | {"head": head} | changes)), TARGETS).eval()
+
+
+def save(student: Student, path: Path) -> None:
+    save_student(
+        path, student.config, student.targets, student.state_dict(), {"commit": "abc", "step": "7"}
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"register_multiple": 8}, {"num_registers": 0, "layer_scale": 0.1}]
+)
+def test_a_loaded_student_is_the_saved_one_bitwise(tmp_path: Path, changes: dict) -> None:
+    student, images = build(**changes), torch.rand(2, 3, 8, 20)
+    save(student, tmp_path / "student.safetensors")
+    loaded = package.load(tmp_path / "student.safetensors")
+    assert not loaded.training
+    assert loaded.config == student.config
+    assert list(loaded.targets.items()) == list(TARGETS.items())
+    assert all(p.requires_grad for p in loaded.parameters())
+    for name, value in student.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    for name, (summary, spatial) in student(images).heads.items():
+        assert torch.equal(loaded(images).heads[name].spatial, spatial)
+        assert summary is None or torch.equal(loaded(images).heads[name].summary, summary)
+
+
+def test_a_bfloat16_student_stays_one(tmp_path: Path) -> None:
+    save(build().bfloat16(), tmp_path / "s")
+    assert {p.dtype for p in load_student(tmp_path / "s").parameters()} == {torch.bfloat16}
+
+
+def test_metadata_come_back_and_initial_weights_are_forgotten(tmp_path: Path) -> None:
+    student = build()
+    init = {"kind": "student", "path": tmp_path / "gone"}
+    config = StudentConfig(**(student.config.model_dump() | {"init": init}))
+    save_student(tmp_path / "s", config, TARGETS, student.state_dict(), {"commit": "abc"})
+    file = read_student(tmp_path / "s")
+    assert file.metadata == {"commit": "abc"}
+    assert file.config == student.config
+
+
+def test_a_student_loads_where_deepspeed_and_distill_cannot_be_imported(tmp_path: Path) -> None:
+    student = build()
+    save(student, tmp_path / "s")
+    images = torch.rand(1, 3, 8, 20)
+    torch.save((images, student(images).heads["siglip"].summary), tmp_path / "expected.pt")
+    code = f"""
+import sys
+sys.modules["deepspeed"] = sys.modules["distill"] = None
+import student, torch
+images, expected = torch.load({str(tmp_path / "expected.pt")!r})
+assert torch.equal(student.load({str(tmp_path / "s")!r})(images).heads["siglip"].summary, expected)
+print("equal")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(package.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "equal\n"), ran.stderr
+
+
+def test_importing_the_package_imports_no_model_library() -> None:
+    code = "import student, sys; print(sorted({'timm', 'torchvision'} & set(sys.modules)))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(package.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.stdout == "[]\n", ran.stderr
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(build(), tmp_path / "s")
+    before = (tmp_path / "s").read_bytes()
+
+    def fail(state: dict, path: Path, header: dict) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("student.storage.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(build(layer_scale=0.1), tmp_path / "s")
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+    assert (tmp_path / "s").read_bytes() == before
+
+
+def test_saving_with_an_unresolved_normalisation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="not resolved; pass Student.config"):
+        save_student(tmp_path / "s", StudentConfig(), TARGETS, build().state_dict(), {})
+
+
+def test_saving_the_weights_of_another_student_is_refused(tmp_path: Path) -> None:
+    student = build()
+    state = student.state_dict()
+    del state["trunk.norm.weight"]
+    with pytest.raises(RuntimeError, match=r"1 weights do not fit.*norm.weight has.*None.*16"):
+        save_student(tmp_path / "s", student.config, TARGETS, state, {})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StudentError, match="nowhere: there is no such file"):
+        load_student(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").write_bytes(b"not a student")
+    with pytest.raises(StudentError, match="not a file of save_student"):
+        load_student(tmp_path / "s")
+
+
+def test_safetensors_of_something_else_are_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "s")
+    with pytest.raises(StudentError, match="its format is None; save_student writes 'featsharp"):
+        load_student(tmp_path / "s")
+
+
+def test_a_header_of_another_version_is_refused_by_the_key(tmp_path: Path) -> None:
+    header = {"format": "featsharp-distill student 1", "config": '{"sise": 1}', "targets": "{}"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "s", header | {"metadata": "{}"})
+    with pytest.raises(StudentError, match="not a file of save_student.*[\n]*sise"):
+        load_student(tmp_path / "s")
+
+
+def test_a_file_whose_weights_are_not_its_students_is_refused(tmp_path: Path) -> None:
+    student = build()
+    save(student, tmp_path / "s")
+    with safe_open(tmp_path / "s", "pt") as file:
+        header = file.metadata()
+    state = student.state_dict() | {"trunk.norm.bias": torch.zeros(3)}
+    save_file(state, tmp_path / "s", header)
+    with pytest.raises(RuntimeError, match=r"trunk.norm.bias has shape \(3,\), expected \(16,\)"):
+        load_student(tmp_path / "s")
