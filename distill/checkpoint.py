@@ -44,7 +44,7 @@ def save_checkpoint(
     Raises:
         OSError: a file could not be written on some rank; the earlier checkpoints are untouched.
     """
-    final, PARTIAL".tmp-{checkpoint_name(step)}"
+    final, partial = root / checkpoint_name(step), root / f".tmp-{checkpoint_name(step)}"
     if distributed.broadcast_object(is_whole(final)):
         return final
     if distributed.rank() == 0:
