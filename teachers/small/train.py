@@ -55,14 +55,15 @@ class Learner(nn.Module):
     def __init__(self, folder: Path, captions: Captions) -> None:
         super().__init__()
         config = load_config(folder)
-        width = config["model_cfg"]["embed_dim"]
-        self.sigmoid = "init_logit_bias" in config["model_cfg"]
+        model = config["model_cfg"]
+        width = model["embed_dim"]
+        self.sigmoid = "init_logit_bias" in model
         self.tower = build_tower(folder)
         self.text = captions.build_tower(width)
         self.image_head = nn.Linear(width, CHANNELS)
         self.token_head = nn.Linear(192, CHANNELS)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.bias = nn.Parameter(torch.tensor(-10.0 if self.sigmoid else 0.0))
+        self.bias = nn.Parameter(torch.tensor(float(model.get("init_logit_bias", 0))))
         for key in ("mean", "std"):
             value = torch.tensor(config["preprocess_cfg"][key]).view(1, 3, 1, 1)
             self.register_buffer(key, value)
