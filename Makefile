@@ -1,0 +1,36 @@
+# Everything lives in the clone: the environment in .venv, runs in runs/.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup quickstart test lint bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Photographs -> shards -> distilled student -> a page to look at: runs/quickstart/page/index.html
+quickstart: setup
+	$(BIN)/python -m data.photographs runs/quickstart-data
+	$(BIN)/python -m data.write_shards runs/quickstart-data/photographs runs/quickstart-data/train
+	$(BIN)/deepspeed --module distill.train_student recipes/quickstart.yaml
+	$(BIN)/python -m distill.evaluate recipes/quickstart.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
