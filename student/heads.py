@@ -3,6 +3,7 @@
 "MLP2" of the RADIO family (../shared/reference/radio-training.md 1.6).
 """
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -35,10 +36,12 @@ class MLP2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_dim) to (..., out_dim) float32."""
-        x = self.fc1(x.to(self.fc1.weight.dtype))
-        for block in self.blocks:
-            x = x + block(x)
-        return self.final(x).float()
+        # Heads and losses stay in full precision where the trunk runs under autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.fc1(x.to(self.fc1.weight.dtype))
+            for block in self.blocks:
+                x = x + block(x)
+            return self.final(x).float()
 
 
 class Head(nn.Module):

@@ -1,0 +1,9 @@
+"""No network and no GPU in tests; torchvision is repaired before any test imports timm."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import teachers  # noqa: E402, F401

@@ -1,0 +1,172 @@
+"""The engine against plain PyTorch: gradients, clipping, averaging, precision, resuming."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from distill import distributed
+from distill.engine import (
+    Engine,
+    EngineConfig,
+    OptimizerConfig,
+    deepspeed_config,
+    parameter_groups,
+)
+from tests.ranks import run_on_ranks
+
+OPTIMIZER = OptimizerConfig(weight_decay=0.1)
+STEPS, MICRO, LR, DECAY = 3, 2, 1e-2, 0.9
+
+
+class TwoHeads(nn.Module):
+    """A token, a trunk, and two heads, of which one is silent in odd steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.token = nn.Parameter(torch.randn(1, 8) * 0.1)
+        self.trunk = nn.Linear(4, 8)
+        self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.tanh(self.trunk(x) + self.token)
+        return self.left(hidden), self.right(hidden)
+
+
+def _batch(step: int, rank: int, micro: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * step + 10 * rank + micro)
+    return torch.randn(4, 4, generator=generator)
+
+
+def _loss(outputs: tuple[Tensor, Tensor], step: int, rank: int) -> Tensor:
+    """The right head speaks on even steps, and then on rank 0 only."""
+    left, right = outputs
+    speaks = float(step % 2 == 0 and rank == 0)
+    return left.square().mean() + speaks * 3 * (right - 1).square().mean()
+
+
+def train_with_engine(stage: int, clip: float, folder: str | None) -> dict[str, Tensor]:
+    """Trains; with a folder it saves after the first step and goes on in a new engine."""
+    config = EngineConfig(zero_stage=stage, gradient_clipping=clip, ema_decay=DECAY)
+
+    def build() -> Engine:
+        return Engine(TwoHeads(), config, OPTIMIZER, micro_batch_size=4, no_decay={"token"})
+
+    engine, rank = build(), distributed.rank()
+    for step in range(STEPS):
+        for micro in range(MICRO):
+            outputs = engine(_batch(step, rank, micro))
+            engine.backward(_loss(outputs, step, rank) / MICRO)
+        engine.step(LR * (step + 1))
+        if folder and step == 0:
+            Path(folder).mkdir(exist_ok=True)
+            distributed.barrier()
+            engine.save(Path(folder))
+            distributed.barrier()
+            engine.close()
+            engine = build()
+            engine.load(Path(folder))
+    now, average = engine.weights(average=False), engine.weights()
+    engine.close()
+    return {**now, **{f"average.{name}": value for name, value in average.items()}}
+
+
+def train_plainly(world: int, clip: float) -> dict[str, Tensor]:
+    """The same in float64, one process, no accumulation."""
+    module = TwoHeads().double()
+    groups = parameter_groups(module, OPTIMIZER, {"token"})
+    adamw = torch.optim.AdamW(groups, lr=LR, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps)
+    average = {n: p.detach().clone() for n, p in module.named_parameters()}
+    for step in range(STEPS):
+        losses = [
+            _loss(module(_batch(step, rank, micro).double()), step, rank)
+            for rank in range(world)
+            for micro in range(MICRO)
+        ]
+        adamw.zero_grad()
+        (sum(losses) / len(losses)).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), clip if clip else float("inf"))
+        for group in adamw.param_groups:
+            group["lr"] = LR * (step + 1)
+        adamw.step()
+        for name, parameter in module.named_parameters():
+            average[name] = DECAY * average[name] + (1 - DECAY) * parameter.detach()
+    now = {n: p.detach() for n, p in module.named_parameters()}
+    return {**now, **{f"average.{name}": value for name, value in average.items()}}
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_ranks_accumulating_equal_one_plain_float64_process(stage: int, clip: float) -> None:
+    expected = train_plainly(2, clip)
+    for weights in run_on_ranks(2, train_with_engine, stage, clip, None):
+        assert weights.keys() == expected.keys()
+        for name, value in weights.items():
+            torch.testing.assert_close(value.double(), expected[name], atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_saving_and_loading_changes_no_bit(stage: int, tmp_path: Path) -> None:
+    straight = run_on_ranks(2, train_with_engine, stage, 0.2, None)[0]
+    resumed = run_on_ranks(2, train_with_engine, stage, 0.2, str(tmp_path / "saved"))[0]
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def _load_with_other_options(folder: str) -> tuple[float, float, float]:
+    def build(optimizer: OptimizerConfig, clip: float) -> Engine:
+        config = EngineConfig(zero_stage=2, gradient_clipping=clip)
+        return Engine(TwoHeads(), config, optimizer, micro_batch_size=4, no_decay=set())
+
+    first = build(OPTIMIZER, 0.2)
+    first.save(Path(folder))
+    first.close()
+    second = build(OptimizerConfig(weight_decay=0.3), 0.7)
+    second.load(Path(folder))
+    optimizer = second._engine.optimizer
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    return decays["decay"], decays["no_decay"], optimizer.clip_grad
+
+
+def test_options_of_the_recipe_win_over_those_of_the_checkpoint(tmp_path: Path) -> None:
+    assert run_on_ranks(1, _load_with_other_options, str(tmp_path)) == [(0.3, 0.0, 0.7)]
+
+
+def _skip_a_step() -> tuple[bool, float, bool]:
+    config = EngineConfig(zero_stage=1, ema_decay=DECAY)
+    engine = Engine(TwoHeads(), config, OPTIMIZER, micro_batch_size=4, no_decay=set())
+    before = engine.weights(average=False)
+    left, right = engine(_batch(0, 0, 0))
+    engine.backward((left.sum() + right.sum()) * (float("nan") if distributed.rank() else 1.0))
+    result = engine.step(LR)
+    same = all(torch.equal(v, before[n]) for n, v in engine.weights(average=False).items())
+    return result.skipped, result.grad_norm, same
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all() -> None:
+    assert run_on_ranks(2, _skip_a_step) == [(True, float("inf"), True)] * 2
+
+
+def test_zero_0_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValidationError, match="ZeRO 0 is not offered.*use 1"):
+        EngineConfig(zero_stage=0)
+
+
+def test_every_key_that_deepspeed_would_guess_is_written() -> None:
+    written = deepspeed_config(EngineConfig(zero_stage=3, gradient_clipping=0.5), 7)
+    assert written["gradient_clipping"] == 0.5
+    assert written["managed_gradient_accumulation"] is False
+    assert written["zero_optimization"]["memory_efficient_linear"] is False
+    assert written["zero_optimization"]["stage"] == 3
+    assert written["train_micro_batch_size_per_gpu"] == 7
+    assert written["checkpoint"] == {"tag_validation": "Fail"}
+
+
+def test_vectors_and_named_matrices_are_not_decayed() -> None:
+    decayed, free = parameter_groups(TwoHeads(), OPTIMIZER, {"token"})
+    assert [tuple(p.shape) for p in decayed["params"]] == [(8, 4), (3, 8), (5, 8)]
+    assert [tuple(p.shape) for p in free["params"]] == [(1, 8), (8,), (3,), (5,)]
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
