@@ -12,6 +12,7 @@ import tarfile
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -296,7 +297,8 @@ class _OpenShard:
 
     def discard(self) -> None:
         """Removes what has not been published."""
-        if self._tar.fileobj is not None:
+        with suppress(OSError):  # closing flushes, which a full disk refuses once more
+            assert self._tar.fileobj is not None
             self._tar.fileobj.close()
         self._part.unlink(missing_ok=True)
 
