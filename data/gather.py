@@ -60,6 +60,10 @@ class _Listing:
                 self._damaged.append((name, "a later member of the archive has the same name"))
             self.places[name], self._sizes[name] = place, size
 
+    @property
+    def num_files(self) -> int:
+        return len(self._sizes) + self._ignored.total() + len(self._damaged)
+
     def add_damage(self, name: str, reason: str) -> None:
         self._damaged.append((name, reason))
 
@@ -163,9 +167,10 @@ def _open_tar(path: Path) -> Iterator[ImageFiles]:
                         listing.add(
                             member.name, member.size, (member.offset_data, member.size), damage
                         )
-        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            if not listing.places:
-                raise DataError(f"'{path}' is no folder, zip or readable tar: {error}") from error
+        except (tarfile.TarError, OSError, ValueError, OverflowError):
+            assert scan.broken  # the scan met the same, and says so
+        if scan.broken and not listing.num_files:
+            raise DataError(f"'{path}' is no folder, zip or readable tar: {scan.broken}")
         for gap in [bad.reason for bad in scan.bad if not bad.key] + [scan.broken or ""]:
             if gap:
                 listing.add_damage("", gap)
