@@ -75,6 +75,5 @@ def _files(path: Path) -> Iterator[tuple[str, str, bytes]]:
 
 def _whole(files: ImageFiles, archive: Path) -> ImageFiles:
     for name, reason in files.damaged[:1]:
-        place = f"{archive}/{name}" if name else str(archive)
-        raise DataError(f"'{place}': {reason}")
+        raise DataError(f"'{archive}', {name}: {reason}")
     return files

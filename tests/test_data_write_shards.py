@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,6 @@ def huge_png() -> bytes:
     """A valid header of 20000 x 20000 pixels, and little else."""
     small = bytearray(encode(0, "PNG", (8, 8)))
     small[16:24] = (20000).to_bytes(4, "big") * 2
-    import zlib
-
     small[29:33] = zlib.crc32(bytes(small[12:29])).to_bytes(4, "big")
     return bytes(small)
 
@@ -179,21 +178,38 @@ def test_bad_images_are_left_out_counted_and_named(
     assert "bad/cut.jpg: truncated, OSError: image file is truncated" in said
 
 
-@pytest.mark.parametrize(
-    ("files", "fault"),
-    [
-        (["good.jpg", "member.jpg"], "Bad CRC-32"),
-    ],
-)
-def test_a_damaged_zip_member_costs_one_image(tmp_path: Path, files: list[str], fault: str) -> None:
-    source = write_zip(tmp_path / "s.zip", {name: encode(i) for i, name in enumerate(files)})
+def test_a_damaged_zip_member_costs_one_image(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "s.zip", {"good.jpg": encode(0), "member.jpg": encode(1)})
     content = bytearray(source.read_bytes())
     content[200] ^= 0xFF
     source.write_bytes(content)
     assert main([str(source), str(tmp_path / "out")]) == 0
     manifest = manifest_of(tmp_path / "out")
     assert manifest["samples"] == 1
-    assert fault in manifest["left_out"][0]["detail"]
+    assert [entry["name"] for entry in manifest["left_out"]] == ["member.jpg"]
+    assert "Bad CRC-32" in manifest["left_out"][0]["detail"]
+
+
+def test_of_two_tar_members_of_one_name_the_last_is_used_and_links_are_left_out(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "s.tar"
+    with tarfile.open(source, "w") as tar:
+        for seed in (1, 2):
+            member = tarfile.TarInfo("a.jpg")
+            member.size = len(encode(seed))
+            tar.addfile(member, io.BytesIO(encode(seed)))
+        member = tarfile.TarInfo("b.jpg")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(member)
+    assert main([str(source), str(tmp_path / "out")]) == 0
+    with tarfile.open(tmp_path / "out/000000.tar") as tar:
+        assert [tar.extractfile(m).read() for m in tar] == [encode(2)]
+    details = {e["name"]: e["detail"] for e in manifest_of(tmp_path / "out")["left_out"]}
+    assert details == {
+        "a.jpg": "a later member of the archive has the same name",
+        "b.jpg": "a link or special file inside the archive",
+    }
 
 
 def test_a_damaged_tar_header_is_named_and_the_images_behind_it_are_kept(tmp_path: Path) -> None:
@@ -207,6 +223,7 @@ def test_a_damaged_tar_header_is_named_and_the_images_behind_it_are_kept(tmp_pat
     manifest = manifest_of(tmp_path / "out")
     assert manifest["samples"] == 3
     assert [entry["fault"] for entry in manifest["left_out"]] == ["unreadable"]
+    assert manifest["left_out"][0]["name"] == "s.tar"
     assert "belong to no readable member" in manifest["left_out"][0]["detail"]
 
 
@@ -252,7 +269,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     files |= {"150copy.png": files["007.png"]}
     source = write_folder(tmp_path / "s", files)
     arguments = [str(source), str(tmp_path / "out"), "--target-size=200KB", "--max-side=140"]
-    shard = tmp_path / "out/000010.tar"
+    shard = tmp_path / "out/000003.tar"
     _run_until(shard.exists, arguments)
     killed = manifest_of(tmp_path / "out")
     assert not killed["complete"]
