@@ -22,7 +22,7 @@ from data.decode import BadImage
 from data.errors import DataError
 from data.gather import ImageFiles, open_images
 from data.intake import LeftOut, Sample, take_image
-from data.manifest import Journal, Manifest, publish, read_manifest, store_manifest
+from data.manifest import MANIFEST, Journal, Manifest, publish, read_manifest, store_manifest
 from data.progress import track
 from data.tar_scan import MAX_IMAGE_BYTES
 
@@ -71,10 +71,9 @@ def write_shards(source: Path, out: Path, options: WriteOptions) -> Manifest:
                         _Run(files, out, options, manifest, journal).write(pool)
                 journal.remove()
     except OSError as error:
-        raise DataError(
-            f"{error.filename or out}: {error.strerror}; the same command continues from the last "
-            "whole shard"
-        ) from error
+        begun = (out / MANIFEST).exists()
+        hint = "; the same command continues from the last whole shard" if begun else ""
+        raise DataError(f"{error.filename or out}: {error.strerror}{hint}") from error
     return manifest
 
 

@@ -103,3 +103,9 @@ def test_shards_that_are_still_being_written_are_refused(tmp_path: Path) -> None
     (tmp_path / "shards/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="has not finished here"):
         load_images(tmp_path / "shards", (8, 8))
+
+
+def test_a_folder_of_shards_and_images_is_refused(folder: Path) -> None:
+    _write_tar(folder / "000.tar", ["x.png"])
+    with pytest.raises(DataError, match=r"holds shards and images \('a\.png'\)"):
+        load_images(folder, (8, 8))

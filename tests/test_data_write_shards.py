@@ -448,7 +448,7 @@ def test_sources_that_cannot_work_are_refused(
     message = _error(capsys, tmp_path / "bad", out)
     assert "none of 1 images can be used; the first is '1.jpg': unreadable" in message
     (tmp_path / "file").touch()
-    assert "Not a directory" in _error(capsys, photos, tmp_path / "file/out")
+    assert _error(capsys, photos, tmp_path / "file/out").endswith("file/out: Not a directory\n")
 
 
 def test_a_source_that_vanishes_stops_the_run_instead_of_shrinking_it(
