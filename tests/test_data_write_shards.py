@@ -25,7 +25,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.index import load_index
 from data.intake import LeftOut, Sample, take_image
-from data.shard_writer import unique_keys
+from data.shard_file import unique_keys
 from data.stream import TrainStream
 from data.write_shards import main
 
@@ -502,7 +502,7 @@ def test_an_interrupt_ends_with_a_message(
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.shard_writer.publish", interrupt)
+    monkeypatch.setattr("data.shard_file.publish", interrupt)
     assert main([str(photos), str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "write_shards: interrupted; the same command continues\n"
     assert set(snapshot(tmp_path / "out")) == {"manifest.json"}
