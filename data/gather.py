@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from data.decode import BadImage
 from data.errors import DataError
@@ -59,6 +59,10 @@ class _Listing:
             if name in self.places:
                 self._damaged.append((name, "a later member of the archive has the same name"))
             self.places[name], self._sizes[name] = place, size
+
+    @property
+    def num_files(self) -> int:
+        return len(self._sizes) + self._ignored.total() + len(self._damaged)
 
     def add_damage(self, name: str, reason: str) -> None:
         self._damaged.append((name, reason))
@@ -152,26 +156,35 @@ def _open_zip(path: Path) -> Iterator[ImageFiles]:
 @contextmanager
 def _open_tar(path: Path) -> Iterator[ImageFiles]:
     listing = _Listing()
-    scan = scan_shard(path, path.name)  # finds damaged headers, behind which tarfile reads nothing
+    scan = scan_shard(path, path.name)  # finds the gaps that tarfile passes over in silence
+    broken = scan.broken
     with path.open("rb") as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
-                for member in tar:
-                    if not member.isdir():
-                        whole = member.isreg() and not member.issparse()
-                        damage = None if whole else "a link or special file inside the archive"
-                        listing.add(
-                            member.name, member.size, (member.offset_data, member.size), damage
-                        )
+            _list_tar(file, listing)
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            if not listing.places:
-                raise DataError(f"'{path}' is no folder, zip or readable tar: {error}") from error
-        for gap in [bad.reason for bad in scan.bad if not bad.key] + [scan.broken or ""]:
-            if gap:
-                listing.add_damage("", gap)
+            broken = broken or str(error)
+        if broken and not listing.num_files:
+            raise DataError(f"'{path}' is no folder, zip or readable tar: {broken}")
+        for reason in [bad.reason for bad in scan.bad if not bad.key] + [broken]:
+            if reason:
+                listing.add_damage(path.name, reason)
 
         def read(name: str) -> bytes:
             offset, size = listing.places[name]
             return os.pread(file.fileno(), size, offset)
 
         yield listing.files(read)
+
+
+def _list_tar(file: IO[bytes], listing: _Listing) -> None:
+    end = 0
+    with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+            if member.size < 0 or member.offset < end:
+                return  # points backwards, perhaps for ever; the scan has named it
+            end = member.offset_data + member.size
+            if not member.isdir():
+                plain = member.isreg() and not member.issparse()
+                damage = None if plain else "a link or special file inside the archive"
+                listing.add(member.name, member.size, (member.offset_data, member.size), damage)

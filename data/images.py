@@ -61,6 +61,9 @@ def _files(path: Path) -> Iterator[tuple[str, str, bytes]]:
     shards = sorted(path.glob("*.tar")) if path.is_dir() else []
     if shards:
         load_manifest(path)  # refuses shards that are still being written
+        with open_images(path) as loose:
+            for name in loose.sizes:
+                raise DataError(f"'{path}' holds shards and images ('{name}'); name one of them")
     for archive in shards or [path]:
         with open_images(archive) as files:
             prefix = "" if archive.is_dir() else f"{archive.name}/"
@@ -75,6 +78,5 @@ def _files(path: Path) -> Iterator[tuple[str, str, bytes]]:
 
 def _whole(files: ImageFiles, archive: Path) -> ImageFiles:
     for name, reason in files.damaged[:1]:
-        place = f"{archive}/{name}" if name else str(archive)
-        raise DataError(f"'{place}': {reason}")
+        raise DataError(f"'{archive}', {name}: {reason}")
     return files

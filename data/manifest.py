@@ -128,4 +128,6 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not os.fstat(self._file.fileno()).st_size:  # says nothing, as after a refusal
+            self.remove()
         self._file.close()

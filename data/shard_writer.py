@@ -7,13 +7,10 @@ their names when they are whole and durable, and the manifest follows each.
 import hashlib
 import json
 import os
-import re
-import tarfile
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,11 @@ from data.decode import BadImage
 from data.errors import DataError
 from data.gather import ImageFiles, open_images
 from data.intake import LeftOut, Sample, take_image
-from data.manifest import Journal, Manifest, publish, read_manifest, store_manifest
+from data.manifest import MANIFEST, Journal, Manifest, read_manifest, store_manifest
 from data.progress import track
+from data.shard_file import OpenShard, unique_keys
 from data.tar_scan import MAX_IMAGE_BYTES
 
-_NOT_IN_KEYS = re.compile(r"[.\x00-\x1f\x7f]")  # the first dot of a member ends its key
 _MAX_THREADS = 16
 
 
@@ -70,10 +67,9 @@ def write_shards(source: Path, out: Path, options: WriteOptions) -> Manifest:
                         _Run(files, out, options, manifest, journal).write(pool)
                 journal.remove()
     except OSError as error:
-        raise DataError(
-            f"{error.filename or out}: {error.strerror}; the same command continues from the last "
-            "whole shard"
-        ) from error
+        begun = (out / MANIFEST).exists()
+        hint = "; the same command continues from the last whole shard" if begun else ""
+        raise DataError(f"{error.filename or out}: {error.strerror}{hint}") from error
     return manifest
 
 
@@ -179,7 +175,7 @@ class _Run:
                     self._close(shard, position)
                     shard = None
                 if shard is None:
-                    shard = _OpenShard(self._out / f"{len(self._manifest['shards']):06}.tar")
+                    shard = OpenShard(self._out / f"{len(self._manifest['shards']):06}.tar")
                 shard.add(key, sample)
                 self._note(sample, position)
             if shard is not None:
@@ -227,7 +223,7 @@ class _Run:
         self._records.append((sample.digest, position))
         self._histogram[_size_class(sample.height), _size_class(sample.width)] += 1
 
-    def _close(self, shard: "_OpenShard", position: int) -> None:
+    def _close(self, shard: OpenShard, position: int) -> None:
         facts = shard.publish()
         self._journal.add(self._records)
         self._records = []
@@ -256,65 +252,6 @@ class _Run:
         faults = Counter(entry["fault"] for entry in self._manifest["left_out"])
         self._manifest["left_out_counts"] = dict(sorted(faults.items()))
         store_manifest(self._out, self._manifest)
-
-
-class _OpenShard:
-    """A shard that is being written under a hidden name.
-
-    Args:
-        final: the name it will have.
-    """
-
-    def __init__(self, final: Path) -> None:
-        self._final = final
-        self._part = final.with_name(f".{final.name}.tmp")
-        # GNU headers hold names of any length, and nothing but what is set here
-        self._tar = tarfile.open(self._part, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
-        self._samples = 0
-
-    def has_room(self, sample: Sample, target_size: int) -> bool:
-        """Whether the shard, closed behind this sample, keeps to the target."""
-        blocks = self._tar.offset + len(sample.data) + 4 * tarfile.BLOCKSIZE  # header, pad, end
-        return -(-blocks // tarfile.RECORDSIZE) * tarfile.RECORDSIZE <= target_size
-
-    def add(self, key: str, sample: Sample) -> None:
-        """Appends an image; its time is 0, so that equal images give equal shards."""
-        member = tarfile.TarInfo(f"{key}.{sample.extension}")
-        member.size, member.mode = len(sample.data), 0o444
-        self._tar.addfile(member, BytesIO(sample.data))
-        self._samples += 1
-
-    def publish(self) -> dict[str, Any]:
-        """Closes the shard, gives it its name, and returns its entry in the manifest."""
-        self._tar.close()
-        with self._part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = self._part.stat().st_size
-        publish(self._part, self._final)
-        name = self._final.name
-        return {"name": name, "samples": self._samples, "bytes": size, "sha256": digest}
-
-    def discard(self) -> None:
-        """Removes what has not been published."""
-        if self._tar.fileobj is not None:
-            self._tar.fileobj.close()
-        self._part.unlink(missing_ok=True)
-
-
-def unique_keys(names: Sequence[str]) -> list[str]:
-    """A webdataset key for every file name: its path without extension, no dots, none twice.
-
-    Bytes that are no UTF-8 are replaced; a name whose key is taken gets `_2`, `_3`, ...
-    """
-    keys: dict[str, None] = {}
-    for name in names:
-        stem = name.rpartition(".")[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        base = key = _NOT_IN_KEYS.sub("_", stem)
-        number = 2
-        while key in keys:
-            key, number = f"{base}_{number}", number + 1
-        keys[key] = None
-    return list(keys)
 
 
 def _size_class(side: int) -> int:
