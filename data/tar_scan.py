@@ -157,7 +157,7 @@ def _skip_global_headers(file: IO[bytes], start: int, stop: int) -> int:
         file.seek(start)
         try:
             header = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
-        except tarfile.HeaderError:  # type: ignore[attr-defined]
+        except tarfile.HeaderError:
             break
         if header.type != tarfile.XGLTYPE:
             break
