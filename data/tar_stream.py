@@ -9,7 +9,7 @@ import os
 import signal
 import tarfile
 from collections.abc import Generator, Iterator
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -167,7 +167,7 @@ def _walk(
     """Yields images and gaps; returns why the rest of the shard is missing, or None."""
     end = 0
     # "r:" and a bare file: nothing compressed is expanded, and damaged headers are passed over.
-    with tarfile.open(fileobj=stream, mode="r:", ignore_zeros=True) as tar:
+    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:", ignore_zeros=True) as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
             stream.members += 1
