@@ -123,8 +123,7 @@ class LaneSource:
             for shard, number in enumerate(self._dealt(epoch)):
                 if shard < first:
                     continue
-                if not skip:
-                    self._count_shard()
+                self._count_shard()
                 opened = read_shard(
                     source.urls[number], source.names[number], allow_pipe=source.allow_pipe
                 )
