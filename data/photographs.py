@@ -58,7 +58,12 @@ PHOTOGRAPHS = (
         "skimage", "astronaut.png", "Eileen Collins", "NASA", _PUBLIC, "https://flic.kr/p/r9qvLn"
     ),
     Photograph(
-        "skimage", "camera.png", "Man with a camera", "Lav Varshney", _ZERO, f"{_SKIMAGE}/pull/3927"
+        "skimage",
+        "camera.png",
+        "Man with a camera",
+        "Lav Varshney",
+        _ZERO,
+        f"{_SKIMAGE}/issues/3927",
     ),
     Photograph(
         "skimage",
