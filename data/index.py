@@ -21,7 +21,7 @@ import numpy as np
 from data.bad import check_share, log_bad
 from data.batch import BadSample
 from data.errors import DataError
-from data.manifest import load_manifest
+from data.manifest import MANIFEST, load_manifest
 from data.progress import track
 from data.tar_scan import ShardScan, scan_shard
 

@@ -24,7 +24,7 @@ from data.mixture import Mixture
 from data.shards import unique_names
 from data.tar_stream import check_url
 
-_CHUNK_UNIT = 1000  # samples of a lane for each unit of `DataConfig.shuffle_window`
+_CHUNK_UNIT = 100  # samples of a lane for each unit of `DataConfig.shuffle_window`
 
 
 class _Part(NamedTuple):
