@@ -226,7 +226,7 @@ def _manifest(shards: list[str], **wrong: object) -> None:
         }
         listed.append({**facts, **wrong} if shard.name == "1.tar" else facts)
     path = Path(shards[0]).parent / "manifest.json"
-    path.write_text(json.dumps({"shards": listed}))
+    path.write_text(json.dumps({"complete": True, "shards": listed}))
 
 
 def test_shards_that_agree_with_their_manifest_are_good(shards: list[str]) -> None:
