@@ -120,6 +120,11 @@ class StudentRecipe(BaseModel):
             if name not in self.teachers:
                 known = ", ".join(self.teachers)
                 raise ValueError(f"objective.weights.{name}: no such teacher; there are {known}")
+        if self.student.head.only is not None:
+            raise ValueError(
+                "student.head.only: is for exported students; in training, leave a teacher out of "
+                "teachers, or set its weights in objective.weights to 0"
+            )
         patch = self.student.patch_size
         if any(side % patch for side in self.run.resolution):
             near = [max(patch, round(side / patch) * patch) for side in self.run.resolution]
