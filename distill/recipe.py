@@ -122,6 +122,11 @@ class StudentRecipe(BaseModel):
             if name not in self.teachers:
                 known = ", ".join(self.teachers)
                 raise ValueError(f"objective.weights.{name}: no such teacher; there are {known}")
+        if self.student.head.only is not None:
+            raise ValueError(
+                "student.head.only: is for exported students; in training, leave a teacher out of "
+                "teachers, or set its weights in objective.weights to 0"
+            )
         self._check_resolution("run.resolution", self.run.resolution)
         for number, resolution in enumerate(self.evaluation.resolutions if self.evaluation else ()):
             self._check_resolution(f"evaluation.resolutions.{number}", resolution)

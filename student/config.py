@@ -60,11 +60,18 @@ class HeadConfig(_Config):
         num_layers: residual inner blocks.
         upsample: teacher name to u; that teacher's map comes out u times denser than the
             student's own grid, along both axes. 1 for teachers not named.
+        only: the teachers whose MLPs there are; None for all. The others keep their class tokens,
+            which every other token attends to, so dropping their MLPs changes no other output.
     """
 
     hidden_dim: PositiveInt = 1520
     num_layers: NonNegativeInt = 3
     upsample: dict[str, PositiveInt] = Field(default_factory=dict)
+    only: tuple[str, ...] | None = None
+
+    def has(self, teacher: str) -> bool:
+        """Whether a teacher has its MLPs."""
+        return self.only is None or teacher in self.only
 
 
 class TimmInit(_Config):

@@ -21,8 +21,8 @@ class StudentOutput(NamedTuple):
     Attributes:
         backbone: its own features. The summary joins the class tokens of the teachers that have
             one, in their order; None where no teacher has.
-        heads: for each teacher, the student's prediction of that teacher's features, on the
-            student's own grid (times the head's upsampling).
+        heads: for each teacher (of `head.only`, where it is given), the student's prediction of
+            that teacher's features, on the student's own grid (times the head's upsampling).
     """
 
     backbone: Features
@@ -59,6 +59,7 @@ class Student(nn.Module):
             {
                 name: Head(width, target, config.head, config.head.upsample.get(name, 1))
                 for name, target in targets.items()
+                if config.head.has(name)
             }
         )
         num_summaries = sum(target.summary_dim is not None for target in targets.values())
@@ -143,10 +144,11 @@ def _check_targets(config: StudentConfig, targets: Mapping[str, FeatureSpec]) ->
                 f"teacher {name!r}: the name becomes part of parameter names; it must not be "
                 "empty, contain a dot, or be an attribute of torch's ModuleDict"
             )
-    for name in config.head.upsample:
-        if name not in targets:
-            close = difflib.get_close_matches(name, targets, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise StudentError(
-                f"student.head.upsample: no teacher {name!r}{hint}; there are {sorted(targets)}"
-            )
+    for key, names in (("upsample", config.head.upsample), ("only", config.head.only or ())):
+        for name in names:
+            if name not in targets:
+                close = difflib.get_close_matches(name, targets, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise StudentError(
+                    f"student.head.{key}: no teacher {name!r}{hint}; there are {sorted(targets)}"
+                )

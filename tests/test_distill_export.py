@@ -1,0 +1,246 @@
+"""The exported file: the checkpoint's student in every number, and one that needs no trainer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.checkpoint import save_checkpoint
+from distill.config import dump_yaml, validate
+from distill.errors import RecipeError
+from distill.export import export_student, find_checkpoint, main
+from distill.feature_statistics import TargetStatistics, save_statistics
+from distill.recipe import StudentRecipe
+from student.config import HeadConfig, StudentConfig
+from student.errors import StudentError
+from student.model import Student
+from student.storage import load_student, read_student, save_student
+from teachers.features import FeatureSpec
+from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
+
+TARGETS = {
+    "siglip": FeatureSpec(summary_dim=5, spatial_dim=6, patch_size=14, resolution=(28, 42)),
+    "clip": FeatureSpec(summary_dim=9, spatial_dim=8, patch_size=16, resolution=(32, 32)),
+    "muted": FeatureSpec(summary_dim=None, spatial_dim=3, patch_size=16, resolution=(32, 32)),
+}
+IMAGES = torch.rand(2, 3, 8, 20, generator=torch.Generator().manual_seed(1))
+BLOCKING = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("deepspeed", "distill"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocker())
+import torch, student
+model = student.load(sys.argv[1])
+output = model(torch.load(sys.argv[2]))
+torch.save({n: tuple(f) for n, f in output.heads.items()}, sys.argv[3])
+"""
+
+
+def build() -> Student:
+    torch.manual_seed(0)
+    head = HeadConfig(hidden_dim=12, num_layers=1, upsample={"clip": 2})
+    return Student(
+        StudentConfig(width=16, heads=2, depth=2, patch_size=4, max_resolution=24, head=head),
+        TARGETS,
+    ).eval()
+
+
+def statistics(name: str) -> PhiS:
+    """PHI-S of features with an offset and unequal channels, as teachers have."""
+    generator = torch.Generator().manual_seed(len(name))
+    dim = TARGETS[name].spatial_dim
+    sums = FeatureStatistics.zeros(dim)
+    mixing = torch.randn(dim, dim, generator=generator)
+    sums.update(torch.randn(500, dim, generator=generator) @ mixing + 3)
+    return fit_phi_s(sums)
+
+
+def write_run(folder: Path, student: Student, *, step: int = 7, phi_s: str = "phi_s") -> Path:
+    """A checkpoint as training leaves it: the teacher of weight zero has no statistics."""
+
+    def write(path: Path) -> None:
+        save_student(
+            path / "student.safetensors", student.config, TARGETS, student.state_dict(), {}
+        )
+        for name in ("siglip", "clip"):
+            each = TargetStatistics(statistics(name), torch.ones(()))
+            save_statistics(path / "statistics" / f"{name}.safetensors", each, "checkpoint")
+        (path / "recipe.yaml").write_text(dump_yaml({"objective": {"standardisation": phi_s}}))
+
+    facts = {"versions": {"torch": "2.13"}}
+    return save_checkpoint(folder / "checkpoints", step, write, facts, keep=2)
+
+
+def export(checkpoint: Path, out: Path, **options: object) -> Student:
+    export_student(
+        checkpoint, out, **({"head": None, "teacher_space": False, "force": False} | options)
+    )
+    return load_student(out)
+
+
+def outputs(student: Student) -> dict[str, Tensor]:
+    with torch.no_grad():
+        output = student(IMAGES)
+    named = {"backbone": output.backbone, **output.heads}
+    return {
+        f"{n}/{p}": v for n, f in named.items() for p, v in f._asdict().items() if v is not None
+    }
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+    main()
+
+
+def test_the_export_returns_what_the_checkpoint_does_bit_for_bit(tmp_path: Path) -> None:
+    student = build()
+    exported = export(write_run(tmp_path, student), tmp_path / "new" / "s.safetensors")
+    due, came = outputs(student), outputs(exported)
+    assert due.keys() == came.keys()
+    assert all(torch.equal(came[name], due[name]) for name in due)
+
+
+@pytest.mark.parametrize("head", TARGETS)
+def test_the_kept_head_and_the_backbone_return_the_same_bits(tmp_path: Path, head: str) -> None:
+    student = build()
+    exported = export(write_run(tmp_path, student), tmp_path / "s", head=head)
+    due, came = outputs(student), outputs(exported)
+    assert came.keys() == {n for n in due if n.startswith(("backbone/", f"{head}/"))}
+    assert all(torch.equal(came[name], due[name]) for name in came)
+    assert not [n for n in exported.state_dict() if n.startswith("heads.") and head not in n]
+
+
+def test_a_student_of_one_head_can_be_exported_again(tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path, build())
+    export(checkpoint, tmp_path / "s", head="clip")
+    (checkpoint / "student.safetensors").write_bytes((tmp_path / "s").read_bytes())
+    again = export(checkpoint, tmp_path / "t")
+    assert list(again.heads) == ["clip"]
+    with pytest.raises(RecipeError, match="no head 'siglip'.*there are clip"):
+        export(checkpoint, tmp_path / "u", head="siglip")
+
+
+@pytest.mark.parametrize("head", ["siglip", "clip"])  # clip's head is twice as dense as the grid
+def test_a_folded_head_speaks_the_teachers_own_space(tmp_path: Path, head: str) -> None:
+    student = build()
+    checkpoint = write_run(tmp_path, student)
+    folded = export(checkpoint, tmp_path / "s", head=head, teacher_space=True)
+    before, came = outputs(student), outputs(folded)
+    due = statistics(head).inverse(before[f"{head}/spatial"])
+    assert (due - before[f"{head}/spatial"]).abs().max() > 1  # else folding did nothing
+    torch.testing.assert_close(came[f"{head}/spatial"], due, atol=1e-5, rtol=1e-5)
+    for name in (f"{head}/summary", "backbone/summary", "backbone/spatial"):
+        assert torch.equal(came[name], before[name])
+
+
+def test_the_file_tells_where_it_comes_from(tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path, build())
+    export(checkpoint, tmp_path / "s", head="clip", teacher_space=True)
+    metadata = read_student(tmp_path / "s").metadata
+    assert metadata["recipe"] == (checkpoint / "recipe.yaml").read_text()
+    assert json.loads(metadata["versions"]) == {"torch": "2.13"}
+    assert (metadata["step"], metadata["head_space"]) == ("7", "teacher")
+
+
+def test_the_file_loads_where_neither_deepspeed_nor_distill_can_be_imported(tmp_path: Path) -> None:
+    student = build()
+    export(write_run(tmp_path, student), tmp_path / "s")
+    torch.save(IMAGES, tmp_path / "images.pt")
+    paths = [str(tmp_path / name) for name in ("s", "images.pt", "out.pt")]
+    subprocess.run([sys.executable, "-c", BLOCKING, *paths], check=True, cwd=Path.cwd())
+    came, due = torch.load(tmp_path / "out.pt"), student(IMAGES).heads
+    for name, (summary, spatial) in due.items():
+        torch.testing.assert_close(came[name][1], spatial)
+        assert summary is None or torch.allclose(came[name][0], summary)
+
+
+def test_a_runs_folder_means_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+    student = build()
+    old, new = (write_run(tmp_path, student, step=step) for step in (7, 9))
+    assert find_checkpoint(tmp_path) == new
+    assert find_checkpoint(old) == old
+    (new / "student.safetensors").write_bytes(b"")
+    assert find_checkpoint(tmp_path) == old
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no whole checkpoint here and none in .*checkpoints"):
+        find_checkpoint(tmp_path)
+
+
+def test_the_command_writes_and_says_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, build())
+    command(monkeypatch, tmp_path, "--format", "safetensors", tmp_path / "s", "--head", "clip")
+    assert "MB, from" in capsys.readouterr().out
+    assert list(load_student(tmp_path / "s").heads) == ["clip"]
+
+
+def test_a_mistake_ends_the_command_with_code_2_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, build())
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, tmp_path, tmp_path / "s", "--head", "siglib")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: --head: no head 'siglib' (did you mean 'siglip'?); there are siglip, clip, muted\n"
+    )
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_file_that_is_there_is_overwritten_only_by_force(tmp_path: Path) -> None:
+    checkpoint, out = write_run(tmp_path, build()), tmp_path / "s"
+    out.write_text("mine")
+    with pytest.raises(RecipeError, match="already there; --force overwrites it"):
+        export(checkpoint, out)
+    assert out.read_text() == "mine"
+    export(checkpoint, out, force=True)
+
+
+def test_a_folder_as_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"is a folder; name the file to write, .*/student\.safe"):
+        export(write_run(tmp_path, build()), tmp_path, force=True)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match="file/s: cannot be written"):
+        export(write_run(tmp_path, build()), tmp_path / "file" / "s")
+
+
+def test_a_head_that_was_never_trained_has_no_teacher_space(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no statistics of 'muted', whose losses have weight"):
+        export(write_run(tmp_path, build()), tmp_path / "s", teacher_space=True)
+
+
+def test_there_is_nothing_to_fold_where_nothing_was_standardised(tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path, build(), phi_s="none")
+    with pytest.raises(RecipeError, match="standardisation=none, so its heads already"):
+        export(checkpoint, tmp_path / "s", head="clip", teacher_space=True)
+
+
+def test_a_student_of_one_unknown_head_is_refused() -> None:
+    config = build().config
+    only = config.head.model_copy(update={"only": ("clib",)})
+    with pytest.raises(StudentError, match=r"student.head.only: no teacher 'clib' \(did you mean"):
+        Student(config.model_copy(update={"head": only}), TARGETS)
+
+
+def test_a_recipe_that_trains_one_head_only_is_refused() -> None:
+    tree = {
+        "run": {"dir": "runs/x", "steps": 30, "resolution": 32, "batch_size": 2},
+        "data": {"sources": [{"shards": "x.tar"}]},
+        "teachers": {"t": {"kind": "timm", "model": "vit_tiny_patch16_224", "weights": "none"}},
+        "student": {"size": "tiny", "head": {"only": ["t"]}},
+        "schedule": {"warmup_steps": 0},
+    }
+    with pytest.raises(RecipeError, match="student.head.only: is for exported students"):
+        validate(StudentRecipe, tree, "recipe")
