@@ -100,7 +100,7 @@ def scan_shard(path: Path, name: str) -> ShardScan:
     try:
         length = path.stat().st_size
         with path.open("rb") as file:
-            for member in _members(file):
+            for member in _members(file, length):
                 if member.size < 0 or member.offset < end:
                     scan.broken = f"a header at byte {member.offset} points backwards"
                     break
@@ -124,15 +124,16 @@ def scan_shard(path: Path, name: str) -> ShardScan:
     return scan
 
 
-def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    try:
-        tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115
-    except tarfile.ReadError:  # not one header; `_check_end` says what the file is
-        return
-    with tar:
-        while (member := tar.next()) is not None:
-            yield member
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+def _members(file: IO[bytes], length: int) -> Iterator[tarfile.TarInfo]:
+    while file.tell() < length:
+        try:
+            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+                while (member := tar.next()) is not None:
+                    yield member
+                    tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+            return
+        except tarfile.ReadError:  # a damaged header behind a pax one: begin again behind both
+            continue
 
 
 def _has_bytes(file: IO[bytes], start: int, stop: int) -> bool:

@@ -1,5 +1,6 @@
 """The index: what it holds, when it is built again, and what a manifest must agree with."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -99,10 +101,10 @@ def test_a_changed_shard_is_noticed_by_its_size_or_its_time(
 ) -> None:
     first = _load(shards, tmp_path / "cache")
     status = os.stat(shards[1])
-    _write(Path(shards[1]), {"c": b"444"})
+    _write(Path(shards[1]), {"x": b"333"})
     os.utime(shards[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert os.stat(shards[1]).st_size == status.st_size
-    assert _samples(_load(shards, tmp_path / "cache"))[2] == ("c", b"444")
+    assert _samples(_load(shards, tmp_path / "cache"))[2] == ("x", b"333")
     _write(Path(shards[1]), {"c": b"x" * 20_000})
     os.utime(shards[1], ns=(status.st_atime_ns, status.st_mtime_ns))
     second = _load(shards, tmp_path / "cache")
@@ -151,6 +153,17 @@ def test_processes_that_ask_together_get_one_index(shards: list[str], tmp_path: 
         process.join()
     assert digests == {_load(shards).digest}
     assert sorted(path.name[:6] for path in cache.iterdir()) == [".lock", "index-"]
+
+
+def test_who_asks_during_a_build_waits_for_it(shards: list[str], tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = threading.Thread(target=_load, args=(shards, tmp_path))
+        other.start()
+        other.join(0.1)
+        assert other.is_alive()
+    other.join(10)
+    assert not other.is_alive()
 
 
 def test_a_killed_build_leaves_nothing_that_looks_whole(
@@ -203,9 +216,11 @@ def test_a_broken_shard_counts_for_the_samples_of_a_usual_one(shards: list[str])
 
 
 def test_a_broken_shard_counts_at_least_once(shards: list[str]) -> None:
-    raw = Path(shards[0]).read_bytes()
-    Path(shards[0]).write_bytes(raw[: 2 * 512 + 512 + 1024])  # both samples, no end
-    assert [bad.shard for bad in _load(shards).bad] == ["0.tar"]
+    raw = Path(shards[2]).read_bytes()
+    Path(shards[2]).write_bytes(raw[: 512 + 1024 + 512 + 512])  # both samples, no end
+    index = _load(shards)
+    assert [bad.shard for bad in index.bad] == ["2.tar"]
+    assert _samples(index) == EVERYTHING
 
 
 def test_shards_without_any_image_are_refused(shards: list[str]) -> None:
