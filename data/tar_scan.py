@@ -26,6 +26,11 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
+def _printable(name: str) -> str:
+    """A name that is not UTF-8 with its other bytes as `\\xe9`, so that keys can be stored."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @dataclass
 class ShardScan:
     """What one pass over a shard's headers finds.
@@ -60,7 +65,7 @@ class MemberFilter:
 
     def image_key(self, member: tarfile.TarInfo) -> str | None:
         """The sample's key where the member is its image; None for anything else."""
-        name = split_name(member.name)
+        name = split_name(_printable(member.name))
         if member.isdir() or name is None:
             return None
         key, extension = name
@@ -127,7 +132,7 @@ def scan_shard(path: Path, name: str) -> ShardScan:
 def _members(file: IO[bytes], length: int) -> Iterator[tarfile.TarInfo]:
     while file.tell() < length:
         try:
-            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, encoding="utf-8") as tar:
                 while (member := tar.next()) is not None:
                     yield member
                     tar.members = []  # type: ignore[attr-defined]  # else it keeps every header

@@ -24,7 +24,7 @@ CONTENTS = ({"a": b"1", "größe": b"22" * 300}, {"c": b"333"}, {"d": b"4" * 600
 
 
 def _write(path: Path, contents: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for key, data in contents.items():
             info = tarfile.TarInfo(f"{key}.jpg")
             info.size = len(data)
@@ -122,6 +122,11 @@ def test_the_digest_is_that_of_the_data_wherever_they_lie(
     folder.rename(Path(shards[0]).parent)
     assert _load(shards).digest == digest
     assert _load(shards[::-1]).digest != digest
+
+
+def test_a_name_that_is_not_utf8_becomes_a_key_that_can_be_printed(shards: list[str]) -> None:
+    _write(Path(shards[1]), {"caf\udce9": b"333"})  # how Python holds the byte e9 of Latin-1
+    assert _samples(_load(shards))[2] == ("caf\\xe9", b"333")
 
 
 def test_a_pickled_index_is_small_and_maps_its_arrays_again(
