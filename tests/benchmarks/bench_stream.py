@@ -130,9 +130,7 @@ def open_clip_transforms() -> Iterator[Callable[[Image.Image], torch.Tensor]]:
     from torchvision.transforms import Compose, PILToTensor
 
     how = AugmentationConfig()
-    own: Any = image_transform(
-        OUTPUT, is_train=True, aug_cfg=AugmentationCfg(scale=how.scale)
-    )
+    own: Any = image_transform(OUTPUT, is_train=True, aug_cfg=AugmentationCfg(scale=how.scale))
     yield own
     yield Compose([*own.transforms[:-2], PILToTensor()])
 
