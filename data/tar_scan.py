@@ -26,6 +26,11 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
+def _printable(name: str) -> str:
+    """A name that is not UTF-8 with its other bytes as `\\xe9`, so that keys can be stored."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @dataclass
 class ShardScan:
     """What one pass over a shard's headers finds.
@@ -60,7 +65,7 @@ class MemberFilter:
 
     def image_key(self, member: tarfile.TarInfo) -> str | None:
         """The sample's key where the member is its image; None for anything else."""
-        name = split_name(member.name)
+        name = split_name(_printable(member.name))
         if member.isdir() or name is None:
             return None
         key, extension = name
@@ -100,7 +105,7 @@ def scan_shard(path: Path, name: str) -> ShardScan:
     try:
         length = path.stat().st_size
         with path.open("rb") as file:
-            for member in _members(file):
+            for member in _members(file, length):
                 if member.size < 0 or member.offset < end:
                     scan.broken = f"a header at byte {member.offset} points backwards"
                     break
@@ -124,15 +129,16 @@ def scan_shard(path: Path, name: str) -> ShardScan:
     return scan
 
 
-def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    try:
-        tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115
-    except tarfile.ReadError:  # not one header; `_check_end` says what the file is
-        return
-    with tar:
-        while (member := tar.next()) is not None:
-            yield member
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+def _members(file: IO[bytes], length: int) -> Iterator[tarfile.TarInfo]:
+    while file.tell() < length:
+        try:
+            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, encoding="utf-8") as tar:
+                while (member := tar.next()) is not None:
+                    yield member
+                    tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+            return
+        except tarfile.ReadError:  # a damaged header behind a pax one: begin again behind both
+            continue
 
 
 def _has_bytes(file: IO[bytes], start: int, stop: int) -> bool:

@@ -1,5 +1,6 @@
 """The index: what it holds, when it is built again, and what a manifest must agree with."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ CONTENTS = ({"a": b"1", "größe": b"22" * 300}, {"c": b"333"}, {"d": b"4" * 600
 
 
 def _write(path: Path, contents: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for key, data in contents.items():
             info = tarfile.TarInfo(f"{key}.jpg")
             info.size = len(data)
@@ -99,10 +101,10 @@ def test_a_changed_shard_is_noticed_by_its_size_or_its_time(
 ) -> None:
     first = _load(shards, tmp_path / "cache")
     status = os.stat(shards[1])
-    _write(Path(shards[1]), {"c": b"444"})
+    _write(Path(shards[1]), {"x": b"333"})
     os.utime(shards[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert os.stat(shards[1]).st_size == status.st_size
-    assert _samples(_load(shards, tmp_path / "cache"))[2] == ("c", b"444")
+    assert _samples(_load(shards, tmp_path / "cache"))[2] == ("x", b"333")
     _write(Path(shards[1]), {"c": b"x" * 20_000})
     os.utime(shards[1], ns=(status.st_atime_ns, status.st_mtime_ns))
     second = _load(shards, tmp_path / "cache")
@@ -120,6 +122,11 @@ def test_the_digest_is_that_of_the_data_wherever_they_lie(
     folder.rename(Path(shards[0]).parent)
     assert _load(shards).digest == digest
     assert _load(shards[::-1]).digest != digest
+
+
+def test_a_name_that_is_not_utf8_becomes_a_key_that_can_be_printed(shards: list[str]) -> None:
+    _write(Path(shards[1]), {"caf\udce9": b"333"})  # how Python holds the byte e9 of Latin-1
+    assert _samples(_load(shards))[2] == ("caf\\xe9", b"333")
 
 
 def test_a_pickled_index_is_small_and_maps_its_arrays_again(
@@ -151,6 +158,17 @@ def test_processes_that_ask_together_get_one_index(shards: list[str], tmp_path: 
         process.join()
     assert digests == {_load(shards).digest}
     assert sorted(path.name[:6] for path in cache.iterdir()) == [".lock", "index-"]
+
+
+def test_who_asks_during_a_build_waits_for_it(shards: list[str], tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = threading.Thread(target=_load, args=(shards, tmp_path))
+        other.start()
+        other.join(0.1)
+        assert other.is_alive()
+    other.join(10)
+    assert not other.is_alive()
 
 
 def test_a_killed_build_leaves_nothing_that_looks_whole(
@@ -203,9 +221,11 @@ def test_a_broken_shard_counts_for_the_samples_of_a_usual_one(shards: list[str])
 
 
 def test_a_broken_shard_counts_at_least_once(shards: list[str]) -> None:
-    raw = Path(shards[0]).read_bytes()
-    Path(shards[0]).write_bytes(raw[: 2 * 512 + 512 + 1024])  # both samples, no end
-    assert [bad.shard for bad in _load(shards).bad] == ["0.tar"]
+    raw = Path(shards[2]).read_bytes()
+    Path(shards[2]).write_bytes(raw[: 512 + 1024 + 512 + 512])  # both samples, no end
+    index = _load(shards)
+    assert [bad.shard for bad in index.bad] == ["2.tar"]
+    assert _samples(index) == EVERYTHING
 
 
 def test_shards_without_any_image_are_refused(shards: list[str]) -> None:

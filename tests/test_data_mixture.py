@@ -111,9 +111,12 @@ def test_a_window_holds_whole_shards_and_mixes_them() -> None:
     assert sorted({int(shard) for window in order for shard in window}) == list(range(6))
 
 
-def test_epochs_sources_and_seeds_have_orders_of_their_own() -> None:
+@pytest.mark.parametrize("counts", [(10,) * 4, (20,), (1,) * 20], ids=["both", "window", "shards"])
+def test_epochs_sources_and_seeds_have_orders_of_their_own(counts: tuple[int, ...]) -> None:
+    """Also where only the samples of a window can change places, or only the shards."""
+
     def order(seed: int, source: int, epoch: int) -> tuple[int, ...]:
-        plan = SourcePlan(np.full(4, 10), window=2, seed=seed, source=source)
+        plan = SourcePlan(np.array(counts), window=1, seed=seed, source=source)
         return tuple(_epoch(plan, epoch))
 
     assert len({order(s, n, e) for s in range(2) for n in range(2) for e in range(2)}) == 8

@@ -78,6 +78,29 @@ def test_headers_for_all_members_are_no_damage(
     scan = _scan(path)
     assert _contents(path, scan) == {name[:-4]: data for name, data in members}
     assert (scan.bad, scan.broken) == ([], None)
+    raw = bytearray(path.read_bytes())
+    start = scan.offsets[0] - 512
+    raw[start] ^= 1  # damage right behind such a header is damage
+    path.write_bytes(raw)
+    scan = _scan(path)
+    assert scan.keys == [name[:-4] for name, _ in members[1:]]
+    assert [b.key for b in scan.bad] == [""]
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("number", range(4))
+def test_damage_behind_the_header_of_a_long_name_costs_one_sample(
+    tmp_path: Path, kind: int, number: int
+) -> None:
+    members = [(f"{i}" * 200 + ".jpg", bytes([i + 1]) * 700) for i in range(4)]
+    path = _tar(tmp_path / "s.tar", members, format=kind)
+    raw = bytearray(path.read_bytes())
+    raw[_scan(path).offsets[number] - 512] ^= 1
+    path.write_bytes(raw)
+    scan = _scan(path)
+    assert _contents(path, scan) == {n[:-4]: d for i, (n, d) in enumerate(members) if i != number}
+    assert scan.broken is None
+    assert [b.key for b in scan.bad] == [""]
 
 
 def test_archives_written_one_behind_the_other_are_read_whole(
@@ -152,7 +175,7 @@ def test_a_web_page_instead_of_a_tar_file_is_named(tmp_path: Path, repeats: int)
 
 def test_a_compressed_archive_is_no_shard(shard: Path, tmp_path: Path) -> None:
     path = tmp_path / "s.tar.gz"
-    path.write_bytes(gzip.compress(shard.read_bytes()))
+    path.write_bytes(gzip.compress(shard.read_bytes(), mtime=0))
     assert "no tar file; it begins with b'\\x1f\\x8b" in str(_scan(path).broken)
 
 
