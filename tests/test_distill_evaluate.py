@@ -18,6 +18,7 @@ from distill.errors import RecipeError
 from distill.feature_statistics import load_statistics, save_statistics
 from distill.files import write_text
 from distill.recipe import load_student_recipe, resolved
+from distill.run_folder import open_run_folder
 from distill.student_task import build_student, build_targets, build_teachers
 from distill.trained import find_trained
 from student.storage import load_student, save_student
@@ -217,3 +218,11 @@ def test_visualize_explains_wrong_options(
 ) -> None:
     assert _call(visualize, monkeypatch, recipe, made.parent / "held-out/0.png", *option) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_another_evaluation(recipe: Path) -> None:
+    changed = load_student_recipe(recipe, ["evaluation.resolutions=[64]"])
+    open_run_folder(changed.run.dir, resolved(changed))
+    other = load_student_recipe(recipe, ["student.width=64"])
+    with pytest.raises(RecipeError, match="another recipe"):
+        open_run_folder(other.run.dir, resolved(other))
