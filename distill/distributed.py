@@ -8,8 +8,10 @@ import hashlib
 import os
 import random
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,31 +34,47 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def connect(timeout_s: float) -> None:
-    """Joins the process group; one process alone makes a group of itself through a file-less store.
+def connect(timeout_s: float, folder: Path) -> None:
+    """Joins the process group.
+
+    On one machine the processes meet in a file, so that runs side by side need no port of their
+    own; on several they meet at MASTER_ADDR and MASTER_PORT, which the launcher sets.
 
     Args:
         timeout_s: seconds after which a collective that a peer never joins gives up.
+        folder: where the file lies, the same for all processes of the run.
     """
-    if dist.is_initialized():
-        return
-    timeout = timedelta(seconds=timeout_s)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, whoever made the group
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
+    if world_size() == 1:
+        options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    elif _on_one_machine():
+        path = folder / _meeting_place()
+        store = dist.FileStore(str(path), world_size())
+        options |= {"store": store, "rank": rank(), "world_size": world_size()}
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, whoever made the group
-    if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
-        )
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **options)
 
 
-def disconnect() -> None:
-    """Leaves the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def _on_one_machine() -> bool:
+    """Whether all processes were started here: by `deepspeed` (LOCAL_SIZE) or by torchrun."""
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    return local == str(world_size())
+
+
+def _meeting_place() -> str:
+    """A file name that the processes of one launcher share, and no other launcher's, ever."""
+    launcher = psutil.Process(os.getppid())
+    return f".meeting-{launcher.pid}-{launcher.create_time():.2f}"
+
+
+def disconnect(folder: Path) -> None:
+    """Leaves the process group, once all do, and removes the file they met in."""
+    barrier()
+    dist.destroy_process_group()
+    if rank() == 0:
+        (folder / _meeting_place()).unlink(missing_ok=True)
 
 
 def barrier() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +21,22 @@ _FREE = {"checkpoint", "tracking", "evaluation"}
 _FREE_OF_RUN = {"dir", "steps", "micro_batch_size", "watchdog_s"}
 
 
+def make_run_folder(folder: Path) -> None:
+    """Makes the folder where there is none; every rank may call this.
+
+    Raises:
+        RecipeError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"run.dir: {folder} cannot be made ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise RecipeError(f"run.dir: {folder} cannot be written")
+
+
 def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
-    """Makes the folder, or checks that it belongs to the same run; rank 0 only.
+    """Describes the run in its folder, or checks that the folder belongs to it; rank 0 only.
 
     Raises:
         RecipeError: the folder holds a run of another recipe; names the first difference.
@@ -34,12 +49,11 @@ def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
                 f"run.dir: {folder} already holds a run of another recipe ({difference}); "
                 "choose another run.dir, or remove the folder"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, dump_yaml(recipe))
-        write_text(folder / "versions.json", json.dumps(versions(), indent=1))
-    except OSError as error:
-        raise RecipeError(f"run.dir: {folder} cannot be written ({error.strerror})") from None
+    for leftover in folder.glob(".meeting-*"):  # of processes that were killed
+        if leftover.stat().st_mtime < time.time() - 3600:
+            leftover.unlink(missing_ok=True)
+    write_text(path, dump_yaml(recipe))
+    write_text(folder / "versions.json", json.dumps(versions(), indent=1))
 
 
 def write_status(folder: Path, status: Status, **facts: Any) -> None:

@@ -28,7 +28,7 @@ from distill.files import write_text
 from distill.loop import Loop, NonFiniteError, Outcome, Plan
 from distill.process import StopRequest, arm_watchdog, die_with_launcher, disarm_watchdog
 from distill.recipe import StudentRecipe, load_student_recipe, resolved
-from distill.run_folder import open_run_folder, versions, write_status
+from distill.run_folder import make_run_folder, open_run_folder, versions, write_status
 from distill.student_task import StudentTask, build_student, build_targets, build_teachers
 from distill.targets import Targets
 from distill.tracking import Tracker, log
@@ -70,7 +70,8 @@ def main() -> None:
     die_with_launcher()
     stop = StopRequest()
     arm_watchdog(recipe.run.watchdog_s)
-    distributed.connect(recipe.run.watchdog_s)
+    make_run_folder(recipe.run.dir)
+    distributed.connect(recipe.run.watchdog_s, recipe.run.dir)
     try:
         outcome = train(recipe, micro_batch, stop)
     except NonFiniteError as error:
@@ -80,7 +81,7 @@ def main() -> None:
         raise
     _note(recipe, outcome)
     disarm_watchdog()
-    distributed.disconnect()
+    distributed.disconnect(recipe.run.dir)
 
 
 def train(recipe: StudentRecipe, micro_batch: int, stop: StopRequest) -> Outcome:

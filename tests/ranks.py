@@ -3,19 +3,15 @@
 import multiprocessing
 import os
 import pickle
-import socket
+import shutil
+import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "deepspeed", "distill.engine", "student.model"])
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def run_on_ranks(
@@ -23,9 +19,9 @@ def run_on_ranks(
 ) -> list[Any]:
     """The results of `function(*arguments)` on every rank, in their order."""
     queue = _CONTEXT.Queue()
-    port = free_port()
+    folder = tempfile.mkdtemp()
     processes = [
-        _CONTEXT.Process(target=_main, args=(rank, world_size, port, queue, function, arguments))
+        _CONTEXT.Process(target=_main, args=(rank, world_size, folder, queue, function, arguments))
         for rank in range(world_size)
     ]
     for process in processes:
@@ -36,20 +32,20 @@ def run_on_ranks(
         for process in processes:
             process.join(timeout=10)
             process.kill()
+        shutil.rmtree(folder)
     failures = [trace for _, _, trace in answers if trace]
     assert not failures, "\n".join(failures)
     return [value for _, value, _ in sorted(answers, key=lambda answer: answer[0])]
 
 
 def _main(
-    rank: int, world: int, port: int, queue: Any, function: Callable[..., Any], arguments: Any
+    rank: int, world: int, folder: str, queue: Any, function: Callable[..., Any], arguments: Any
 ) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        LOCAL_WORLD_SIZE=str(world),
     )
     import torch
 
@@ -57,9 +53,9 @@ def _main(
 
     torch.set_num_threads(1)
     try:
-        distributed.connect(timeout_s=60)
+        distributed.connect(60, Path(folder))
         answer = (rank, function(*arguments), "")
-        distributed.disconnect()
+        distributed.disconnect(Path(folder))
     except BaseException:
         answer = (rank, None, traceback.format_exc())
     # As bytes: a tensor's shared memory would be gone with this process.

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import student
@@ -122,6 +123,48 @@ def test_two_ranks_under_the_launcher(stage: int, finished: Path, tmp_path: Path
     # The same images, whatever the number of ranks; only position windows are drawn by rank.
     assert [line["images"] for line in two] == [line["images"] for line in one]
     assert set(os.listdir("/dev/shm")) <= shared
+
+
+@pytest.mark.launcher
+def test_two_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
+    """Both with the launcher's own default port, which neither of them takes."""
+    shards = {"sources": [{"shards": str(finished / "shards")}]}
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    processes = [
+        start(launcher_command(write_recipe(folder, data=shards), ranks=2), folder)
+        for folder in folders
+    ]
+    assert [process.wait(timeout=150) for process in processes] == [0, 0]
+    assert [_status(folder) for folder in folders] == ["done", "done"]
+    assert not list(tmp_path.rglob(".meeting-*"))
+    assert_same_weights(folders[0] / "run", folders[1] / "run", STEPS)
+
+
+@pytest.mark.launcher
+def test_killing_the_launcher_saves_and_leaves_no_process(finished: Path, tmp_path: Path) -> None:
+    shards = {"sources": [{"shards": str(finished / "shards")}]}
+    recipe = write_recipe(tmp_path, data=shards, checkpoint={"every": 10_000})
+    command = launcher_command(recipe, "run.steps=10000", "schedule.kind=constant", ranks=2)
+    process = start(command, tmp_path)
+    wait_for_metrics(tmp_path / "run", process)
+    process.terminate()
+    process.wait(timeout=30)
+    deadline = time.monotonic() + 60
+    while _processes_of(recipe) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _processes_of(recipe)
+    assert _status(tmp_path) == "preempted"
+    assert len(find_checkpoints(tmp_path / "run/checkpoints")) == 1
+
+
+def _processes_of(recipe: Path) -> list[int]:
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if str(recipe) in (process.info["cmdline"] or [])
+    ]
 
 
 NAN_TEACHER = """

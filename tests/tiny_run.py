@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from data.write_shards import main as write_shards
 from distill.config import dump_yaml
-from tests.ranks import free_port
 
 STEPS = 24
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -80,8 +79,7 @@ def plain_command(recipe: Path, *overrides: str) -> list[str]:
 
 def launcher_command(recipe: Path, *overrides: str, ranks: int) -> list[str]:
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
-    launcher += ["--master_port", str(free_port()), "--module", "distill.train_student"]
-    return [*launcher, str(recipe), *overrides]
+    return [*launcher, "--module", "distill.train_student", str(recipe), *overrides]
 
 
 def run(
