@@ -8,7 +8,6 @@ process. Targets: CPU time at most 1.05 of the bare loop, peak memory at most 1.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -120,7 +119,9 @@ def compare(rounds: int) -> list[float]:
             if number:
                 seconds[name].append(time.process_time() - start)
     for name, each in seconds.items():
-        print(f"{name}: {statistics.median(each):.3f} CPU s a step [{min(each):.3f}..{max(each):.3f}]")
+        print(
+            f"{name}: {statistics.median(each):.3f} CPU s a step [{min(each):.3f}..{max(each):.3f}]"
+        )
     return [a / b for a, b in zip(seconds["ours"], seconds["bare"], strict=True)]
 
 
@@ -131,6 +132,15 @@ def peak_memory(name: str) -> float:
     peak = float(done.stdout.split()[-1])
     print(f"{name}: peak memory {peak:.3f} GB")
     return peak
+
+
+def high_water() -> float:
+    """GB of this program's largest resident set.
+
+    Not getrusage's, which a child process starts with its parent's.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
 
 def main(arguments: list[str] | None = None) -> list[Figure]:
@@ -145,7 +155,7 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
         step = our_step() if chosen.peak == "ours" else bare_step()
         for _ in range(3):
             step(torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+        print(high_water())
         return []
     ratio = statistics.median(compare(chosen.rounds))
     memory = peak_memory("ours") / peak_memory("bare")
