@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from data.batch import BadSample
 from data.errors import DataError
@@ -34,6 +34,13 @@ def check_share(bad: int, seen: int, share: float, examples: Iterable[BadSample]
             f"{bad} of {seen} samples are bad, more than data.max_bad_share={share:g} tolerates; "
             f"the first:\n{names}"
         )
+
+
+def log_bad(samples: Sequence[BadSample], seen: int) -> None:
+    """Names the first of the bad samples that were found together."""
+    if samples:
+        names = "".join(f"\n  {describe(sample)}" for sample in samples[:_NAMED])
+        _LOG.warning("%d of %d samples are bad; the first:%s", len(samples), seen, names)
 
 
 def describe(sample: BadSample) -> str:

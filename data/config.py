@@ -71,7 +71,7 @@ class DataConfig(BaseModel):
         max_pixels: images with more are bad samples, refused on their header.
         max_bad_share: the run stops when clearly more than this share of the distinct samples
             seen is bad (see `data.bad.BadCounter`); 0 stops at the first.
-        shuffle_window: shards whose samples are shuffled together (in streaming mode, thousands
+        shuffle_window: shards whose samples are shuffled together (in streaming mode, hundreds
             of samples a lane).
         verify_checksums: compare each shard with its manifest's SHA-256 while indexing.
         index_dir: where the index of local shards is kept; None lets the run choose.

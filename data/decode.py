@@ -30,6 +30,7 @@ _TRANSPOSE = {
 }
 Decoder = Literal["pil", "simplejpeg"]
 Box = tuple[int, int, int, int]
+_SHRINKS = (1, 2, 4, 8)  # that Pillow knows; libjpeg-turbo has more, with other pixels
 
 
 class BadImage(Exception):
@@ -104,8 +105,7 @@ class ImageReader:
         turned = orientation in (5, 6, 7, 8)
         width, height = image.size[::-1] if turned else image.size
         box, flip = self._choose(height, width, rng)
-        least = self._draft_size(image, box, turned) if self._draft else None
-        pixels = self._pixels(image, data, least)
+        pixels = self._pixels(image, data, self._shrink(box) if self._draft else 1)
         if orientation in _TRANSPOSE:
             pixels = pixels.transpose(_TRANSPOSE[orientation])
         fw, fh = pixels.width / width, pixels.height / height
@@ -122,25 +122,20 @@ class ImageReader:
         box = random_box(height, width, aspect, self._augmentation, rng)
         return box, rng.random() < self._augmentation.flip
 
-    def _draft_size(self, image: Image.Image, box: Box, turned: bool) -> tuple[int, int]:
-        """(width, height) of the whole image at which the crop is just as large as the output."""
-        width, height = image.size[::-1] if turned else image.size
-        least = (
-            math.ceil(width * self.resolution[1] / (box[2] - box[0])),
-            math.ceil(height * self.resolution[0] / (box[3] - box[1])),
-        )
-        return least[::-1] if turned else least
+    def _shrink(self, box: Box) -> int:
+        """How many times smaller a JPEG can be decoded with the crop as large as the output."""
+        height, width = self.resolution
+        room = min((box[2] - box[0]) / width, (box[3] - box[1]) / height)
+        return max(times for times in _SHRINKS if times <= max(room, 1))
 
-    def _pixels(
-        self, image: Image.Image, data: bytes, least: tuple[int, int] | None
-    ) -> Image.Image:
+    def _pixels(self, image: Image.Image, data: bytes, shrink: int) -> Image.Image:
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             if self._decoder == "simplejpeg":
-                fast = _simplejpeg(data, image, least)
+                fast = _simplejpeg(data, image, shrink)
                 if fast is not None:
                     return fast
-            if least is not None:
-                image.draft(None, least)
+            if shrink > 1:
+                image.draft(None, (image.width // shrink, image.height // shrink))
         return to_rgb(image)
 
 
@@ -166,20 +161,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
     if "transparency" in image.info or "A" in image.mode or "a" in image.mode:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
 
 
-def _simplejpeg(
-    data: bytes, image: Image.Image, least: tuple[int, int] | None
-) -> Image.Image | None:
+def _simplejpeg(data: bytes, image: Image.Image, shrink: int) -> Image.Image | None:
     """The pixels that Pillow would decode; None where libjpeg warns, for Pillow to judge."""
     import simplejpeg
 
-    width, height = least or (0, 0)
+    height, width = -(-image.height // shrink), -(-image.width // shrink)
     try:
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
     except ValueError:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from data.bad import check_share
+from data.bad import check_share, log_bad
 from data.batch import BadSample
 from data.errors import DataError
-from data.manifest import load_manifest
+from data.manifest import MANIFEST, load_manifest
 from data.progress import track
 from data.tar_scan import ShardScan, scan_shard
 
@@ -89,7 +89,7 @@ def load_index(
     """Reads the index of some shards from `directory`, or builds it (and keeps it there).
 
     Processes of one machine that ask at the same time wait for the first. A shard whose size or
-    modification time changes is indexed again.
+    modification time changes is indexed again; so is a folder whose manifest changes.
 
     Args:
         paths: local tar files.
@@ -112,8 +112,9 @@ def load_index(
 
 
 def _checked(index: ShardIndex, max_bad_share: float) -> ShardIndex:
-    if index.bad:
-        check_share(len(index.bad), len(index) + len(index.bad), max_bad_share, index.bad)
+    seen = len(index) + len(index.bad)
+    check_share(len(index.bad), seen, max_bad_share, index.bad)
+    log_bad(index.bad, seen)
     if not len(index):
         raise DataError(f"no image in {len(index.paths)} shards, the first is '{index.paths[0]}'")
     return index
@@ -124,6 +125,9 @@ def _fingerprint(paths: Sequence[str], names: Sequence[str], verify: bool) -> st
     for path, name in zip(paths, names, strict=True):
         status = Path(path).stat()
         facts.append((os.path.abspath(path), name, status.st_size, status.st_mtime_ns))
+    for manifest in sorted({Path(path).parent / MANIFEST for path in paths}):
+        if manifest.exists():
+            facts.append((str(manifest), manifest.stat().st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

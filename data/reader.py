@@ -1,6 +1,7 @@
 """Indexed shards as a map from micro-batch number to micro-batch; lives in the workers."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ class IndexedSource:
         self._plan = plan
         self._images = images
         self._seed = seed
-        self._last = np.cumsum(index.counts)
+        self._last = np.cumsum(index.counts).tolist()  # a list: bisect beats searchsorted by far
         self._files = ShardFiles(index.paths)
 
     @property
@@ -99,7 +100,7 @@ class IndexedSource:
         raise DataError(_nothing_left(place, bad[first_bad:]))
 
     def _shard(self, sample: int) -> int:
-        return int(np.searchsorted(self._last, sample, side="right"))
+        return bisect_right(self._last, sample)
 
     def _name(self, sample: int) -> tuple[str, str]:
         return self._index.names[self._shard(sample)], self._index.key(sample)

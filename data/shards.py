@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,25 +25,38 @@ def list_shards(patterns: Sequence[str], *, allow_pipe: bool = False) -> list[st
         allow_pipe: whether `pipe:` URLs, which are shell commands, may stand in the list.
 
     Raises:
-        DataError: a pattern matches nothing, a shard is named twice, or a pipe is not allowed.
+        DataError: a pattern matches nothing or has unbalanced braces, a shard is named twice, or a
+            pipe is not allowed.
     """
-    import braceexpand
-
     found: list[str] = []
     for pattern in patterns:
-        if pattern.startswith("pipe:") and not allow_pipe:
-            raise DataError(
-                f"data.sources.shards: '{pattern}' is a shell command; "
-                "set data.allow_pipe=true if you trust it"
-            )
-        for name in braceexpand.braceexpand(pattern):
+        for name in _expand(pattern):
+            if name.lower().startswith("pipe:") and not allow_pipe:
+                raise DataError(
+                    f"data.sources.shards: '{name}' is a shell command; "
+                    "set data.allow_pipe=true if you trust it"
+                )
             found.extend([name] if is_url(name) else _local(name))
     seen: set[str] = set()
     for shard in found:
-        if shard in seen:
+        if (identity := _identity(shard)) in seen:
             raise DataError(f"data.sources.shards: '{shard}' is named twice")
-        seen.add(shard)
+        seen.add(identity)
     return found
+
+
+def _expand(pattern: str) -> list[str]:
+    import braceexpand
+
+    try:
+        return list(braceexpand.braceexpand(pattern))
+    except ValueError as error:
+        raise DataError(f"data.sources.shards: '{pattern}': {error}") from error
+
+
+def _identity(shard: str) -> str:
+    """The same for two ways to write one path."""
+    return shard if is_url(shard) else os.path.abspath(shard)
 
 
 def _local(name: str) -> list[str]:
@@ -71,10 +85,10 @@ def unique_names(shards: Sequence[str]) -> list[str]:
     Raises:
         DataError: one shard belongs to two sources.
     """
-    parts = [shard.split("/") for shard in shards]
+    parts = [_identity(shard).split("/") for shard in shards]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):
             return names
-    double = next(s for i, s in enumerate(shards) if s in shards[:i])
+    double = next(s for i, s in enumerate(shards) if parts[i] in parts[:i])
     raise DataError(f"data.sources: the shard '{double}' belongs to two sources; raise its weight")

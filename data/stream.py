@@ -148,7 +148,9 @@ def _build_feed(
     shards = [list_shards(s.shards, allow_pipe=config.allow_pipe) for s in config.sources]
     remote = [is_url(shard) for paths in shards for shard in paths]
     if any(remote):
-        raise DataError("streaming: to come")
+        from data.lanes import LaneFeed  # imports webdataset, which local shards do not need
+
+        return LaneFeed(config, shards, images, share, seed=seed)
     return IndexedFeed(
         config, shards, images, share, seed=seed, index_dir=config.index_dir or index_dir
     )

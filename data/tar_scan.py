@@ -26,6 +26,11 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
+def _printable(name: str) -> str:
+    """A name that is not UTF-8 with its other bytes as `\\xe9`, so that keys can be stored."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @dataclass
 class ShardScan:
     """What one pass over a shard's headers finds.
@@ -60,7 +65,7 @@ class MemberFilter:
 
     def image_key(self, member: tarfile.TarInfo) -> str | None:
         """The sample's key where the member is its image; None for anything else."""
-        name = split_name(member.name)
+        name = split_name(_printable(member.name))
         if member.isdir() or name is None:
             return None
         key, extension = name
@@ -100,11 +105,11 @@ def scan_shard(path: Path, name: str) -> ShardScan:
     try:
         length = path.stat().st_size
         with path.open("rb") as file:
-            for member in _members(file):
+            for member in _members(file, length):
                 if member.size < 0 or member.offset < end:
                     scan.broken = f"a header at byte {member.offset} points backwards"
                     break
-                if _has_bytes(file, end, member.offset):
+                if _has_bytes(file, _skip_global_headers(file, end, member.offset), member.offset):
                     _note_gap(scan, name, end, member.offset)
                 key = members.image_key(member)
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
@@ -124,11 +129,16 @@ def scan_shard(path: Path, name: str) -> ShardScan:
     return scan
 
 
-def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
-        while (member := tar.next()) is not None:
-            yield member
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+def _members(file: IO[bytes], length: int) -> Iterator[tarfile.TarInfo]:
+    while file.tell() < length:
+        try:
+            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, encoding="utf-8") as tar:
+                while (member := tar.next()) is not None:
+                    yield member
+                    tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+            return
+        except tarfile.ReadError:  # a damaged header behind a pax one: begin again behind both
+            continue
 
 
 def _has_bytes(file: IO[bytes], start: int, stop: int) -> bool:
@@ -146,6 +156,22 @@ def _has_bytes(file: IO[bytes], start: int, stop: int) -> bool:
     return found
 
 
+def _skip_global_headers(file: IO[bytes], start: int, stop: int) -> int:
+    """The first byte behind the pax headers for all members, which tarfile reads unseen."""
+    here = file.tell()
+    while start < stop:
+        file.seek(start)
+        try:
+            header = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            break
+        if header.type != tarfile.XGLTYPE:
+            break
+        start += _BLOCK + -(-header.size // _BLOCK) * _BLOCK
+    file.seek(here)
+    return start
+
+
 def _note_gap(scan: ShardScan, shard: str, start: int, stop: int) -> None:
     reason = f"bytes {start} to {stop} belong to no readable member (a damaged header?)"
     scan.bad.append(BadSample(shard, "", reason))
@@ -153,13 +179,13 @@ def _note_gap(scan: ShardScan, shard: str, start: int, stop: int) -> None:
 
 def _check_end(scan: ShardScan, file: IO[bytes], shard: str, end: int, length: int) -> None:
     """A whole archive ends with blocks of zeros."""
-    if end == 0:
+    if end == 0 and length == 0:
+        scan.broken = "the file is empty"
+    elif end == 0 and not _has_bytes(file, 0, length):
+        scan.broken = "the file is an archive without members"
+    elif end == 0:
         file.seek(0)
-        magic = file.read(16)
-        kind = "empty" if not magic else f"no tar file; it begins with {magic!r}"
-        if magic and not magic.strip(b"\0"):
-            kind = "an archive without members"
-        scan.broken = f"the file is {kind}"
+        scan.broken = f"the file is no tar file; it begins with {file.read(16)!r}"
     elif _has_bytes(file, end, length):
         _note_gap(scan, shard, end, length)
     elif length - end < _BLOCK:

@@ -13,6 +13,7 @@ teachers too.
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from distill import distributed
+from distill.errors import RecipeError
 
 
 class EngineConfig(BaseModel):
@@ -169,6 +171,7 @@ class Engine:
         no_decay: set[str],
     ) -> None:
         deepspeed = _import_deepspeed()
+        _require_precision(config)
         self.config = config
         self._optimizer_config = optimizer
         module.to(distributed.device()).train()
@@ -287,6 +290,13 @@ class Engine:
         return weights
 
 
+def _require_precision(config: EngineConfig) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    if config.precision == "fp16" and not get_accelerator().is_fp16_supported():
+        raise RecipeError("engine.precision: this device has no fp16 arithmetic; use bf16, or fp32")
+
+
 def _import_deepspeed() -> Any:
     """Imports DeepSpeed, ready for a machine without a GPU and without a compiler.
 
@@ -295,6 +305,8 @@ def _import_deepspeed() -> Any:
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 announces to rename.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
     from deepspeed import ops
 

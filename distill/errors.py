@@ -1,6 +1,7 @@
 """A user's mistakes: one readable message and exit code 2, never a traceback."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -26,7 +27,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except USER_ERRORS as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            # A recipe's mistake is the same on every rank; bad data may be one rank's alone.
+            if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
+                print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(MISTAKE)
 
     return wrapped

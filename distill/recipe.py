@@ -18,6 +18,7 @@ from data.config import DataConfig
 from distill.config import apply_overrides, load_yaml, validate
 from distill.engine import EngineConfig, OptimizerConfig
 from distill.errors import RecipeError
+from distill.evaluation.fidelity import EvaluationConfig
 from distill.objective import ObjectiveConfig
 from distill.schedule import ScheduleConfig
 from distill.targets import TargetsConfig
@@ -110,6 +111,7 @@ class StudentRecipe(BaseModel):
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -125,19 +127,24 @@ class StudentRecipe(BaseModel):
                 "student.head.only: is for exported students; in training, leave a teacher out of "
                 "teachers, or set its weights in objective.weights to 0"
             )
-        patch = self.student.patch_size
-        if any(side % patch for side in self.run.resolution):
-            near = [max(patch, round(side / patch) * patch) for side in self.run.resolution]
-            raise ValueError(
-                f"run.resolution: {list(self.run.resolution)} px is no multiple of the student's "
-                f"patch size of {patch}; the nearest that is: {near}"
-            )
+        self._check_resolution("run.resolution", self.run.resolution)
+        for number, resolution in enumerate(self.evaluation.resolutions if self.evaluation else ()):
+            self._check_resolution(f"evaluation.resolutions.{number}", resolution)
         if self.schedule.warmup_steps >= self.run.steps:
             raise ValueError(
                 f"schedule.warmup_steps: {self.schedule.warmup_steps} leaves nothing of the "
                 f"run's {self.run.steps} steps"
             )
         return self
+
+    def _check_resolution(self, path: str, resolution: tuple[int, int]) -> None:
+        patch = self.student.patch_size
+        if any(side % patch for side in resolution):
+            near = [max(patch, round(side / patch) * patch) for side in resolution]
+            raise ValueError(
+                f"{path}: {list(resolution)} px is no multiple of the student's "
+                f"patch size of {patch}; the nearest that is: {near}"
+            )
 
 
 def load_student_recipe(path: Path, overrides: list[str]) -> StudentRecipe:

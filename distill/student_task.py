@@ -49,7 +49,8 @@ def build_targets(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Tar
     running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
     if not running:
         raise RecipeError("objective.weights: every weight is zero, so there is nothing to learn")
-    return Targets(running, recipe.student.patch_size)
+    phi_s = recipe.objective.standardisation == "phi_s"
+    return Targets(running, recipe.student.patch_size, phi_s=phi_s)
 
 
 class StudentTask:

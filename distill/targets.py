@@ -62,12 +62,15 @@ class Targets:
     Args:
         teachers: name to teacher.
         student_patch: the student's patch size in pixels, which decides on matched grids.
+        phi_s: whether targets are standardised; statistics may be set for their dispersion alone.
     """
 
-    def __init__(self, teachers: Mapping[str, Teacher], student_patch: int) -> None:
+    def __init__(
+        self, teachers: Mapping[str, Teacher], student_patch: int, *, phi_s: bool = True
+    ) -> None:
         self.teachers = dict(teachers)
         self.statistics: dict[str, TargetStatistics] = {}
-        self._patch = student_patch
+        self._patch, self._phi_s = student_patch, phi_s
 
     def features(self, images: Tensor) -> dict[str, Features]:
         """Every teacher's own features.
@@ -82,12 +85,12 @@ class Targets:
         }
 
     def __call__(self, images: Tensor) -> dict[str, Features]:
-        """Every teacher's target: its features, the map standardised where statistics are set."""
+        """Every teacher's target: its features, the map standardised where the recipe asks."""
         return {name: self.standardise(name, f) for name, f in self.features(images).items()}
 
     def standardise(self, name: str, features: Features) -> Features:
-        """Standardises one teacher's map; untouched where no statistics are set."""
-        if name not in self.statistics:
+        """Standardises one teacher's map, where the recipe asks for it."""
+        if not self._phi_s:
             return features
         with torch.no_grad():
             return features._replace(spatial=self.statistics[name].phi_s(features.spatial))

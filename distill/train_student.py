@@ -52,7 +52,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--dry-run", action="store_true", help="print the resolved recipe, train nothing"
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 @command

@@ -1,0 +1,267 @@
+"""Freely licensed photographs for the quickstart: `python -m data.photographs OUT`.
+
+They lie inside the wheels of scikit-image and scikit-learn, so nothing is downloaded. Only those
+whose licence the libraries state as public domain, CC0 or CC BY are taken: not `coins` and `ihc`
+(no known restrictions is no licence), not `moon` and the motorcycles (nothing is stated). Exit
+codes: 0 done, 2 a user's mistake.
+"""
+
+import argparse
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from PIL import Image
+
+from data.errors import DataError
+
+SIDE = 512  # pixels of a crop; smaller where the photograph gives fewer, never enlarged
+
+_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
+_PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
+
+
+class Photograph(NamedTuple):
+    """One photograph, where it lies, and why it may be used.
+
+    Attributes:
+        library: the package that carries it, by import name.
+        file: its name there.
+        title: what it shows.
+        author: who made it.
+        licence: as the library states it.
+        source: where the library says it comes from.
+        scales: sides of the square crops, as shares of the shorter side; none for a photograph
+            that is held out, and kept whole.
+    """
+
+    library: Literal["skimage", "sklearn"]
+    file: str
+    title: str
+    author: str
+    licence: str
+    source: str
+    scales: tuple[float, ...] = (1.0, 0.6)
+
+
+_PUBLIC, _ZERO = "public domain", "CC0 1.0"
+_BY = "[CC BY 2.0](https://creativecommons.org/licenses/by/2.0/)"
+_SKIMAGE = "https://github.com/scikit-image/scikit-image"
+_WHOLE, _HELD_OUT = (1.0,), ()
+
+# Licences and authors: skimage/data/_fetchers.py and sklearn/datasets/images/README.txt. The latter
+# names one author twice; the flower's own address says who took it.
+PHOTOGRAPHS = (
+    Photograph(
+        "skimage", "astronaut.png", "Eileen Collins", "NASA", _PUBLIC, "https://flic.kr/p/r9qvLn"
+    ),
+    Photograph(
+        "skimage",
+        "camera.png",
+        "Man with a camera",
+        "Lav Varshney",
+        _ZERO,
+        f"{_SKIMAGE}/issues/3927",
+    ),
+    Photograph(
+        "skimage",
+        "hubble_deep_field.jpg",
+        "Hubble eXtreme Deep Field",
+        "NASA",
+        _PUBLIC,
+        "http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/",
+    ),
+    Photograph(
+        "skimage",
+        "retina.jpg",
+        "Fundus of a left eye",
+        "Mikael Häggström",
+        _ZERO,
+        "https://commons.wikimedia.org/wiki/File:Fundus_photograph_of_normal_left_eye.jpg",
+    ),
+    Photograph(
+        "skimage",
+        "rocket.jpg",
+        "Launch of DSCOVR",
+        "SpaceX",
+        _PUBLIC,
+        "https://www.flickr.com/photos/spacexphotos/16511594820/",
+    ),
+    Photograph(
+        "sklearn",
+        "flower.jpg",
+        "Flower",
+        "vultilion",
+        _BY,
+        "https://www.flickr.com/photos/vultilion/6056698931/",
+    ),
+    Photograph(
+        "skimage",
+        "clock_motion.png",
+        "Clock, blurred by motion",
+        "Stefan van der Walt",
+        _PUBLIC,
+        _SKIMAGE,
+        _WHOLE,
+    ),
+    Photograph(
+        "skimage",
+        "brick.png",
+        "Brick wall",
+        "CC0Textures",
+        _ZERO,
+        "https://cc0textures.com/view.php?tex=Bricks25",
+        _WHOLE,
+    ),
+    Photograph(
+        "skimage",
+        "grass.png",
+        "Grass",
+        "linolafett",
+        _ZERO,
+        "https://www.deviantart.com/linolafett/art/Grass-01-434853879",
+        _WHOLE,
+    ),
+    Photograph(
+        "skimage",
+        "gravel.png",
+        "Gravel",
+        "CC0Textures",
+        _ZERO,
+        "https://cc0textures.com/view.php?tex=Gravel04",
+        _WHOLE,
+    ),
+    Photograph(
+        "skimage", "coffee.png", "Cup of coffee", "Rachel Michetti", _ZERO, _SKIMAGE, _HELD_OUT
+    ),
+    Photograph(
+        "skimage",
+        "chelsea.png",
+        "Chelsea the cat",
+        "Stefan van der Walt",
+        _ZERO,
+        _SKIMAGE,
+        _HELD_OUT,
+    ),
+    Photograph(
+        "sklearn",
+        "china.jpg",
+        "Summer Palace",
+        "danielbuechele",
+        _BY,
+        "https://www.flickr.com/photos/danielbuechele/6061409035/",
+        _HELD_OUT,
+    ),
+)
+
+
+def windows(width: int, height: int, scales: tuple[float, ...]) -> list[tuple[int, int, int, int]]:
+    """Square windows at both ends of each axis, or one where the square fills it.
+
+    Args:
+        width: of the photograph, in pixels.
+        height: the same.
+        scales: sides as shares of the shorter side, in (0, 1].
+
+    Returns:
+        Boxes (left, top, right, bottom) in pixels.
+    """
+    boxes = []
+    for scale in scales:
+        side = round(scale * min(width, height))
+        for top in sorted({0, height - side}):
+            boxes += [(x, top, x + side, top + side) for x in sorted({0, width - side})]
+    return boxes
+
+
+def write_photographs(out: Path) -> tuple[int, int]:
+    """Writes `photographs/`, `held-out/` and `LICENCES.md`; what lies there is written again.
+
+    Returns:
+        Number of crops and of held-out photographs.
+
+    Raises:
+        DataError: a library or one of its photographs is missing, or the folder cannot be written.
+    """
+    originals = [(photograph, _find(photograph)) for photograph in PHOTOGRAPHS]
+    crops = held_out = 0
+    try:
+        for folder in ("photographs", "held-out"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        for photograph, path in originals:
+            if photograph.scales:
+                crops += _write_crops(photograph, path, out / "photographs")
+            else:
+                shutil.copyfile(path, out / "held-out" / photograph.file)
+                held_out += 1
+        (out / "LICENCES.md").write_text(_licences(), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error.strerror})") from None
+    return crops, held_out
+
+
+def _find(photograph: Photograph) -> Path:
+    spec = importlib.util.find_spec(photograph.library)
+    if spec is None or spec.origin is None:
+        raise DataError(
+            f"the photographs come with {_PACKAGES[photograph.library]}, which is not installed; "
+            "run `pip install scikit-image scikit-learn`"
+        )
+    path = Path(spec.origin).parent / _FOLDERS[photograph.library] / photograph.file
+    if not path.is_file():
+        raise DataError(
+            f"{path}: this version of {_PACKAGES[photograph.library]} does not carry the "
+            "photograph; constraints.txt names one that does"
+        )
+    return path
+
+
+def _write_crops(photograph: Photograph, path: Path, folder: Path) -> int:
+    with Image.open(path) as image:
+        pixels = image.convert("RGB")
+    boxes = windows(*pixels.size, photograph.scales)
+    for number, box in enumerate(boxes):
+        crop = pixels.crop(box)
+        if crop.width > SIDE:
+            crop = crop.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        crop.save(folder / f"{path.stem}_{number}.jpg", quality=95)
+    return len(boxes)
+
+
+def _licences() -> str:
+    lines = [
+        "# Photographs and their licences",
+        "",
+        "Taken from the packages scikit-image and scikit-learn. Those under photographs/ were",
+        f"cropped, and shrunk to {SIDE} px where larger; those under held-out/ are unchanged.",
+        "",
+        "| file | shows | author | licence | source |",
+        "|---|---|---|---|---|",
+    ]
+    for p in PHOTOGRAPHS:
+        file = f"photographs/{Path(p.file).stem}_*.jpg" if p.scales else f"held-out/{p.file}"
+        lines.append(f"| {file} | {p.title} | {p.author} | {p.licence} | {p.source} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.photographs",
+        description="Write the quickstart's photographs: crops to train on, three kept whole to "
+        "evaluate on, and their licences.",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    out = parser.parse_args().out
+    try:
+        crops, held_out = write_photographs(out)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{crops} crops in {out}/photographs, {held_out} photographs in {out}/held-out")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How good a trained student is: measures, and the page that shows them."""

@@ -1,0 +1,121 @@
+"""How well a student's heads agree with their teachers on images that neither trained on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
+
+from distill.losses import match_grids
+from distill.targets import Targets
+from teachers.features import Features
+from teachers.upsamplers.resize import Factor
+
+
+class EvaluationConfig(BaseModel):
+    """What `distill.evaluate` measures a student on.
+
+    Attributes:
+        images: a folder, archive or shards of images that the run does not train on.
+        resolutions: of the student's input in pixels, each one number or [height, width].
+        batch_size: images of one forward pass.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: Path
+    resolutions: list[Factor] = Field(min_length=1)
+    batch_size: PositiveInt = 8
+
+
+class Agreement(NamedTuple):
+    """One student head against one teacher.
+
+    Attributes:
+        fidelity: variance of the teacher's map over mean squared error, both means over cells and
+            channels of these images; 1 for the best constant prediction, unbounded above.
+        spatial_cosine: mean over cells, in [-1, 1].
+        summary_cosine: mean over images; None where the teacher has no summary.
+    """
+
+    fidelity: float
+    spatial_cosine: float
+    summary_cosine: float | None
+
+
+class AgreementPass:
+    """Collects the agreement of one head with one teacher over batches, in float64.
+
+    Maps are compared in the space the head was trained in (PHI-S, where the run has it), after
+    both went to their common smaller grid. The variance is that of the very cells that are
+    compared (RADIO's own diagnostic); PHI-S sets it to 1 over the training images only.
+    """
+
+    def __init__(self) -> None:
+        self._cells = self._images = 0
+        self._error = self._cosine = self._summary = 0.0
+        self._sum: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+        self._has_summary = True
+
+    def update(self, head: Features, target: Features) -> None:
+        """Adds a batch: summaries (B, D_summary) or None, maps (B, D, h, w) and (B, D, h', w')."""
+        prediction, wanted = match_grids(head.spatial.float(), target.spatial.float())
+        s, t = (x.double().permute(0, 2, 3, 1).flatten(0, 2) for x in (prediction, wanted))
+        self._cells += len(t)
+        self._error += float((s - t).square().mean(1).sum())
+        self._cosine += float(F.cosine_similarity(s, t, dim=1).sum())
+        self._sum, self._squares = self._sum + t.sum(0), self._squares + t.square().sum(0)
+        self._images += len(head.spatial)
+        if head.summary is None or target.summary is None:
+            self._has_summary = False
+        else:
+            a, b = head.summary.double(), target.summary.double()
+            self._summary += float(F.cosine_similarity(a, b, dim=1).sum())
+
+    def finish(self) -> Agreement:
+        """The agreement over all batches.
+
+        Raises:
+            RuntimeError: there was no batch.
+        """
+        if not self._cells:
+            raise RuntimeError("an agreement over no images")
+        mean = torch.as_tensor(self._sum) / self._cells
+        variance = float((torch.as_tensor(self._squares) / self._cells - mean.square()).mean())
+        error = self._error / self._cells
+        return Agreement(
+            variance / error if error else float("inf"),
+            self._cosine / self._cells,
+            self._summary / self._images if self._has_summary else None,
+        )
+
+
+@torch.no_grad()
+def measure(
+    students: Mapping[str, nn.Module], targets: Targets, images: Tensor, batch_size: int
+) -> dict[str, dict[str, Agreement]]:
+    """Measures students against all teachers; the teachers run once.
+
+    Args:
+        students: name to a student in eval mode.
+        targets: the teachers, with the statistics the students were trained with.
+        images: uint8 (N, 3, H, W).
+        batch_size: images of one forward pass.
+
+    Returns:
+        Teacher name to student name to agreement.
+    """
+    passes = {t: {s: AgreementPass() for s in students} for t in targets.teachers}
+    device = next(next(iter(students.values())).parameters()).device
+    for batch in images.split(batch_size):
+        pixels = batch.to(device).float() / 255
+        wanted = targets(pixels)
+        for name, student in students.items():
+            heads = student(pixels).heads
+            for teacher, target in wanted.items():
+                passes[teacher][name].update(heads[teacher], target)
+    return {t: {s: each.finish() for s, each in row.items()} for t, row in passes.items()}

@@ -1,0 +1,120 @@
+"""PCA pictures of feature maps: teachers and students side by side, in the teacher's colours.
+
+A PCA of its own for every map would show each at its best and compare nothing: directions, signs
+and scales would all differ. Here the teacher's map fixes them, and a student's head is projected
+on the same axes with the same scaling, so that equal colours mean equal features.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from student.model import StudentOutput
+from teachers.features import Features
+
+HEIGHT = 192  # pixels of a panel
+_TITLE, _GAP = 22, 6
+_TAIL = 0.01  # of the cells at either end that may saturate, so that one outlier greys no map
+
+
+class ColourBasis(NamedTuple):
+    """Three principal axes of a map, and the ranges that become black to full colour.
+
+    Attributes:
+        mean: (D,), float64 as all four.
+        axes: (D, 3), orthonormal columns, the strongest first.
+        low: (3,) projections that become 0.
+        high: (3,) projections that become 1.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def fit(cls, maps: Tensor) -> Self:
+        """Fits to all cells of some maps, (B, D, h, w) with D of at least 3."""
+        cells = _cells(maps)
+        mean = cells.mean(0)
+        _, vectors = torch.linalg.eigh((cells - mean).T @ (cells - mean))
+        axes = vectors[:, -3:].flip(1)
+        largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+        axes = axes * largest.sign()  # eigenvectors have no sign of their own
+        ends = torch.tensor([_TAIL, 1 - _TAIL], dtype=torch.float64)
+        low, high = ((cells - mean) @ axes).quantile(ends, dim=0)
+        return cls(mean, axes, low, high)
+
+    def colours(self, maps: Tensor) -> Tensor:
+        """RGB of maps (B, D, h, w): (B, 3, h, w) in [0, 1]."""
+        projected = (_cells(maps) - self.mean) @ self.axes
+        span = (self.high - self.low).clamp(min=1e-12)
+        colours = ((projected - self.low) / span).clamp(0, 1)
+        batch, _, height, width = maps.shape
+        return colours.reshape(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+def draw_panels(
+    path: Path,
+    images: Tensor,
+    targets: Mapping[str, Features],
+    outputs: Mapping[str, StudentOutput],
+) -> None:
+    """Draws one row an image: the image, then for each teacher its map and the students' heads.
+
+    Args:
+        path: the PNG to write.
+        images: (B, 3, H, W) in [0, 1].
+        targets: teacher name to what it asks of the students, spatial (B, D, h, w).
+        outputs: student name to its output for the same images.
+    """
+    columns = {"image": images}
+    for teacher, target in targets.items():
+        basis = ColourBasis.fit(target.spatial)
+        columns[teacher] = basis.colours(target.spatial)
+        for student, output in outputs.items():
+            columns[f"{student}: {teacher}"] = basis.colours(output.heads[teacher].spatial)
+    width = round(HEIGHT * images.shape[-1] / images.shape[-2])
+    step_x, step_y = width + _GAP, HEIGHT + _GAP
+    size = (len(columns) * step_x - _GAP, _TITLE + len(images) * step_y - _GAP)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, (title, panels) in enumerate(columns.items()):
+        font = _font(draw, title, width)
+        draw.text((x * step_x, 2), title, fill="black", font=font)
+        for y, panel in enumerate(panels):
+            # Cells stay visible as squares: smooth enlargement would invent detail.
+            how = Image.Resampling.LANCZOS if title == "image" else Image.Resampling.NEAREST
+            picture = _picture(panel).resize((width, HEIGHT), how)
+            sheet.paste(picture, (x * step_x, _TITLE + y * step_y))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _cells(maps: Tensor) -> Tensor:
+    return maps.detach().double().cpu().permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _picture(panel: Tensor) -> Image.Image:
+    pixels = panel.detach().float().cpu().clamp(0, 1).permute(1, 2, 0) * 255
+    return Image.fromarray(pixels.round().numpy().astype(np.uint8))
+
+
+def _font(draw: ImageDraw.ImageDraw, title: str, width: int) -> ImageFont.FreeTypeFont:
+    """The largest font up to 14 px in which the title fits its column, 8 px at least."""
+    for size in range(14, 8, -1):
+        font = ImageFont.truetype(_font_file(), size)
+        if draw.textlength(title, font=font) <= width:
+            return font
+    return ImageFont.truetype(_font_file(), 8)
+
+
+def _font_file() -> str:
+    from matplotlib import font_manager  # it carries DejaVu; slow to import
+
+    return font_manager.findfont("DejaVu Sans")

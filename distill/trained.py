@@ -1,0 +1,100 @@
+"""From a recipe, a run or a checkpoint to the student trained there and its teachers' targets."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from distill import distributed
+from distill.checkpoint import find_checkpoints, is_whole, read_manifest
+from distill.errors import RecipeError
+from distill.feature_statistics import load_statistics
+from distill.recipe import StudentRecipe, load_student_recipe
+from distill.student_task import build_student, build_targets, build_teachers
+from distill.targets import Targets
+from student.model import Student
+from student.storage import load_student
+
+
+class Trained(NamedTuple):
+    """Where a trained student lies.
+
+    Attributes:
+        recipe: what it was trained with.
+        run: the run's folder.
+        checkpoint: a whole checkpoint of it.
+        step: optimiser steps done.
+    """
+
+    recipe: StudentRecipe
+    run: Path
+    checkpoint: Path
+    step: int
+
+
+def find_trained(target: Path, overrides: list[str]) -> Trained:
+    """Finds a checkpoint, the newest whole one where a run has several.
+
+    Args:
+        target: a recipe's file, a run's folder or a checkpoint's folder.
+        overrides: `section.key=value` changes to the recipe.
+
+    Raises:
+        RecipeError: none of the three, or the run has no whole checkpoint yet.
+    """
+    if not target.is_dir():
+        recipe = load_student_recipe(target, overrides)
+        return _newest(recipe, recipe.run.dir)
+    file = target / "recipe.yaml"
+    if not file.is_file():
+        raise RecipeError(
+            f"{target}: no recipe.yaml in it; give a recipe, the folder of a run, or one of its "
+            "checkpoints such as RUN/checkpoints/step-00000100"
+        )
+    recipe = load_student_recipe(file, overrides)
+    if (target / "student.safetensors").is_file():
+        if not is_whole(target):
+            raise RecipeError(f"{target}: the checkpoint is not whole; give another, or its run")
+        run = target.absolute().parent.parent
+        return Trained(recipe, run, target, read_manifest(target)["step"])
+    return _newest(recipe, target)
+
+
+def _newest(recipe: StudentRecipe, run: Path) -> Trained:
+    found = find_checkpoints(run / "checkpoints")
+    if not found:
+        raise RecipeError(
+            f"{run}: no checkpoint there yet; train first, with "
+            "`deepspeed --module distill.train_student RECIPE`, or set run.dir to the run's folder"
+        )
+    return Trained(recipe, run, found[0], read_manifest(found[0])["step"])
+
+
+def load_trained(trained: Trained) -> tuple[dict[str, Student], Targets]:
+    """Loads a student before and after training, and what it was trained towards.
+
+    Returns:
+        `untrained` (the weights that training started from) and `trained`, both in eval mode on
+        this process's device; and the targets, with the run's own statistics.
+
+    Raises:
+        RecipeError: the checkpoint lacks statistics, or belongs to other teachers or another
+            student than the recipe names.
+    """
+    teachers = build_teachers(trained.recipe)
+    targets = build_targets(trained.recipe, teachers)
+    untrained = build_student(trained.recipe, teachers).eval()
+    student = load_student(trained.checkpoint / "student.safetensors")
+    if student.targets != untrained.targets or student.spec != untrained.spec:
+        raise RecipeError(
+            f"{trained.checkpoint}: trained with other teachers or another student than the recipe "
+            f"names; the recipe it was trained with is {trained.checkpoint / 'recipe.yaml'}"
+        )
+    device = distributed.device()
+    if trained.recipe.objective.standardisation == "phi_s":
+        for name in targets.teachers:
+            path = trained.checkpoint / "statistics" / f"{name}.safetensors"
+            statistics = load_statistics(path, "checkpoint")
+            if statistics is None:
+                raise RecipeError(f"{path}: missing, or not the statistics of a checkpoint")
+            phi_s = statistics.phi_s.to(device)
+            targets.statistics[name] = statistics._replace(phi_s=phi_s)
+    return {"untrained": untrained.to(device), "trained": student.to(device)}, targets

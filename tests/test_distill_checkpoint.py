@@ -1,0 +1,107 @@
+"""Checkpoints are whole or absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distill import checkpoint
+from distill.checkpoint import find_checkpoints, read_manifest, restore_latest, save_checkpoint
+
+
+def _write(folder: Path) -> None:
+    (folder / "part").mkdir()
+    (folder / "part/a.bin").write_bytes(b"a" * 100)
+    (folder / "b.bin").write_bytes(b"b" * 50)
+
+
+def _save(root: Path, step: int, keep: int = 2) -> Path:
+    return save_checkpoint(root, step, _write, {"colour": "blue"}, keep=keep)
+
+
+def test_the_manifest_lists_every_file_and_the_callers_facts(tmp_path: Path) -> None:
+    manifest = read_manifest(_save(tmp_path, 7))
+    assert manifest["files"] == {"b.bin": 50, "part/a.bin": 100}
+    assert (manifest["step"], manifest["world_size"], manifest["colour"]) == (7, 1, "blue")
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 3):
+        _save(tmp_path, step, keep=3)
+    assert sorted(os.listdir(tmp_path)) == ["step-00000002", "step-00000003", "step-00000010"]
+
+
+@pytest.mark.parametrize("name", ["b.bin", "part/a.bin", "MANIFEST.json"])
+def test_a_checkpoint_with_a_file_cut_short_is_passed_over(tmp_path: Path, name: str) -> None:
+    _save(tmp_path, 1)
+    newest = _save(tmp_path, 2)
+    content = (newest / name).read_bytes()
+    (newest / name).write_bytes(content[: len(content) // 2])
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_a_failed_write_leaves_the_earlier_ones(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        _write(folder)
+        raise OSError(28, "No space left on device")
+
+    _save(tmp_path, 1)
+    with pytest.raises(OSError, match=r"step-00000002: could not be written \(rank 0: .*No space"):
+        save_checkpoint(tmp_path, 2, fail, {}, keep=2)
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000001"]
+    _save(tmp_path, 2)
+    assert next(path.name for path in find_checkpoints(tmp_path)) == "step-00000002"
+
+
+@pytest.mark.parametrize("function", ["rename", "fsync"])
+def test_a_kill_before_the_name_is_given_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    _save(tmp_path, 1)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(checkpoint.os, function, kill)
+    with pytest.raises(Killed):
+        _save(tmp_path, 2)
+    monkeypatch.undo()
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000001"]
+    assert restore_latest(tmp_path, lambda folder: None) == tmp_path / "step-00000001"
+    assert sorted(os.listdir(tmp_path)) == ["step-00000001"]
+
+
+def test_restoring_falls_back_to_the_one_that_can_be_read(tmp_path: Path) -> None:
+    for step in (1, 2):
+        _save(tmp_path, step)
+    tried = []
+
+    def read(folder: Path) -> None:
+        tried.append(folder.name)
+        if folder.name == "step-00000002":
+            raise RuntimeError("damaged")
+
+    assert restore_latest(tmp_path, read) == tmp_path / "step-00000001"
+    assert tried == ["step-00000002", "step-00000001"]
+
+
+def test_a_run_whose_checkpoints_cannot_be_read_does_not_start_over(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+
+    def fail(folder: Path) -> None:
+        raise ValueError("written by 2 ranks")
+
+    with pytest.raises(RuntimeError, match="no checkpoint can be read:\n.*written by 2 ranks"):
+        restore_latest(tmp_path, fail)
+
+
+def test_no_checkpoint_is_a_fresh_start(tmp_path: Path) -> None:
+    assert restore_latest(tmp_path / "absent", lambda folder: None) is None
+
+
+def test_a_whole_checkpoint_is_not_written_again(tmp_path: Path) -> None:
+    before = (_save(tmp_path, 1) / "MANIFEST.json").stat().st_mtime_ns
+    assert (_save(tmp_path, 1) / "MANIFEST.json").stat().st_mtime_ns == before

@@ -1,0 +1,166 @@
+"""Whole student runs, as a user starts them."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import student
+from distill.checkpoint import find_checkpoints
+from distill.tracking import read_metrics
+from tests.tiny_run import (
+    STEPS,
+    assert_same_weights,
+    launcher_command,
+    plain_command,
+    run,
+    start,
+    wait_for_metrics,
+    write_recipe,
+)
+
+
+def _status(folder: Path) -> str:
+    return str(json.loads((folder / "run/STATUS.json").read_text())["status"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run(plain_command(write_recipe(folder)), folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_leaves_recipe_versions_metrics_and_whole_checkpoints(finished: Path) -> None:
+    assert _status(finished) == "done"
+    folder = finished / "run"
+    assert [p.name for p in find_checkpoints(folder / "checkpoints")] == [
+        "step-00000024",
+        "step-00000022",
+    ]
+    metrics = read_metrics(folder)
+    assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
+    for name in ("loss", "loss/expert/spatial", "loss/expert/summary", "lr", "grad_norm"):
+        assert all(line[name] > 0 for line in metrics[:-1]), name
+    for name in ("images_per_s", "data_share", "peak_memory_gb"):
+        assert all(name in line for line in metrics), name
+    assert json.loads((folder / "versions.json").read_text())["deepspeed"] == "0.19.8"
+
+
+def test_the_checkpoint_holds_a_student_that_loads_in_one_line(finished: Path) -> None:
+    model = student.load(finished / "run/checkpoints/step-00000024/student.safetensors")
+    assert list(model.targets) == ["expert"]
+    assert not model.training
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(finished: Path) -> None:
+    path = finished / "run/checkpoints/step-00000024/student.safetensors"
+    before = path.read_bytes()
+    done = run(plain_command(finished / "recipe.yaml"), finished)
+    assert done.returncode == 0
+    assert path.read_bytes() == before
+    assert len(read_metrics(finished / "run")) == STEPS
+
+
+def test_another_recipe_in_the_same_folder_is_refused(finished: Path) -> None:
+    done = run(plain_command(finished / "recipe.yaml", "optimizer.lr=0.5"), finished)
+    assert done.returncode == 2
+    assert "already holds a run of another recipe (optimizer.lr: 0.001 there, 0.5 here)" in (
+        done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Three kill -9, each some time after a new line of metrics, then a start that finishes."""
+    recipe = write_recipe(tmp_path, data={"sources": [{"shards": str(finished / "shards")}]})
+    generator = random.Random(0)
+    for _ in range(3):
+        process = start(plain_command(recipe), tmp_path)
+        wait_for_metrics(tmp_path / "run", process)
+        time.sleep(generator.uniform(0.0, 1.0))
+        process.kill()
+        process.wait()
+    done = run(plain_command(recipe), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(finished / "run", tmp_path / "run", STEPS)
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
+
+
+def test_sigterm_saves_ends_with_0_and_the_rest_follows(finished: Path, tmp_path: Path) -> None:
+    shards = {"sources": [{"shards": str(finished / "shards")}]}
+    recipe = write_recipe(tmp_path, data=shards, checkpoint={"every": 10_000})
+    command = plain_command(recipe, "run.steps=10000", "schedule.kind=constant")
+    process = start(command, tmp_path)
+    wait_for_metrics(tmp_path / "run", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert _status(tmp_path) == "preempted"
+    (saved,) = find_checkpoints(tmp_path / "run/checkpoints")
+    assert int(saved.name.removeprefix("step-")) == len(read_metrics(tmp_path / "run"))
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_ranks_under_the_launcher(stage: int, finished: Path, tmp_path: Path) -> None:
+    """ZeRO 1, 2 and 3; nothing is left in /dev/shm, and no process."""
+    shared = set(os.listdir("/dev/shm"))
+    shards = {"sources": [{"shards": str(finished / "shards")}]}
+    recipe = write_recipe(tmp_path, data=shards)
+    done = run(launcher_command(recipe, f"engine.zero_stage={stage}", ranks=2), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert _status(tmp_path) == "done"
+    one, two = read_metrics(finished / "run"), read_metrics(tmp_path / "run")
+    # The same images, whatever the number of ranks; only position windows are drawn by rank.
+    assert [line["images"] for line in two] == [line["images"] for line in one]
+    assert set(os.listdir("/dev/shm")) <= shared
+
+
+NAN_TEACHER = """
+import torch
+from teachers.features import Features, FeatureSpec
+from teachers.teacher import Teacher
+
+class Faulty(Teacher):
+    def __init__(self, config):
+        spec = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=16, resolution=(32, 32))
+        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
+        self.calls = 0
+
+    def extract(self, images):
+        self.calls += 1
+        maps = images.unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5)).repeat(1, 2, 1, 1)[:, :4]
+        return Features(None, maps * (float("nan") if self.calls > 12 else 1.0))
+"""
+
+
+def test_nan_stops_the_run_with_the_keys_of_the_batch(finished: Path, tmp_path: Path) -> None:
+    """The teacher is a user's own class, found in the current directory."""
+    (tmp_path / "faulty.py").write_text(NAN_TEACHER)
+    recipe = write_recipe(
+        tmp_path,
+        data={"sources": [{"shards": str(finished / "shards")}]},
+        teachers={"expert": {"kind": "faulty:Faulty"}},
+    )
+    done = run(plain_command(recipe), tmp_path)
+    assert done.returncode == 1
+    assert "not finite, so the run stops:\n  rank 0: loss, expert/spatial; keys: " in done.stderr
+    assert "shards/000000.tar/" in done.stderr or "000000.tar/" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert _status(tmp_path) == "failed"
+
+
+def test_the_dry_run_prints_the_resolved_recipe_and_makes_no_folder(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    done = run([*plain_command(recipe), "--dry-run", "run.seed=7"], tmp_path)
+    assert done.returncode == 0
+    assert "seed: 7" in done.stdout
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,128 @@
+"""A run small enough for tests: smooth random images, one random teacher, a two-block student."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from data.write_shards import main as write_shards
+from distill.config import dump_yaml
+from tests.ranks import free_port
+
+STEPS = 24
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def write_images(folder: Path, count: int = 24, size: tuple[int, int] = (80, 96)) -> None:
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        coarse = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+
+
+def tiny_recipe(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A recipe over shards in `folder`, which are written at first use."""
+    if not (folder / "shards").exists():
+        write_images(folder / "images")
+        assert write_shards([str(folder / "images"), str(folder / "shards")]) == 0
+    recipe: dict[str, Any] = {
+        "task": "student",
+        "run": {"dir": str(folder / "run"), "steps": STEPS, "resolution": 32, "batch_size": 4},
+        "data": {"sources": [{"shards": str(folder / "shards")}], "workers": 0},
+        "teachers": {
+            "expert": {
+                "kind": "timm",
+                "model": "test_vit",
+                "weights": "none",
+                "resolution": [32, 32],
+            }
+        },
+        "student": {
+            "width": 32,
+            "depth": 2,
+            "heads": 2,
+            "max_resolution": 64,
+            "head": {"hidden_dim": 16, "num_layers": 1},
+        },
+        "targets": {"statistics_images": 16},
+        "engine": {"zero_stage": 2, "ema_decay": 0.9},
+        "checkpoint": {"every": 2},
+        "tracking": {"every": 1},
+    }
+    for name, section in sections.items():
+        recipe[name] = {**recipe.get(name, {}), **section}
+    return recipe
+
+
+def write_recipe(folder: Path, **sections: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(dump_yaml(tiny_recipe(folder, **sections)))
+    return path
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PATH": path}
+    return {**os.environ, **ours}
+
+
+def plain_command(recipe: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "distill.train_student", str(recipe), *overrides]
+
+
+def launcher_command(recipe: Path, *overrides: str, ranks: int) -> list[str]:
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
+    launcher += ["--master_port", str(free_port()), "--module", "distill.train_student"]
+    return [*launcher, str(recipe), *overrides]
+
+
+def run(
+    command: list[str], folder: Path, timeout_s: float = 180
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def assert_same_weights(one: Path, other: Path, step: int) -> None:
+    """The checkpoints of a step in two run folders hold the same bits."""
+    name = f"checkpoints/step-{step:08d}/student.safetensors"
+    expected, came = load_file(one / name), load_file(other / name)
+    assert expected.keys() == came.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, came[key]), key
+
+
+def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for_metrics(run_folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has written a line more than it had, or has ended."""
+    path = run_folder / "metrics.jsonl"
+    before = path.read_bytes() if path.exists() else b""
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and path.read_bytes() != before:
+            return
+        time.sleep(0.02)
