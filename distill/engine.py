@@ -312,4 +312,21 @@ def _import_deepspeed() -> Any:
 
     if not torch.cuda.is_available():
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """Imports DeepSpeed's Muon, which `initialize` would, without torch's compiler behind it.
+
+    Its kernels are decorated with `compile` at import, which loads the whole of inductor: 4 s and
+    50 MB for an optimiser that is not offered here.
+    """
+    from deepspeed.runtime import compiler
+
+    kept = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = kept

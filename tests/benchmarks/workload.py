@@ -1,0 +1,85 @@
+"""The workload of the step benchmarks, and how a run of it is started.
+
+A ViT-S/16 student of 224 px and two ViT-B/16 teachers with random weights; 8 images a step, AdamW,
+fp32, one thread.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data.write_shards import main as write_shards
+from distill.config import dump_yaml
+from tests.ranks import free_port
+
+BATCH, SIDE, DIM = 8, 224, 768
+HIDDEN, LAYERS = 768, 1
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def recipe(folder: Path, *, steps: int, **sections: Any) -> dict[str, Any]:
+    """The workload as a recipe, over shards in `folder`."""
+    tree: dict[str, Any] = {
+        "task": "student",
+        "run": {"dir": str(folder / "run"), "steps": steps, "resolution": SIDE},
+        "data": {"sources": [{"shards": str(folder / "shards")}], "workers": 0},
+        "teachers": {
+            name: {"kind": "timm", "model": "vit_base_patch16_224", "weights": "none"}
+            for name in ("first", "second")
+        },
+        "student": {
+            "size": "small",
+            "max_resolution": SIDE,
+            "num_registers": 0,
+            "head": {"hidden_dim": HIDDEN, "num_layers": LAYERS},
+        },
+        "targets": {"statistics_images": BATCH},
+        "optimizer": {"lr": 1e-4},
+        "schedule": {"warmup_steps": 0},
+        "checkpoint": {"every": 10_000},
+        "tracking": {"every": 1},
+    }
+    tree["run"]["batch_size"] = BATCH
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section}
+    return tree
+
+
+def write_workload(folder: Path, *, steps: int, **sections: Any) -> Path:
+    """Writes shards of a few images, and the recipe; returns the recipe's path."""
+    if not (folder / "shards").exists():
+        (folder / "images").mkdir(parents=True)
+        generator = np.random.default_rng(0)
+        for i in range(32):
+            coarse = generator.integers(0, 256, (8, 10, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((320, 256), Image.Resampling.BICUBIC)
+            image.save(folder / "images" / f"{i}.jpg", quality=95)
+        assert write_shards([str(folder / "images"), str(folder / "shards")]) == 0
+    path = folder / "recipe.yaml"
+    path.write_text(dump_yaml(recipe(folder, steps=steps, **sections)))
+    return path
+
+
+def launch(path: Path, num_ranks: int) -> tuple[float, float]:
+    """Runs a recipe under the `deepspeed` launcher.
+
+    Returns:
+        Wall-clock times, in seconds since the epoch: of the launch, and of its end.
+    """
+    # The environment's scripts first: DeepSpeed's launcher calls `python` and `ninja` by name.
+    bins = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": bins}
+    command = ["deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
+    command += ["--module", "distill.train_student", str(path)]
+    started = time.time()
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    ended = time.time()
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}")
+    return started, ended
