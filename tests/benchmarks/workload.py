@@ -81,5 +81,6 @@ def launch(path: Path, num_ranks: int) -> tuple[float, float]:
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
     ended = time.time()
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}")
+        said = done.stdout[-2000:] + done.stderr
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
     return started, ended
