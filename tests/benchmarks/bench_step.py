@@ -146,7 +146,7 @@ def high_water() -> float:
 def main(arguments: list[str] | None = None) -> list[Figure]:
     """Measures and prints; returns the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak", choices=["ours", "bare"], help="only this one's peak memory")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
