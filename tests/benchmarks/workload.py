@@ -16,7 +16,6 @@ from PIL import Image
 
 from data.write_shards import main as write_shards
 from distill.config import dump_yaml
-from tests.ranks import free_port
 
 BATCH, SIDE, DIM = 8, 224, 768
 HIDDEN, LAYERS = 768, 1
@@ -75,10 +74,12 @@ def launch(path: Path, num_ranks: int) -> tuple[float, float]:
     # The environment's scripts first: DeepSpeed's launcher calls `python` and `ninja` by name.
     bins = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": bins}
-    command = ["deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
-    command += ["--module", "distill.train_student", str(path)]
+    command = ["deepspeed", "--num_gpus", str(num_ranks), "--module", "distill.train_student"]
+    command += [str(path)]
     started = time.time()
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=600
+    )
     ended = time.time()
     if done.returncode:
         said = done.stdout[-2000:] + done.stderr
