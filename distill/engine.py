@@ -14,7 +14,7 @@ teachers too.
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from distill import distributed
 from distill.errors import RecipeError
+from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer
 
 
 class EngineConfig(BaseModel):
@@ -57,24 +58,6 @@ class EngineConfig(BaseModel):
         if stage not in (1, 2, 3):
             raise ValueError(f"must be 1, 2 or 3, got {stage}")
         return stage
-
-
-class OptimizerConfig(BaseModel):
-    """AdamW; the learning rate is the peak of the schedule.
-
-    Attributes:
-        lr: peak learning rate.
-        weight_decay: for matrices; vectors, positions and tokens are not decayed.
-        betas: decay of the first and the second moment.
-        eps: added to the root of the second moment.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.02, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
 
 
 class StepResult(NamedTuple):
@@ -114,28 +97,6 @@ def deepspeed_config(config: EngineConfig, micro_batch_size: int) -> dict[str, A
     }
 
 
-def parameter_groups(
-    module: nn.Module, optimizer: OptimizerConfig, no_decay: set[str]
-) -> list[dict[str, Any]]:
-    """Splits trainable parameters in those that weight decay shrinks and those that it leaves.
-
-    Args:
-        module: whose parameters.
-        optimizer: gives the decay.
-        no_decay: names that are not decayed although they are matrices.
-    """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (free if parameter.ndim <= 1 or name in no_decay else decayed).append(parameter)
-    groups = [
-        {"name": "decay", "params": decayed, "weight_decay": optimizer.weight_decay},
-        {"name": "no_decay", "params": free, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 class Autocast(nn.Module):
     """Runs a module under bfloat16 autocast, or as it is."""
 
@@ -144,10 +105,10 @@ class Autocast(nn.Module):
         self.module = module
         self.enabled = enabled
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Any:
         """Calls the module."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.enabled):
-            return self.module(images)
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self.enabled):
+            return self.module(*inputs)
 
 
 class Engine:
@@ -156,9 +117,9 @@ class Engine:
     Args:
         module: what is trained; everything it computes goes through its one `forward`.
         config: stage, precision, clipping, averaging.
-        optimizer: AdamW's options.
+        optimizer: which one, and its options.
+        groups: of the module's parameters, see `decay_groups`.
         micro_batch_size: images a rank and forward pass.
-        no_decay: names of matrices that weight decay leaves alone.
     """
 
     def __init__(
@@ -166,35 +127,28 @@ class Engine:
         module: nn.Module,
         config: EngineConfig,
         optimizer: OptimizerConfig,
+        groups: Sequence[ParameterGroup],
         *,
         micro_batch_size: int,
-        no_decay: set[str],
     ) -> None:
         deepspeed = _import_deepspeed()
         _require_precision(config)
         self.config = config
         self._optimizer_config = optimizer
+        self._groups = {group.name: group for group in groups}
         module.to(distributed.device()).train()
-        groups = parameter_groups(module, optimizer, no_decay)
-        adamw = torch.optim.AdamW(
-            groups,
-            lr=optimizer.lr,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            fused=distributed.device().type == "cuda",
-        )
         wrapped = Autocast(module, enabled=config.precision == "bf16")
         self._engine, *_ = deepspeed.initialize(
             model=wrapped,
-            optimizer=adamw,
+            optimizer=build_optimizer(optimizer, groups, distributed.device()),
             config=deepspeed_config(config, micro_batch_size),
             dist_init_required=False,
         )
         self._average = [p.detach().clone() for p in self._masters()] if config.ema_decay else []
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor) -> Any:
         """Runs the module's forward pass."""
-        return self._engine(images)
+        return self._engine(*inputs)
 
     def train(self, mode: bool = True) -> None:
         """Switches the module between training and evaluation."""
@@ -205,9 +159,13 @@ class Engine:
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, lr: float) -> StepResult:
-        """Clips, updates the weights at a learning rate, updates the average, clears gradients."""
+        """Clips, updates the weights and their average, clears gradients.
+
+        Args:
+            lr: the step's learning rate, before each group's own scale.
+        """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * self._groups[group["name"]].lr_scale
         before = self._engine.skipped_steps
         self._engine.step()
         skipped = self._engine.skipped_steps > before
@@ -252,8 +210,7 @@ class Engine:
     def _apply_options(self) -> None:
         optimizer = self._engine.optimizer
         for group in optimizer.param_groups:
-            decays = group["name"] == "decay"
-            group["weight_decay"] = self._optimizer_config.weight_decay if decays else 0.0
+            group["weight_decay"] = self._groups[group["name"]].weight_decay
             group["betas"] = self._optimizer_config.betas
             group["eps"] = self._optimizer_config.eps
         optimizer.clip_grad = self.config.gradient_clipping

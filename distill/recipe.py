@@ -16,10 +16,11 @@ from pydantic import (
 
 from data.config import DataConfig
 from distill.config import apply_overrides, load_yaml, validate
-from distill.engine import EngineConfig, OptimizerConfig
+from distill.engine import EngineConfig
 from distill.errors import RecipeError
 from distill.evaluation.fidelity import EvaluationConfig
 from distill.objective import ObjectiveConfig
+from distill.optimizer import OptimizerConfig
 from distill.schedule import ScheduleConfig
 from distill.targets import TargetsConfig
 from distill.tracking import TrackingConfig

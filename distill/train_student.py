@@ -26,6 +26,7 @@ from distill.engine import Engine
 from distill.errors import command
 from distill.files import write_text
 from distill.loop import Loop, NonFiniteError, Outcome, Plan
+from distill.optimizer import decay_groups
 from distill.process import StopRequest, arm_watchdog, die_with_launcher, disarm_watchdog
 from distill.recipe import StudentRecipe, load_student_recipe, resolved
 from distill.run_folder import make_run_folder, open_run_folder, versions, write_status
@@ -104,8 +105,8 @@ def train(recipe: StudentRecipe, micro_batch: int, stop: StopRequest) -> Outcome
         student,
         recipe.engine,
         recipe.optimizer,
+        decay_groups(student, recipe.optimizer, student.no_weight_decay()),
         micro_batch_size=micro_batch,
-        no_decay=student.no_weight_decay(),
     )
     task = StudentTask(recipe, student, engine, targets)
     session = _Session(recipe, engine, task, stream)

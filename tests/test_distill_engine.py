@@ -1,6 +1,7 @@
 """The engine against plain PyTorch: gradients, clipping, averaging, precision, resuming."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -8,13 +9,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from distill import distributed
-from distill.engine import (
-    Engine,
-    EngineConfig,
-    OptimizerConfig,
-    deepspeed_config,
-    parameter_groups,
-)
+from distill.engine import Engine, EngineConfig, deepspeed_config
+from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, decay_groups
 from tests.ranks import run_on_ranks
 
 OPTIMIZER = OptimizerConfig(weight_decay=0.1)
@@ -36,6 +32,12 @@ class TwoHeads(nn.Module):
         return self.left(hidden), self.right(hidden)
 
 
+def _groups(module: nn.Module, optimizer: OptimizerConfig) -> list[ParameterGroup]:
+    """The second group learns at half the rate."""
+    first, second = decay_groups(module, optimizer, {"token"})
+    return [first, second._replace(lr_scale=0.5)]
+
+
 def _batch(step: int, rank: int, micro: int) -> Tensor:
     generator = torch.Generator().manual_seed(1000 * step + 10 * rank + micro)
     return torch.randn(4, 4, generator=generator)
@@ -48,12 +50,17 @@ def _loss(outputs: tuple[Tensor, Tensor], step: int, rank: int) -> Tensor:
     return left.square().mean() + speaks * 3 * (right - 1).square().mean()
 
 
-def train_with_engine(stage: int, clip: float, folder: str | None) -> dict[str, Tensor]:
+def train_with_engine(
+    stage: int, clip: float, folder: str | None, kind: Literal["adamw", "nadam"] = "adamw"
+) -> dict[str, Tensor]:
     """Trains; with a folder it saves after the first step and goes on in a new engine."""
+    optimizer = OPTIMIZER.model_copy(update={"kind": kind})
     config = EngineConfig(zero_stage=stage, gradient_clipping=clip, ema_decay=DECAY)
 
     def build() -> Engine:
-        return Engine(TwoHeads(), config, OPTIMIZER, micro_batch_size=4, no_decay={"token"})
+        module = TwoHeads()
+        groups = _groups(module, optimizer)
+        return Engine(module, config, optimizer, groups, micro_batch_size=4)
 
     engine, rank = build(), distributed.rank()
     for step in range(STEPS):
@@ -74,11 +81,16 @@ def train_with_engine(stage: int, clip: float, folder: str | None) -> dict[str, 
     return {**now, **{f"average.{name}": value for name, value in average.items()}}
 
 
-def train_plainly(world: int, clip: float) -> dict[str, Tensor]:
+def train_plainly(world: int, clip: float, kind: str) -> dict[str, Tensor]:
     """The same in float64, one process, no accumulation."""
     module = TwoHeads().double()
-    groups = parameter_groups(module, OPTIMIZER, {"token"})
-    adamw = torch.optim.AdamW(groups, lr=LR, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps)
+    scales = (1.0, 0.5)
+    groups = [
+        {"params": group.parameters, "weight_decay": group.weight_decay}
+        for group in _groups(module, OPTIMIZER)
+    ]
+    found = {"adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam}[kind]
+    plain = found(groups, lr=LR, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps)
     average = {n: p.detach().clone() for n, p in module.named_parameters()}
     for step in range(STEPS):
         losses = [
@@ -86,32 +98,36 @@ def train_plainly(world: int, clip: float) -> dict[str, Tensor]:
             for rank in range(world)
             for micro in range(MICRO)
         ]
-        adamw.zero_grad()
+        plain.zero_grad()
         (sum(losses) / len(losses)).backward()
         nn.utils.clip_grad_norm_(module.parameters(), clip if clip else float("inf"))
-        for group in adamw.param_groups:
-            group["lr"] = LR * (step + 1)
-        adamw.step()
+        for group, scale in zip(plain.param_groups, scales, strict=True):
+            group["lr"] = LR * (step + 1) * scale
+        plain.step()
         for name, parameter in module.named_parameters():
             average[name] = DECAY * average[name] + (1 - DECAY) * parameter.detach()
     now = {n: p.detach() for n, p in module.named_parameters()}
     return {**now, **{f"average.{name}": value for name, value in average.items()}}
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.2])
+@pytest.mark.parametrize(("clip", "kind"), [(0.0, "adamw"), (0.2, "adamw"), (0.2, "nadam")])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_two_ranks_accumulating_equal_one_plain_float64_process(stage: int, clip: float) -> None:
-    expected = train_plainly(2, clip)
-    for weights in run_on_ranks(2, train_with_engine, stage, clip, None):
+def test_two_ranks_accumulating_equal_one_plain_float64_process(
+    stage: int, clip: float, kind: str
+) -> None:
+    expected = train_plainly(2, clip, kind)
+    for weights in run_on_ranks(2, train_with_engine, stage, clip, None, kind):
         assert weights.keys() == expected.keys()
         for name, value in weights.items():
             torch.testing.assert_close(value.double(), expected[name], atol=3e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_saving_and_loading_changes_no_bit(stage: int, tmp_path: Path) -> None:
-    straight = run_on_ranks(2, train_with_engine, stage, 0.2, None)[0]
-    resumed = run_on_ranks(2, train_with_engine, stage, 0.2, str(tmp_path / "saved"))[0]
+@pytest.mark.parametrize(
+    ("stage", "kind"), [(1, "adamw"), (2, "adamw"), (3, "adamw"), (2, "nadam")]
+)
+def test_saving_and_loading_changes_no_bit(stage: int, kind: str, tmp_path: Path) -> None:
+    straight = run_on_ranks(2, train_with_engine, stage, 0.2, None, kind)[0]
+    resumed = run_on_ranks(2, train_with_engine, stage, 0.2, str(tmp_path / "saved"), kind)[0]
     for name, value in straight.items():
         assert torch.equal(value, resumed[name]), name
 
@@ -119,7 +135,9 @@ def test_saving_and_loading_changes_no_bit(stage: int, tmp_path: Path) -> None:
 def _load_with_other_options(folder: str) -> tuple[float, float, float]:
     def build(optimizer: OptimizerConfig, clip: float) -> Engine:
         config = EngineConfig(zero_stage=2, gradient_clipping=clip)
-        return Engine(TwoHeads(), config, optimizer, micro_batch_size=4, no_decay=set())
+        module = TwoHeads()
+        groups = decay_groups(module, optimizer, set())
+        return Engine(module, config, optimizer, groups, micro_batch_size=4)
 
     first = build(OPTIMIZER, 0.2)
     first.save(Path(folder))
@@ -137,7 +155,9 @@ def test_options_of_the_recipe_win_over_those_of_the_checkpoint(tmp_path: Path) 
 
 def _skip_a_step() -> tuple[bool, float, bool]:
     config = EngineConfig(zero_stage=1, ema_decay=DECAY)
-    engine = Engine(TwoHeads(), config, OPTIMIZER, micro_batch_size=4, no_decay=set())
+    module = TwoHeads()
+    groups = decay_groups(module, OPTIMIZER, set())
+    engine = Engine(module, config, OPTIMIZER, groups, micro_batch_size=4)
     before = engine.weights(average=False)
     left, right = engine(_batch(0, 0, 0))
     engine.backward((left.sum() + right.sum()) * (float("nan") if distributed.rank() else 1.0))
@@ -166,7 +186,15 @@ def test_every_key_that_deepspeed_would_guess_is_written() -> None:
 
 
 def test_vectors_and_named_matrices_are_not_decayed() -> None:
-    decayed, free = parameter_groups(TwoHeads(), OPTIMIZER, {"token"})
-    assert [tuple(p.shape) for p in decayed["params"]] == [(8, 4), (3, 8), (5, 8)]
-    assert [tuple(p.shape) for p in free["params"]] == [(1, 8), (8,), (3,), (5,)]
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    decayed, free = decay_groups(TwoHeads(), OPTIMIZER, {"token"})
+    assert [tuple(p.shape) for p in decayed.parameters] == [(8, 4), (3, 8), (5, 8)]
+    assert [tuple(p.shape) for p in free.parameters] == [(1, 8), (8,), (3,), (5,)]
+    assert (decayed.weight_decay, free.weight_decay) == (0.1, 0.0)
+
+
+def test_adamw_is_fused_on_a_gpu_only() -> None:
+    module = nn.Linear(2, 2)
+    optimizer = build_optimizer(
+        OPTIMIZER, decay_groups(module, OPTIMIZER, set()), module.weight.device
+    )
+    assert not optimizer.defaults["fused"]

@@ -23,6 +23,7 @@ from distill import distributed
 from distill.config import validate
 from distill.engine import Engine
 from distill.feature_statistics import TargetStatistics
+from distill.optimizer import decay_groups
 from distill.recipe import StudentRecipe
 from distill.student_task import StudentTask, build_student, build_targets, build_teachers
 from teachers.phi_s import FeatureStatistics, fit_phi_s
@@ -50,8 +51,8 @@ def our_step() -> Step:
     for name in teachers:
         targets.statistics[name] = TargetStatistics(phi_s, torch.ones(()))
     student = build_student(ours, teachers)
-    free = student.no_weight_decay()
-    engine = Engine(student, ours.engine, ours.optimizer, micro_batch_size=BATCH, no_decay=free)
+    groups = decay_groups(student, ours.optimizer, student.no_weight_decay())
+    engine = Engine(student, ours.engine, ours.optimizer, groups, micro_batch_size=BATCH)
     task = StudentTask(ours, student, engine, targets)
 
     def step(images: Tensor) -> None:

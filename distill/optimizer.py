@@ -1,0 +1,80 @@
+"""Which optimiser moves which parameters, and how fast."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+
+class OptimizerConfig(BaseModel):
+    """AdamW or NAdam; the learning rate is the peak of the schedule.
+
+    Attributes:
+        kind: `adamw` decays weights apart from the gradient; `nadam` (Dozat 2016) adds the decay
+            to the gradient, as FeatSharp's training does.
+        lr: peak learning rate.
+        weight_decay: for matrices; vectors, positions and tokens are not decayed.
+        betas: decay of the first and the second moment.
+        eps: added to the root of the second moment.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["adamw", "nadam"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.02, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that share a learning rate and a decay.
+
+    Attributes:
+        name: `decay`, `no_decay`, ...; unique within a run.
+        parameters: at least one.
+        weight_decay: of this group.
+        lr_scale: times the run's learning rate.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    weight_decay: float
+    lr_scale: float = 1.0
+
+
+def decay_groups(
+    module: nn.Module, optimizer: OptimizerConfig, no_decay: set[str]
+) -> list[ParameterGroup]:
+    """Splits trainable parameters in those that weight decay shrinks and those that it leaves.
+
+    Args:
+        module: whose parameters.
+        optimizer: gives the decay.
+        no_decay: names that are not decayed although they are matrices.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (free if parameter.ndim <= 1 or name in no_decay else decayed).append(parameter)
+    groups = [
+        ParameterGroup("decay", decayed, optimizer.weight_decay),
+        ParameterGroup("no_decay", free, 0.0),
+    ]
+    return [group for group in groups if group.parameters]
+
+
+def build_optimizer(
+    config: OptimizerConfig, groups: Sequence[ParameterGroup], device: torch.device
+) -> torch.optim.Optimizer:
+    """Builds the optimiser over groups whose parameters are on `device`."""
+    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    rendered = [
+        {"name": g.name, "params": g.parameters, "weight_decay": g.weight_decay} for g in groups
+    ]
+    if config.kind == "nadam":
+        return torch.optim.NAdam(rendered, **options)
+    return torch.optim.AdamW(rendered, **options, fused=device.type == "cuda")
