@@ -17,10 +17,11 @@ from distill.config import dump_yaml
 from distill.errors import RecipeError
 from distill.feature_statistics import load_statistics, save_statistics
 from distill.files import write_text
-from distill.recipe import load_student_recipe, resolved
+from distill.recipe import load_student_recipe
 from distill.run_folder import open_run_folder
 from distill.student_task import build_student, build_targets, build_teachers
 from distill.trained import find_trained
+from distill.training_recipe import resolved
 from student.storage import load_student, save_student
 from tests.tiny_run import write_images, write_recipe
 

@@ -7,7 +7,8 @@ import pytest
 
 from distill.config import apply_overrides, dump_yaml, load_yaml, validate
 from distill.errors import RecipeError
-from distill.recipe import StudentRecipe, load_student_recipe, resolved
+from distill.recipe import StudentRecipe, load_student_recipe
+from distill.training_recipe import resolved
 
 BASE = """
 run: {dir: runs/x, steps: 100, resolution: 64, batch_size: 8}
