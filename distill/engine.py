@@ -140,7 +140,7 @@ class Engine:
         wrapped = Autocast(module, enabled=config.precision == "bf16")
         self._engine, *_ = deepspeed.initialize(
             model=wrapped,
-            optimizer=build_optimizer(optimizer, groups, distributed.device()),
+            optimizer=build_optimizer(optimizer, groups),
             config=deepspeed_config(config, micro_batch_size),
             dist_init_required=False,
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distill import distributed
 from distill.engine import Engine, EngineConfig, deepspeed_config
-from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, decay_groups
+from distill.optimizer import OptimizerConfig, ParameterGroup, decay_groups
 from tests.ranks import run_on_ranks
 
 OPTIMIZER = OptimizerConfig(weight_decay=0.1)
@@ -190,11 +190,3 @@ def test_vectors_and_named_matrices_are_not_decayed() -> None:
     assert [tuple(p.shape) for p in decayed.parameters] == [(8, 4), (3, 8), (5, 8)]
     assert [tuple(p.shape) for p in free.parameters] == [(1, 8), (8,), (3,), (5,)]
     assert (decayed.weight_decay, free.weight_decay) == (0.1, 0.0)
-
-
-def test_adamw_is_fused_on_a_gpu_only() -> None:
-    module = nn.Linear(2, 2)
-    optimizer = build_optimizer(
-        OPTIMIZER, decay_groups(module, OPTIMIZER, set()), module.weight.device
-    )
-    assert not optimizer.defaults["fused"]
