@@ -10,6 +10,7 @@ UPSAMPLERS = Family(
     noun="upsampler",
     table={
         "bilinear": "teachers.upsamplers.bilinear:Bilinear",
+        "featup": "teachers.upsamplers.featup:FeatUp",
         "tile": "teachers.upsamplers.tile:Tile",
     },
     base=Upsampler,

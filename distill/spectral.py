@@ -1,0 +1,95 @@
+"""Spectral reparametrisation: each Linear's largest singular value is a parameter of its own.
+
+The effective weight is W (softplus(s) + 0.05) / sigma(W) (Zhai et al., arXiv 2303.06296, in the form
+that FeatSharp and RADIO train with). s starts where the norm is 1, which rescales the initial
+weights. It is a technique of training only: `materialise` leaves plain weights behind.
+
+One step of power iteration in each forward pass of training keeps sigma up to date, so a module
+under activation checkpointing, which runs forward twice, must not use it.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_FLOOR = 0.05
+_EPS = 1e-6
+_FIRST_ITERATIONS = 15
+
+
+class SpectralScale(nn.Module):
+    """The parametrisation of one weight.
+
+    Attributes:
+        scale: () s; weight decay on it pulls the norm towards log(2) + 0.05.
+        u: (out,) left singular vector, a buffer.
+        v: (in,) right singular vector, a buffer.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        # softplus(scale) + floor = 1
+        start = math.log(math.expm1(1 - _FLOOR))
+        self.scale = nn.Parameter(weight.new_tensor(start))
+        # From a generator of its own: what is built afterwards draws the same numbers without it.
+        u = torch.randn(len(weight), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("u", F.normalize(u, dim=0).to(weight))
+        self.register_buffer("v", weight.new_zeros(weight.shape[1]))
+        self._iterate(weight.detach(), _FIRST_ITERATIONS)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The effective weight, (out, in)."""
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.training and torch.is_grad_enabled():
+                self._iterate(weight.detach(), 1)
+            # Copies: the next forward pass writes into the buffers before this one's backward.
+            sigma = torch.dot(self.u.clone(), torch.mv(weight, self.v.clone()))
+            return weight * ((F.softplus(self.scale) + _FLOOR) / sigma.clamp(min=_EPS))
+
+    @torch.no_grad()
+    def _iterate(self, weight: Tensor, steps: int) -> None:
+        for _ in range(steps):
+            self.v.copy_(F.normalize(torch.mv(weight.T, self.u), dim=0, eps=_EPS))
+            self.u.copy_(F.normalize(torch.mv(weight, self.v), dim=0, eps=_EPS))
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [m for m in module.modules() if isinstance(m, nn.Linear)]
+
+
+def _reparametrised(linear: nn.Linear) -> bool:
+    return parametrize.is_parametrized(linear, "weight") and any(
+        isinstance(p, SpectralScale)
+        for p in linear.parametrizations["weight"]  # type: ignore[union-attr]
+    )
+
+
+def spectral_reparametrise(module: nn.Module) -> None:
+    """Reparametrises the weight of every Linear in `module`, in place.
+
+    Weights `NAME.weight` become `NAME.parametrizations.weight.original`, the scales are
+    `NAME.parametrizations.weight.0.scale`: parameters named `*.scale` may have a group of their own.
+
+    Raises:
+        RuntimeError: done already.
+    """
+    linears = _linears(module)
+    if any(map(_reparametrised, linears)):
+        raise RuntimeError("spectral_reparametrise: the module is reparametrised already")
+    for linear in linears:
+        # unsafe: skips a trial run; the shape and the type stay by construction
+        parametrize.register_parametrization(
+            linear, "weight", SpectralScale(linear.weight), unsafe=True
+        )
+
+
+def materialise(module: nn.Module) -> None:
+    """Puts each effective weight in place of its reparametrisation; the outputs stay the same."""
+    for linear in filter(_reparametrised, _linears(module)):
+        parametrize.remove_parametrizations(linear, "weight")

@@ -1,0 +1,144 @@
+"""FeatSharp's fusion block: local attention and a SwiGLU over several maps of one image.
+
+A pre-norm transformer block (arXiv 2502.16025, section 3) on the concatenated channels of its
+inputs. The first input is the residual path: LayerScale starts at 1e-6, so a fresh block returns
+that input, and training finds what the others add to it.
+
+Departs from the public code in no padding of the head dimension, and in separate projections where
+it has fused ones (q k v; gate and value), which spectral reparametrisation treats one by one.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from teachers.errors import TeacherError
+from teachers.upsamplers.local_attention import alibi_slopes, local_attention
+
+_LAYER_SCALE = 1e-6
+_ROPE_BASE = 50_000.0
+
+
+class FusionBlock(nn.Module):
+    """Fuses maps of one size into one, around the first.
+
+    Args:
+        dims: channels of each input; the first input's are the output's.
+        num_heads: attention heads; divides the sum of `dims`.
+        window: cells along each side of the attention window, odd.
+        position: `alibi` penalises distance, in rows in even heads and in columns in odd ones;
+            `rope` rotates queries and keys, half of the channels by row, half by column.
+        norm: LayerNorm before attention and SwiGLU; False for neither (the public default).
+
+    Raises:
+        TeacherError: heads that do not divide the channels, an even window, channels that rope
+            cannot pair.
+    """
+
+    slopes: Tensor | None
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        *,
+        num_heads: int = 16,
+        window: int = 7,
+        position: Literal["alibi", "rope"] = "alibi",
+        norm: bool = True,
+    ) -> None:
+        super().__init__()
+        dim, out = sum(dims), dims[0]
+        _check(dim, num_heads, window, position)
+        self.dims, self.num_heads, self.window, self.position = (
+            tuple(dims),
+            num_heads,
+            window,
+            position,
+        )
+        slopes = alibi_slopes(num_heads) if position == "alibi" else None
+        self.register_buffer("slopes", slopes, persistent=False)
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-5) if norm else nn.Identity()
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.k = nn.Linear(dim, dim, bias=False)
+        self.v = nn.Linear(dim, dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+        self.attention_scale = nn.Parameter(torch.full((dim,), _LAYER_SCALE))
+        self.mlp_norm = nn.LayerNorm(dim, eps=1e-5) if norm else nn.Identity()
+        hidden = hidden_dim(dim)
+        self.gate = nn.Linear(dim, hidden)
+        self.value = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, out)
+        self.mlp_scale = nn.Parameter(torch.full((out,), _LAYER_SCALE))
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Fuses.
+
+        Args:
+            inputs: (B, dims[i], H, W) each, fastest in channels-last memory.
+
+        Returns:
+            (B, dims[0], H, W), channels-last in memory.
+
+        Raises:
+            ValueError: other channels than `dims`.
+        """
+        came = tuple(x.shape[1] for x in inputs)
+        if came != self.dims:
+            raise ValueError(f"inputs of {came} channels: this block fuses {self.dims}")
+        x = torch.cat([rearrange(x, "b d h w -> b h w d") for x in inputs], dim=-1)
+        x = x + self.attention_scale * self._attention(self.attention_norm(x))
+        hidden = self.mlp_norm(x)
+        hidden = self.down(F.silu(self.gate(hidden)) * self.value(hidden))
+        fused = x[..., : self.dims[0]] + self.mlp_scale * hidden
+        return rearrange(fused, "b h w d -> b d h w")
+
+    def _attention(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.position == "rope":
+            cosine, sine = _rotation(x)
+            q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
+        q, k, v = (rearrange(y, "b h w (n d) -> b h w n d", n=self.num_heads) for y in (q, k, v))
+        mixed = local_attention(q, k, v.to(q.dtype), window=self.window, slopes=self.slopes)
+        return self.proj(rearrange(mixed, "b h w n d -> b h w (n d)"))
+
+
+def hidden_dim(dim: int) -> int:
+    """Hidden width of the SwiGLU: two thirds of 4 * dim, rounded up to a multiple of 8."""
+    return (int(4 * dim * 2 / 3) + 7) // 8 * 8
+
+
+def _check(dim: int, num_heads: int, window: int, position: str) -> None:
+    if dim % num_heads:
+        near = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - num_heads))
+        raise TeacherError(
+            f"num_heads: {num_heads} heads do not divide the {dim} channels of the inputs together; "
+            f"the nearest number that does is {near}"
+        )
+    if window < 1 or window % 2 == 0:
+        raise TeacherError(f"window: {window} cells have no centre; choose an odd number, say 7")
+    if position == "rope" and dim % 4:
+        raise TeacherError(
+            f"position: rope rotates pairs of channels, half by row and half by column; {dim} "
+            "channels are no multiple of 4. Choose alibi"
+        )
+
+
+def _rotation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (h, w, D / 2), of the pairs of channels of (B, h, w, D)."""
+    _, h, w, dim = x.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    pairs = torch.arange(dim // 4, device=x.device, dtype=dtype)
+    frequencies = _ROPE_BASE ** (-pairs / (dim // 4))
+    rows = torch.arange(h, device=x.device, dtype=dtype)[:, None, None] * frequencies
+    columns = torch.arange(w, device=x.device, dtype=dtype)[:, None] * frequencies
+    angles = torch.cat([rows.expand(h, w, -1), columns.expand(h, w, -1)], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cosine - b * sine, a * sine + b * cosine], dim=-1).flatten(-2)
