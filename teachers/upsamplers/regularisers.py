@@ -112,6 +112,6 @@ def _take(maps: Tensor, cells: Tensor) -> Tensor:
 
 
 def _squares(rows: Tensor) -> Tensor:
-    """Squared distances (..., K, K) of all pairs of rows (..., K, D), without a (K, K, D) tensor."""
+    """Squared distances (..., K, K) of all pairs of rows (..., K, D), with no (K, K, D) tensor."""
     norms = rows.square().sum(-1)
     return (norms[..., :, None] + norms[..., None, :] - 2 * rows @ rows.mT).clamp(min=0)

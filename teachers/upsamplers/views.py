@@ -1,9 +1,9 @@
 """Views of one image for consistency training: one random warp, applied alike to pixels and maps.
 
 A view is a homography, from the view's coordinates to the base image's. Coordinates run from -1,
-the left or upper edge, to 1, the right or lower edge; the centre of cell i of n is (2i + 1) / n - 1.
-So one homography holds at every resolution. FeatSharp (arXiv 2502.16025); the random resized crop
-that makes the base image is the data stream's.
+the left or upper edge, to 1, the right or lower edge; cell i of n has its centre at
+(2i + 1) / n - 1. So one homography holds at every resolution. After FeatSharp (arXiv 2502.16025);
+the random resized crop that makes the base image is the data stream's.
 """
 
 import math
