@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from teachers.upsamplers.regularisers import (
     maximum_mean_discrepancy,
@@ -107,8 +108,17 @@ class Consistency(nn.Module):
             high, targets = _exact(high), _exact(targets)
             loss = squares = high.new_zeros(())
             for view in range(num_views):
-                error = self._view(high, targets[:, view], homographies[:, view], weights)
-                loss, squares = loss + error[0] / num_views, squares + error[1] / num_views
+                # The warped map is as large as the upsampled one: only one view's is kept at once.
+                error, square = checkpoint(
+                    self._view,
+                    high,
+                    targets[:, view],
+                    homographies[:, view],
+                    weights,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+                loss, squares = loss + error / num_views, squares + square / num_views
             terms = {"reconstruction": loss}
             if logs is not None:
                 terms["uncertainty"] = logs.mean() / 2
@@ -140,7 +150,8 @@ class Consistency(nn.Module):
         error = _DISTANCES[self.config.distance](view, target).mean(1, keepdim=True)
         if weights is not None:
             # Averaged over each cell: a seam is two cells wide, and a point sample may miss it.
-            error = error * F.adaptive_avg_pool2d(warp(weights, homographies, size), grid)
+            cell = (size[0] // grid[0], size[1] // grid[1])
+            error = error * F.avg_pool2d(warp(weights, homographies, size), cell)
         return (error * mask).sum() / count, (squares * mask).sum() / count
 
     def _regularisers(

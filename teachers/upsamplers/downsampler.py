@@ -5,16 +5,12 @@ where the public code is off: windows are centred on the cell they stand for, ta
 border are left out rather than zero, and nothing is random.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from teachers.errors import TeacherError
+from teachers.upsamplers.local_gather import local_gather
 
 # exp(-sqrt(2) t^2), normalised: five taps of a Gaussian with a standard deviation of 0.6 cells.
 _BLUR = (0.0023, 0.1631, 0.6692, 0.1631, 0.0023)
@@ -80,7 +76,10 @@ class AttentionDownsampler(nn.Module):
                     f"them; choose {f}, {f + 2}, {f + 4}, ..."
                 )
         self.logit = nn.Parameter(torch.zeros(dim))
-        y, x = (_offsets(k) / f for f, k in zip(self.factor, self.kernel, strict=True))
+        y, x = (  # distance from the cell's centre, in low-resolution cells
+            (torch.arange(k) - (k - 1) / 2) / f
+            for f, k in zip(self.factor, self.kernel, strict=True)
+        )
         self.tap_bias = nn.Parameter(-6 * (y[:, None] ** 2 + x**2))
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -95,86 +94,27 @@ class AttentionDownsampler(nn.Module):
         Raises:
             ValueError: the map holds no whole number of cells.
         """
-        maps = maps if maps.dtype == torch.float64 else maps.float()
-        low_size(maps, self.factor)
+        h, w = low_size(maps, self.factor)
         with torch.autocast(maps.device.type, enabled=False):
+            maps = maps if maps.dtype == torch.float64 else maps.float()
             weights = self.weights(maps)
-            return _WindowSum.apply(maps, weights, self.factor, self.kernel)  # type: ignore[no-any-return]
+            rows, columns = (torch.arange(n) * f for n, f in zip((h, w), self.factor, strict=True))
+            return local_gather(F.pad(maps, self._beyond), weights, rows, columns)
 
     def weights(self, maps: Tensor) -> Tensor:
-        """The weight of every tap, (B, kh * kw, h, w); zero beyond the border, sum one."""
+        """The weight of every tap, (B, h, w, kh, kw): zero beyond the border, sum one."""
         # The projection goes first: it and the blur commute, and one channel is blurred, not D.
-        logits = _blur(torch.einsum("bdhw,d->bhw", maps, self.logit)[:, None])
-        (fh, fw), (kh, kw) = self.factor, self.kernel
-        rows, columns = (kh - fh) // 2, (kw - fw) // 2
-        padded = F.pad(logits, (columns, columns, rows, rows), value=-torch.inf)
-        windows = padded[:, 0].unfold(1, kh, fh).unfold(2, kw, fw) + self.tap_bias
-        return rearrange(windows, "b h w kh kw -> b (kh kw) h w").softmax(1)
+        logits = _blur(torch.einsum("bdhw,d->bhw", maps, self.logit)[:, None])[:, 0]
+        padded = F.pad(logits, self._beyond, value=-torch.inf)
+        windows = padded.unfold(1, self.kernel[0], self.factor[0])
+        windows = windows.unfold(2, self.kernel[1], self.factor[1]) + self.tap_bias
+        return windows.flatten(3).softmax(3).view(windows.shape)
 
-
-class _WindowSum(torch.autograd.Function):
-    """out[j, i] = sum over taps of weights[tap, j, i] * maps[fh j + dy, fw i + dx].
-
-    A loop over taps, without a tensor of (D, kh * kw, h, w); written out backward as well, because
-    autograd would make a full map of zeros for each tap's slice.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, maps: Tensor, weights: Tensor, factor: tuple[int, int], kernel: tuple[int, int]
-    ) -> Tensor:
-        ctx.save_for_backward(maps, weights)
-        ctx.factor, ctx.kernel = factor, kernel
-        out = maps.new_zeros(*maps.shape[:2], *weights.shape[2:])
-        for t, here, there in _taps(maps, factor, kernel):
-            out[here].addcmul_(weights[:, t, None][here], _phases(maps, factor)[there])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        maps, weights = ctx.saved_tensors
-        grad_maps = torch.zeros_like(maps, memory_format=torch.contiguous_format)
-        grad_weights = torch.zeros_like(weights)
-        for t, here, there in _taps(maps, ctx.factor, ctx.kernel):
-            source = _phases(maps, ctx.factor)[there]
-            _phases(grad_maps, ctx.factor)[there].addcmul_(weights[:, t, None][here], grad[here])
-            grad_weights[:, t, None][here] = (source * grad[here]).sum(1, keepdim=True)
-        return grad_maps, grad_weights, None, None
-
-
-_Index = tuple[Any, ...]
-
-
-def _taps(
-    maps: Tensor, factor: tuple[int, int], kernel: tuple[int, int]
-) -> Iterator[tuple[int, _Index, _Index]]:
-    """Every tap: its number, the cells it has inside the map, and where it reads `_phases`."""
-    sizes = low_size(maps, factor)
-    rows, columns = (list(_axis(*axis)) for axis in zip(sizes, factor, kernel, strict=True))
-    for dy, (here_y, there_y, phase_y) in enumerate(rows):
-        for dx, (here_x, there_x, phase_x) in enumerate(columns):
-            there = (..., there_y, phase_y, there_x, phase_x)
-            yield dy * kernel[1] + dx, (..., here_y, here_x), there
-
-
-def _axis(size: int, factor: int, kernel: int) -> Iterator[tuple[slice, slice, int]]:
-    """Along one axis, for each tap: output cells, input cells, and the place in the input cell."""
-    for tap in range(kernel):
-        shift, phase = divmod(tap - (kernel - factor) // 2, factor)
-        first = min(size, max(0, -shift))
-        last = max(first, size - max(0, shift))  # no cell at all where the map is that small
-        yield slice(first, last), slice(first + shift, last + shift), phase
-
-
-def _phases(maps: Tensor, factor: tuple[int, int]) -> Tensor:
-    """A view (B, D, h, fh, w, fw) of a map."""
-    return maps.unflatten(3, (-1, factor[1])).unflatten(2, (-1, factor[0]))
-
-
-def _offsets(kernel: int) -> Tensor:
-    """Distance in cells of each tap from the centre of the low-resolution cell."""
-    return torch.arange(kernel) - (kernel - 1) / 2
+    @property
+    def _beyond(self) -> tuple[int, int, int, int]:
+        """Cells by which windows pass the left, right, upper and lower border."""
+        rows, columns = ((k - f) // 2 for k, f in zip(self.kernel, self.factor, strict=True))
+        return columns, columns, rows, rows
 
 
 def _blur(maps: Tensor) -> Tensor:
