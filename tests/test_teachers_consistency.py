@@ -75,6 +75,7 @@ DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("distance", ["mse", "smooth_l1", "l1"])
 def test_the_loss_is_its_formula_written_out(distance: str) -> None:
     config = ConsistencyConfig(distance=distance, uncertainty_dim=4, seam_weight=3)

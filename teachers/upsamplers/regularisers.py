@@ -66,19 +66,19 @@ def sampled_crf(
         features = features @ torch.linalg.qr(gaussian)[0].to(maps)
     y, x = (cells // width + 0.5) / height, (cells % width + 0.5) / width
     places = torch.stack([y, x], dim=-1).to(maps)
-    kernel = (-_squares(places) / 0.2 - _squares(colours) / 0.3).exp()
+    kernel = (-_squares(places, places) / 0.2 - _squares(colours, colours) / 0.3).exp()
     if weights is not None:
         root = _take(weights, cells).sqrt()
         kernel = kernel * root * root.mT
-    return (kernel * _squares(features)).mean() / features.shape[-1]
+    return (kernel * _squares(features, features)).mean() / features.shape[-1]
 
 
 def maximum_mean_discrepancy(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
     """Distance between the distributions of low- and high-resolution features.
 
-    The unbiased squared MMD with a Gaussian kernel exp(-d^2 / median d^2). Each low-resolution cell
-    is paired with the nearest high-resolution one inside it (the public code takes the farthest),
-    and up to 4000 such pairs are compared, of this process's batch.
+    The unbiased squared MMD with a Gaussian kernel exp(-d^2 / median), the median over pairs across
+    the two. Each low-resolution cell is paired with the nearest high-resolution one inside it (the
+    public code takes the farthest), and up to 4000 such pairs of this process's batch are compared.
 
     Args:
         low: (B, D, h, w).
@@ -96,12 +96,13 @@ def maximum_mean_discrepancy(low: Tensor, high: Tensor, generator: torch.Generat
     with torch.no_grad():
         nearest = (blocks - cells[:, None]).square().sum(-1).argmin(1)
     near = blocks[torch.arange(len(blocks), device=blocks.device), nearest]
-    squares = _squares(torch.cat([cells, near]))
+    across = _squares(cells, near)
+    bandwidth = across.detach().median().clamp(min=1e-12)
+    within = [(-_squares(rows, rows) / bandwidth).exp() for rows in (cells, near)]
     count = len(cells)
-    off = ~torch.eye(2 * count, dtype=torch.bool, device=low.device)
-    kernel = (-squares / squares.detach()[off].median().clamp(min=1e-12)).exp() * off
-    within = kernel[:count, :count].sum() + kernel[count:, count:].sum()
-    return within / (count * (count - 1)) - 2 * kernel[:count, count:].mean()
+    # Pairs of a cell with itself, whose kernel is one, are left out of the means within each.
+    same = sum((kernel.sum() - kernel.trace()) / (count * (count - 1)) for kernel in within)
+    return same - 2 * (-across / bandwidth).exp().mean()
 
 
 def _take(maps: Tensor, cells: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def _take(maps: Tensor, cells: Tensor) -> Tensor:
     return rearrange(taken, "b d k -> b k d")
 
 
-def _squares(rows: Tensor) -> Tensor:
-    """Squared distances (..., K, K) of all pairs of rows (..., K, D), with no (K, K, D) tensor."""
-    norms = rows.square().sum(-1)
-    return (norms[..., :, None] + norms[..., None, :] - 2 * rows @ rows.mT).clamp(min=0)
+def _squares(rows: Tensor, others: Tensor) -> Tensor:
+    """Squared distances (..., K, L) of all pairs of (..., K, D) and (..., L, D)."""
+    norms = rows.square().sum(-1)[..., :, None] + others.square().sum(-1)[..., None, :]
+    return (norms - 2 * rows @ others.mT).clamp(min=0)
