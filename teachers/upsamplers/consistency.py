@@ -1,0 +1,239 @@
+"""Multi-view consistency: the loss that trains an upsampler without any label.
+
+The encoder's map of a warped image must equal the high-resolution map, warped alike and
+downsampled. FeatUp (arXiv 2403.10516), FeatSharp (arXiv 2502.16025). All of it happens in the
+standardised (PHI-S) space, where features have mean 0 and variance 1.
+
+All views hang on one graph of the high-resolution map: one backward pass of the sum goes through
+the upsampler once, and is right on any number of ranks.
+"""
+
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from teachers.upsamplers.regularisers import (
+    maximum_mean_discrepancy,
+    sampled_crf,
+    total_variation,
+)
+from teachers.upsamplers.views import valid_mask, warp
+
+
+class ConsistencyConfig(BaseModel):
+    """The loss; the defaults are FeatSharp's.
+
+    Attributes:
+        distance: between the downsampled view and the encoder's map of the view.
+        uncertainty: whether a small network learns how uncertain each cell is.
+        uncertainty_dim: its hidden channels.
+        seam_weight: weight of the cells at both sides of a tile border, against one elsewhere.
+        tv_weight: of the total variation of the high-resolution map.
+        crf_weight: of its sampled CRF with the image.
+        mmd_weight: of the maximum mean discrepancy between the low- and high-resolution maps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    distance: Literal["mse", "smooth_l1", "l1"] = "mse"
+    uncertainty: bool = True
+    uncertainty_dim: PositiveInt = 256
+    seam_weight: Annotated[float, Field(ge=1, le=100)] = 2.0
+    tv_weight: NonNegativeFloat = 0.0
+    crf_weight: NonNegativeFloat = 0.0
+    mmd_weight: NonNegativeFloat = 0.0
+
+
+class ConsistencyTerms(NamedTuple):
+    """A loss and what it is made of.
+
+    Attributes:
+        total: (), to be minimised.
+        parts: its summands, each (), detached and weighted; they add up to `total`.
+        fidelity: (), one over the mean squared error of valid cells, in the standardised space
+            and without uncertainty or seam weights; 1 for a constant mean, higher is better.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    fidelity: Tensor
+
+
+class Consistency(nn.Module):
+    """The multi-view consistency loss, with the downsampler and uncertainty it learns along.
+
+    Args:
+        config: its options.
+        dim: channels D.
+        downsampler: from the high-resolution grid to the encoder's, for maps (B, D, H, W).
+    """
+
+    def __init__(self, config: ConsistencyConfig, dim: int, downsampler: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.downsampler = downsampler
+        self.uncertainty = Uncertainty(dim, config.uncertainty_dim) if config.uncertainty else None
+
+    def forward(
+        self,
+        high: Tensor,
+        targets: Tensor,
+        homographies: Tensor,
+        *,
+        low: Tensor,
+        images: Tensor,
+        generator: torch.Generator,
+    ) -> ConsistencyTerms:
+        """Compares every view with the encoder's own map of it.
+
+        Args:
+            high: (B, D, H, W) the upsampled map of the base image, standardised.
+            targets: (B, n, D, h, w) the encoder's maps of the views, standardised.
+            homographies: (B, n, 3, 3) view to base, see `views.sample_homographies`.
+            low: (B, D, h, w) the encoder's map of the base image, standardised.
+            images: (B, 3, H', W') the base images in [0, 1].
+            generator: on the CPU; what CRF and MMD sample with.
+
+        Returns:
+            The loss, its parts and the fidelity of this batch.
+        """
+        num_views, grid = targets.shape[1], (targets.shape[-2], targets.shape[-1])
+        logs = None if self.uncertainty is None else self.uncertainty(high.detach())
+        weights = self._weights(logs, high, grid)
+        with torch.autocast(high.device.type, enabled=False):
+            high, targets = _exact(high), _exact(targets)
+            loss = squares = high.new_zeros(())
+            for view in range(num_views):
+                # The warped map is as large as the upsampled one: only one view's is kept at once.
+                error, square = checkpoint(
+                    self._view,
+                    high,
+                    targets[:, view],
+                    homographies[:, view],
+                    weights,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+                loss, squares = loss + error / num_views, squares + square / num_views
+            terms = {"reconstruction": loss}
+            if logs is not None:
+                terms["uncertainty"] = logs.mean() / 2
+            spread = None if logs is None else (-logs).exp()
+            terms |= self._regularisers(high, _exact(low), images, spread, generator)
+        total = torch.stack(list(terms.values())).sum()
+        return ConsistencyTerms(
+            total, {name: term.detach() for name, term in terms.items()}, 1 / squares
+        )
+
+    def _weights(self, logs: Tensor | None, high: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """Uncertainty times seam weights of the base's cells, (B or 1, 1, H, W); None for ones."""
+        weights = None if logs is None else (-logs).exp()
+        if self.config.seam_weight == 1:
+            return weights
+        seams = seam_weights((high.shape[-2], high.shape[-1]), grid, self.config.seam_weight)
+        seams = seams.to(high.device).expand(len(high), 1, -1, -1)
+        return seams if weights is None else weights * seams
+
+    def _view(
+        self, high: Tensor, target: Tensor, homographies: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted distance and mean squared error of one view of each image, both ()."""
+        size, grid = (high.shape[-2], high.shape[-1]), (target.shape[-2], target.shape[-1])
+        view = self.downsampler(warp(high, homographies, size))
+        mask = valid_mask(homographies, grid).to(view)
+        count = mask.sum().clamp(min=mask.numel() / 2)
+        squares = (view.detach() - target.detach()).square().mean(1, keepdim=True)
+        error = _DISTANCES[self.config.distance](view, target).mean(1, keepdim=True)
+        if weights is not None:
+            # Averaged over each cell: a seam is two cells wide, and a point sample may miss it.
+            cell = (size[0] // grid[0], size[1] // grid[1])
+            error = error * F.avg_pool2d(warp(weights, homographies, size), cell)
+        return (error * mask).sum() / count, (squares * mask).sum() / count
+
+    def _regularisers(
+        self,
+        high: Tensor,
+        low: Tensor,
+        images: Tensor,
+        weights: Tensor | None,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """The weighted terms whose weight is above zero; the others are not computed."""
+        config, terms = self.config, {}
+        if config.tv_weight:
+            terms["tv"] = config.tv_weight * total_variation(high, weights)
+        if config.crf_weight:
+            crf = sampled_crf(high, images, generator, weights)
+            terms["crf"] = config.crf_weight * crf
+        if config.mmd_weight:
+            terms["mmd"] = config.mmd_weight * maximum_mean_discrepancy(low, high, generator)
+        return terms
+
+
+class Uncertainty(nn.Module):
+    """Predicts u, the log of a cell's expected squared error up to a factor; zero at the start.
+
+    The loss exp(-u) * error + u / 2 is least at u = log(2 error).
+
+    Args:
+        dim: channels D of the map.
+        hidden_dim: channels between its two convolutions.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Conv2d(dim, hidden_dim, 5, padding=2, padding_mode="reflect")
+        self.out = nn.Conv2d(hidden_dim, 1, 1, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """From (B, D, H, W), at least 3 x 3 cells, to (B, 1, H, W), at least float32."""
+        return _exact(self.out(F.gelu(self.hidden(maps))))
+
+
+def seam_weights(size: tuple[int, int], tile: tuple[int, int], weight: float) -> Tensor:
+    """Weights that look closer at the seams between tiles.
+
+    Args:
+        size: (H, W) cells of the high-resolution map.
+        tile: (h, w) cells of a tile.
+        weight: of the two rows or columns of cells at either side of a seam, against one elsewhere.
+
+    Returns:
+        (H, W) float32, with mean 1.
+    """
+    at_seam = []
+    for length, step in zip(size, tile, strict=True):
+        cell = torch.arange(length)
+        starts, ends = (
+            (cell % step == 0) & (cell > 0),
+            ((cell + 1) % step == 0) & (cell < length - 1),
+        )
+        at_seam.append(starts | ends)
+    seams = at_seam[0][:, None] | at_seam[1]
+    weights = 1 + (weight - 1) * seams.float()
+    return weights / weights.mean()
+
+
+def _squared(view: Tensor, target: Tensor) -> Tensor:
+    return (view - target).square()
+
+
+def _smooth_l1(view: Tensor, target: Tensor) -> Tensor:
+    return F.smooth_l1_loss(view, target, reduction="none")
+
+
+def _absolute(view: Tensor, target: Tensor) -> Tensor:
+    return (view - target).abs()
+
+
+_DISTANCES = {"mse": _squared, "smooth_l1": _smooth_l1, "l1": _absolute}
+
+
+def _exact(maps: Tensor) -> Tensor:
+    """Float32, whatever autocast has made of it; float64 stays."""
+    return maps if maps.dtype == torch.float64 else maps.float()

@@ -1,0 +1,200 @@
+"""Views of one image for consistency training: one random warp, applied alike to pixels and maps.
+
+A view is a homography, from the view's coordinates to the base image's. Coordinates run from -1,
+the left or upper edge, to 1, the right or lower edge; cell i of n has its centre at
+(2i + 1) / n - 1. So one homography holds at every resolution. After FeatSharp (arXiv 2502.16025);
+the random resized crop that makes the base image is the data stream's.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from teachers.upsamplers.resize import resize
+
+_CORNER_REACH = 0.45  # of a side; at half a side two corners could meet
+
+
+class ViewsConfig(BaseModel):
+    """How far a view departs from the base image; the defaults are the paper's.
+
+    Attributes:
+        num_views: views an image.
+        zoom: magnification, log-uniform in [1 / zoom, zoom].
+        perspective: (least, largest) standard deviation, uniform between, of the shift of each
+            corner, as a share of the side.
+        rotation_degrees: rotation about the centre, uniform in [-x, x].
+        shift_cells: step of the random shift, in cells of the high-resolution grid. The shift
+            stays within the frame that perspective and rotation have made larger than the view.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_views: PositiveInt = 5
+    zoom: Annotated[float, Field(ge=1, le=4)] = 1 / 0.95
+    perspective: tuple[
+        Annotated[float, Field(ge=0, le=0.1)], Annotated[float, Field(ge=0, le=0.1)]
+    ] = (0.01, 0.05)
+    rotation_degrees: Annotated[float, Field(ge=0, le=45)] = 5.0
+    shift_cells: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ViewsConfig":
+        if self.perspective[0] > self.perspective[1]:
+            raise ValueError(f"perspective: {list(self.perspective)} is no [least, largest]")
+        return self
+
+
+def sample_homographies(
+    config: ViewsConfig, batch: int, grid: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Draws views: zoom, moved corners, rotation, then a shift within the frame these leave.
+
+    Args:
+        config: the ranges.
+        batch: number of images B.
+        grid: (H, W) cells of the high-resolution map: the unit of shifts, and the aspect ratio,
+            without which a rotation of a rectangle would be a shear.
+        generator: on the CPU, so that every device draws the same views.
+
+    Returns:
+        (B, n, 3, 3) float64, on the CPU: view coordinates to base coordinates, with [2, 2] = 1.
+    """
+    shape, double = (batch, config.num_views), torch.float64
+    drawn = torch.rand(*shape, 5, dtype=double, generator=generator)
+    zoom = config.zoom ** (2 * drawn[..., 0] - 1)
+    least, largest = config.perspective
+    std = least + (largest - least) * drawn[..., 1]
+    angle = math.radians(config.rotation_degrees) * (2 * drawn[..., 2] - 1)
+    side = torch.tensor([grid[1], grid[0]], dtype=double)
+
+    corners = torch.tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=double) * side / 2
+    moves = torch.randn(*shape, 4, 2, dtype=double, generator=generator) * std[..., None, None]
+    moved = corners + moves.clamp(-_CORNER_REACH, _CORNER_REACH) * side
+    low, high = moved.amin(-2), moved.amax(-2)
+    centre, extent = (low + high) / 2, high - low
+
+    cos, sin = angle.cos()[..., None], angle.sin()[..., None]
+    frame = cos * extent + sin.abs() * extent.flip(-1)
+    room = (frame - side).clamp(min=0)
+    steps = (room / config.shift_cells).floor() + 1
+    shift = (drawn[..., 3:] * steps).floor() * config.shift_cells - room / 2
+
+    turned = torch.zeros(*shape, 3, 3, dtype=double)
+    turned[..., :2, :2] = torch.stack(
+        [torch.cat([cos, sin], -1), torch.cat([-sin, cos], -1)], dim=-2
+    )
+    turned[..., 2, 2] = 1
+    cells = torch.diag(torch.cat([side / 2, side.new_ones(1)]))
+    unzoom = torch.diag_embed(torch.stack([1 / zoom, 1 / zoom, torch.ones_like(zoom)], -1))
+    back = unzoom @ _between(moved, corners) @ _translation(centre) @ turned @ _translation(shift)
+    homographies = cells.inverse() @ back @ cells
+    return homographies / homographies[..., 2:, 2:]
+
+
+def warp(maps: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps as a view sees them: bilinear, half-pixel centres.
+
+    Outside of the base the map is mirrored at its edges; `valid_mask` says where that is.
+
+    Args:
+        maps: (N, D, H, W).
+        homographies: (N, 3, 3), float32 or float64, on the same device.
+        size: (h, w) of the view.
+
+    Returns:
+        (N, D, h, w), float32, or float64 for float64 maps.
+    """
+    exact = maps if maps.dtype == torch.float64 else maps.float()
+    places = _places(homographies, size)[0].to(exact)
+    return F.grid_sample(
+        exact, places, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+
+
+def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
+    """All views of a batch, antialiased, at the size that an encoder takes.
+
+    The base is first shrunk, with antialias, to at most twice the view; views are sampled at twice
+    their size and averaged over 2 x 2, which keeps the perspective's own shrinking from aliasing.
+    What a view sees outside of the base is mirrored: a black border would be an object to an
+    encoder with global attention, and change the targets of the valid cells too.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        homographies: (B, n, 3, 3), on the same device.
+        size: (h, w) of the views in pixels.
+
+    Returns:
+        (B * n, 3, h, w) in [0, 1], an image's views one after another.
+    """
+    num_views = homographies.shape[1]
+    double = (2 * size[0], 2 * size[1])
+    height, width = images.shape[-2:]
+    base = resize(images, (min(height, double[0]), min(width, double[1])))
+    places = _places(homographies.flatten(0, 1), double)[0].to(base)
+    # Views below each other in one sampling grid: the base needs no copy for each of them.
+    places = rearrange(places, "(b n) h w xy -> b (n h) w xy", n=num_views)
+    views = F.grid_sample(
+        base, places, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    return F.avg_pool2d(rearrange(views, "b c (n h) w -> (b n) c h w", n=num_views), 2)
+
+
+def valid_mask(homographies: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which cells of a view have their centre inside the base.
+
+    Args:
+        homographies: (N, 3, 3).
+        size: (h, w) of the view.
+
+    Returns:
+        (N, 1, h, w), 1 or 0, in the dtype of the homographies.
+    """
+    places, depth = _places(homographies, size)
+    inside = (places.abs() <= 1).all(-1) & (depth > 0)
+    return inside[:, None].to(homographies.dtype)
+
+
+def _places(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Base coordinates (N, h, w, 2), x first, of a view's cells, and their depth (N, h, w).
+
+    Written as sums of products because a matrix product would be bfloat16 under autocast.
+    """
+    y, x = (
+        (2 * torch.arange(n, device=homographies.device, dtype=homographies.dtype) + 1) / n - 1
+        for n in size
+    )
+    rows = homographies[:, :, :, None, None]
+    mapped = rows[:, :, 0] * x + rows[:, :, 1] * y[:, None] + rows[:, :, 2]  # (N, 3, h, w)
+    depth = mapped[:, 2]
+    # Behind the horizon there is no image: far outside, rather than mirrored through infinity.
+    places = mapped[:, :2] / depth[:, None].clamp(min=1e-6)
+    return places.permute(0, 2, 3, 1), depth
+
+
+def _between(source: Tensor, target: Tensor) -> Tensor:
+    """The homographies (..., 3, 3) that take four points (..., 4, 2) to four others."""
+    target = target.expand_as(source)
+    x, y = source.unbind(-1)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    rows = []
+    for axis, (a, b) in enumerate((((x, y, one), (zero,) * 3), ((zero,) * 3, (x, y, one)))):
+        u = target[..., axis]
+        rows.append(torch.stack([*a, *b, -x * u, -y * u], dim=-1))
+    solution = torch.linalg.solve(
+        torch.cat(rows, dim=-2), torch.cat([target[..., 0], target[..., 1]], dim=-1)
+    )
+    last = torch.ones_like(solution[..., :1])
+    return torch.cat([solution, last], dim=-1).unflatten(-1, (3, 3))
+
+
+def _translation(offset: Tensor) -> Tensor:
+    matrix = torch.eye(3, dtype=offset.dtype).repeat(*offset.shape[:-1], 1, 1)
+    matrix[..., :2, 2] = offset
+    return matrix
