@@ -2,11 +2,10 @@
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from teachers.features import Features
-from teachers.upsamplers.resize import Factor, resize
+from teachers.upsamplers.resize import Factor, enlarge, resize
 from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
 
 
@@ -29,10 +28,7 @@ class Bilinear(Upsampler):
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
         """Upsamples; see `Upsampler.forward`."""
         low = encode(resize(images, self.spec.resolution))
-        h, w = self.spec.grid(*self.spec.resolution)
-        size = (self.factor[0] * h, self.factor[1] * w)
-        dense = F.interpolate(low.spatial, size, mode="bilinear", align_corners=False)
-        return UpsampledFeatures(low, Features(low.summary, dense))
+        return UpsampledFeatures(low, Features(low.summary, enlarge(low.spatial, self.factor)))
 
     @property
     def num_forwards(self) -> int:

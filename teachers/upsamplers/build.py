@@ -9,7 +9,12 @@ from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 UPSAMPLERS = Family(
     noun="upsampler",
     table={
+        "anyup": "teachers.upsamplers.anyup:AnyUp",
         "bilinear": "teachers.upsamplers.bilinear:Bilinear",
+        "jafar": "teachers.upsamplers.jafar:JAFAR",
+        "resfu": "teachers.upsamplers.resfu:ReSFU",
+        "s2": "teachers.upsamplers.s2:S2",
+        "sapa": "teachers.upsamplers.sapa:SAPA",
         "tile": "teachers.upsamplers.tile:Tile",
     },
     base=Upsampler,

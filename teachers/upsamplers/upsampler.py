@@ -20,7 +20,7 @@ class UpsampledFeatures(NamedTuple):
 
     Attributes:
         low: features of the whole image at the encoder's native resolution.
-        high: the same summary, and a map (B, D, fh * h, fw * w).
+        high: the same summary, and a map (B, `Upsampler.spatial_dim`, fh * h, fw * w).
     """
 
     low: Features
@@ -63,6 +63,11 @@ class Upsampler(nn.Module, ABC):
             images: (B, 3, H, W) in [0, 1], at any size; the upsampler resizes to what it needs.
             encode: the encoder; images (N, 3, h, w) at its native resolution to `Features`.
         """
+
+    @property
+    def spatial_dim(self) -> int:
+        """Channels of the high map; override where they are not the encoder's."""
+        return self.spec.spatial_dim
 
     @property
     @abstractmethod
