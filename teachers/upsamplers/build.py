@@ -11,6 +11,7 @@ UPSAMPLERS = Family(
     table={
         "anyup": "teachers.upsamplers.anyup:AnyUp",
         "bilinear": "teachers.upsamplers.bilinear:Bilinear",
+        "featup": "teachers.upsamplers.featup:FeatUp",
         "jafar": "teachers.upsamplers.jafar:JAFAR",
         "resfu": "teachers.upsamplers.resfu:ReSFU",
         "s2": "teachers.upsamplers.s2:S2",

@@ -1,0 +1,171 @@
+"""Joint bilateral upsampling, FeatUp's (arXiv 2403.10516) as FeatSharp simplified it.
+
+One level enlarges a map to the grid of its guidance: bilinear interpolation, then at each position
+a 7 x 7 kernel that looks for neighbours of a like colour,
+
+    K = softmax over offsets o of  tau <k(p), k(p + o)> - |o / r|^2 / (2 sigma^2),
+
+which is the normalised product of the published range and space kernels; their two amplitudes
+cancel there. Interpolation and filter are linear in the map, so K is folded onto the few
+low-resolution cells that it reaches (5 x 5 at factor 2, 3 x 3 from factor 7) and applied to those:
+exact at the borders too, and no map of 49 values a channel, nor a blurred one, is ever made.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from teachers.upsamplers.guidance import area_resize
+from teachers.upsamplers.local_gather import local_gather
+from teachers.upsamplers.neighbour_products import neighbour_products, reflected
+
+_LOWEST, _HIGHEST = 1e-4, 1e4  # temperatures, as published
+
+
+class JBULevel(nn.Module):
+    """One joint bilateral upsampling, to the size of the guidance.
+
+    Args:
+        key_dim: channels of the keys that are compared.
+        radius: reach of the kernel, in cells of the output.
+    """
+
+    def __init__(self, key_dim: int = 32, radius: int = 3) -> None:
+        super().__init__()
+        self.radius = radius
+        self.project = nn.Sequential(nn.Linear(3, key_dim), nn.GELU(), nn.Linear(key_dim, key_dim))
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.log_sigma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
+        """Upsamples.
+
+        Args:
+            source: (B, D, h, w), of any dtype.
+            guidance: (B, 3, H, W), whitened; H and W need not be multiples of h and w.
+
+        Returns:
+            (B, D, H, W) in the dtype of `source` and in the memory format channels_last; a convex
+            combination of the source's vectors.
+        """
+        (h, w), (height, width) = source.shape[-2:], guidance.shape[-2:]
+        rows, from_rows = _axis(h, height, self.radius)
+        columns, from_columns = _axis(w, width, self.radius)
+        with torch.autocast(source.device.type, enabled=False):
+            kernels = self.kernels(guidance)
+            folded = _fold(kernels, from_rows.to(kernels), from_columns.to(kernels))
+            return local_gather(source, folded, rows, columns)
+
+    def kernels(self, guidance: Tensor) -> Tensor:
+        """The kernel at each position, at least in float32, under autocast too.
+
+        Args:
+            guidance: (B, 3, H, W).
+
+        Returns:
+            (B, H, W, 2 radius + 1, 2 radius + 1), positive, with sum one.
+        """
+        keys = self.project(guidance.permute(0, 2, 3, 1).to(self.log_sigma.dtype))
+        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+        temperature = self.log_temperature.exp().clamp(_LOWEST, _HIGHEST)
+        logits = neighbour_products(temperature * keys, keys, self.radius)
+        offsets = torch.arange(-self.radius, self.radius + 1).to(keys) / self.radius
+        distance = offsets[:, None] ** 2 + offsets**2
+        logits = logits - distance / (2 * (2 * self.log_sigma).exp())
+        return logits.flatten(3).softmax(-1).view(logits.shape)
+
+
+class JBU(nn.Module):
+    """Levels of prime factors, smallest first, each with its own parameters.
+
+    Factors that differ by axis share their levels as long as both have primes left: (4, 3) is
+    (2, 3), then (2, 1). Factor (1, 1) has no level and changes nothing.
+
+    Args:
+        factor: (fh, fw), how many times denser the map becomes, per axis.
+        key_dim: channels of the keys that are compared.
+        radius: reach of each level's kernel, in cells of its output.
+    """
+
+    def __init__(self, factor: tuple[int, int], *, key_dim: int = 32, radius: int = 3) -> None:
+        super().__init__()
+        self.steps = level_factors(factor)
+        self.levels = nn.ModuleList(JBULevel(key_dim, radius) for _ in self.steps)
+
+    def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
+        """Upsamples.
+
+        Args:
+            source: (B, D, h, w).
+            guidance: (B, 3, H, W), whitened, at any size; each level sees it averaged over the
+                cells of its own grid.
+
+        Returns:
+            (B, D, fh h, fw w) in the dtype of `source`; in the memory format channels_last where
+            there is a level.
+        """
+        for (fh, fw), level in zip(self.steps, self.levels, strict=True):
+            h, w = source.shape[-2:]
+            source = level(source, area_resize(guidance, (fh * h, fw * w)))
+        return source
+
+
+def level_factors(factor: tuple[int, int]) -> list[tuple[int, int]]:
+    """The (height, width) factors of the levels of a stack."""
+    by_rows, by_columns = (_primes(f) for f in factor)
+    levels = max(len(by_rows), len(by_columns))
+    padded = [primes + [1] * (levels - len(primes)) for primes in (by_rows, by_columns)]
+    return list(zip(*padded, strict=True))
+
+
+def _primes(n: int) -> list[int]:
+    """The prime factors of n, ascending."""
+    for p in range(2, n):
+        if n % p == 0:
+            return [p, *_primes(n // p)]
+    return [n] if n > 1 else []
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _axis(source: int, target: int, radius: int) -> tuple[Tensor, Tensor]:
+    """What the taps of a filter over an interpolated axis read of the cells before interpolation.
+
+    Args:
+        source: cells before.
+        target: cells after; filtered with reflection at both ends.
+        radius: the filter has 2 radius + 1 taps.
+
+    Returns:
+        The first cell that each position's filter reaches (target,) int64, and the share of each
+        cell from there in each tap (target, 2 radius + 1, cells) float64.
+    """
+    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+    centres = centres.clamp(0, source - 1)
+    below = centres.floor().long()
+    above = centres.ceil().long()
+    taps = torch.arange(target)[:, None] + torch.arange(-radius, radius + 1)
+    taps = reflected(taps, target)
+    low, high, share = below[taps], above[taps], (centres - below)[taps]
+    first = low.amin(1)
+    cells = int((high.amax(1) - first).max()) + 1
+    first = first.clamp(max=source - cells)
+    shares = torch.zeros(*taps.shape, cells, dtype=torch.float64)
+    shares.scatter_add_(2, (low - first[:, None])[..., None], (1 - share)[..., None])
+    shares.scatter_add_(2, (high - first[:, None])[..., None], share[..., None])
+    return first, shares
+
+
+def _fold(kernels: Tensor, from_rows: Tensor, from_columns: Tensor) -> Tensor:
+    """Kernels on interpolated cells, as kernels on the cells before interpolation.
+
+    Args:
+        kernels: (B, H, W, taps, taps).
+        from_rows: (H, taps, kh).
+        from_columns: (W, taps, kw).
+
+    Returns:
+        (B, H, W, kh, kw).
+    """
+    return from_rows.mT[:, None] @ kernels @ from_columns

@@ -1,0 +1,145 @@
+"""Dot products of each position's query with the keys around it, in tiles.
+
+The 2r x 2r queries of a tile look at the 4r x 4r keys around it, so one small matrix product holds
+all that they need, and a strided view of it reads the band that is asked for. Each key is visited
+at most four times and no tensor of (2r + 1)^2 keys a position exists.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_TILES = 256  # that one product holds: 10 MB of float32 at radius 3
+
+
+def neighbour_products(queries: Tensor, keys: Tensor, radius: int) -> Tensor:
+    """out[b, y, x, i, j] = <queries[b, y, x], keys[b, y + i - radius, x + j - radius]>.
+
+    Beyond the border the keys are reflected about the outermost position, again and again where
+    the map is smaller than the radius. The gradients are exact and the same from run to run.
+    There is no second derivative.
+
+    Args:
+        queries: (B, H, W, D).
+        keys: (B, H, W, D), same dtype.
+        radius: at least 1.
+
+    Returns:
+        (B, H, W, 2 radius + 1, 2 radius + 1).
+    """
+    out: Tensor = _NeighbourProducts.apply(queries, keys, radius)
+    return out
+
+
+def reflected(positions: Tensor, size: int) -> Tensor:
+    """Positions on a line of `size` cells, those beyond it reflected about its outermost cells."""
+    if size == 1:
+        return torch.zeros_like(positions)
+    positions = positions.abs() % (2 * size - 2)
+    return torch.minimum(positions, 2 * size - 2 - positions)
+
+
+class _NeighbourProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, radius: int) -> Tensor:
+        ctx.save_for_backward(queries, keys)
+        ctx.radius = radius
+        batch, height, width, _ = queries.shape
+        t, taps = 2 * radius, 2 * radius + 1
+        q, k = _padded_queries(queries, t), _padded_keys(keys, t)
+        rows, columns = q.shape[1] // t, q.shape[2] // t
+        out = q.new_empty(batch, rows, t, columns, t, taps, taps)
+        for image, first, last in _chunks(batch, rows, columns):
+            q_tiles, k_tiles = (
+                _tiles(q[image, first * t : last * t], t),
+                _windows(k[image], first, last, t),
+            )
+            band = _band(q_tiles @ k_tiles.mT, last - first, columns, t)
+            out[image, first:last] = band.permute(0, 2, 1, 3, 4, 5)
+        out = out.view(batch, rows * t, columns * t, taps, taps)
+        return out[:, :height, :width]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        queries, keys = ctx.saved_tensors
+        batch, height, width, depth = queries.shape
+        t, taps = 2 * ctx.radius, 2 * ctx.radius + 1
+        q, k = _padded_queries(queries, t), _padded_keys(keys, t)
+        rows, columns = q.shape[1] // t, q.shape[2] // t
+        padding = (0, 0, 0, 0, 0, columns * t - width, 0, rows * t - height)
+        grads = F.pad(grad, padding).view(batch, rows, t, columns, t, taps, taps)
+        to_q, to_k = torch.empty_like(q), torch.zeros_like(k)
+        blocks = to_k.view(batch, rows + 1, t, columns + 1, t, depth)
+        for image, first, last in _chunks(batch, rows, columns):
+            n = last - first
+            product = q.new_zeros(n * columns, t * t, 4 * t * t)
+            _band(product, n, columns, t).copy_(grads[image, first:last].permute(0, 2, 1, 3, 4, 5))
+            q_tiles, k_tiles = (
+                _tiles(q[image, first * t : last * t], t),
+                _windows(k[image], first, last, t),
+            )
+            back = (product @ k_tiles).view(n, columns, t, t, depth).permute(0, 2, 1, 3, 4)
+            to_q[image].view(rows, t, columns, t, depth)[first:last] = back
+            quarters = (product.mT @ q_tiles).view(n, columns, 2, t, 2, t, depth)
+            for a in range(2):
+                for b in range(2):
+                    part = quarters[:, :, a, :, b].permute(0, 2, 1, 3, 4)
+                    blocks[image, first + a : last + a, :, b : b + columns] += part
+        to_k = _fold_border(_fold_border(to_k, 1, height, ctx.radius), 2, width, ctx.radius)
+        return to_q[:, :height, :width], to_k, None
+
+
+def _chunks(batch: int, rows: int, columns: int) -> list[tuple[int, int, int]]:
+    """(image, first, last row of tiles) of pieces whose product stays small."""
+    step = max(1, _TILES // columns)
+    return [(b, y, min(y + step, rows)) for b in range(batch) for y in range(0, rows, step)]
+
+
+def _padded_queries(queries: Tensor, t: int) -> Tensor:
+    """Zeros at the end of both axes, to whole tiles."""
+    height, width = queries.shape[1:3]
+    return F.pad(queries, (0, 0, 0, -width % t, 0, -height % t)).contiguous()
+
+
+def _padded_keys(keys: Tensor, t: int) -> Tensor:
+    """Half a tile of reflection on each side of the whole tiles; (B, H', W', D) contiguous."""
+    for dim in (1, 2):
+        size = keys.shape[dim]
+        places = torch.arange(-(t // 2), size + -size % t + t // 2, device=keys.device)
+        # Only queries that are cut off again see what lies further out than the radius.
+        keys = keys.index_select(dim, reflected(places, size))
+    return keys
+
+
+def _tiles(queries: Tensor, t: int) -> Tensor:
+    """(n t, m t, D) to (n m, t t, D)."""
+    n, m = queries.shape[0] // t, queries.shape[1] // t
+    tiles = queries.view(n, t, m, t, -1).permute(0, 2, 1, 3, 4)
+    return tiles.reshape(n * m, t * t, -1)
+
+
+def _windows(keys: Tensor, first: int, last: int, t: int) -> Tensor:
+    """The 2t x 2t keys around each tile of some rows of tiles, (n m, 4 t t, D)."""
+    piece = keys[first * t : (last + 1) * t]
+    windows = piece.unfold(0, 2 * t, t).unfold(1, 2 * t, t).permute(0, 1, 3, 4, 2)
+    return windows.reshape(-1, 4 * t * t, keys.shape[-1])
+
+
+def _band(product: Tensor, n: int, m: int, t: int) -> Tensor:
+    """The entries (n, m, t, t, t + 1, t + 1) of (n m, t t, 2t 2t) where a key is a neighbour."""
+    row, tile = 4 * t * t, 4 * t**4
+    strides = (m * tile, tile, t * row + 2 * t, row + 1, 2 * t, 1)
+    return product.as_strided((n, m, t, t, t + 1, t + 1), strides)
+
+
+def _fold_border(grad: Tensor, dim: int, size: int, radius: int) -> Tensor:
+    """The transpose of reflecting along an axis: each border cell returns to where it came from."""
+    out = grad.narrow(dim, radius, size).clone()
+    outside = torch.cat([torch.arange(-radius, 0), torch.arange(size, size + radius)])
+    for place, origin in zip(outside.tolist(), reflected(outside, size).tolist(), strict=True):
+        out.select(dim, origin).add_(grad.select(dim, place + radius))
+    return out
