@@ -172,6 +172,16 @@ def test_under_autocast_the_weights_still_sum_to_one(kind: str) -> None:
     assert (high - dense(upsampler, features, images)).abs().mean() < 0.02 * features.std()
 
 
+@pytest.mark.parametrize("kind", [*GUIDED, "s2"])
+def test_a_teacher_cast_to_half_precision_takes_its_upsampler_along(kind: str) -> None:
+    teacher, images = Patches(), torch.rand(1, 3, 32, 72)
+    upsampled = UpsampledTeacher(teacher, build(kind).float())
+    due = upsampled(images).spatial
+    came = upsampled.cast(torch.bfloat16)(images).spatial
+    assert came.dtype == torch.float32
+    assert (came - due).abs().mean() < 0.05 * due.std()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", GUIDED)

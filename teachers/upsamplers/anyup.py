@@ -20,7 +20,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from teachers.features import Features, FeatureSpec
+from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance_encoder import (
     DIM,
     GuidanceEncoder,
@@ -28,8 +28,8 @@ from teachers.upsamplers.guidance_encoder import (
     projection,
 )
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor, resize
-from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 from teachers.upsamplers.window import window_upsample
 
 _HEADS = 4
@@ -78,7 +78,7 @@ class AnyUpConfig(UpsamplerConfig):
     radius: PositiveInt = 3
 
 
-class AnyUp(Upsampler):
+class AnyUp(SinglePassUpsampler):
     """Windowed attention from image cells to features of any kind.
 
     Args:
@@ -103,15 +103,7 @@ class AnyUp(Upsampler):
         return cls(spec, config.factor, config.radius)
 
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
-        """Upsamples a map.
-
-        Args:
-            features: (B, D, h, w), the encoder's map of the images.
-            images: (B, 3, H, W) in [0, 1], at any size.
-
-        Returns:
-            (B, D, fh * h, fw * w), within the range of the features.
-        """
+        """Upsamples; see `SinglePassUpsampler.dense`."""
         h, w = features.shape[-2:]
         queries, keys = self.guide(images, (h, w), (self.factor[0] * h, self.factor[1] * w))
         keys = self.fuse(torch.cat([keys, self.signature(features)], dim=1))
@@ -124,13 +116,3 @@ class AnyUp(Upsampler):
         )
         scale = (DIM // _HEADS) ** -0.5
         return window_upsample(features, q, k, radius=self.radius, heads=_HEADS, scale=scale)
-
-    def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
-        """Upsamples; see `Upsampler.forward`."""
-        low = encode(resize(images, self.spec.resolution))
-        return UpsampledFeatures(low, Features(low.summary, self.dense(low.spatial, images)))
-
-    @property
-    def num_forwards(self) -> int:
-        """One."""
-        return 1

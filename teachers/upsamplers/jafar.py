@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from teachers.features import Features, FeatureSpec
+from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance_encoder import (
     DIM,
     GuidanceEncoder,
@@ -24,8 +24,8 @@ from teachers.upsamplers.guidance_encoder import (
     projection,
 )
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor, resize
-from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 
 _HEADS = 4
 _WEIGHTS_AT_ONCE = 2**21  # of all heads and images; bounds memory, 8 MB in float32
@@ -81,7 +81,7 @@ class JAFARConfig(UpsamplerConfig):
     factor: Factor
 
 
-class JAFAR(Upsampler):
+class JAFAR(SinglePassUpsampler):
     """Global attention from image cells to features."""
 
     Config: ClassVar[type[UpsamplerConfig]] = JAFARConfig
@@ -95,15 +95,7 @@ class JAFAR(Upsampler):
         self.query, self.key = projection(), projection()
 
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
-        """Upsamples a map.
-
-        Args:
-            features: (B, D, h, w), the encoder's map of the images.
-            images: (B, 3, H, W) in [0, 1], at any size.
-
-        Returns:
-            (B, D, fh * h, fw * w), within the range of the features.
-        """
+        """Upsamples; see `SinglePassUpsampler.dense`."""
         h, w = features.shape[-2:]
         high = (self.factor[0] * h, self.factor[1] * w)
         queries, keys = self.guide(images, (h, w), high)
@@ -117,13 +109,3 @@ class JAFAR(Upsampler):
             _WEIGHTS_AT_ONCE,
         )
         return rearrange(dense, "b (h w) d -> b d h w", h=high[0])
-
-    def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
-        """Upsamples; see `Upsampler.forward`."""
-        low = encode(resize(images, self.spec.resolution))
-        return UpsampledFeatures(low, Features(low.summary, self.dense(low.spatial, images)))
-
-    @property
-    def num_forwards(self) -> int:
-        """One."""
-        return 1

@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from teachers.features import Features, FeatureSpec
+from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.local_gather import local_gather
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor, enlarge, resize
-from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+from teachers.upsamplers.resize import Factor, enlarge
+from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 
 _EMBEDDING_DIM = 64
 _HIDDEN_DIM = 128
@@ -101,7 +101,7 @@ class ReSFUConfig(UpsamplerConfig):
     factor: Factor
 
 
-class ReSFU(Upsampler):
+class ReSFU(SinglePassUpsampler):
     """Softmax of learned central differences, over 3 x 3 interpolated features."""
 
     Config: ClassVar[type[UpsamplerConfig]] = ReSFUConfig
@@ -147,15 +147,7 @@ class ReSFU(Upsampler):
         return rearrange(weights, "b h w (i j) -> b h w i j", i=len(_OFFSETS))
 
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
-        """Upsamples a map.
-
-        Args:
-            features: (B, D, h, w), the encoder's map of the images.
-            images: (B, 3, H, W) in [0, 1], at any size.
-
-        Returns:
-            (B, D, fh * h, fw * w), within the range of the features.
-        """
+        """Upsamples; see `SinglePassUpsampler.dense`."""
         weights = self.weights(features, images)
         rows, row_taps = neighbour_taps(features.shape[-2], self.factor[0])
         columns, column_taps = neighbour_taps(features.shape[-1], self.factor[1])
@@ -163,13 +155,3 @@ class ReSFU(Upsampler):
         folded = torch.einsum("yil,byxij->byxlj", row_taps, weights)
         folded = torch.einsum("xjm,byxlj->byxlm", column_taps, folded)
         return local_gather(features, folded.contiguous(), rows, columns)
-
-    def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
-        """Upsamples; see `Upsampler.forward`."""
-        low = encode(resize(images, self.spec.resolution))
-        return UpsampledFeatures(low, Features(low.summary, self.dense(low.spatial, images)))
-
-    @property
-    def num_forwards(self) -> int:
-        """One."""
-        return 1

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from teachers.features import Features, FeatureSpec
+from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor, resize
-from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 from teachers.upsamplers.window import window_upsample
 
 _EMBEDDING_DIM = 64
@@ -35,7 +35,7 @@ class SAPAConfig(UpsamplerConfig):
     factor: Factor
 
 
-class SAPA(Upsampler):
+class SAPA(SinglePassUpsampler):
     """Softmax of embedded image times embedded features, over 5 x 5 features."""
 
     Config: ClassVar[type[UpsamplerConfig]] = SAPAConfig
@@ -46,28 +46,10 @@ class SAPA(Upsampler):
         self.key = nn.Linear(spec.spatial_dim, _EMBEDDING_DIM, bias=False)  # cancels in the softmax
 
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
-        """Upsamples a map.
-
-        Args:
-            features: (B, D, h, w), the encoder's map of the images.
-            images: (B, 3, H, W) in [0, 1], at any size.
-
-        Returns:
-            (B, D, fh * h, fw * w), within the range of the features.
-        """
+        """Upsamples; see `SinglePassUpsampler.dense`."""
         h, w = features.shape[-2:]
         queries = self.query(guidance(images, (self.factor[0] * h, self.factor[1] * w)))
         tokens = at_least_float32(rearrange(features, "b d h w -> b h w d"))
         keys = self.key(F.layer_norm(tokens, tokens.shape[-1:]))
         keys = rearrange(keys, "b h w d -> b d h w")
         return window_upsample(features, queries, keys, radius=_RADIUS, heads=1, scale=1.0)
-
-    def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
-        """Upsamples; see `Upsampler.forward`."""
-        low = encode(resize(images, self.spec.resolution))
-        return UpsampledFeatures(low, Features(low.summary, self.dense(low.spatial, images)))
-
-    @property
-    def num_forwards(self) -> int:
-        """One."""
-        return 1
