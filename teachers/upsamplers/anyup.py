@@ -11,7 +11,7 @@ border is repeated for the filters. It is trained for its encoder, like the othe
 its parameters fit any.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from teachers.upsamplers.window import window_upsample
 
 _HEADS = 4
 _SIDE = 5  # of the filters, cells
-_RESPONSES_AT_ONCE = 2**21  # of all images; bounds memory, 8 MB in float32
+_RESPONSES_AT_ONCE = 2**21  # of an image; bounds memory, 8 MB in float32
 
 
 class ChannelSignature(nn.Module):
@@ -49,7 +49,7 @@ class ChannelSignature(nn.Module):
         b, d, h, w = features.shape
         maps = F.normalize(at_least_float32(features), dim=1)
         padded = F.pad(maps, (_SIDE // 2,) * 4, mode="replicate")
-        channels = max(1, _RESPONSES_AT_ONCE // (DIM * b * h * w))
+        channels = max(1, _RESPONSES_AT_ONCE // (DIM * h * w))
         total = torch.zeros(b, h, w, DIM, dtype=maps.dtype, device=maps.device)
         for part in padded.split(channels, dim=1):
             total = total + checkpoint(
@@ -98,7 +98,7 @@ class AnyUp(SinglePassUpsampler):
         self.query, self.key = projection(), projection()
 
     @classmethod
-    def from_config(cls, config: AnyUpConfig, spec: FeatureSpec) -> "AnyUp":
+    def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
         """Builds it for an encoder with `spec`."""
         return cls(spec, config.factor, config.radius)
 

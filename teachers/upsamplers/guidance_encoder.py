@@ -122,8 +122,7 @@ class GuidanceEncoder(nn.Module):
             Queries (B, DIM, *high), and keys (B, DIM, *low), standardised within groups.
         """
         size = read_size((images.shape[-2], images.shape[-1]), high)
-        pixels = guidance(images, size).contiguous(memory_format=torch.channels_last)
-        maps = self.rotary(self.trunk(pixels))
+        maps = self.rotary(self.trunk(guidance(images, size)))
         queries = F.adaptive_avg_pool2d(self.query(maps), high)
         keys = F.adaptive_avg_pool2d(self.key(maps), low)
         return self.query_conv(standardised(queries)), standardised(keys)

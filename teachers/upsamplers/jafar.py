@@ -28,7 +28,7 @@ from teachers.upsamplers.resize import Factor
 from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 
 _HEADS = 4
-_WEIGHTS_AT_ONCE = 2**21  # of all heads and images; bounds memory, 8 MB in float32
+_WEIGHTS_AT_ONCE = 2**21  # of an image, all heads; bounds memory, 8 MB in float32
 
 
 def mean_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
@@ -58,9 +58,9 @@ def chunked_attention(
         keys: (B, n, D).
         values: (B, n, C).
         heads: how many; D is a multiple of it.
-        weights_at_once: attention weights that may exist at a time.
+        weights_at_once: attention weights of an image that may exist at a time.
     """
-    chunk = max(1, weights_at_once // (heads * keys.shape[0] * keys.shape[1]))
+    chunk = max(1, weights_at_once // (heads * keys.shape[1]))
     parts = [
         checkpoint(
             mean_attention, part, keys, values, heads, use_reentrant=False, preserve_rng_state=False
