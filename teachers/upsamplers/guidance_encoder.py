@@ -1,10 +1,10 @@
 """What JAFAR and AnyUp share: the encoder that turns the image into queries and keys.
 
-After JAFAR (arXiv 2506.11136, section 3), whose encoder AnyUp (arXiv 2510.12764) takes over. It
-departs where that changes cost or makes it defined everywhere, never in what is computed:
+After JAFAR (arXiv 2506.11136), whose encoder AnyUp (arXiv 2510.12764) takes over. Three things
+are ours:
 
 - it reads the image at no more than twice the output grid per axis, area-pooled, because its
-  maps are pooled to that grid anyway; the encoder at full size is nearly all of the public time;
+  maps are pooled to that grid anyway, and at full size it is nearly all of the public time;
 - 3 x 3 convolutions repeat the border cell, which is defined for any grid, and 1 x 1 ones do not
   pad at all;
 - a rotary pair turns by one angle, so that it stays a rotation while the frequencies are learned.
