@@ -6,19 +6,15 @@ a 7 x 7 kernel that looks for neighbours of a like colour,
     K = softmax over offsets o of  tau <k(p), k(p + o)> - |o / r|^2 / (2 sigma^2),
 
 which is the normalised product of the published range and space kernels; their two amplitudes
-cancel there. Interpolation and filter are linear in the map, so K is folded onto the few
-low-resolution cells that it reaches (5 x 5 at factor 2, 3 x 3 from factor 7) and applied to those:
-exact at the borders too, and no map of 49 values a channel, nor a blurred one, is ever made.
+cancel there. Both steps are one sum over low-resolution cells, see `folded_filter`.
 """
-
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from teachers.upsamplers.folded_filter import upsample_and_filter
 from teachers.upsamplers.guidance import area_resize
-from teachers.upsamplers.local_gather import local_gather
-from teachers.upsamplers.neighbour_products import neighbour_products, reflected
+from teachers.upsamplers.neighbour_products import neighbour_products
 
 _LOWEST, _HIGHEST = 1e-4, 1e4  # temperatures, as published
 
@@ -49,13 +45,8 @@ class JBULevel(nn.Module):
             (B, D, H, W) in the dtype of `source` and in the memory format channels_last; a convex
             combination of the source's vectors.
         """
-        (h, w), (height, width) = source.shape[-2:], guidance.shape[-2:]
-        rows, from_rows = _axis(h, height, self.radius)
-        columns, from_columns = _axis(w, width, self.radius)
         with torch.autocast(source.device.type, enabled=False):
-            kernels = self.kernels(guidance)
-            folded = _fold(kernels, from_rows.to(kernels), from_columns.to(kernels))
-            return local_gather(source, folded, rows, columns)
+            return upsample_and_filter(source, self.kernels(guidance))
 
     def kernels(self, guidance: Tensor) -> Tensor:
         """The kernel at each position, at least in float32, under autocast too.
@@ -125,47 +116,3 @@ def _primes(n: int) -> list[int]:
         if n % p == 0:
             return [p, *_primes(n // p)]
     return [n] if n > 1 else []
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)
-def _axis(source: int, target: int, radius: int) -> tuple[Tensor, Tensor]:
-    """What the taps of a filter over an interpolated axis read of the cells before interpolation.
-
-    Args:
-        source: cells before.
-        target: cells after; filtered with reflection at both ends.
-        radius: the filter has 2 radius + 1 taps.
-
-    Returns:
-        The first cell that each position's filter reaches (target,) int64, and the share of each
-        cell from there in each tap (target, 2 radius + 1, cells) float64.
-    """
-    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
-    centres = centres.clamp(0, source - 1)
-    below = centres.floor().long()
-    above = centres.ceil().long()
-    taps = torch.arange(target)[:, None] + torch.arange(-radius, radius + 1)
-    taps = reflected(taps, target)
-    low, high, share = below[taps], above[taps], (centres - below)[taps]
-    first = low.amin(1)
-    cells = int((high.amax(1) - first).max()) + 1
-    first = first.clamp(max=source - cells)
-    shares = torch.zeros(*taps.shape, cells, dtype=torch.float64)
-    shares.scatter_add_(2, (low - first[:, None])[..., None], (1 - share)[..., None])
-    shares.scatter_add_(2, (high - first[:, None])[..., None], share[..., None])
-    return first, shares
-
-
-def _fold(kernels: Tensor, from_rows: Tensor, from_columns: Tensor) -> Tensor:
-    """Kernels on interpolated cells, as kernels on the cells before interpolation.
-
-    Args:
-        kernels: (B, H, W, taps, taps).
-        from_rows: (H, taps, kh).
-        from_columns: (W, taps, kw).
-
-    Returns:
-        (B, H, W, kh, kw).
-    """
-    return from_rows.mT[:, None] @ kernels @ from_columns

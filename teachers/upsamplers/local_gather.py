@@ -73,7 +73,7 @@ class _LocalGather(torch.autograd.Function):
         to_source = to_weights = None
         if ctx.needs_input_grad[0]:
             pixels, places, starts = _transposed(rows, columns, weights.shape, shape)
-            bags = weights.to(grads.dtype).flatten()[places]
+            bags = weights.to(grads.dtype).flatten().index_select(0, places)
             summed = F.embedding_bag(pixels, grads, starts, per_sample_weights=bags, mode="sum")
             to_source = _maps(summed, (shape[0], *shape[2:], shape[1]))
         if ctx.needs_input_grad[1]:
@@ -155,14 +155,14 @@ def _transposed(
     starts = row_start[:, None] * (width * kw) + row_count[:, None] * column_start
     rank_y = torch.arange(len(row), device=rows.device) - row_start[row]
     rank_x = torch.arange(len(column), device=rows.device) - column_start[column]
-    order = starts[row][:, column] + rank_y[:, None] * column_count[column] + rank_x
-    pixels = rows.new_empty(per_image, dtype=kind)
-    pixels[order] = (y[:, None] * width + x).to(kind)
-    places = rows.new_empty(per_image)
-    places[order] = ((y[:, None] * width + x) * kh + i[:, None]) * kw + j
+    order = (starts[row][:, column] + rank_y[:, None] * column_count[column] + rank_x).flatten()
+    pixel, place = y[:, None] * width + x, (y * width * kh + i)[:, None] * kw + (x * kh * kw + j)
+    pixels, places = (
+        torch.empty_like(order).scatter_(0, order, t.flatten()) for t in (pixel, place)
+    )
     images = torch.arange(batch, device=rows.device)[:, None]
     return (
-        (images.to(kind) * (height * width) + pixels).flatten(),
+        (images * (height * width) + pixels).to(kind).flatten(),
         (images * per_image + places).flatten(),
         (images * per_image + starts.flatten()).to(kind).flatten(),
     )
