@@ -1,5 +1,7 @@
 """A teacher plus an upsampler is again a teacher."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,7 @@ class UpsampledTeacher(Teacher):
 
     def __init__(self, teacher: Teacher, upsampler: Upsampler) -> None:
         spec = upsampled_spec(teacher.spec, upsampler.factor)
+        spec = replace(spec, spatial_dim=upsampler.spatial_dim)
         super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
         self.teacher = teacher
         self.upsampler = upsampler

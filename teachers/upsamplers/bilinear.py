@@ -2,12 +2,10 @@
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from teachers.features import Features
-from teachers.upsamplers.resize import Factor, resize
-from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+from teachers.upsamplers.resize import Factor, enlarge
+from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 
 
 class BilinearConfig(UpsamplerConfig):
@@ -21,20 +19,11 @@ class BilinearConfig(UpsamplerConfig):
     factor: Factor
 
 
-class Bilinear(Upsampler):
+class Bilinear(SinglePassUpsampler):
     """Resizes the image to the encoder's native resolution and interpolates its map."""
 
     Config: ClassVar[type[UpsamplerConfig]] = BilinearConfig
 
-    def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
-        """Upsamples; see `Upsampler.forward`."""
-        low = encode(resize(images, self.spec.resolution))
-        h, w = self.spec.grid(*self.spec.resolution)
-        size = (self.factor[0] * h, self.factor[1] * w)
-        dense = F.interpolate(low.spatial, size, mode="bilinear", align_corners=False)
-        return UpsampledFeatures(low, Features(low.summary, dense))
-
-    @property
-    def num_forwards(self) -> int:
-        """One."""
-        return 1
+    def dense(self, features: Tensor, images: Tensor) -> Tensor:
+        """Upsamples; see `SinglePassUpsampler.dense`. The image does not matter."""
+        return enlarge(features, self.factor)

@@ -9,8 +9,13 @@ from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 UPSAMPLERS = Family(
     noun="upsampler",
     table={
+        "anyup": "teachers.upsamplers.anyup:AnyUp",
         "bilinear": "teachers.upsamplers.bilinear:Bilinear",
         "featup": "teachers.upsamplers.featup:FeatUp",
+        "jafar": "teachers.upsamplers.jafar:JAFAR",
+        "resfu": "teachers.upsamplers.resfu:ReSFU",
+        "s2": "teachers.upsamplers.s2:S2",
+        "sapa": "teachers.upsamplers.sapa:SAPA",
         "tile": "teachers.upsamplers.tile:Tile",
     },
     base=Upsampler,

@@ -25,3 +25,17 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if images.shape[-2:] == size:
         return images
     return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def enlarge(maps: Tensor, factor: tuple[int, int]) -> Tensor:
+    """Bilinear interpolation to a denser grid, half-pixel centres.
+
+    Args:
+        maps: (B, D, h, w).
+        factor: (fh, fw).
+
+    Returns:
+        (B, D, fh * h, fw * w).
+    """
+    size = (factor[0] * maps.shape[-2], factor[1] * maps.shape[-1])
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

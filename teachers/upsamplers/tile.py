@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from teachers.features import Features
+from teachers.features import Features, FeatureSpec
 from teachers.upsamplers.resize import Factor, resize
 from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
 
@@ -33,6 +33,39 @@ def join_tiles(tiles: Tensor, factor: tuple[int, int]) -> Tensor:
     return rearrange(tiles, "(b nh nw) d h w -> b d (nh h) (nw w)", nh=factor[0], nw=factor[1])
 
 
+def encode_tiles(
+    images: Tensor, encode: Encode, spec: FeatureSpec, factor: tuple[int, int]
+) -> tuple[Features, Tensor]:
+    """Encodes images whole and in tiles, in one call of the encoder, which bounds its batch.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], at any size.
+        encode: the encoder.
+        spec: what it returns and accepts.
+        factor: (nh, nw) tiles; with one tile the image is encoded once.
+
+    Returns:
+        The features of the whole images, and the stitched maps of their tiles,
+        (B, D, nh * h, nw * w).
+    """
+    native = spec.resolution
+    whole = resize(images, native)
+    if factor == (1, 1):
+        low = encode(whole)
+        return low, low.spatial
+    full = resize(images, (factor[0] * native[0], factor[1] * native[1]))
+    summary, spatial = encode(torch.cat([whole, split_tiles(full, factor)]))
+    summary = None if summary is None else summary[: len(images)]
+    low = Features(summary, spatial[: len(images)])
+    return low, join_tiles(spatial[len(images) :], factor)
+
+
+def num_tile_forwards(factor: tuple[int, int]) -> int:
+    """Encoder passes of `encode_tiles` for an image: itself and its tiles, or one for both."""
+    tiles = factor[0] * factor[1]
+    return 1 if tiles == 1 else 1 + tiles
+
+
 class TileConfig(UpsamplerConfig):
     """Tiling.
 
@@ -45,26 +78,16 @@ class TileConfig(UpsamplerConfig):
 
 
 class Tile(Upsampler):
-    """A map of tiles. Whole images and tiles go to the encoder together, which bounds its batch."""
+    """A map of tiles."""
 
     Config: ClassVar[type[UpsamplerConfig]] = TileConfig
 
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
         """Upsamples; see `Upsampler.forward`."""
-        native = self.spec.resolution
-        whole = resize(images, native)
-        if self.factor == (1, 1):
-            low = encode(whole)
-            return UpsampledFeatures(low, low)
-        full = resize(images, (self.factor[0] * native[0], self.factor[1] * native[1]))
-        summary, spatial = encode(torch.cat([whole, split_tiles(full, self.factor)]))
-        summary = None if summary is None else summary[: len(images)]
-        stitched = join_tiles(spatial[len(images) :], self.factor)
-        low = Features(summary, spatial[: len(images)])
-        return UpsampledFeatures(low, Features(summary, stitched))
+        low, tiles = encode_tiles(images, encode, self.spec, self.factor)
+        return UpsampledFeatures(low, Features(low.summary, tiles))
 
     @property
     def num_forwards(self) -> int:
-        """The whole image and its nh * nw tiles; one where the tile is the image."""
-        tiles = self.factor[0] * self.factor[1]
-        return 1 if tiles == 1 else 1 + tiles
+        """The whole image and its tiles."""
+        return num_tile_forwards(self.factor)

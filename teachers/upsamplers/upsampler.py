@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from teachers.features import Features, FeatureSpec
+from teachers.upsamplers.resize import resize
 
 Encode = Callable[[Tensor], Features]
 
@@ -20,7 +21,7 @@ class UpsampledFeatures(NamedTuple):
 
     Attributes:
         low: features of the whole image at the encoder's native resolution.
-        high: the same summary, and a map (B, D, fh * h, fw * w).
+        high: the same summary, and a map (B, `Upsampler.spatial_dim`, fh * h, fw * w).
     """
 
     low: Features
@@ -65,6 +66,37 @@ class Upsampler(nn.Module, ABC):
         """
 
     @property
+    def spatial_dim(self) -> int:
+        """Channels of the high map; override where they are not the encoder's."""
+        return self.spec.spatial_dim
+
+    @property
     @abstractmethod
     def num_forwards(self) -> int:
         """Encoder passes at native resolution that one image costs."""
+
+
+class SinglePassUpsampler(Upsampler):
+    """An upsampler that makes a map denser by itself or along the image, whatever encoded it."""
+
+    @abstractmethod
+    def dense(self, features: Tensor, images: Tensor) -> Tensor:
+        """Upsamples a map.
+
+        Args:
+            features: (B, D, h, w), the encoder's map of the images.
+            images: (B, 3, H, W) in [0, 1], at any size.
+
+        Returns:
+            (B, D, fh * h, fw * w), within the range of the features.
+        """
+
+    def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
+        """Encodes the image at native resolution and upsamples its map."""
+        low = encode(resize(images, self.spec.resolution))
+        return UpsampledFeatures(low, Features(low.summary, self.dense(low.spatial, images)))
+
+    @property
+    def num_forwards(self) -> int:
+        """One."""
+        return 1
