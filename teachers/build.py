@@ -4,10 +4,14 @@ from typing import Any
 
 import torch
 
+from teachers.errors import TeacherError
+from teachers.fingerprint import teacher_fingerprint
 from teachers.kinds import Family
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.build import build_upsampler
+from teachers.upsamplers.trained import TrainedUpsampler
+from teachers.upsamplers.upsampler import UpsamplerConfig
 
 TEACHERS = Family(
     noun="teacher",
@@ -58,7 +62,21 @@ def build_teacher(
     if config.chunk_size is not None:  # also where a user's own class forgets it
         teacher.chunk_size = config.chunk_size
     if config.upsampler is not None:
-        teacher = UpsampledTeacher(teacher, build_upsampler(config.upsampler, teacher.spec))
+        teacher = _upsampled(teacher, config.upsampler)
     if dtype is not None:
         teacher = teacher.cast(dtype)
     return teacher.to(device).train() if device is not None else teacher.train()
+
+
+def _upsampled(teacher: Teacher, config: UpsamplerConfig) -> Teacher:
+    upsampler = build_upsampler(config, teacher.spec)
+    on_meta = teacher.mean.is_meta
+    if isinstance(upsampler, TrainedUpsampler):
+        if not on_meta:
+            upsampler.check_encoder(teacher_fingerprint(teacher.train()))
+    elif not on_meta and next(upsampler.parameters(), None) is not None:
+        raise TeacherError(
+            f"upsampler: {config.kind} has weights to learn; train it with `deepspeed --module "
+            "distill.train_upsampler RECIPE`, and give the path of the file that this writes"
+        )
+    return UpsampledTeacher(teacher, upsampler)

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.upsamplers.build import parse_upsampler
-from teachers.upsamplers.upsampler import UpsamplerConfig
+from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI_MEAN, OPENAI_STD = (
@@ -130,7 +130,8 @@ class Teacher(nn.Module, ABC):
         """Stores the encoder's matrices in `dtype` and computes in it; features stay float32.
 
         Norms, biases and position tables stay float32, and norms compute in it: norms in
-        bfloat16 collapse the features of large encoders (reported for DINOv3-7B).
+        bfloat16 collapse the features of large encoders (reported for DINOv3-7B). So do the
+        weights of an upsampler, which is small and is trained so.
 
         Args:
             dtype: float32, bfloat16 or float16.
@@ -143,9 +144,13 @@ class Teacher(nn.Module, ABC):
                 f"dtype: {dtype} is no precision of a teacher; choose torch.float32, "
                 "torch.bfloat16 or torch.float16"
             )
+        upsamplers = [module for module in self.modules() if isinstance(module, Upsampler)]
+        kept = {module for upsampler in upsamplers for module in upsampler.modules()}
         for module in self.modules():
             if isinstance(module, Teacher):
                 module.compute_dtype = dtype
+            if module in kept:
+                continue
             if isinstance(module, (nn.Linear, _ConvNd, nn.MultiheadAttention)):
                 for parameter in module.parameters(recurse=False):
                     if parameter.ndim > 1:

@@ -1,5 +1,6 @@
 """From a recipe's `upsampler:` entry to an upsampler."""
 
+from os import PathLike
 from typing import Any
 
 from teachers.features import FeatureSpec
@@ -11,12 +12,14 @@ UPSAMPLERS = Family(
     table={
         "anyup": "teachers.upsamplers.anyup:AnyUp",
         "bilinear": "teachers.upsamplers.bilinear:Bilinear",
+        "featsharp": "teachers.upsamplers.featsharp:FeatSharp",
         "featup": "teachers.upsamplers.featup:FeatUp",
         "jafar": "teachers.upsamplers.jafar:JAFAR",
         "resfu": "teachers.upsamplers.resfu:ReSFU",
         "s2": "teachers.upsamplers.s2:S2",
         "sapa": "teachers.upsamplers.sapa:SAPA",
         "tile": "teachers.upsamplers.tile:Tile",
+        "trained": "teachers.upsamplers.trained:TrainedUpsampler",
     },
     base=Upsampler,
     config=UpsamplerConfig,
@@ -26,9 +29,14 @@ UPSAMPLERS = Family(
 def parse_upsampler(value: Any) -> UpsamplerConfig | None:
     """The config of the upsampler that `kind` names; None stays None.
 
+    Args:
+        value: a mapping with a `kind`, or the path or name of a trained upsampler.
+
     Raises:
         TeacherError: unknown kind or key, wrong value.
     """
+    if isinstance(value, (str, PathLike)):
+        value = {"kind": "trained", "path": value}
     return None if value is None else UPSAMPLERS.parse(value)
 
 

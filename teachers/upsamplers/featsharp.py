@@ -1,0 +1,134 @@
+"""FeatSharp (arXiv 2502.16025): sharpens an encoder's map with detail from its own tiles.
+
+Joint bilateral upsampling of the whole image's map is right on average but blurs what one cell
+mixes; the encoder's maps of tiles are sharp but lack context and break at the seams. A block of
+local attention and a SwiGLU learns, around the first of the two, what the second adds.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from pydantic import Field, PositiveInt, field_validator
+from torch import Tensor, nn
+
+from teachers.features import Features, FeatureSpec
+from teachers.upsamplers.fusion import FusionBlock
+from teachers.upsamplers.guidance import guidance
+from teachers.upsamplers.jafar import JAFAR
+from teachers.upsamplers.jbu import JBU
+from teachers.upsamplers.resize import Factor, resize
+from teachers.upsamplers.tile import encode_tiles, num_tile_forwards
+from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+
+Input = Literal["jbu", "tiles", "bilinear", "rgb", "jafar"]
+_RGB_DIM = 16
+
+
+class FeatSharpConfig(UpsamplerConfig):
+    """FeatSharp; the defaults are the paper's.
+
+    The later public default is `inputs: [jafar, tiles]`, `norm: false`.
+
+    Attributes:
+        factor: how many times denser the map becomes; one number, or [height, width]. 1 removes
+            noise only.
+        inputs: what is fused, in order: the first is the residual path, so a map. `jbu`, `jafar`
+            and `bilinear` enlarge the map of the whole image, `tiles` are the maps of its tiles,
+            `rgb` the image itself.
+        window: cells along each side of the attention window, odd.
+        num_heads: of the attention.
+        position: how the attention knows distances, see `FusionBlock`.
+        norm: LayerNorm before attention and SwiGLU.
+    """
+
+    kind: str = "featsharp"
+    factor: Factor
+    inputs: Annotated[tuple[Input, ...], Field(min_length=1)] = ("jbu", "tiles")
+    window: PositiveInt = 7
+    num_heads: PositiveInt = 16
+    position: Literal["alibi", "rope"] = "alibi"
+    norm: bool = True
+
+    @field_validator("inputs")
+    @classmethod
+    def _one_of_each(cls, inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+        if len(set(inputs)) < len(inputs):
+            raise ValueError(f"{list(inputs)} names an input twice")
+        if inputs[0] == "rgb":
+            raise ValueError("the first input is the residual path: a map, and rgb is none")
+        return inputs
+
+
+class FeatSharp(Upsampler):
+    """Upsampled map and tiles, fused.
+
+    Args:
+        spec: what the encoder returns and accepts.
+        config: its options.
+    """
+
+    Config: ClassVar[type[UpsamplerConfig]] = FeatSharpConfig
+
+    def __init__(self, spec: FeatureSpec, config: FeatSharpConfig) -> None:
+        super().__init__(spec, config.factor)
+        dim = spec.spatial_dim
+        self.inputs = config.inputs
+        if "jbu" in self.inputs:
+            self.jbu = JBU(self.factor)
+        if "jafar" in self.inputs:
+            self.jafar = JAFAR(spec, self.factor)
+        if "rgb" in self.inputs:
+            self.rgb = nn.Linear(3, _RGB_DIM)
+        if "tiles" in self.inputs:
+            self.tile_position = nn.Parameter(torch.zeros(dim, *self.factor))
+        self.fusion = FusionBlock(
+            [_RGB_DIM if name == "rgb" else dim for name in self.inputs],
+            num_heads=config.num_heads,
+            window=config.window,
+            position=config.position,
+            norm=config.norm,
+        )
+
+    @classmethod
+    def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
+        """Builds it for an encoder with `spec`."""
+        return cls(spec, config)
+
+    def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
+        """Upsamples; see `Upsampler.forward`."""
+        if "tiles" in self.inputs:
+            low, tiles = encode_tiles(images, encode, self.spec, self.factor)
+            tiles = tiles + self._positions(low.spatial)
+        else:
+            low = encode(resize(images, self.spec.resolution))
+            tiles = low.spatial  # not an input
+        h, w = low.spatial.shape[-2:]
+        size = (self.factor[0] * h, self.factor[1] * w)
+        parts = [self._input(name, low.spatial, tiles, images, size) for name in self.inputs]
+        return UpsampledFeatures(low, Features(low.summary, self.fusion(parts)))
+
+    def _input(
+        self, name: Input, low: Tensor, tiles: Tensor, images: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """One input of the fusion, (B, its channels, H, W)."""
+        if name == "tiles":
+            return tiles
+        if name == "jbu":
+            return self.jbu(low, guidance(images, size))
+        if name == "jafar":
+            return self.jafar.dense(low, images)
+        if name == "rgb":
+            return self.rgb(guidance(images, size).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.interpolate(low, size, mode="bilinear", align_corners=False)
+
+    def _positions(self, low: Tensor) -> Tensor:
+        """Each tile's vector over all of its cells: which tile a cell came from."""
+        h, w = low.shape[-2:]
+        return repeat(self.tile_position, "d nh nw -> d (nh h) (nw w)", h=h, w=w)
+
+    @property
+    def num_forwards(self) -> int:
+        """The whole image, and its tiles where they are an input."""
+        return num_tile_forwards(self.factor) if "tiles" in self.inputs else 1

@@ -1,0 +1,229 @@
+"""A trained upsampler as one safetensors file, with a card that says whose it is.
+
+It loads without the encoder and runs no code from the file. A recipe names the file where it would
+describe an upsampler: `upsampler: runs/featsharp/upsampler.safetensors`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from teachers.errors import TeacherError
+from teachers.features import FeatureSpec
+from teachers.kinds import did_you_mean
+from teachers.phi_s import PhiS
+from teachers.upsamplers.downsampler import AttentionDownsampler
+from teachers.upsamplers.standardised import Standardised
+from teachers.upsamplers.upsampler import UpsamplerConfig
+
+FORMAT = "featsharp-distill upsampler 1"
+SHIPPED = Path(__file__).resolve().parent.parent / "small"
+_DOWNSAMPLER = "downsampler."
+_WHOLE = ("phi_s.", _DOWNSAMPLER)  # small, and their digits count: never in half precision
+
+
+class UpsamplerCard(BaseModel):
+    """What a file says about its upsampler.
+
+    Attributes:
+        upsampler: the recipe entry of what is inside, `kind`, `factor` and options.
+        bias: whether it carries a position bias.
+        spec: what its encoder returns and accepts.
+        teacher: the recipe entry of its encoder.
+        fingerprint: of its encoder, see `teacher_fingerprint`.
+        facts: what the writer wanted to keep: recipe, versions, steps, fidelity.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    upsampler: dict[str, Any]
+    bias: bool
+    spec: FeatureSpec
+    teacher: dict[str, Any]
+    fingerprint: str
+    facts: dict[str, Any] = {}
+
+
+class TrainedConfig(UpsamplerConfig):
+    """A file of `save_upsampler`.
+
+    Attributes:
+        path: of the file, or the name of an upsampler that is shipped.
+    """
+
+    kind: str = "trained"
+    path: Path
+
+
+class TrainedUpsampler(Standardised):
+    """A trained upsampler, in eval mode; `card` says whose it is."""
+
+    Config: ClassVar[type[UpsamplerConfig]] = TrainedConfig
+    card: UpsamplerCard
+    path: Path
+
+    @classmethod
+    def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
+        """Loads it for an encoder with `spec`.
+
+        Raises:
+            TeacherError: no such file, or it belongs to an encoder with another spec.
+        """
+        upsampler = load_upsampler(config.path)
+        if upsampler.spec != spec:
+            raise TeacherError(
+                f"upsampler {config.path}: trained for another encoder; "
+                f"{_first_difference(upsampler.spec, spec)}"
+            )
+        assert isinstance(upsampler, cls)
+        return upsampler
+
+    def check_encoder(self, fingerprint: str) -> None:
+        """Refuses another encoder than its own.
+
+        Args:
+            fingerprint: of the encoder in float32, see `teacher_fingerprint`.
+
+        Raises:
+            TeacherError: the weights or options of the encoder are not those it was trained for.
+        """
+        if fingerprint != self.card.fingerprint:
+            own = {k: v for k, v in self.card.teacher.items() if v is not None}
+            raise TeacherError(
+                f"upsampler {self.path}: trained for an encoder of the same shape with other "
+                f"weights or options; its own was {own} with fingerprint "
+                f"{self.card.fingerprint[:12]}, this one's is {fingerprint[:12]}"
+            )
+
+
+def save_upsampler(
+    path: str | PathLike[str],
+    upsampler: Standardised,
+    downsampler: AttentionDownsampler,
+    card: UpsamplerCard,
+    *,
+    half: bool = False,
+) -> None:
+    """Writes a trained upsampler; the file appears whole or not at all.
+
+    Args:
+        path: the file to write, usually `*.safetensors`.
+        upsampler: trained, without reparametrisations.
+        downsampler: what it learned along, which its fidelity is measured with.
+        card: whose it is.
+        half: whether to store its weights in float16; PHI-S stays float32.
+    """
+    tensors = upsampler.state_dict()
+    tensors |= {f"{_DOWNSAMPLER}{name}": t for name, t in downsampler.state_dict().items()}
+    for name, tensor in tensors.items():
+        shrunk = tensor.half() if half and not name.startswith(_WHOLE) else tensor
+        tensors[name] = shrunk.detach().cpu().contiguous()
+    header = {"format": FORMAT, "card": card.model_dump_json()}
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, header)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
+    """Loads an upsampler, in eval mode, on the CPU, in float32.
+
+    Args:
+        path: of a file of `save_upsampler`, or the name of a shipped one.
+
+    Raises:
+        TeacherError: there is no such file, or it is not one of `save_upsampler`.
+    """
+    from teachers.upsamplers.build import build_upsampler, parse_upsampler
+
+    found = _find(Path(path))
+    card, tensors = _read(found)
+    config = parse_upsampler(card.upsampler)
+    if config is None:
+        raise TeacherError(f"upsampler {found}: its card names no upsampler")
+    inner = build_upsampler(config, card.spec)
+    upsampler = TrainedUpsampler(inner, PhiS(card.spec.spatial_dim), bias=card.bias)
+    upsampler.card, upsampler.path = card, found
+    own = {n: t for n, t in tensors.items() if not n.startswith(_DOWNSAMPLER)}
+    _check_state(upsampler.state_dict(), own, found)
+    upsampler.load_state_dict(own)
+    return upsampler.eval().requires_grad_(False)
+
+
+def load_downsampler(path: str | PathLike[str]) -> AttentionDownsampler:
+    """Loads what an upsampler learned along: from its grid back to the encoder's."""
+    found = _find(Path(path))
+    card, tensors = _read(found)
+    own = {n[len(_DOWNSAMPLER) :]: t for n, t in tensors.items() if n.startswith(_DOWNSAMPLER)}
+    kernel = own["tap_bias"].shape
+    factor = parse_factor(card)
+    downsampler = AttentionDownsampler(card.spec.spatial_dim, factor, (kernel[0], kernel[1]))
+    downsampler.load_state_dict(own)
+    return downsampler.eval().requires_grad_(False)
+
+
+def parse_factor(card: UpsamplerCard) -> tuple[int, int]:
+    """(fh, fw) of a card's upsampler."""
+    factor = card.upsampler["factor"]
+    return (factor, factor) if isinstance(factor, int) else (factor[0], factor[1])
+
+
+def _find(path: Path) -> Path:
+    shipped = SHIPPED / f"{path}.safetensors"
+    if path.is_file():
+        return path
+    if path.parent == Path() and shipped.is_file():
+        return shipped
+    names = [p.stem for p in SHIPPED.glob("*featsharp*.safetensors")]
+    raise TeacherError(
+        f"upsampler {path}: there is no such file{did_you_mean(str(path), names)}; give the path "
+        f"of one that train_upsampler wrote, or one of {sorted(names)}"
+    )
+
+
+def _read(path: Path) -> tuple[UpsamplerCard, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise TeacherError(
+                    f"upsampler {path}: its format is {header.get('format')!r}; "
+                    f"save_upsampler writes {FORMAT!r}"
+                )
+            card = UpsamplerCard.model_validate(json.loads(header["card"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValidationError, KeyError) as error:
+        raise TeacherError(f"upsampler {path}: not a file of save_upsampler: {error}") from error
+    return card, {
+        n: t.to(torch.promote_types(t.dtype, torch.float32), copy=True) for n, t in tensors.items()
+    }
+
+
+def _check_state(own: Mapping[str, Tensor], came: Mapping[str, Tensor], path: Path) -> None:
+    shapes = [{n: tuple(t.shape) for n, t in state.items()} for state in (own, came)]
+    wrong = sorted(n for n in shapes[0] | shapes[1] if shapes[0].get(n) != shapes[1].get(n))
+    if wrong:
+        raise TeacherError(
+            f"upsampler {path}: {len(wrong)} weights do not fit its card; {wrong[0]} has shape "
+            f"{shapes[1].get(wrong[0])}, expected {shapes[0].get(wrong[0])} (None: absent)"
+        )
+
+
+def _first_difference(own: FeatureSpec, other: FeatureSpec) -> str:
+    for name in own.__dataclass_fields__:
+        a, b = getattr(own, name), getattr(other, name)
+        if a != b:
+            return f"{name}: {a} there, {b} here"
+    raise AssertionError("the specs are equal")
