@@ -146,7 +146,7 @@ class Loop:
             )
             terms = self._task.loss(images)
             self._task.engine.backward(terms.total / plan.accumulation)
-            for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
+            for name, value in _named(terms).items():
                 sums[name] = sums.get(name, 0) + value / plan.accumulation
         means, stopping = self._share(step, sums, keys)
         lr = plan.lr * scheduled_ratio(plan.schedule, step, plan.steps)
@@ -196,9 +196,8 @@ class Loop:
         self._tracker.advance(step, means["loss"], meter.data_share())
         if step % plan.log_every and step != plan.steps:
             return
-        loss = means.pop("loss")
-        values = {"loss": loss, **{f"loss/{name}": value for name, value in means.items()}}
-        values |= {"lr": lr, "grad_norm": result.grad_norm, "loss_scale": result.loss_scale}
+        values = {**means, "lr": lr, "grad_norm": result.grad_norm}
+        values["loss_scale"] = result.loss_scale
         values |= {"images": float(step * plan.batch_size), **meter.read(plan.batch_size)}
         self._tracker.metrics(step, values)
         meter.restart()
@@ -241,6 +240,12 @@ def _peak_memory() -> float:
     # Not ru_maxrss, which on Linux starts at the parent's peak.
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return float(lines["VmHWM"].split()[0]) * 1024
+
+
+def _named(terms: LossTerms) -> dict[str, Tensor]:
+    """What a micro-batch logs."""
+    parts = {f"loss/{name}": value for name, value in terms.parts.items()}
+    return {"loss": terms.total.detach(), **parts, **terms.metrics}
 
 
 def _is_finite(value: float) -> bool:

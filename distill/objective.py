@@ -6,6 +6,7 @@ when the ranks, or two micro-batches, use different parameters.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -75,10 +76,12 @@ class LossTerms(NamedTuple):
     Attributes:
         total: () with a graph.
         parts: `clip/summary`, `clip/spatial`, ... to unweighted values, () without a graph.
+        metrics: other numbers to log, () without a graph.
     """
 
     total: Tensor
-    parts: dict[str, Tensor]
+    parts: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Objective:

@@ -79,6 +79,24 @@ def draw_panels(
         columns[teacher] = basis.colours(target.spatial)
         for student, output in outputs.items():
             columns[f"{student}: {teacher}"] = basis.colours(output.heads[teacher].spatial)
+    _draw_columns(path, columns)
+
+
+def draw_maps(path: Path, images: Tensor, maps: Mapping[str, Tensor]) -> None:
+    """Draws one row an image: the image, then maps of one feature space in common colours.
+
+    Args:
+        path: the PNG to write.
+        images: (B, 3, H, W) in [0, 1].
+        maps: title to maps (B, D, h, w), each on a grid of its own; the first gives the colours.
+    """
+    basis = ColourBasis.fit(next(iter(maps.values())))
+    _draw_columns(path, {"image": images, **{t: basis.colours(m) for t, m in maps.items()}})
+
+
+def _draw_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
+    """Draws titled columns of pictures, (B, 3, h, w) in [0, 1] each; `image` is photographs."""
+    images = columns["image"]
     width = round(HEIGHT * images.shape[-1] / images.shape[-2])
     step_x, step_y = width + _GAP, HEIGHT + _GAP
     size = (len(columns) * step_x - _GAP, _TITLE + len(images) * step_y - _GAP)

@@ -195,7 +195,9 @@ def test_nan_stops_the_run_with_the_keys_of_the_batch(finished: Path, tmp_path: 
     )
     done = run(plain_command(recipe), tmp_path)
     assert done.returncode == 1
-    assert "not finite, so the run stops:\n  rank 0: loss, expert/spatial; keys: " in done.stderr
+    assert (
+        "not finite, so the run stops:\n  rank 0: loss, loss/expert/spatial; keys: " in done.stderr
+    )
     assert "shards/000000.tar/" in done.stderr or "000000.tar/" in done.stderr
     assert "Traceback" not in done.stderr
     assert _status(tmp_path) == "failed"

@@ -1,0 +1,102 @@
+"""Trains an upsampler: `deepspeed --module distill.train_upsampler RECIPE [key=value ...]`.
+
+The same command starts a run and resumes it from its newest whole checkpoint, which holds the
+upsampler as a file that a student's recipe can name.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from distill import distributed
+from distill.engine import Engine
+from distill.errors import RecipeError, command
+from distill.process import arm_watchdog
+from distill.targets import Targets
+from distill.tracking import log
+from distill.training import Assembly, open_stream, run_command
+from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
+from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
+from teachers.build import build_teacher
+from teachers.check import check_teacher
+from teachers.errors import TeacherError
+from teachers.features import FeatureSpec
+from teachers.fingerprint import teacher_fingerprint
+from teachers.phi_s import PhiS
+from teachers.teacher import Teacher
+from teachers.upsamplers.build import build_upsampler
+from teachers.upsamplers.resize import resize
+
+_NAME = "teacher"  # of its statistics
+
+
+@command
+def main() -> None:
+    """The command."""
+    run_command(
+        "distill.train_upsampler",
+        "Train an upsampler that makes one teacher's map denser.",
+        load_upsampler_recipe,
+        assemble,
+    )
+
+
+def assemble(recipe: UpsamplerRecipe, micro_batch: int) -> Assembly:
+    """Builds the teacher and its upsampler, and opens the images at the size they need."""
+    teacher, fingerprint = _build_teacher(recipe)
+    resolution = base_resolution(recipe, teacher.spec)
+    stream = open_stream(recipe, resolution, micro_batch)
+    phi_s = _fit(recipe, teacher, resolution, micro_batch)
+    module = build_multi_view(recipe, teacher, phi_s)
+    engine = Engine(
+        module,
+        recipe.engine,
+        recipe.optimizer,
+        parameter_groups(module, recipe),
+        micro_batch_size=micro_batch,
+    )
+    return Assembly(UpsamplerTask(recipe, module, engine, teacher, fingerprint), stream)
+
+
+def base_resolution(recipe: UpsamplerRecipe, spec: FeatureSpec) -> tuple[int, int]:
+    """(height, width) in pixels of the images that views are made of: all that tiles can see."""
+    factor = build_upsampler(recipe.upsampler, spec).factor
+    return factor[0] * spec.resolution[0], factor[1] * spec.resolution[1]
+
+
+def _build_teacher(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
+    """The teacher in the recipe's precision, and its fingerprint in float32."""
+    try:
+        teacher = build_teacher(recipe.teacher, device=distributed.device())
+        fingerprint = teacher_fingerprint(teacher)
+        if recipe.targets.precision == "bf16":
+            teacher.cast(torch.bfloat16)
+        check_teacher(teacher)
+    except TeacherError as error:
+        raise RecipeError(f"teacher: {error}") from error
+    return teacher, fingerprint
+
+
+def _fit(
+    recipe: UpsamplerRecipe, teacher: Teacher, resolution: tuple[int, int], micro_batch: int
+) -> PhiS:
+    """PHI-S of the encoder at its native resolution, over images in an order of its own."""
+    run, count = recipe.run, recipe.targets.statistics_images
+    stream = open_stream(recipe, resolution, micro_batch, purpose="statistics")
+    targets = Targets({_NAME: teacher}, teacher.spec.patch_size)
+
+    def images() -> Iterator[Tensor]:
+        for batch in stream.batches():
+            arm_watchdog(run.watchdog_s)
+            pixels = batch.images.to(distributed.device()).float() / 255
+            yield resize(pixels, teacher.spec.resolution)
+
+    facts = {"stream": stream.state()["identity"], "images": count, "of": "native"}
+    outcome = targets.fit(images(), run.dir / "statistics", facts, count)
+    log.info("statistics over %d images: %s", count, outcome)
+    return targets.statistics[_NAME].phi_s
+
+
+if __name__ == "__main__":
+    main()

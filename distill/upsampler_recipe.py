@@ -1,0 +1,97 @@
+"""What an upsampler's training run is: one teacher, one upsampler, and the views that train it."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    NonNegativeFloat,
+    SerializeAsAny,
+    model_validator,
+)
+
+from distill.optimizer import OptimizerConfig
+from distill.recipe import AnyTeacher
+from distill.targets import TargetsConfig
+from distill.training_recipe import TrainingRecipe, load_recipe
+from teachers.upsamplers.build import parse_upsampler
+from teachers.upsamplers.consistency import ConsistencyConfig
+from teachers.upsamplers.upsampler import UpsamplerConfig
+from teachers.upsamplers.views import ViewsConfig
+
+AnyUpsampler = Annotated[SerializeAsAny[UpsamplerConfig], BeforeValidator(parse_upsampler)]
+
+
+class UpsamplerOptimizer(OptimizerConfig):
+    """The published optimiser: NAdam, whose decay only pulls spectral scales.
+
+    Attributes:
+        weight_decay: of the scales of spectral reparametrisation; nothing else is decayed.
+    """
+
+    kind: Literal["adamw", "nadam"] = "nadam"
+    lr: float = 5e-4
+    weight_decay: NonNegativeFloat = 0.01
+
+
+class RatesConfig(BaseModel):
+    """Learning rates of parts, relative to `optimizer.lr`; the published ones.
+
+    Attributes:
+        guidance: of joint bilateral upsampling inside another upsampler.
+        spectral: of the scales of spectral reparametrisation.
+        uncertainty: of the uncertainty network.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    guidance: NonNegativeFloat = 0.2
+    spectral: NonNegativeFloat = 0.1
+    uncertainty: NonNegativeFloat = 0.02
+
+
+class UpsamplerRecipe(TrainingRecipe):
+    """An upsampler for one teacher: `task: upsampler`.
+
+    Attributes:
+        teacher: the encoder, without an upsampler.
+        upsampler: what is trained; kinds without weights learn their position bias and their
+            downsampler only, as the baselines of a comparison do.
+        views: the warps that must agree.
+        consistency: the loss.
+        targets: precision of the teacher, and the images that PHI-S is fitted to.
+        bias: whether a position bias is learned, which takes the encoder's fixed pattern away.
+        spectral: whether the fusion's linear layers are trained in spectral reparametrisation.
+        rates: learning rates of parts.
+    """
+
+    task: Literal["upsampler"] = "upsampler"
+    teacher: AnyTeacher
+    upsampler: AnyUpsampler
+    views: ViewsConfig = ViewsConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
+    targets: TargetsConfig = TargetsConfig()
+    bias: bool = True
+    spectral: bool = True
+    rates: RatesConfig = RatesConfig()
+    optimizer: UpsamplerOptimizer = UpsamplerOptimizer()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.teacher.upsampler is not None:
+            raise ValueError("teacher.upsampler: is what this run trains; leave it out there")
+        if self.upsampler.kind == "trained":
+            raise ValueError("upsampler: is trained already; give a kind and its options")
+        if self.engine.zero_stage == 3:
+            raise ValueError(
+                "engine.zero_stage: 3 splits weights, which the spectral power iteration and "
+                "shared downsampler read whole; an upsampler is small, use 1 or 2"
+            )
+        return self
+
+
+def load_upsampler_recipe(path: Path, overrides: list[str]) -> UpsamplerRecipe:
+    """Reads an upsampler's recipe; see `load_recipe`."""
+    return load_recipe(UpsamplerRecipe, path, overrides)

@@ -1,0 +1,198 @@
+"""What the loop trains when it trains an upsampler: a teacher's views, and their agreement."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill import distributed
+from distill.engine import Engine
+from distill.objective import LossTerms
+from distill.optimizer import ParameterGroup
+from distill.run_folder import versions
+from distill.spectral import materialise, spectral_reparametrise
+from distill.training_recipe import resolved
+from distill.upsampler_recipe import UpsamplerRecipe
+from teachers.features import Features
+from teachers.phi_s import PhiS
+from teachers.teacher import Teacher
+from teachers.upsamplers.build import build_upsampler
+from teachers.upsamplers.consistency import Consistency, ConsistencyTerms
+from teachers.upsamplers.downsampler import AttentionDownsampler
+from teachers.upsamplers.fusion import FusionBlock
+from teachers.upsamplers.jbu import JBU
+from teachers.upsamplers.standardised import Standardised
+from teachers.upsamplers.trained import UpsamplerCard, save_upsampler
+from teachers.upsamplers.upsampler import UpsampledFeatures
+from teachers.upsamplers.views import sample_homographies, warp_images
+
+
+class MultiView(nn.Module):
+    """An upsampler and what it learns along, as one module with one forward pass.
+
+    Args:
+        upsampler: what is trained.
+        consistency: the loss, with its downsampler and uncertainty.
+        teacher: the frozen encoder; kept out of the parameters and the checkpoints.
+    """
+
+    def __init__(self, upsampler: Standardised, consistency: Consistency, teacher: Teacher) -> None:
+        super().__init__()
+        self.upsampler = upsampler
+        self.consistency = consistency
+        self._teacher = (teacher,)  # in a tuple, where nn.Module does not look
+
+    def forward(self, images: Tensor, homographies: Tensor) -> ConsistencyTerms:
+        """The loss of a batch.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            homographies: (B, n, 3, 3) views of each image.
+        """
+        (low, high), targets = self.upsample(images, homographies)
+        seed = int(torch.randint(2**62, ()))
+        return self.consistency(
+            high.spatial,
+            targets,
+            homographies,
+            low=low.spatial,
+            images=images,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def upsample(self, images: Tensor, homographies: Tensor) -> tuple[UpsampledFeatures, Tensor]:
+        """The upsampled features, and the encoder's maps (B, n, D, h, w) of the views.
+
+        The views join the upsampler's own images, so that the encoder sees one batch.
+        """
+        (teacher,), upsampler = self._teacher, self.upsampler
+        views = warp_images(images, homographies, teacher.spec.resolution)
+        seen: list[Tensor] = []
+
+        def encode(inputs: Tensor) -> Features:
+            summary, spatial = teacher(torch.cat([inputs, views]))
+            seen.append(spatial[len(inputs) :])
+            summary = None if summary is None else summary[: len(inputs)]
+            return Features(summary, spatial[: len(inputs)])
+
+        features = upsampler.standardised(images, encode)
+        (maps,) = seen  # an upsampler calls its encoder once
+        targets = upsampler.standardise(maps)
+        return features, targets.unflatten(0, homographies.shape[:2])
+
+
+def build_multi_view(recipe: UpsamplerRecipe, teacher: Teacher, phi_s: PhiS) -> MultiView:
+    """Builds what a recipe trains; its initial weights depend on the recipe's seed only."""
+    distributed.seed_default_generators(recipe.run.seed, "upsampler")
+    inner = build_upsampler(recipe.upsampler, teacher.spec)
+    upsampler = Standardised(inner, phi_s, bias=recipe.bias)
+    dim = teacher.spec.spatial_dim
+    downsampler = AttentionDownsampler(dim, inner.factor)
+    multi_view = MultiView(upsampler, Consistency(recipe.consistency, dim, downsampler), teacher)
+    if recipe.spectral:
+        for module in inner.modules():
+            if isinstance(module, FusionBlock):
+                spectral_reparametrise(module)
+    return multi_view
+
+
+def parameter_groups(module: MultiView, recipe: UpsamplerRecipe) -> list[ParameterGroup]:
+    """Splits the parameters by learning rate (FeatSharp's training code)."""
+    rates, decay = recipe.rates, recipe.optimizer.weight_decay
+    inner = module.upsampler.inner
+    guides = [m for m in inner.modules() if isinstance(m, JBU) and m is not inner]
+    if recipe.upsampler.kind == "featup":  # alone it learns at the full rate
+        guides = []
+    guided = {p for guide in guides for p in guide.parameters()}
+    doubting = set(getattr(module.consistency.uncertainty, "parameters", lambda: ())())
+    named = dict(module.named_parameters())
+    scales = {p for name, p in named.items() if name.endswith(".scale")}
+    main = [p for p in named.values() if p not in guided | doubting | scales]
+    groups = [
+        ParameterGroup("main", main, 0.0),
+        ParameterGroup("guidance", [p for p in named.values() if p in guided], 0.0, rates.guidance),
+        ParameterGroup(
+            "spectral", [p for p in named.values() if p in scales], decay, rates.spectral
+        ),
+        ParameterGroup(
+            "uncertainty", [p for p in named.values() if p in doubting], 0.0, rates.uncertainty
+        ),
+    ]
+    return [group for group in groups if group.parameters]
+
+
+class UpsamplerTask:
+    """An upsampler under the engine.
+
+    Args:
+        recipe: the run's.
+        module: what the engine holds.
+        engine: trains it.
+        teacher: its encoder.
+        fingerprint: of the encoder in float32.
+    """
+
+    def __init__(
+        self,
+        recipe: UpsamplerRecipe,
+        module: MultiView,
+        engine: Engine,
+        teacher: Teacher,
+        fingerprint: str,
+    ) -> None:
+        self.engine = engine
+        self._recipe, self._module, self._teacher = recipe, module, teacher
+        self._fingerprint = fingerprint
+
+    def loss(self, images: Tensor) -> LossTerms:
+        """The loss of one micro-batch (B, 3, H, W) in [0, 1]."""
+        terms: ConsistencyTerms = self.engine(images, self._views(len(images)).to(images.device))
+        return LossTerms(terms.total, terms.parts, {"fidelity": terms.fidelity})
+
+    def save(self, folder: Path) -> None:
+        """Writes the upsampler as it would be used."""
+        weights = self.engine.weights()
+        if distributed.rank() == 0:
+            module = copy.deepcopy(self._module).cpu()
+            module.load_state_dict(weights)
+            materialise(module.eval())
+            assert isinstance(module.consistency.downsampler, AttentionDownsampler)
+            save_upsampler(
+                folder / "upsampler.safetensors",
+                module.upsampler,
+                module.consistency.downsampler,
+                self._card(),
+            )
+
+    def draw(self, images: Tensor, path: Path) -> None:
+        """Draws PCA panels of the encoder's map, bilinear and upsampled."""
+        from distill.pictures import draw_maps
+
+        self.engine.train(False)
+        with torch.no_grad():
+            shown = images[:4]
+            (low, high), _ = self._module.upsample(shown, self._views(len(shown)).to(images.device))
+        self.engine.train(True)
+        if distributed.rank() == 0:
+            draw_maps(path, shown, {"encoder": low.spatial, "upsampled": high.spatial})
+
+    def _views(self, batch: int) -> Tensor:
+        spec, factor = self._teacher.spec, self._module.upsampler.factor
+        h, w = spec.grid(*spec.resolution)
+        grid = (factor[0] * h, factor[1] * w)
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        return sample_homographies(self._recipe.views, batch, grid, generator)
+
+    def _card(self) -> UpsamplerCard:
+        recipe = resolved(self._recipe)
+        facts: dict[str, Any] = {"recipe": recipe, "versions": versions()}
+        return UpsamplerCard(
+            upsampler=recipe["upsampler"],
+            bias=self._recipe.bias,
+            spec=self._teacher.spec,
+            teacher=recipe["teacher"],
+            fingerprint=self._fingerprint,
+            facts=facts,
+        )
