@@ -9,6 +9,7 @@ under activation checkpointing, which runs forward twice, must not use it.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ class SpectralScale(nn.Module):
     """The parametrisation of one weight.
 
     Attributes:
-        scale: () s; weight decay on it pulls the norm towards log(2) + 0.05.
+        scale: (1,) s; weight decay on it pulls the norm towards log(2) + 0.05.
         u: (out,) left singular vector, a buffer.
         v: (in,) right singular vector, a buffer.
     """
@@ -36,7 +37,7 @@ class SpectralScale(nn.Module):
         super().__init__()
         # softplus(scale) + floor = 1
         start = math.log(math.expm1(1 - _FLOOR))
-        self.scale = nn.Parameter(weight.new_tensor(start))
+        self.scale = nn.Parameter(weight.new_full((1,), start))
         # From a generator of its own: what is built afterwards draws the same numbers without it.
         u = torch.randn(len(weight), generator=torch.Generator().manual_seed(0))
         self.register_buffer("u", F.normalize(u, dim=0).to(weight))
@@ -93,3 +94,22 @@ def materialise(module: nn.Module) -> None:
     """Puts each effective weight in place of its reparametrisation; the outputs stay the same."""
     for linear in filter(_reparametrised, _linears(module)):
         parametrize.remove_parametrizations(linear, "weight")
+
+
+@torch.no_grad()
+def materialised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Plain weights under plain names from those of a reparametrised module.
+
+    Args:
+        weights: a state dict; names without a reparametrisation are passed on.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        prefix, found, rest = name.partition(".parametrizations.weight.")
+        if not found:
+            plain[name] = value
+        elif rest == "original":
+            scale, u, v = (weights[f"{prefix}{found}0.{part}"] for part in ("scale", "u", "v"))
+            sigma = torch.dot(u, torch.mv(value, v)).clamp(min=_EPS)
+            plain[f"{prefix}.weight"] = value * ((F.softplus(scale) + _FLOOR) / sigma)
+    return plain

@@ -1,6 +1,5 @@
 """What the loop trains when it trains an upsampler: a teacher's views, and their agreement."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from distill.engine import Engine
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
 from distill.run_folder import versions
-from distill.spectral import materialise, spectral_reparametrise
+from distill.spectral import materialised, spectral_reparametrise
 from distill.training_recipe import resolved
 from distill.upsampler_recipe import UpsamplerRecipe
 from teachers.features import Features
@@ -153,18 +152,16 @@ class UpsamplerTask:
 
     def save(self, folder: Path) -> None:
         """Writes the upsampler as it would be used."""
-        weights = self.engine.weights()
+        weights = materialised(self.engine.weights())
         if distributed.rank() == 0:
-            module = copy.deepcopy(self._module).cpu()
-            module.load_state_dict(weights)
-            materialise(module.eval())
-            assert isinstance(module.consistency.downsampler, AttentionDownsampler)
-            save_upsampler(
-                folder / "upsampler.safetensors",
-                module.upsampler,
-                module.consistency.downsampler,
-                self._card(),
-            )
+            own = {"upsampler.": "", "consistency.downsampler.": "downsampler."}
+            tensors = {
+                to + name.removeprefix(prefix): value
+                for prefix, to in own.items()
+                for name, value in weights.items()
+                if name.startswith(prefix)
+            }
+            save_upsampler(folder / "upsampler.safetensors", tensors, self._card())
 
     def draw(self, images: Tensor, path: Path) -> None:
         """Draws PCA panels of the encoder's map, bilinear and upsampled."""

@@ -31,8 +31,8 @@ class JBULevel(nn.Module):
         super().__init__()
         self.radius = radius
         self.project = nn.Sequential(nn.Linear(3, key_dim), nn.GELU(), nn.Linear(key_dim, key_dim))
-        self.log_temperature = nn.Parameter(torch.zeros(()))
-        self.log_sigma = nn.Parameter(torch.zeros(()))
+        self.log_temperature = nn.Parameter(torch.zeros(1))
+        self.log_sigma = nn.Parameter(torch.zeros(1))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
         """Upsamples.

@@ -107,8 +107,7 @@ class TrainedUpsampler(Standardised):
 
 def save_upsampler(
     path: str | PathLike[str],
-    upsampler: Standardised,
-    downsampler: AttentionDownsampler,
+    tensors: Mapping[str, Tensor],
     card: UpsamplerCard,
     *,
     half: bool = False,
@@ -117,16 +116,15 @@ def save_upsampler(
 
     Args:
         path: the file to write, usually `*.safetensors`.
-        upsampler: trained, without reparametrisations.
-        downsampler: what it learned along, which its fidelity is measured with.
+        tensors: the state dict of its `Standardised`, and as `downsampler.*` that of the
+            `AttentionDownsampler` it learned along, which its fidelity is measured with.
         card: whose it is.
         half: whether to store its weights in float16; PHI-S stays float32.
     """
-    tensors = upsampler.state_dict()
-    tensors |= {f"{_DOWNSAMPLER}{name}": t for name, t in downsampler.state_dict().items()}
-    for name, tensor in tensors.items():
-        shrunk = tensor.half() if half and not name.startswith(_WHOLE) else tensor
-        tensors[name] = shrunk.detach().cpu().contiguous()
+    tensors = {
+        name: (t.half() if half and not name.startswith(_WHOLE) else t).detach().contiguous()
+        for name, t in tensors.items()
+    }
     header = {"format": FORMAT, "card": card.model_dump_json()}
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
