@@ -4,7 +4,6 @@ It loads without the encoder and runs no code from the file. A recipe names the 
 describe an upsampler: `upsampler: runs/featsharp/upsampler.safetensors`.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from os import PathLike
@@ -157,18 +156,27 @@ def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
     own = {n: t for n, t in tensors.items() if not n.startswith(_DOWNSAMPLER)}
     _check_state(upsampler.state_dict(), own, found)
     upsampler.load_state_dict(own)
+    if not upsampler.phi_s.fitted:
+        raise TeacherError(f"upsampler {found}: its PHI-S was not fitted")
     return upsampler.eval().requires_grad_(False)
 
 
 def load_downsampler(path: str | PathLike[str]) -> AttentionDownsampler:
-    """Loads what an upsampler learned along: from its grid back to the encoder's."""
+    """Loads what an upsampler learned along: from its grid back to the encoder's.
+
+    Args:
+        path: see `load_upsampler`.
+
+    Raises:
+        TeacherError: there is no such file, or it carries no downsampler that fits its card.
+    """
     found = _find(Path(path))
     card, tensors = _read(found)
-    own = {n[len(_DOWNSAMPLER) :]: t for n, t in tensors.items() if n.startswith(_DOWNSAMPLER)}
-    kernel = own["tap_bias"].shape
-    factor = parse_factor(card)
-    downsampler = AttentionDownsampler(card.spec.spatial_dim, factor, (kernel[0], kernel[1]))
-    downsampler.load_state_dict(own)
+    own = {n: t for n, t in tensors.items() if n.startswith(_DOWNSAMPLER)}
+    downsampler = AttentionDownsampler(card.spec.spatial_dim, parse_factor(card))
+    due = {_DOWNSAMPLER + name: t for name, t in downsampler.state_dict().items()}
+    _check_state(due, own, found)
+    downsampler.load_state_dict({n.removeprefix(_DOWNSAMPLER): t for n, t in own.items()})
     return downsampler.eval().requires_grad_(False)
 
 
@@ -184,10 +192,11 @@ def _find(path: Path) -> Path:
         return path
     if path.parent == Path() and shipped.is_file():
         return shipped
-    names = [p.stem for p in SHIPPED.glob("*featsharp*.safetensors")]
+    names = sorted(p.stem for p in SHIPPED.glob("*featsharp*.safetensors"))
+    beside = map(str, path.parent.glob("*.safetensors"))
     raise TeacherError(
-        f"upsampler {path}: there is no such file{did_you_mean(str(path), names)}; give the path "
-        f"of one that train_upsampler wrote, or one of {sorted(names)}"
+        f"upsampler {path}: there is no such file{did_you_mean(str(path), [*names, *beside])}; "
+        f"give the path of one that train_upsampler wrote{f', or one of {names}' if names else ''}"
     )
 
 
@@ -200,7 +209,7 @@ def _read(path: Path) -> tuple[UpsamplerCard, dict[str, Tensor]]:
                     f"upsampler {path}: its format is {header.get('format')!r}; "
                     f"save_upsampler writes {FORMAT!r}"
                 )
-            card = UpsamplerCard.model_validate(json.loads(header["card"]))
+            card = UpsamplerCard.model_validate_json(header["card"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValidationError, KeyError) as error:
         raise TeacherError(f"upsampler {path}: not a file of save_upsampler: {error}") from error
