@@ -5,6 +5,7 @@ Only rank 0 writes. This is the only module that imports wandb.
 
 import json
 import logging
+import math
 import secrets
 import sys
 from pathlib import Path
@@ -97,10 +98,14 @@ class Tracker:
             self._progress.update(self._task, completed=step, description=shown)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line of numbers; names with a slash group them, as in `loss/clip/spatial`."""
+        """Writes a line of numbers; names with a slash group them, as in `loss/clip/spatial`.
+
+        What is not finite (the gradient of a step that fp16 left out) is `null` in the file.
+        """
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        stored = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        self._file.write(json.dumps({"step": step, **stored}) + "\n")
         if self._wandb is not None:
             self._wandb.log(values, step=step)
         if self._progress is None:

@@ -161,7 +161,9 @@ def test_a_run_without_a_checkpoint_is_a_mistake_that_names_the_run(
 ) -> None:
     (recipe.parent / "run/checkpoints/step-00000003/student.safetensors").unlink()
     assert _call(evaluate, monkeypatch, recipe) == 2
-    assert f"{recipe.parent}/run: no checkpoint there yet; train first" in capsys.readouterr().err
+    run = recipe.parent / "run"
+    complaint = f"{run}: no whole checkpoint in {run / 'checkpoints'}; train first"
+    assert complaint in capsys.readouterr().err
 
 
 def test_mistakes_are_told_apart(recipe: Path, tmp_path: Path) -> None:
@@ -181,6 +183,16 @@ def test_a_recipe_that_evaluates_nothing_says_what_to_add(
 ) -> None:
     assert _call(evaluate, monkeypatch, recipe, "evaluation=null") == 2
     assert "evaluation.images=FOLDER" in capsys.readouterr().err
+
+
+def test_a_missing_folder_of_images_is_a_mistake_before_any_teacher_is_built(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "load_trained", lambda trained: pytest.fail("built teachers"))
+    monkeypatch.chdir(recipe.parent)
+    assert _call(evaluate, monkeypatch, recipe, "evaluation.images=absent") == 2
+    complaint = f"error: evaluation.images: there is no {recipe.parent / 'absent'}; set it to"
+    assert complaint in capsys.readouterr().err
 
 
 def test_another_student_than_the_recipes_is_a_mistake(
