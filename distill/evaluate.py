@@ -94,7 +94,9 @@ def evaluate(trained: Trained) -> tuple[list[dict[str, Any]], Path]:
         size = f"{resolution[0]} x {resolution[1]} px"
         pictures[size] = folder / f"panels_{resolution[0]}x{resolution[1]}.png"
         _draw(pictures[size], images[:SHOWN], students, targets)
-    write_text(folder / "fidelity.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    write_text(
+        folder / "fidelity.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    )
     return rows, write_page(trained, rows, pictures)
 
 
