@@ -6,6 +6,7 @@ Only rank 0 writes. This is the only module that imports wandb.
 import json
 import logging
 import math
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -177,6 +178,8 @@ def _start_wandb(folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -
     identity = folder / "wandb_run_id"
     if not identity.exists():
         identity.write_text(secrets.token_hex(4))
+    if config.wandb == "offline":
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder.absolute()))  # not the home folder
     return wandb.init(
         project=config.project,
         name=config.name or folder.name,
