@@ -136,8 +136,8 @@ class Tracker:
             self._wandb.finish(exit_code=1 if failed else 0)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines that a run has written, in order."""
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines that a run has written, in order; what was not finite is None."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 

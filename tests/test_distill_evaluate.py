@@ -126,11 +126,13 @@ class _Page(html.parser.HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
+        self.descriptions: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.sources += [value or "" for key, value in attrs if key in ("src", "href")]
+        self.descriptions += [value or "" for key, value in attrs if key == "alt"]
 
 
 def test_the_page_is_one_file_with_the_table_panels_and_losses(
@@ -143,6 +145,12 @@ def test_the_page_is_one_file_with_the_table_panels_and_losses(
     shown = _Page(text)
     assert shown.tags.count("img") == 3  # panels at two resolutions, losses
     assert shown.tags.count("style") == 1
+    assert 'name="viewport"' in text
+    assert shown.descriptions == [
+        "Feature maps at 32 x 32 px: for each image its teachers' and the students'",
+        "Feature maps at 48 x 32 px: for each image its teachers' and the students'",
+        "Curves of the losses; the total goes from 1.000 at step 1 to 0.333 at step 3",
+    ]
     assert all(source.startswith("data:image/png;base64,") for source in shown.sources)
     for row in _rows(recipe.parent / "run"):
         assert f">{row['fidelity']:.3f}</td>" in text
