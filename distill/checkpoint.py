@@ -63,15 +63,17 @@ def save_checkpoint(
             _remove(old)
 
     try:
-        _together(prepare, ranks=1)
-        _together(lambda: write(partial))
-        _together(publish, ranks=1)
-    except OSError as error:
+        distributed.together(prepare, ranks=1)
+        distributed.together(lambda: write(partial))
+        distributed.together(publish, ranks=1)
+    except distributed.RankError as error:
+        # Said always, because torch hides a full disk behind "unexpected pos".
+        free = distributed.broadcast_object(_free_megabytes(root))
         if distributed.rank() == 0:  # a full disk then has room for the run's last words
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"{final}: could not be written ({error}); the earlier checkpoints are whole, and the "
-            "same command goes on from the newest"
+            f"{final}: could not be written ({error}; {free} MB are free there); the earlier "
+            "checkpoints are whole, and the same command goes on from the newest"
         ) from None
     return final
 
@@ -140,27 +142,14 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
     failures = []
     for name in candidates:
         try:
-            _together(functools.partial(read, Path(name)))
-        except OSError as error:
+            distributed.together(functools.partial(read, Path(name)))
+        except distributed.RankError as error:
             failures.append(f"{name}: could not be read ({error})")
         else:
             return Path(name)
     if failures:
         raise RuntimeError("no checkpoint can be read:\n  " + "\n  ".join(failures))
     return None
-
-
-def _together(action: Callable[[], None], *, ranks: int | None = None) -> None:
-    """Runs an action on the first `ranks` ranks, or all; fails on all where it fails on one."""
-    failure = None
-    if ranks is None or distributed.rank() < ranks:
-        try:
-            action()
-        except Exception as error:
-            failure = f"rank {distributed.rank()}: {type(error).__name__}: {error}"
-    failures = [f for f in distributed.gather_objects(failure) if f is not None]
-    if failures:
-        raise OSError("; ".join(failures))
 
 
 def _seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -172,6 +161,11 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
     manifest.write_text(json.dumps({**facts, "files": sizes}, indent=1))
     _sync(manifest)
     _sync(folder)
+
+
+def _free_megabytes(folder: Path) -> int:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free // 10**6
 
 
 def _sync(path: Path) -> None:
