@@ -163,24 +163,39 @@ def test_one_backward_pass_goes_through_the_upsampler_for_all_views() -> None:
     assert len(passes) == 1
 
 
-def test_more_views_keep_no_more_maps_for_the_backward_pass() -> None:
-    def kept(num_views: int) -> int:
-        sizes: dict[int, int] = {}
+RECOMPUTE = PLAIN.model_copy(update={"recompute": True})
+
+
+def test_with_recomputation_more_views_keep_no_more_maps_for_the_backward_pass() -> None:
+    def kept(config: ConsistencyConfig, num_views: int) -> float:
+        """Bytes, in units of the upsampled map."""
+        sizes: dict[int, tuple[int, Tensor]] = {}
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive: no address twice
             return tensor
 
-        high = random(1, 8, 24, 36).requires_grad_()
-        targets, homographies = random(1, num_views, 8, 12, 12), still(1, num_views)
+        high = random(1, 16, 24, 36).requires_grad_()
+        targets, homographies = random(1, num_views, 16, 12, 12), still(1, num_views)
+        loss = build(config, attention(16), dim=16)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            terms = run(build(PLAIN, attention(8), dim=8), high, targets, homographies)
-            assert terms.total.requires_grad
-        return sum(sizes.values()) - targets.nbytes
+            assert run(loss, high, targets, homographies).total.requires_grad
+        return sum(size for size, _ in sizes.values()) / high.nbytes
 
-    assert kept(5) < 1.2 * kept(1)
-    assert kept(1) < 3 * 8 * 24 * 36 * 8
+    assert kept(RECOMPUTE, 5) < kept(RECOMPUTE, 1) + 1
+    assert kept(PLAIN, 5) > kept(PLAIN, 1) + 8
+
+
+def test_recomputation_changes_no_gradient() -> None:
+    targets, homographies = random(2, 3, 3, *GRID, seed=1), views()
+    grads = []
+    for config in (PLAIN, RECOMPUTE):
+        high, loss = random(2, 3, *SIZE).requires_grad_(), build(config, attention())
+        total = run(loss, high, targets, homographies).total
+        grads.append(torch.autograd.grad(total, [high, *loss.parameters()]))
+    for plain, again in zip(*grads, strict=True):
+        assert torch.equal(plain, again)
 
 
 def field(x: Tensor, y: Tensor) -> Tensor:

@@ -35,6 +35,9 @@ class ConsistencyConfig(BaseModel):
         tv_weight: of the total variation of the high-resolution map.
         crf_weight: of its sampled CRF with the image.
         mmd_weight: of the maximum mean discrepancy between the low- and high-resolution maps.
+        recompute: whether the backward pass warps each view again instead of keeping all of them:
+            two maps of the size of the upsampled one fewer for each view but one, and the loss
+            (not the step) takes a third longer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +49,7 @@ class ConsistencyConfig(BaseModel):
     tv_weight: NonNegativeFloat = 0.0
     crf_weight: NonNegativeFloat = 0.0
     mmd_weight: NonNegativeFloat = 0.0
+    recompute: bool = False
 
 
 class ConsistencyTerms(NamedTuple):
@@ -108,16 +112,11 @@ class Consistency(nn.Module):
             high, targets = _exact(high), _exact(targets)
             loss = squares = high.new_zeros(())
             for view in range(num_views):
-                # The warped map is as large as the upsampled one: only one view's is kept at once.
-                error, square = checkpoint(
-                    self._view,
-                    high,
-                    targets[:, view],
-                    homographies[:, view],
-                    weights,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
+                arguments = (high, targets[:, view], homographies[:, view], weights)
+                if self.config.recompute:
+                    error, square = checkpoint(self._view, *arguments, use_reentrant=False)
+                else:
+                    error, square = self._view(*arguments)
                 loss, squares = loss + error / num_views, squares + square / num_views
             terms = {"reconstruction": loss}
             if logs is not None:
