@@ -143,6 +143,15 @@ def test_views_are_downsampled_as_if_each_had_been_warped_first(
         torch.testing.assert_close(views[:, i], plain(downsampler, warped))
 
 
+def test_what_lies_behind_the_horizon_is_finite_too() -> None:
+    homography = torch.eye(3, dtype=torch.float64)[None, None].clone()
+    homography[..., 2, 0] = 4
+    maps = torch.randn(1, 3, 4, 6)
+    views = trained(3, (2, 2)).float()(maps, homography)
+    assert views.isfinite().all()
+    assert views.abs().max() <= maps.abs().max()
+
+
 def test_its_gradients_are_exact() -> None:
     downsampler, homographies = trained(2, (2, 3)), far_views(2, 2, (4, 6))
     maps = torch.randn(2, 2, 4, 6, dtype=torch.float64, requires_grad=True)

@@ -134,10 +134,9 @@ def bilinear_taps(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
     cells, shares = [], []
     for place, length in zip(places.unbind(-1), size[::-1], strict=True):
         position = ((place + 1) * length - 1) / 2
-        # Mirroring has the period of two maps; reduced first, so that far places fit an integer.
-        position = position.remainder(2 * length)
         low = position.floor()
         pair = torch.stack([low, low + 1], dim=1).int() % (2 * length)
+        # Mirrored at the edges, which has the period of two maps.
         cells.append(torch.where(pair < length, pair, 2 * length - 1 - pair))
         shares.append(torch.stack([1 - (position - low), position - low], dim=1))
     (x, y), (share_x, share_y) = cells, shares
