@@ -65,7 +65,7 @@ def test_a_step_that_hangs_ends_the_run_with_every_threads_trace(tmp_path: Path)
     assert done.returncode == 1
     assert "Timeout (0:00:04)!" in done.stderr
     trace = done.stderr[done.stderr.index("Timeout") :]
-    for frame in ("in trouble", "in extract", "in _step", "in train"):
+    for frame in ("in trouble", "in extract", "in _step", "in _train"):
         assert frame in trace, trace
     assert "most recent call first" in trace
 
