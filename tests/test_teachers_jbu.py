@@ -184,6 +184,18 @@ def test_without_colours_to_compare_it_is_a_gaussian_of_the_bilinear_map(case: s
     torch.testing.assert_close(jbu(source, guide), expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("beyond, bound", [(-50.0, 1e-4), (50.0, 1e4)])
+def test_the_temperature_stays_between_its_bounds(beyond: float, bound: float) -> None:
+    jbu, _, guide = float64_case((2, 2), (4, 5))
+    level = jbu.levels[0]
+    kernels = []
+    for value in (beyond, np.log(bound), np.log(bound) - np.sign(beyond)):
+        nn.init.constant_(level.log_temperature, value)
+        kernels.append(level.kernels(guide))
+    torch.testing.assert_close(kernels[0], kernels[1], rtol=1e-9, atol=1e-12)
+    assert not torch.equal(kernels[1], kernels[2])
+
+
 def test_temperature_one_is_no_gaussian() -> None:
     jbu, source, guide = float64_case((2, 2), (4, 5))
     nn.init.zeros_(jbu.levels[0].log_temperature)

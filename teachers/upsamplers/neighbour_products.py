@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Tiles of one product: 1.4 MB with their keys at radius 3, which stays in a core's cache and is
-# three times faster than 20 MB; on a GPU 160 MB, as there the number of launches counts.
+# Tiles of one product. With their keys they take 1.4 MB at radius 3, which a core's cache holds; on
+# a GPU, where the number of launches counts, 160 MB.
 _CPU_TILES, _GPU_TILES = 36, 4096
 
 
