@@ -64,21 +64,23 @@ class MultiView(nn.Module):
     def upsample(self, images: Tensor, homographies: Tensor) -> tuple[UpsampledFeatures, Tensor]:
         """The upsampled features, and the encoder's maps (B, n, D, h, w) of the views.
 
-        The views join the upsampler's own images, so that the encoder sees one batch.
+        The views join the first images that the upsampler encodes, all of them in most, so that
+        the encoder sees one batch.
         """
         (teacher,), upsampler = self._teacher, self.upsampler
         views = warp_images(images, homographies, teacher.spec.resolution)
         seen: list[Tensor] = []
 
         def encode(inputs: Tensor) -> Features:
+            if seen:
+                return teacher(inputs)
             summary, spatial = teacher(torch.cat([inputs, views]))
             seen.append(spatial[len(inputs) :])
             summary = None if summary is None else summary[: len(inputs)]
             return Features(summary, spatial[: len(inputs)])
 
         features = upsampler.standardised(images, encode)
-        (maps,) = seen  # an upsampler calls its encoder once
-        targets = upsampler.standardise(maps)
+        targets = upsampler.standardise(seen[0])
         return features, targets.unflatten(0, homographies.shape[:2])
 
 

@@ -1,0 +1,258 @@
+"""What train_upsampler trains, in process: every kind, every option, and on two ranks."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill import distributed
+from distill.engine import Engine
+from distill.spectral import materialised
+from distill.upsampler_recipe import UpsamplerRecipe
+from distill.upsampler_task import MultiView, build_multi_view, parameter_groups
+from teachers.features import Features, FeatureSpec
+from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
+from teachers.teacher import Teacher
+from teachers.upsamplers.resize import resize
+from teachers.upsamplers.upsampler import Encode, UpsampledFeatures
+from teachers.upsamplers.views import sample_homographies, warp_images
+from tests.ranks import run_on_ranks
+
+DIM = 8
+SPEC = FeatureSpec(summary_dim=3, spatial_dim=DIM, patch_size=4, resolution=(12, 20))
+
+
+class Curved(Teacher):
+    """No linear function of the image; keeps the sizes of its batches."""
+
+    def __init__(self) -> None:
+        super().__init__(SPEC, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        torch.manual_seed(0)
+        self.net = nn.Conv2d(3, DIM, 4, 4)
+        self.seen: list[int] = []
+
+    def extract(self, images: Tensor) -> Features:
+        self.seen.append(len(images))
+        maps = self.net(images)
+        return Features(images.mean((2, 3)), maps + maps.mean((2, 3), keepdim=True).sin())
+
+
+def read(kind: str = "featsharp", **sections: Any) -> UpsamplerRecipe:
+    factor = sections.pop("factor", [2, 3])
+    upsampler = {"kind": kind, "factor": factor, **sections.pop("upsampler", {})}
+    if kind == "featsharp":
+        upsampler = {"num_heads": 4, **upsampler}
+    tree = {
+        "run": {"dir": "unused", "steps": 200, "batch_size": 4},
+        "data": {"sources": [{"shards": "unused"}]},
+        "teacher": {"kind": "timm", "model": "unused"},
+        "upsampler": upsampler,
+        "consistency": {"uncertainty_dim": 8, **sections.pop("consistency", {})},
+        "views": {"num_views": 3},
+    }
+    return UpsamplerRecipe.model_validate(tree | sections)
+
+
+def fit(teacher: Teacher) -> PhiS:
+    statistics = FeatureStatistics.zeros(DIM)
+    images = torch.rand(50, 3, 12, 20, generator=torch.Generator().manual_seed(1))
+    statistics.update(teacher(images).spatial)
+    return fit_phi_s(statistics)
+
+
+def build(recipe: UpsamplerRecipe) -> tuple[MultiView, Curved]:
+    teacher = Curved()
+    phi_s = fit(teacher)
+    teacher.seen.clear()
+    return build_multi_view(recipe, teacher, phi_s).train(), teacher
+
+
+def batch(recipe: UpsamplerRecipe, module: MultiView, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    factor = module.upsampler.factor
+    images = torch.rand(4, 3, 12 * factor[0], 20 * factor[1], generator=generator)
+    grid = (3 * factor[0], 5 * factor[1])
+    return images, sample_homographies(recipe.views, 4, grid, generator)
+
+
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("featsharp", {}),
+    ("featsharp", {"factor": 1}),
+    ("featsharp", {"bias": False}),
+    ("featsharp", {"spectral": False}),
+    ("featsharp", {"consistency": {"uncertainty": False, "seam_weight": 1}}),
+    ("featsharp", {"consistency": {"tv_weight": 0.1, "crf_weight": 0.1, "mmd_weight": 0.1}}),
+    ("featsharp", {"upsampler": {"inputs": ["jafar", "tiles"], "norm": False}}),
+    ("featsharp", {"upsampler": {"inputs": ["bilinear", "rgb"], "position": "rope"}}),
+    ("bilinear", {}),
+    ("bilinear", {"bias": False, "consistency": {"uncertainty": False}}),
+    ("tile", {}),
+    ("s2", {}),
+    ("featup", {}),
+    ("sapa", {}),
+    ("resfu", {}),
+    ("jafar", {}),
+    ("anyup", {}),
+]
+
+
+@pytest.mark.parametrize("kind, sections", KINDS, ids=str)
+def test_two_steps_of_every_kind_reach_every_parameter(kind: str, sections: dict[str, Any]) -> None:
+    recipe = read(kind, **sections)
+    module, _ = build(recipe)
+    groups = parameter_groups(module, recipe)
+    grouped = [p for group in groups for p in group.parameters]
+    assert len(grouped) == len({*grouped}) == len(list(module.parameters()))
+    optimizer = torch.optim.NAdam([p for p in grouped if p.requires_grad], lr=1e-3)
+    for step in range(2):
+        optimizer.zero_grad()
+        terms = module(*batch(recipe, module, step))
+        terms.total.backward()
+        optimizer.step()
+        assert terms.total.isfinite()
+        torch.testing.assert_close(terms.total.detach(), sum(terms.parts.values()))
+        assert terms.fidelity > 0
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+def test_parameters_learn_at_the_rates_of_their_parts() -> None:
+    recipe = read(optimizer={"weight_decay": 0.3})
+    module, _ = build(recipe)
+    names = {p: n for n, p in module.named_parameters()}
+    groups = {g.name: g for g in parameter_groups(module, recipe)}
+    found = {name: {names[p] for p in g.parameters} for name, g in groups.items()}
+    assert {g.name: (g.lr_scale, g.weight_decay) for g in groups.values()} == {
+        "main": (1.0, 0.0),
+        "guidance": (0.2, 0.0),
+        "spectral": (0.1, 0.3),
+        "uncertainty": (0.02, 0.0),
+    }
+    assert found["guidance"] == {n for n in names.values() if ".jbu." in n}
+    linears = ("q", "k", "v", "proj", "gate", "value", "down")
+    assert found["spectral"] == {
+        f"upsampler.inner.fusion.{n}.parametrizations.weight.0.scale" for n in linears
+    }
+    assert found["uncertainty"] == {n for n in names.values() if ".uncertainty." in n}
+    alone = {g.name for g in parameter_groups(build(read("featup"))[0], read("featup"))}
+    assert alone == {"main", "uncertainty"}
+
+
+def test_the_encoder_is_no_part_of_the_module_and_runs_once_a_batch() -> None:
+    recipe = read()
+    module, teacher = build(recipe)
+    module(*batch(recipe, module))
+    assert teacher.seen == [4 * (1 + 2 * 3 + 3)]  # whole, tiles, views
+    assert not any("net" in name or "teacher" in name for name in module.state_dict())
+
+
+@torch.no_grad()
+def test_targets_are_the_encoders_maps_of_the_views_in_the_space_of_the_upsampler() -> None:
+    recipe = read()
+    module, teacher = build(recipe)
+    assert module.upsampler.bias is not None
+    nn.init.normal_(module.upsampler.bias.map)
+    images, homographies = batch(recipe, module)
+    features, targets = module.upsample(images, homographies)
+    views = warp_images(images, homographies, (12, 20))
+    due = module.upsampler.phi_s(teacher(views).spatial) + module.upsampler.bias.map
+    torch.testing.assert_close(targets, due.unflatten(0, (4, 3)))
+    own = module.upsampler.standardised(images, teacher)
+    torch.testing.assert_close(features.high.spatial, own.high.spatial)
+    torch.testing.assert_close(features.low.summary, teacher(resize(images, (12, 20))).summary)
+
+
+def test_the_gradient_of_all_views_at_once_is_the_sum_of_theirs() -> None:
+    recipe = read(spectral=False)  # whose power iteration moves on with each forward pass
+    module, _ = build(recipe)
+    with torch.no_grad():  # away from the start, where little depends on little
+        for name, parameter in module.named_parameters():
+            if name.endswith(("_scale", "logit", "out.weight", "bias.map")):
+                parameter.normal_(std=0.3)
+    images, homographies = batch(recipe, module)
+    module(images, homographies).total.backward()
+    together = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    for i in range(3):
+        (module(images, homographies[:, i : i + 1]).total / 3).backward()
+    assert len(together) == len(list(module.parameters()))
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None
+        off = (parameter.grad - together[name]).norm()
+        assert off < 2e-6 * together[name].norm() + 1e-7, name
+
+
+@torch.no_grad()
+def test_an_upsampler_may_call_its_encoder_more_than_once() -> None:
+    """Though none here does: a user's own may encode level by level."""
+    recipe = read("bilinear")
+    module, teacher = build(recipe)
+    images, homographies = batch(recipe, module)
+    due, targets = module.upsample(images, homographies)
+    inner = module.upsampler.inner
+
+    class Twice(type(inner)):  # type: ignore[misc]
+        def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
+            encode(resize(images, (12, 20)))
+            return super().forward(images, encode)
+
+    module.upsampler.inner = Twice(SPEC, inner.factor)
+    teacher.seen.clear()
+    again, same = module.upsample(images, homographies)
+    assert teacher.seen == [4 * (1 + 3), 4]
+    assert torch.equal(again.high.spatial, due.high.spatial)
+    assert torch.equal(same, targets)
+
+
+def test_the_first_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    one = build(read())[0].state_dict()
+    torch.manual_seed(6)
+    other = build(read())[0].state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    reseeded = read(run={"dir": "unused", "steps": 200, "batch_size": 4, "seed": 1})
+    changed = build(reseeded)[0].state_dict()
+    assert any(not torch.equal(one[name], changed[name]) for name in one)
+
+
+def train(stage: int, global_batch: int, precision: str = "fp32") -> dict[str, Tensor]:
+    """Three optimiser steps of two micro-batches under the engine, on this rank's share."""
+    recipe = read(engine={"zero_stage": stage, "gradient_clipping": 0.5, "precision": precision})
+    module, _ = build(recipe)
+    micro = global_batch // distributed.world_size() // 2
+    groups = parameter_groups(module, recipe)
+    engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro)
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        images = torch.rand(global_batch, 3, 24, 60, generator=generator)
+        views = torch.eye(3, dtype=torch.float64).repeat(global_batch, 3, 1, 1)
+        # Inside of their image, so that each has the same number of valid cells.
+        zoom = 0.7 + 0.2 * torch.rand(global_batch, 3, dtype=torch.float64, generator=generator)
+        views[..., 0, 0] = views[..., 1, 1] = zoom
+        views[..., :2, 2] = 0.1 * (2 * torch.rand(global_batch, 3, 2, generator=generator) - 1)
+        first = distributed.rank() * 2 * micro
+        for start in (first, first + micro):
+            part = slice(start, start + micro)
+            terms = engine(images[part], views[part])
+            engine.backward(terms.total / 2)
+        engine.step(1e-3)
+    # As the rank itself holds them, and as they are gathered.
+    own = {f"own.{n}": t.detach().clone() for n, t in module.state_dict().items()}
+    weights = own | engine.weights() if stage < 3 else engine.weights()
+    engine.close()
+    return weights
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_ranks_hold_equal_replicas_and_what_one_rank_would(stage: int) -> None:
+    one, other = run_on_ranks(2, train, stage, 8)
+    (alone,) = run_on_ranks(1, train, stage, 8)
+    moved = build(read())[0].state_dict()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+        torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-5, msg=name)
+    assert (one["upsampler.bias.map"] - moved["upsampler.bias.map"]).abs().max() > 1e-3
+    assert not any("parametrizations" in name for name in materialised(alone))
