@@ -27,6 +27,7 @@ from teachers.phi_s import PhiS
 from teachers.teacher import Teacher
 from teachers.upsamplers.build import build_upsampler
 from teachers.upsamplers.resize import resize
+from teachers.upsamplers.standardised import Standardised
 
 _NAME = "teacher"  # of its statistics
 
@@ -60,8 +61,16 @@ def assemble(recipe: UpsamplerRecipe, micro_batch: int) -> Assembly:
 
 
 def base_resolution(recipe: UpsamplerRecipe, spec: FeatureSpec) -> tuple[int, int]:
-    """(height, width) in pixels of the images that views are made of: all that tiles can see."""
-    factor = build_upsampler(recipe.upsampler, spec).factor
+    """(height, width) in pixels of the images that views are made of: all that tiles can see.
+
+    Raises:
+        RecipeError: the upsampler cannot be built for this encoder, or not be trained.
+    """
+    try:
+        inner = build_upsampler(recipe.upsampler, spec)
+        factor = Standardised(inner, PhiS(spec.spatial_dim)).factor
+    except TeacherError as error:
+        raise RecipeError(f"upsampler: {error}") from error
     return factor[0] * spec.resolution[0], factor[1] * spec.resolution[1]
 
 

@@ -84,10 +84,10 @@ class UpsamplerRecipe(TrainingRecipe):
             raise ValueError("teacher.upsampler: is what this run trains; leave it out there")
         if self.upsampler.kind == "trained":
             raise ValueError("upsampler: is trained already; give a kind and its options")
-        if self.engine.zero_stage == 3:
+        if self.engine.precision == "fp16":
             raise ValueError(
-                "engine.zero_stage: 3 splits weights, which the spectral power iteration and "
-                "shared downsampler read whole; an upsampler is small, use 1 or 2"
+                "engine.precision: fp16 would round PHI-S, the space of the loss, with the "
+                "weights; use bf16, or fp32"
             )
         return self
 
