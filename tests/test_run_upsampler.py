@@ -1,6 +1,7 @@
-"""Whole runs of train_upsampler, as a user starts them, and the student that uses what they made."""
+"""Whole runs of train_upsampler as a user starts them, and the student that uses their file."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from distill.checkpoint import find_checkpoints
 from distill.config import dump_yaml
 from distill.errors import RecipeError
 from distill.tracking import read_metrics
+from distill.train_upsampler import base_resolution, main
 from distill.upsampler_recipe import load_upsampler_recipe
+from teachers.features import FeatureSpec
 from teachers.upsamplers.trained import load_downsampler, load_upsampler
 from tests.test_run_student import NAN_TEACHER
 from tests.tiny_run import (
@@ -25,7 +28,7 @@ from tests.tiny_run import (
     write_recipe,
 )
 
-STEPS = 6
+STEPS = 10
 TEACHER = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [48, 64]}
 LAST = f"checkpoints/step-{STEPS:08d}/upsampler.safetensors"
 
@@ -64,7 +67,7 @@ def upsampler(command: list[str]) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an uninterrupted run that draws."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run(upsampler(plain_command(write(folder), "tracking.pictures_every=3")), folder)
+    done = run(upsampler(plain_command(write(folder), "tracking.pictures_every=5")), folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -72,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_metrics_pictures_and_a_file_that_loads_in_one_line(finished: Path) -> None:
     folder = finished / "run"
     assert json.loads((folder / "STATUS.json").read_text())["status"] == "done"
-    assert [int(p.name[-8:]) for p in find_checkpoints(folder / "checkpoints")] == [6, 4]
+    assert [int(p.name[-8:]) for p in find_checkpoints(folder / "checkpoints")] == [10, 8]
     metrics = read_metrics(folder)
     assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
     for line in metrics:
@@ -82,7 +85,7 @@ def test_a_run_leaves_metrics_pictures_and_a_file_that_loads_in_one_line(finishe
         assert line["grad_norm"] > 0
     assert [line["lr"] for line in metrics[:2]] < [5e-4, 5e-4]
     pictures = sorted((folder / "pictures").iterdir())
-    assert [p.name for p in pictures] == ["step-00000003.png", "step-00000006.png"]
+    assert [p.name for p in pictures] == ["step-00000005.png", "step-00000010.png"]
     assert Image.open(pictures[0]).width > 3 * 64
     loaded = load_upsampler(folder / LAST)
     assert loaded.factor == (2, 1)
@@ -95,7 +98,7 @@ def test_a_run_leaves_metrics_pictures_and_a_file_that_loads_in_one_line(finishe
 def test_killed_at_a_random_moment_it_ends_with_the_same_bits(
     finished: Path, tmp_path: Path
 ) -> None:
-    recipe = write(tmp_path, finished / "shards")
+    recipe = write(tmp_path, finished / "shards", checkpoint={"every": 1})
     process = start(upsampler(plain_command(recipe)), tmp_path)
     wait_for_metrics(tmp_path / "run", process)
     wait_for_metrics(tmp_path / "run", process)
@@ -117,7 +120,7 @@ def test_two_ranks_under_the_launcher_accumulate_in_bf16_under_zero_3(
 ) -> None:
     recipe = write(tmp_path, finished / "shards", targets={"precision": "bf16"})
     overrides = ["engine.zero_stage=3", "engine.precision=bf16", "run.micro_batch_size=1"]
-    overrides += ["tracking.pictures_every=6", "run.steps=3", "tracking.pictures_every=3"]
+    overrides += ["run.steps=3", "tracking.pictures_every=3"]
     done = run(upsampler(launcher_command(recipe, *overrides, ranks=2)), tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = read_metrics(tmp_path / "run")
@@ -146,7 +149,7 @@ def test_the_file_drives_a_students_run(finished: Path, tmp_path: Path) -> None:
 def test_nan_stops_the_run_with_the_keys_of_the_batch(finished: Path, tmp_path: Path) -> None:
     """The teacher is a user's own class, found in the current directory."""
     faulty = NAN_TEACHER.replace("resolution=(32, 32)", "resolution=(48, 64)")
-    (tmp_path / "faulty.py").write_text(faulty)
+    (tmp_path / "faulty.py").write_text(faulty.replace("> 12", "> 9"))
     recipe = write(
         tmp_path,
         finished / "shards",
@@ -161,24 +164,31 @@ def test_nan_stops_the_run_with_the_keys_of_the_batch(finished: Path, tmp_path: 
     assert json.loads((tmp_path / "run/STATUS.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"kind": "featsharp", "factor": 2, "num_heads": 7}, "num_heads: 7 heads do not divide"),
+        ({"kind": "s2", "factor": 2, "concatenate": True}, "of 64 to 128 channels has no stand"),
+    ],
+)
 def test_an_upsampler_that_does_not_fit_its_encoder_is_a_mistake_in_the_recipe(
-    finished: Path, tmp_path: Path
+    entry: dict[str, Any], message: str, finished: Path, tmp_path: Path
 ) -> None:
-    recipe = write(tmp_path, finished / "shards")
-    done = run(upsampler(plain_command(recipe, "upsampler.num_heads=7")), tmp_path)
-    assert done.returncode == 2
-    assert "error: upsampler: num_heads: 7 heads do not divide the 128 channels" in done.stderr
-    assert "Traceback" not in done.stderr
+    recipe = load_upsampler_recipe(write(tmp_path, finished / "shards", upsampler=entry), [])
+    spec = FeatureSpec(summary_dim=None, spatial_dim=64, patch_size=16, resolution=(48, 64))
+    with pytest.raises(RecipeError, match=f"^upsampler: .*{message}"):
+        base_resolution(recipe, spec)
 
 
 def test_the_dry_run_prints_the_resolved_recipe_and_makes_no_folder(
-    finished: Path, tmp_path: Path
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = write(tmp_path, finished / "shards")
-    done = run([*upsampler(plain_command(recipe)), "--dry-run", "run.seed=7"], tmp_path)
-    assert done.returncode == 0
-    assert "seed: 7" in done.stdout
-    assert "num_views: 5" in done.stdout
+    recipe = write(tmp_path, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_upsampler", str(recipe), "--dry-run", "run.seed=7"])
+    main()
+    printed = capsys.readouterr().out
+    assert "seed: 7" in printed
+    assert "num_views: 5" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -193,7 +203,7 @@ def test_the_dry_run_prints_the_resolved_recipe_and_makes_no_folder(
         ({"engine": {"precision": "fp16"}}, "engine.precision: fp16 would round PHI-S"),
         ({"upsampler": {"kind": "featsharpp", "factor": 2}}, "did you mean 'featsharp'"),
         ({"upsampler": {"kind": "featsharp"}}, "upsampler.*factor: missing"),
-        ({"schedule": {"warmup_steps": 6}}, "warmup_steps: 6 leaves nothing of the run's 6"),
+        ({"schedule": {"warmup_steps": 10}}, "warmup_steps: 10 leaves nothing of the run's 10"),
         ({"views": {"num_view": 3}}, r"views\.num_view: .*num_views"),
         ({"task": "student"}, "task"),
     ],
