@@ -1,7 +1,7 @@
 """Spectral reparametrisation: each Linear's largest singular value is a parameter of its own.
 
-The effective weight is W (softplus(s) + 0.05) / sigma(W) (Zhai et al., arXiv 2303.06296, in the form
-that FeatSharp and RADIO train with). s starts where the norm is 1, which rescales the initial
+The effective weight is W (softplus(s) + 0.05) / sigma(W) (Zhai et al., arXiv 2303.06296, in the
+form that FeatSharp and RADIO train with). s starts where the norm is 1, which rescales the initial
 weights. It is a technique of training only: `materialise` leaves plain weights behind.
 
 One step of power iteration in each forward pass of training keeps sigma up to date, so a module
@@ -9,6 +9,7 @@ under activation checkpointing, which runs forward twice, must not use it.
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -64,17 +65,17 @@ def _linears(module: nn.Module) -> list[nn.Linear]:
 
 
 def _reparametrised(linear: nn.Linear) -> bool:
-    return parametrize.is_parametrized(linear, "weight") and any(
-        isinstance(p, SpectralScale)
-        for p in linear.parametrizations["weight"]  # type: ignore[union-attr]
-    )
+    if not parametrize.is_parametrized(linear, "weight"):
+        return False
+    chains = cast(nn.ModuleDict, linear.parametrizations)
+    return any(isinstance(p, SpectralScale) for p in chains["weight"].children())
 
 
 def spectral_reparametrise(module: nn.Module) -> None:
     """Reparametrises the weight of every Linear in `module`, in place.
 
-    Weights `NAME.weight` become `NAME.parametrizations.weight.original`, the scales are
-    `NAME.parametrizations.weight.0.scale`: parameters named `*.scale` may have a group of their own.
+    Weights `NAME.weight` become `NAME.parametrizations.weight.original`; the scales are
+    `NAME.parametrizations.weight.0.scale`, so that the ending `.scale` finds their group.
 
     Raises:
         RuntimeError: done already.
