@@ -111,8 +111,8 @@ def _check(dim: int, num_heads: int, window: int, position: str) -> None:
     if dim % num_heads:
         near = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - num_heads))
         raise TeacherError(
-            f"num_heads: {num_heads} heads do not divide the {dim} channels of all inputs; the nearest "
-            f"number that does is {near}"
+            f"num_heads: {num_heads} heads do not divide the {dim} channels of all inputs; the "
+            f"nearest number that does is {near}"
         )
     if window < 1 or window % 2 == 0:
         raise TeacherError(f"window: {window} cells have no centre; choose an odd number, say 7")
