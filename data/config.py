@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+_PILLOW_MAX_PIXELS = 178_956_970  # twice its MAX_IMAGE_PIXELS; it opens nothing larger
+
 
 def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
@@ -68,7 +70,8 @@ class DataConfig(BaseModel):
         decoder: JPEG decoder; "auto" takes simplejpeg where installed. Both give the same pixels.
         draft: decode JPEGs at 1/2, 1/4 or 1/8 size where the crop stays as large as the output.
             Up to twice as fast on large photographs; changes pixels a little.
-        max_pixels: images with more are bad samples, refused on their header.
+        max_pixels: images with more are bad samples, refused on their header. At most what
+            Pillow opens at all: its limit guards every decoder, and belongs to the whole process.
         max_bad_share: the run stops when clearly more than this share of the distinct samples
             seen is bad (see `data.bad.BadCounter`); 0 stops at the first.
         shuffle_window: shards whose samples are shuffled together (in streaming mode, hundreds
@@ -89,7 +92,7 @@ class DataConfig(BaseModel):
     worker_start: Literal["fork", "forkserver", "spawn"] = "fork"
     decoder: Literal["auto", "pil", "simplejpeg"] = "auto"
     draft: bool = False
-    max_pixels: PositiveInt = 100_000_000
+    max_pixels: Annotated[int, Field(gt=0, le=_PILLOW_MAX_PIXELS)] = 100_000_000
     max_bad_share: Annotated[float, Field(ge=0, lt=1)] = 0.001
     shuffle_window: PositiveInt = 16
     verify_checksums: bool = False

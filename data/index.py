@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data.bad import check_share, log_bad
+from data.bad import check_share
 from data.batch import BadSample
 from data.errors import DataError
 from data.manifest import MANIFEST, load_manifest
@@ -112,9 +112,7 @@ def load_index(
 
 
 def _checked(index: ShardIndex, max_bad_share: float) -> ShardIndex:
-    seen = len(index) + len(index.bad)
-    check_share(len(index.bad), seen, max_bad_share, index.bad)
-    log_bad(index.bad, seen)
+    check_share(len(index.bad), len(index) + len(index.bad), max_bad_share, index.bad)
     if not len(index):
         raise DataError(f"no image in {len(index.paths)} shards, the first is '{index.paths[0]}'")
     return index

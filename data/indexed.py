@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.bad import log_bad
 from data.batch import Batch
 from data.config import DataConfig
 from data.decode import ImageReader
@@ -53,6 +54,8 @@ class IndexedFeed:
                 verify_checksums=config.verify_checksums,
                 directory=index_dir,
             )
+            if share.rank == 0:  # every rank has the same index
+                log_bad(index.bad, len(index) + len(index.bad))
             plan = SourcePlan(index.counts, window=config.shuffle_window, seed=seed, source=number)
             sources.append(IndexedSource(index, plan, images, seed))
             self.identity[f"sources[{number}]"] = f"{len(index)} samples, {index.digest}"

@@ -9,7 +9,6 @@ import json
 import os
 import struct
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from data.errors import DataError
@@ -122,12 +121,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if not os.fstat(self._file.fileno()).st_size:  # says nothing, as after a refusal
             self.remove()
         self._file.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import distributed
+from distill.errors import CheckpointError, RecipeError
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8})")
@@ -42,25 +43,58 @@ def save_checkpoint(
         The folder, under its final name; it is not written again where it is already whole.
 
     Raises:
-        OSError: a file could not be written on some rank; the earlier checkpoints are untouched.
+        CheckpointError: a file could not be written on some rank, as on a full disk; the earlier
+            checkpoints are untouched, and what was written of this one is removed.
     """
     final, partial = root / checkpoint_name(step), root / f".tmp-{checkpoint_name(step)}"
     if distributed.broadcast_object(is_whole(final)):
         return final
-    if distributed.rank() == 0:
+
+    def prepare() -> None:
         _remove(partial)
         _remove(final)
         partial.mkdir(parents=True)
-    distributed.barrier()
-    _together(lambda: write(partial), f"{final}: could not be written")
-    if distributed.rank() == 0:
+
+    def publish() -> None:
         _seal(partial, {**facts, "step": step, "world_size": distributed.world_size()})
         os.rename(partial, final)
         _sync(root)
         for old in find_checkpoints(root)[keep:]:
             _remove(old)
-    distributed.barrier()
+
+    try:
+        distributed.together(prepare, ranks=1)
+        distributed.together(lambda: write(partial))
+        distributed.together(publish, ranks=1)
+    except distributed.RankError as error:
+        # Said always, because torch hides a full disk behind "unexpected pos".
+        free = distributed.broadcast_object(_free_megabytes(root))
+        if distributed.rank() == 0:  # a full disk then has room for the run's last words
+            shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"{final}: could not be written ({error}; {free} MB are free there); the earlier "
+            "checkpoints are whole, and the same command goes on from the newest"
+        ) from None
     return final
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest whole one of a run's folder.
+
+    Raises:
+        RecipeError: there is no whole checkpoint.
+    """
+    if is_whole(path):
+        return path
+    if _NAME.fullmatch(path.absolute().name):
+        raise RecipeError(f"{path}: the checkpoint is not whole; give another, or its run")
+    found = find_checkpoints(path / "checkpoints")
+    if not found:
+        raise RecipeError(
+            f"{path}: no whole checkpoint in {path / 'checkpoints'}; train first, or give another "
+            "run's folder, or one of its checkpoints/step-... folders"
+        )
+    return found[0]
 
 
 def find_checkpoints(root: Path) -> list[Path]:
@@ -108,26 +142,14 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
     failures = []
     for name in candidates:
         try:
-            _together(functools.partial(read, Path(name)), f"{name}: could not be read")
-        except OSError as error:
-            failures.append(str(error))
+            distributed.together(functools.partial(read, Path(name)))
+        except distributed.RankError as error:
+            failures.append(f"{name}: could not be read ({error})")
         else:
             return Path(name)
     if failures:
         raise RuntimeError("no checkpoint can be read:\n  " + "\n  ".join(failures))
     return None
-
-
-def _together(action: Callable[[], None], complaint: str) -> None:
-    """Runs an action on every rank and fails on all of them when it fails on one."""
-    failure = None
-    try:
-        action()
-    except Exception as error:
-        failure = f"rank {distributed.rank()}: {type(error).__name__}: {error}"
-    failures = [f for f in distributed.gather_objects(failure) if f is not None]
-    if failures:
-        raise OSError(f"{complaint} ({'; '.join(failures)})")
 
 
 def _seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -139,6 +161,11 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
     manifest.write_text(json.dumps({**facts, "files": sizes}, indent=1))
     _sync(manifest)
     _sync(folder)
+
+
+def _free_megabytes(folder: Path) -> int:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free // 10**6
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ variables and plain `python` all start the same program. In one process everythi
 import hashlib
 import os
 import random
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,29 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+class RankError(RuntimeError):
+    """An action failed on some ranks; the message names them and what went wrong."""
+
+
+def together(action: Callable[[], None], *, ranks: int | None = None) -> None:
+    """Runs an action on the first `ranks` processes, or on all.
+
+    Raises:
+        RankError: on every process, where it failed on one, so that none waits for another.
+    """
+    failure = None
+    if ranks is None or rank() < ranks:
+        try:
+            action()
+        except RankError as error:  # which the other ranks have too
+            failure = str(error)
+        except Exception as error:
+            failure = f"rank {rank()}: {type(error).__name__}: {error}"
+    failures = [f for f in gather_objects(failure) if f is not None]
+    if failures:
+        raise RankError("; ".join(dict.fromkeys(failures)))
 
 
 def derive_seed(*parts: int | str) -> int:

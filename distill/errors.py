@@ -1,4 +1,4 @@
-"""A user's mistakes: one readable message and exit code 2, never a traceback."""
+"""What ends a command with one readable message and no traceback: mostly a user's mistakes."""
 
 import functools
 import os
@@ -10,17 +10,25 @@ from student.errors import StudentError
 from teachers.errors import TeacherError
 
 MISTAKE = 2  # exit code of a user's mistake, as argparse uses it
+FAILURE = 1  # of anything else
 
 
 class RecipeError(ValueError):
     """A recipe, an override or a checkpoint cannot be used as given."""
 
 
+class CheckpointError(OSError):
+    """A checkpoint could not be written; nobody's mistake, and no defect that a trace explains."""
+
+
 USER_ERRORS = (RecipeError, DataError, TeacherError, StudentError)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Wraps a command's `main`: a user's mistake is printed and ends the process with code 2."""
+    """Wraps a command's `main`: what a trace would not explain is printed in one message.
+
+    A user's mistake ends the process with code 2, a checkpoint that cannot be written with 1.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
@@ -31,5 +39,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(MISTAKE)
+        except CheckpointError as error:  # it names every rank's failure, on every rank
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(FAILURE)
 
     return wrapped

@@ -66,7 +66,7 @@ def evaluate(trained: Trained) -> tuple[list[dict[str, Any]], Path]:
         The lines of `fidelity.jsonl`, and the path of the page.
 
     Raises:
-        RecipeError: the recipe has no section `evaluation`.
+        RecipeError: the recipe has no section `evaluation`, or its images are not there.
         DataError: the images cannot be read.
     """
     config = trained.recipe.evaluation
@@ -74,6 +74,11 @@ def evaluate(trained: Trained) -> tuple[list[dict[str, Any]], Path]:
         raise RecipeError(
             "evaluation: the recipe has no such section; add "
             "evaluation.images=FOLDER evaluation.resolutions=[256] to the command"
+        )
+    if not config.images.exists():  # said before teachers are built, which may take minutes
+        raise RecipeError(
+            f"evaluation.images: there is no {config.images.absolute()}; set it to a folder, "
+            "archive or shards of images that the run does not train on"
         )
     students, targets = load_trained(trained)
     rows: list[dict[str, Any]] = []
@@ -89,7 +94,9 @@ def evaluate(trained: Trained) -> tuple[list[dict[str, Any]], Path]:
         size = f"{resolution[0]} x {resolution[1]} px"
         pictures[size] = folder / f"panels_{resolution[0]}x{resolution[1]}.png"
         _draw(pictures[size], images[:SHOWN], students, targets)
-    write_text(folder / "fidelity.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(
+        folder / "fidelity.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    )
     return rows, write_page(trained, rows, pictures)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.checkpoint import find_checkpoints, is_whole, read_manifest
+from distill.checkpoint import find_checkpoint, read_manifest
 from distill.config import load_yaml
 from distill.errors import RecipeError, command
 from student.config import StudentConfig
@@ -62,23 +62,6 @@ def main() -> None:
     )
     size = arguments.out.stat().st_size / 1e6
     print(f"{arguments.out}: {size:.1f} MB, from {checkpoint}")
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest whole one of a run's folder.
-
-    Raises:
-        RecipeError: there is no whole checkpoint.
-    """
-    if is_whole(path):
-        return path
-    found = find_checkpoints(path / "checkpoints")
-    if not found:
-        raise RecipeError(
-            f"{path}: no whole checkpoint here and none in {path / 'checkpoints'}; "
-            "give a run's folder or one of its checkpoints/step-... folders"
-        )
-    return found[0]
 
 
 def export_student(

@@ -5,6 +5,8 @@ Only rank 0 writes. This is the only module that imports wandb.
 
 import json
 import logging
+import math
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -97,10 +99,14 @@ class Tracker:
             self._progress.update(self._task, completed=step, description=shown)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line of numbers; names with a slash group them, as in `loss/clip/spatial`."""
+        """Writes a line of numbers; names with a slash group them, as in `loss/clip/spatial`.
+
+        What is not finite (the gradient of a step that fp16 left out) is `null` in the file.
+        """
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        stored = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        self._file.write(json.dumps({"step": step, **stored}) + "\n")
         if self._wandb is not None:
             self._wandb.log(values, step=step)
         if self._progress is None:
@@ -130,8 +136,8 @@ class Tracker:
             self._wandb.finish(exit_code=1 if failed else 0)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines that a run has written, in order."""
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines that a run has written, in order; what was not finite is None."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
@@ -172,6 +178,8 @@ def _start_wandb(folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -
     identity = folder / "wandb_run_id"
     if not identity.exists():
         identity.write_text(secrets.token_hex(4))
+    if config.wandb == "offline":
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder.absolute()))  # not the home folder
     return wandb.init(
         project=config.project,
         name=config.name or folder.name,

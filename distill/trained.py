@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill import distributed
-from distill.checkpoint import find_checkpoints, is_whole, read_manifest
+from distill.checkpoint import find_checkpoint, read_manifest
 from distill.errors import RecipeError
 from distill.feature_statistics import load_statistics
 from distill.recipe import StudentRecipe, load_student_recipe
@@ -42,30 +42,17 @@ def find_trained(target: Path, overrides: list[str]) -> Trained:
     """
     if not target.is_dir():
         recipe = load_student_recipe(target, overrides)
-        return _newest(recipe, recipe.run.dir)
-    file = target / "recipe.yaml"
-    if not file.is_file():
+        run, checkpoint = recipe.run.dir, find_checkpoint(recipe.run.dir)
+    elif (target / "recipe.yaml").is_file():
+        recipe = load_student_recipe(target / "recipe.yaml", overrides)
+        checkpoint = find_checkpoint(target)
+        run = target.absolute().parent.parent if checkpoint == target else target
+    else:
         raise RecipeError(
             f"{target}: no recipe.yaml in it; give a recipe, the folder of a run, or one of its "
             "checkpoints such as RUN/checkpoints/step-00000100"
         )
-    recipe = load_student_recipe(file, overrides)
-    if (target / "student.safetensors").is_file():
-        if not is_whole(target):
-            raise RecipeError(f"{target}: the checkpoint is not whole; give another, or its run")
-        run = target.absolute().parent.parent
-        return Trained(recipe, run, target, read_manifest(target)["step"])
-    return _newest(recipe, target)
-
-
-def _newest(recipe: StudentRecipe, run: Path) -> Trained:
-    found = find_checkpoints(run / "checkpoints")
-    if not found:
-        raise RecipeError(
-            f"{run}: no checkpoint there yet; train first, with "
-            "`deepspeed --module distill.train_student RECIPE`, or set run.dir to the run's folder"
-        )
-    return Trained(recipe, run, found[0], read_manifest(found[0])["step"])
+    return Trained(recipe, run, checkpoint, read_manifest(checkpoint)["step"])
 
 
 def load_trained(trained: Trained) -> tuple[dict[str, Student], Targets]:

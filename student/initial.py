@@ -150,6 +150,12 @@ def _take_prefix(
 def _from_student(student: Student, config: StudentConfig, path: Path) -> tuple[Colour, Colour]:
     where = f"student.init: {path}"
     source = read_student(path)
+    if source.metadata.get("head_space") == "teacher":
+        raise StudentError(
+            f"{where} was exported with --teacher-space: its heads return maps in their teachers' "
+            "own spaces, but training goes on in standardised ones; give the checkpoint's "
+            "student.safetensors, or export it again without the option"
+        )
     for name in ("shape", "patch_size", "max_resolution"):
         ours, came = getattr(config, name), getattr(source.config, name)
         if ours != came:

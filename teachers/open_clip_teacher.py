@@ -6,11 +6,8 @@ The small teachers that this package ships (`teachers/small/`) load through the 
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -23,26 +20,9 @@ from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.kinds import did_you_mean
+from teachers.open_clip_source import find_source, locate_weights
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.weights import (
-    download_failed,
-    find_weights,
-    load_strictly,
-    on_meta,
-    read_json,
-    read_tensors,
-    seeded,
-)
-
-SHIPPED = Path(__file__).parent / "small"
-_CONFIG_NAME = "open_clip_config.json"
-_WEIGHT_NAMES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-)
+from teachers.weights import load_strictly, read_tensors, seeded
 
 
 class OpenClipConfig(TeacherConfig):
@@ -80,34 +60,25 @@ class SigLIPConfig(OpenClipConfig):
     kind: str = "siglip"
 
 
-@dataclass(frozen=True)
-class _Description:
-    """What a model name stands for: `model_cfg` of open_clip, and a folder where it is local."""
-
-    model_cfg: dict[str, Any]
-    preprocess_cfg: dict[str, Any]
-    folder: Path | None
-
-
 class OpenClipTeacher(Teacher):
     """The vision tower of an open_clip model; its two subclasses say what is read from it."""
 
     def __init__(self, config: OpenClipConfig) -> None:
-        described = _describe(config)
-        vision_cfg = deepcopy(described.model_cfg["vision_cfg"])
+        source = find_source(config.model, config.weights)
+        vision_cfg = deepcopy(source.model_cfg["vision_cfg"])
         with seeded():
             visual: Any = _build_vision_tower(
-                described.model_cfg["embed_dim"],
+                source.model_cfg["embed_dim"],
                 vision_cfg,
-                described.model_cfg.get("quick_gelu", False),
+                source.model_cfg.get("quick_gelu", False),
             )
         self._refuse(visual, config.model)
-        path = _locate(config, described)
+        path = locate_weights(source)
         if path is not None:
             load_strictly(visual, read_tensors(path, prefix="visual."), str(path))
         if config.resolution is not None:
             _resize(visual, config.resolution)
-        preprocess = {**vars(PreprocessCfg()), **described.preprocess_cfg}
+        preprocess = {**vars(PreprocessCfg()), **source.preprocess_cfg}
         super().__init__(
             self._spec(visual, config),
             mean=preprocess["mean"],
@@ -228,84 +199,6 @@ def _square(patch_size: Sequence[int]) -> int:
     if patch_size[0] != patch_size[1]:
         raise TeacherError(f"patches of {tuple(patch_size)} px: a teacher needs square ones")
     return patch_size[0]
-
-
-def _describe(config: OpenClipConfig) -> _Description:
-    """Reads the model's config from the package, a local directory, or open_clip's own list."""
-    shipped = SHIPPED / config.model
-    folder = shipped if (shipped / _CONFIG_NAME).is_file() else Path(config.model)
-    if folder.is_dir():
-        stored = read_json(folder / _CONFIG_NAME)
-        if "model_cfg" not in stored:
-            raise TeacherError(f"{folder / _CONFIG_NAME} has no model_cfg")
-        vision_cfg = stored["model_cfg"]["vision_cfg"]
-        name = vision_cfg.get("timm_model_name") or ""
-        if name.startswith("local-dir:"):  # relative to the folder, wherever that is
-            vision_cfg["timm_model_name"] = f"local-dir:{folder / name.removeprefix('local-dir:')}"
-        return _Description(stored["model_cfg"], stored.get("preprocess_cfg", {}), folder)
-    model_cfg = open_clip.get_model_config(config.model)
-    if model_cfg is None:
-        names = [
-            *open_clip.list_models(),
-            *(p.parent.name for p in SHIPPED.glob(f"*/{_CONFIG_NAME}")),
-        ]
-        raise TeacherError(
-            f"model: {config.model!r} is no open_clip model, no shipped teacher and no directory"
-            f"{did_you_mean(config.model, names)}; see open_clip.list_models()"
-        )
-    return _Description(model_cfg, _published_preprocess(config), None)
-
-
-def _published_preprocess(config: OpenClipConfig) -> dict[str, Any]:
-    """The pixel normalisation of a tag; without one, what all tags of the model agree on."""
-    tags = open_clip.list_pretrained_tags_by_model(config.model)
-    used = [config.weights] if config.weights in tags else tags
-    found = [open_clip.get_pretrained_cfg(config.model, tag) for tag in used]
-    chosen = [{k: c[k] for k in ("mean", "std") if k in c} for c in found]
-    if config.weights != "none" and any(other != chosen[0] for other in chosen):
-        raise TeacherError(
-            f"weights: the published weights of {config.model!r} disagree on mean and std; put "
-            f"the file in a directory with its {_CONFIG_NAME} and give that as model"
-        )
-    return chosen[0] if chosen else {}
-
-
-def _locate(config: OpenClipConfig, described: _Description) -> Path | None:
-    """The weights file, downloaded where it is a tag; None for random or meta weights."""
-    weights, folder = config.weights, described.folder
-    if weights == "none":
-        return None
-    if weights is None and folder is not None:
-        return None if on_meta() else find_weights(folder, _WEIGHT_NAMES)
-    tags = [] if folder is not None else open_clip.list_pretrained_tags_by_model(config.model)
-    if weights in tags:
-        return None if on_meta() else _download(config, described.model_cfg)
-    if weights is None or not Path(weights).exists():
-        raise TeacherError(
-            f"weights: {weights!r} is neither a tag of {config.model!r}"
-            f"{did_you_mean(str(weights), tags)} nor a file or directory here; choose one of "
-            f"{tags}, a path, or none"
-        )
-    return None if on_meta() else find_weights(Path(weights), _WEIGHT_NAMES)
-
-
-def _download(config: OpenClipConfig, model_cfg: dict[str, Any]) -> Path:
-    tag = open_clip.get_pretrained_cfg(config.model, config.weights)
-    if tag.get("quick_gelu", False) != model_cfg.get("quick_gelu", False):
-        raise TeacherError(
-            f"weights: {config.weights!r} was trained {'with' if tag['quick_gelu'] else 'without'}"
-            f" QuickGELU, and model {config.model!r} is not built so; open_clip has the name of "
-            "the other one, with or without -quickgelu"
-        )
-    try:
-        return Path(open_clip.download_pretrained(tag))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise download_failed(
-            f"open_clip {config.model!r} with weights {config.weights!r} "
-            f"({tag.get('hf_hub') or tag.get('url')})",
-            f"copy its {' or '.join(_WEIGHT_NAMES[1:3])} here and give that path as weights",
-            error,
-        ) from None
 
 
 def _resize(visual: Any, resolution: tuple[int, int]) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+from pydantic import ValidationError
 
 from data import decode
-from data.config import AugmentationConfig
+from data.config import AugmentationConfig, DataConfig
 from data.decode import BadImage, Decoder, ImageReader, centre_box, choose_decoder, random_box
 from data.errors import DataError
 
@@ -185,6 +186,15 @@ def test_a_small_file_of_169_megapixels_is_refused_before_it_is_decoded(
         BadImage, match="13000 x 13000 pixels in the header; max_pixels is 100000000"
     ):
         _reader(max_pixels=100_000_000).read(data)
+
+
+def test_a_limit_above_pillows_own_which_would_have_no_effect_is_refused() -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None
+    largest = 2 * Image.MAX_IMAGE_PIXELS
+    config = {"sources": [{"shards": "x"}]}
+    assert DataConfig.model_validate({**config, "max_pixels": largest}).max_pixels == largest
+    with pytest.raises(ValidationError, match="less than or equal to 178956970"):
+        DataConfig.model_validate({**config, "max_pixels": largest + 1})
 
 
 def test_more_pixels_than_pillow_allows_are_refused() -> None:

@@ -150,3 +150,14 @@ def test_a_batch_that_ranks_cannot_share_is_refused(shards: Path) -> None:
         TrainStream(
             _config(shards), resolution=(8, 8), batch_size=8, micro_batch_size=2, world_size=3
         )
+
+
+def test_what_the_index_finds_bad_is_named_by_the_first_rank_only(
+    shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tar(shards / "004.tar", {"0000.jpg": b""})
+    with caplog.at_level("WARNING"):
+        _run(_config(shards, max_bad_share=0.1), 1, world=4)
+    assert caplog.messages == [
+        "1 of 25 samples are bad; the first:\n  004.tar/0000: an image of 0 bytes"
+    ]

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from distill import checkpoint
-from distill.checkpoint import find_checkpoints, read_manifest, restore_latest, save_checkpoint
+from distill.checkpoint import (
+    find_checkpoint,
+    find_checkpoints,
+    read_manifest,
+    restore_latest,
+    save_checkpoint,
+)
+from distill.errors import CheckpointError, RecipeError, command
+from tests.ranks import run_on_ranks
 
 
 def _write(folder: Path) -> None:
@@ -46,11 +54,63 @@ def test_a_failed_write_leaves_the_earlier_ones(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     _save(tmp_path, 1)
-    with pytest.raises(OSError, match=r"step-00000002: could not be written \(rank 0: .*No space"):
+    complaint = r"step-00000002: could not be written \(rank 0: .*No space.*goes on from the newest"
+    with pytest.raises(CheckpointError, match=complaint):
         save_checkpoint(tmp_path, 2, fail, {}, keep=2)
-    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000001"]
+    assert os.listdir(tmp_path) == ["step-00000001"]
     _save(tmp_path, 2)
     assert next(path.name for path in find_checkpoints(tmp_path)) == "step-00000002"
+
+
+def _fail_on_rank_0(root: str, function: str) -> str:
+    """What each rank says when rank 0 alone, which makes and seals the folder, cannot."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    setattr(checkpoint.os if function != "mkdir" else Path, function, fail)
+    try:
+        save_checkpoint(Path(root), 1, lambda folder: None, {}, keep=2)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("function", ["mkdir", "fsync", "rename"])
+def test_what_rank_0_cannot_write_is_said_on_every_rank(tmp_path: Path, function: str) -> None:
+    said = run_on_ranks(2, _fail_on_rank_0, str(tmp_path), function, timeout_s=60)
+    assert said[0] == said[1]
+    assert "step-00000001: could not be written (rank 0: OSError: [Errno 28] No space" in said[0]
+
+
+def test_a_command_whose_checkpoint_fails_prints_one_message_and_ends_with_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @command
+    def main() -> None:
+        raise CheckpointError("run/checkpoints/step-00000002: could not be written")
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: run/checkpoints/step-00000002: could not be written\n"
+    )
+
+
+def test_a_runs_folder_means_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+    old, new = (_save(tmp_path / "checkpoints", step) for step in (7, 9))
+    assert find_checkpoint(tmp_path) == new
+    assert find_checkpoint(old) == old
+    (new / "b.bin").write_bytes(b"")
+    assert find_checkpoint(tmp_path) == old
+    with pytest.raises(RecipeError, match="step-00000009: the checkpoint is not whole; give"):
+        find_checkpoint(new)
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no whole checkpoint in .*checkpoints; train first"):
+        find_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("function", ["rename", "fsync"])

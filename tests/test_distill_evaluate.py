@@ -127,11 +127,13 @@ class _Page(html.parser.HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
+        self.descriptions: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.sources += [value or "" for key, value in attrs if key in ("src", "href")]
+        self.descriptions += [value or "" for key, value in attrs if key == "alt"]
 
 
 def test_the_page_is_one_file_with_the_table_panels_and_losses(
@@ -144,6 +146,12 @@ def test_the_page_is_one_file_with_the_table_panels_and_losses(
     shown = _Page(text)
     assert shown.tags.count("img") == 3  # panels at two resolutions, losses
     assert shown.tags.count("style") == 1
+    assert 'name="viewport"' in text
+    assert shown.descriptions == [
+        "Feature maps at 32 x 32 px: for each image its teachers' and the students'",
+        "Feature maps at 48 x 32 px: for each image its teachers' and the students'",
+        "Curves of the losses; the total goes from 1.000 at step 1 to 0.333 at step 3",
+    ]
     assert all(source.startswith("data:image/png;base64,") for source in shown.sources)
     for row in _rows(recipe.parent / "run"):
         assert f">{row['fidelity']:.3f}</td>" in text
@@ -162,7 +170,9 @@ def test_a_run_without_a_checkpoint_is_a_mistake_that_names_the_run(
 ) -> None:
     (recipe.parent / "run/checkpoints/step-00000003/student.safetensors").unlink()
     assert _call(evaluate, monkeypatch, recipe) == 2
-    assert f"{recipe.parent}/run: no checkpoint there yet; train first" in capsys.readouterr().err
+    run = recipe.parent / "run"
+    complaint = f"{run}: no whole checkpoint in {run / 'checkpoints'}; train first"
+    assert complaint in capsys.readouterr().err
 
 
 def test_mistakes_are_told_apart(recipe: Path, tmp_path: Path) -> None:
@@ -182,6 +192,16 @@ def test_a_recipe_that_evaluates_nothing_says_what_to_add(
 ) -> None:
     assert _call(evaluate, monkeypatch, recipe, "evaluation=null") == 2
     assert "evaluation.images=FOLDER" in capsys.readouterr().err
+
+
+def test_a_missing_folder_of_images_is_a_mistake_before_any_teacher_is_built(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "load_trained", lambda trained: pytest.fail("built teachers"))
+    monkeypatch.chdir(recipe.parent)
+    assert _call(evaluate, monkeypatch, recipe, "evaluation.images=absent") == 2
+    complaint = f"error: evaluation.images: there is no {recipe.parent / 'absent'}; set it to"
+    assert complaint in capsys.readouterr().err
 
 
 def test_another_student_than_the_recipes_is_a_mistake(

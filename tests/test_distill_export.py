@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.checkpoint import save_checkpoint
 from distill.config import dump_yaml, validate
 from distill.errors import RecipeError
-from distill.export import export_student, find_checkpoint, main
+from distill.export import export_student, main
 from distill.feature_statistics import TargetStatistics, save_statistics
 from distill.recipe import StudentRecipe
 from student.config import HeadConfig, StudentConfig
@@ -158,20 +158,6 @@ def test_the_file_loads_where_neither_deepspeed_nor_distill_can_be_imported(tmp_
     for name, (summary, spatial) in due.items():
         torch.testing.assert_close(came[name][1], spatial)
         assert summary is None or torch.allclose(came[name][0], summary)
-
-
-def test_a_runs_folder_means_its_newest_whole_checkpoint(tmp_path: Path) -> None:
-    student = build()
-    old, new = (write_run(tmp_path, student, step=step) for step in (7, 9))
-    assert find_checkpoint(tmp_path) == new
-    assert find_checkpoint(old) == old
-    (new / "student.safetensors").write_bytes(b"")
-    assert find_checkpoint(tmp_path) == old
-
-
-def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no whole checkpoint here and none in .*checkpoints"):
-        find_checkpoint(tmp_path)
 
 
 def test_the_command_writes_and_says_what_it_wrote(

@@ -1,11 +1,12 @@
 """Fidelity and cosines against closed forms and a slow float64 reference."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from distill.evaluation.fidelity import Agreement, AgreementPass
+from distill.evaluation.fidelity import MAX_FIDELITY, Agreement, AgreementPass
 from teachers.features import Features
 
 
@@ -73,8 +74,20 @@ def test_maps_are_compared_on_the_smaller_grid_whichever_side_has_it() -> None:
     assert _agreement(coarse, fine) == _agreement(coarse, small)
 
 
-def test_equal_maps_have_infinite_fidelity() -> None:
-    assert _agreement(_maps(0, 1, 3, 2, 2), _maps(0, 1, 3, 2, 2)).fidelity == math.inf
+def test_equal_maps_have_the_largest_fidelity_which_is_a_number_in_json() -> None:
+    equal = _agreement(_maps(0, 1, 3, 2, 2), _maps(0, 1, 3, 2, 2))
+    assert equal.fidelity == MAX_FIDELITY == json.loads(json.dumps(equal, allow_nan=False))[0]
+
+
+def test_a_map_that_differs_in_its_last_bits_is_below_the_largest_fidelity() -> None:
+    maps = _maps(0, 4, 8, 6, 6)
+    assert 2**40 < _agreement(maps * (1 + 2.0**-22), maps).fidelity < MAX_FIDELITY
+
+
+def test_maps_that_are_not_finite_are_refused() -> None:
+    maps = _maps(0, 1, 3, 2, 2)
+    with pytest.raises(RuntimeError, match="maps that are not finite"):
+        _agreement(maps / 0, maps)
 
 
 def test_a_teacher_without_summary_has_no_summary_cosine() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 import student
 from distill.checkpoint import find_checkpoints
@@ -112,33 +113,39 @@ def test_sigterm_saves_ends_with_0_and_the_rest_follows(finished: Path, tmp_path
 @pytest.mark.launcher
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_under_the_launcher(stage: int, finished: Path, tmp_path: Path) -> None:
-    """ZeRO 1, 2 and 3; nothing is left in /dev/shm, and no process."""
+    """ZeRO 1, 2 and 3; one picture of a rank's images; nothing is left in /dev/shm."""
     shared = set(os.listdir("/dev/shm"))
     shards = {"sources": [{"shards": str(finished / "shards")}]}
-    recipe = write_recipe(tmp_path, data=shards)
+    recipe = write_recipe(tmp_path, data=shards, tracking={"every": 1, "pictures_every": STEPS})
     done = run(launcher_command(recipe, f"engine.zero_stage={stage}", ranks=2), tmp_path)
     assert done.returncode == 0, done.stderr
     assert _status(tmp_path) == "done"
     one, two = read_metrics(finished / "run"), read_metrics(tmp_path / "run")
     # The same images, whatever the number of ranks; only position windows are drawn by rank.
     assert [line["images"] for line in two] == [line["images"] for line in one]
+    with Image.open(tmp_path / f"run/pictures/step-{STEPS:08d}.png") as picture:
+        picture.load()
+        assert picture.size == (3 * 198 - 6, 22 + 2 * 198 - 6)
     assert set(os.listdir("/dev/shm")) <= shared
 
 
 @pytest.mark.launcher
 def test_two_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
-    """Both with the launcher's own default port, which neither of them takes."""
+    """Both with the launcher's own default port, which neither takes; pictures change nothing."""
     shards = {"sources": [{"shards": str(finished / "shards")}]}
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
     processes = [
-        start(launcher_command(write_recipe(folder, data=shards), ranks=2), folder)
-        for folder in folders
+        start(launcher_command(recipe, f"tracking.pictures_every={every}", ranks=2), folder)
+        for folder, every in zip(folders, (0, 4), strict=True)
+        for recipe in [write_recipe(folder, data=shards)]
     ]
     assert [process.wait(timeout=150) for process in processes] == [0, 0]
     assert [_status(folder) for folder in folders] == ["done", "done"]
     assert not list(tmp_path.rglob(".meeting-*"))
+    drawn = [len(list(folder.glob("run/pictures/*.png"))) for folder in folders]
+    assert drawn == [0, STEPS // 4]
     assert_same_weights(folders[0] / "run", folders[1] / "run", STEPS)
 
 

@@ -248,3 +248,14 @@ def test_a_student_with_another_trunk_is_refused(
     init = {"kind": "student", "path": exported[1]}
     with pytest.raises(StudentError, match=message):
         Student(StudentConfig(**(SMALL | changes), init=init), {"a": CLIP})
+
+
+def test_a_student_whose_heads_left_the_training_space_is_refused(
+    exported: tuple[Student, Path],
+) -> None:
+    source, path = exported
+    folded = {"head_space": "teacher"}
+    save_student(path, source.config, source.targets, source.state_dict(), folded)
+    config = StudentConfig(**SMALL, init={"kind": "student", "path": path})
+    with pytest.raises(StudentError, match="was exported with --teacher-space: its heads return"):
+        Student(config, {"a": CLIP})

@@ -1,5 +1,6 @@
 """How well a student's heads agree with their teachers on images that neither trained on."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,10 @@ from distill.losses import match_grids
 from distill.targets import Targets
 from teachers.features import Features
 from teachers.upsamplers.resize import Factor
+
+# Rounding to float32 moves a number by up to 2^-24 of itself; a fidelity above the inverse square
+# of that would measure the rounding alone.
+MAX_FIDELITY = 2.0**48
 
 
 class EvaluationConfig(BaseModel):
@@ -36,7 +41,8 @@ class Agreement(NamedTuple):
 
     Attributes:
         fidelity: variance of the teacher's map over mean squared error, both means over cells and
-            channels of these images; 1 for the best constant prediction, unbounded above.
+            channels of these images; 1 for the best constant prediction, at most MAX_FIDELITY,
+            which stands for an error of zero too, so that every figure is a number in JSON.
         spatial_cosine: mean over cells, in [-1, 1].
         summary_cosine: mean over images; None where the teacher has no summary.
     """
@@ -80,15 +86,17 @@ class AgreementPass:
         """The agreement over all batches.
 
         Raises:
-            RuntimeError: there was no batch.
+            RuntimeError: there was no batch, or a map was not finite.
         """
         if not self._cells:
             raise RuntimeError("an agreement over no images")
+        if not math.isfinite(self._error):
+            raise RuntimeError("an agreement over maps that are not finite")
         mean = torch.as_tensor(self._sum) / self._cells
         variance = float((torch.as_tensor(self._squares) / self._cells - mean.square()).mean())
         error = self._error / self._cells
         return Agreement(
-            variance / error if error else float("inf"),
+            min(variance / error, MAX_FIDELITY) if error else MAX_FIDELITY,
             self._cosine / self._cells,
             self._summary / self._images if self._has_summary else None,
         )

@@ -11,15 +11,21 @@ from distill.files import write_text
 from distill.tracking import read_metrics
 from distill.trained import Trained
 
+# Dark where the reader's system is; what is wider than the screen scrolls by itself, and pictures
+# stay large enough for their titles to be read.
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 75rem; margin: 2rem auto;
-  padding: 0 1rem; }
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-td.better { font-weight: 600; }
+h1, code { overflow-wrap: anywhere; }
+p { max-width: 50rem; }
+figure { margin: 0; overflow-x: auto; }
+img { max-width: max(100%, 60rem); height: auto; background: white; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { padding: .3rem 1.2rem .3rem 0; text-align: right; }
+th[scope^=row] { text-align: left; } th[scope=row] { font-weight: normal; }
+tbody { border-top: 1px solid color-mix(in srgb, currentColor 30%, transparent); }
+.better { font-weight: 600; }
 """
 _METRICS = (
     ("fidelity", "fidelity"),
@@ -47,7 +53,7 @@ def write_page(
         f"<h1>{_text(trained.run.absolute().name)}</h1>",
         f"<p>A student distilled from {_text(teachers)}: {trained.step} steps of "
         f"{recipe.run.batch_size} images at {recipe.run.resolution[0]} x "
-        f"{recipe.run.resolution[1]} px. Checkpoint: {_text(trained.checkpoint)}.</p>",
+        f"{recipe.run.resolution[1]} px. Checkpoint: {_code(trained.checkpoint)}.</p>",
         "<h2>Agreement with the teachers on held-out images</h2>",
         _table(rows),
         "<p>Fidelity is the variance of the teacher's map over the mean squared error of the "
@@ -55,14 +61,18 @@ def write_page(
         "over cells and over images.</p>",
     ]
     for title, picture in pictures.items():
-        body += [f"<h2>Features at {_text(title)}</h2>", _image(picture.read_bytes(), title)]
+        described = f"Feature maps at {title}: for each image its teachers' and the students'"
+        body += [f"<h2>Features at {_text(title)}</h2>", _image(picture.read_bytes(), described)]
     body += [
         "<p>Three principal components of each teacher's map as red, green and blue. The student's "
         "maps are shown on the teacher's axes and scale: equal colours are equal features.</p>",
         "<h2>Losses</h2>",
         _losses(trained.run),
     ]
-    head = f'<meta charset="utf-8"><title>{_text(trained.run.absolute().name)}</title>'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{_text(trained.run.absolute().name)}</title>"
+    )
     path = trained.run / "page" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(
@@ -75,29 +85,34 @@ def write_page(
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each teacher, resolution and measure: untrained beside trained."""
+    """A group for each teacher and resolution, a line for each measure, the students beside.
+
+    The best figure of a line is bold. Three columns fit a telephone's screen.
+    """
+    groups: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        height, width = row["resolution"]
+        place = f"{row['teacher']}, {height} x {width} px"
+        groups.setdefault(place, {})[row["student"]] = row
     students = list(dict.fromkeys(row["student"] for row in rows))
-    lines = ["teacher", "resolution", "measure", *students]
-    out = ["<table>", "<tr>" + "".join(f"<th>{_text(name)}</th>" for name in lines) + "</tr>"]
-    places = list(dict.fromkeys((row["teacher"], tuple(row["resolution"])) for row in rows))
-    for teacher, (height, width) in places:
-        here = {
-            row["student"]: row
-            for row in rows
-            if (row["teacher"], tuple(row["resolution"])) == (teacher, (height, width))
-        }
+    heads = "".join(f'<th scope="col">{_text(student)}</th>' for student in students)
+    out = [f"<figure><table><thead><tr><td></td>{heads}</tr></thead>"]
+    for place, group in groups.items():
+        span = f'scope="rowgroup" colspan="{1 + len(students)}"'
+        out.append(f"<tbody><tr><th {span}>{_text(place)}</th></tr>")
         for key, name in _METRICS:
-            figures = [here[student][key] for student in students]
-            if None in figures:
-                continue
-            best = max(figures)
-            cells = "".join(
-                f"<td{' class=better' if figure == best else ''}>{figure:.3f}</td>"
-                for figure in figures
-            )
-            size = f"{height} x {width}"
-            out.append(f"<tr><td>{_text(teacher)}</td><td>{size}</td><td>{name}</td>{cells}</tr>")
-    return "\n".join([*out, "</table>"])
+            figures = [group[student][key] for student in students]
+            if None not in figures:
+                out.append(f'<tr><th scope="row">{name}</th>{_cells(figures)}</tr>')
+        out.append("</tbody>")
+    return "\n".join([*out, "</table></figure>"])
+
+
+def _cells(figures: Sequence[float]) -> str:
+    best = max(figures)
+    return "".join(
+        f"<td{' class=better' if figure == best else ''}>{figure:.3f}</td>" for figure in figures
+    )
 
 
 def _losses(run: Path) -> str:
@@ -118,12 +133,22 @@ def _losses(run: Path) -> str:
     parts.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return _image(buffer.getvalue(), "loss curves")
+    first, last = lines[0], lines[-1]
+    described = (
+        f"Curves of the losses; the total goes from {first['loss']:.3f} at step {first['step']} "
+        f"to {last['loss']:.3f} at step {last['step']}"
+    )
+    return _image(buffer.getvalue(), described)
 
 
-def _image(png: bytes, title: str) -> str:
+def _image(png: bytes, described: str) -> str:
     data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(title, quote=True)}" src="data:image/png;base64,{data}">'
+    source = f"data:image/png;base64,{data}"
+    return f'<figure><img alt="{html.escape(described, quote=True)}" src="{source}"></figure>'
+
+
+def _code(value: object) -> str:
+    return f"<code>{_text(value)}</code>"
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,90 @@
+"""How a run ends that hangs, or that finds no room for its checkpoint."""
+
+import json
+import sys
+from pathlib import Path
+
+from distill.checkpoint import find_checkpoints
+from distill.tracking import read_metrics
+from tests.tiny_run import plain_command, run, write_recipe
+
+# A user's own teacher, found in the current directory; `trouble` is run before each batch.
+TEACHER = """
+import resource
+import time
+from pathlib import Path
+
+from teachers.features import Features, FeatureSpec
+from teachers.teacher import Teacher
+
+class Troubled(Teacher):
+    def __init__(self, config):
+        spec = FeatureSpec(summary_dim=None, spatial_dim=3, patch_size=16, resolution=(32, 32))
+        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
+
+    def extract(self, images):
+        trouble()
+        return Features(None, images.unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5)))
+"""
+HANGS = """
+def trouble():
+    if Path("run/metrics.jsonl").exists():
+        time.sleep(600)
+"""
+# The kernel refuses to write beyond 20 kB of any file, as it would on a full disk.
+FILLS_THE_DISK = """
+def trouble():
+    if Path("full").exists() and Path("run/checkpoints/step-00000002").exists():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+"""
+PRELOADED = """
+import os
+os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed
+from distill.train_student import main
+main()
+"""
+
+
+def _write(folder: Path, trouble: str) -> Path:
+    (folder / "troubled.py").write_text(TEACHER + trouble)
+    recipe = write_recipe(folder, teachers={"expert": {"kind": "troubled:Troubled"}})
+    return recipe
+
+
+def test_a_step_that_hangs_ends_the_run_with_every_threads_trace(tmp_path: Path) -> None:
+    """DeepSpeed is imported before the clock starts, so that a slow machine has time enough."""
+    recipe = _write(tmp_path, HANGS)
+    command = [sys.executable, "-c", PRELOADED, str(recipe), "run.watchdog_s=4"]
+    done = run(command, tmp_path)
+    assert done.returncode == 1
+    assert "Timeout (0:00:04)!" in done.stderr
+    trace = done.stderr[done.stderr.index("Timeout") :]
+    for frame in ("in trouble", "in extract", "in _step", "in train"):
+        assert frame in trace, trace
+    assert "most recent call first" in trace
+
+
+def test_a_full_disk_ends_the_run_with_one_message_and_it_goes_on_later(tmp_path: Path) -> None:
+    recipe = _write(tmp_path, FILLS_THE_DISK)
+    (tmp_path / "full").touch()
+    done = run(plain_command(recipe, "run.steps=6"), tmp_path)
+    folder = tmp_path / "run/checkpoints"
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    place = folder / "step-00000004"
+    assert errors[0].startswith(f"error: {place}: could not be written (rank 0: ")
+    assert errors[0].endswith("the same command goes on from the newest")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+    status = json.loads((tmp_path / "run/STATUS.json").read_text())
+    assert status["status"] == "failed"
+    assert "step-00000004: could not be written" in status["error"]
+
+    (tmp_path / "full").unlink()
+    done = run(plain_command(recipe, "run.steps=6"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed from {folder / 'step-00000002'}" in done.stderr
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert find_checkpoints(folder)[0].name == "step-00000006"
