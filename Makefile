@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Matplotlib would keep its list of fonts in the home folder.
+export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
 
 .PHONY: setup quickstart test lint bench clean
 

@@ -14,7 +14,7 @@ teachers too.
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -186,8 +186,14 @@ class Engine:
             return self._gathered()
 
     def save(self, folder: Path) -> None:
-        """Writes weights and optimiser state; every rank writes its part of the average."""
-        self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        """Writes weights and optimiser state; every rank writes its part of the average.
+
+        Raises:
+            RankError: on every rank, where one could not write.
+        """
+        with _errors_kept(self._engine) as raise_kept:
+            self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        distributed.together(raise_kept)
         if self._average:
             torch.save(self._average, folder / f"average_{distributed.rank()}.pt")
 
@@ -245,6 +251,34 @@ class Engine:
             full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
             weights[name] = full.detach().float().cpu().clone()
         return weights
+
+
+@contextmanager
+def _errors_kept(engine: Any) -> Iterator[Callable[[], None]]:
+    """Keeps the errors of DeepSpeed's file writer, to be raised after its collectives.
+
+    A rank that left `save_checkpoint` at a full disk would leave its peers in the barrier behind.
+    """
+    errors: list[Exception] = []
+    writer = engine.checkpoint_engine
+    save = writer.save
+
+    def attempt(*arguments: Any, **options: Any) -> None:
+        try:
+            save(*arguments, **options)
+        except Exception as error:
+            errors.append(error)
+
+    def raise_kept() -> None:
+        if errors:
+            raise errors[0]
+
+    writer.save = attempt
+    engine._copy_recovery_script = lambda folder: None  # DeepSpeed's own zero_to_fp32.py, unused
+    try:
+        yield raise_kept
+    finally:
+        del writer.save, engine._copy_recovery_script
 
 
 def _require_precision(config: EngineConfig) -> None:

@@ -6,6 +6,7 @@ saving (`STATUS.json` tells which); 2 a mistake in the recipe; 1 anything else.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import random
@@ -243,7 +244,8 @@ def _on_rank_0(action: Callable[[], Any]) -> None:
 
 def _note(recipe: TrainingRecipe, status: Any, **facts: Any) -> None:
     if distributed.rank() == 0 and recipe.run.dir.is_dir():
-        write_status(recipe.run.dir, status, **facts)
+        with contextlib.suppress(OSError):  # a full disk has said so itself
+            write_status(recipe.run.dir, status, **facts)
 
 
 def _fail(recipe: TrainingRecipe, message: str) -> None:

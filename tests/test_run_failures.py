@@ -4,12 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from distill.checkpoint import find_checkpoints
 from distill.tracking import read_metrics
-from tests.tiny_run import plain_command, run, write_recipe
+from tests.tiny_run import launcher_command, plain_command, run, write_recipe
 
 # A user's own teacher, found in the current directory; `trouble` is run before each batch.
 TEACHER = """
+import os
 import resource
 import time
 from pathlib import Path
@@ -31,10 +34,12 @@ def trouble():
     if Path("run/metrics.jsonl").exists():
         time.sleep(600)
 """
-# The kernel refuses to write beyond 20 kB of any file, as it would on a full disk.
+# The kernel refuses rank 0 to write beyond 20 kB of any file, as it would on a full disk.
 FILLS_THE_DISK = """
 def trouble():
-    if Path("full").exists() and Path("run/checkpoints/step-00000002").exists():
+    if os.environ.get("RANK", "0") == "0" and Path("full").exists():
+        if not Path("run/checkpoints/step-00000002").exists():
+            return
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 """
 PRELOADED = """
@@ -60,15 +65,21 @@ def test_a_step_that_hangs_ends_the_run_with_every_threads_trace(tmp_path: Path)
     assert done.returncode == 1
     assert "Timeout (0:00:04)!" in done.stderr
     trace = done.stderr[done.stderr.index("Timeout") :]
-    for frame in ("in trouble", "in extract", "in _step", "in train"):
+    for frame in ("in trouble", "in extract", "in _step", "in _train"):
         assert frame in trace, trace
     assert "most recent call first" in trace
 
 
-def test_a_full_disk_ends_the_run_with_one_message_and_it_goes_on_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.launcher)])
+def test_a_full_disk_ends_the_run_with_one_message_and_it_goes_on_later(
+    ranks: int, tmp_path: Path
+) -> None:
     recipe = _write(tmp_path, FILLS_THE_DISK)
+    command = plain_command(recipe, "run.steps=6")
+    if ranks > 1:
+        command = launcher_command(recipe, "run.steps=6", ranks=ranks)
     (tmp_path / "full").touch()
-    done = run(plain_command(recipe, "run.steps=6"), tmp_path)
+    done = run(command, tmp_path)
     folder = tmp_path / "run/checkpoints"
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -83,7 +94,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_it_goes_on_later(tmp_path
     assert "step-00000004: could not be written" in status["error"]
 
     (tmp_path / "full").unlink()
-    done = run(plain_command(recipe, "run.steps=6"), tmp_path)
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"resumed from {folder / 'step-00000002'}" in done.stderr
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

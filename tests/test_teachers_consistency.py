@@ -16,7 +16,7 @@ from teachers.upsamplers.consistency import (
     Uncertainty,
     seam_weights,
 )
-from teachers.upsamplers.downsampler import AttentionDownsampler, BoxDownsampler
+from teachers.upsamplers.downsampler import AttentionDownsampler, BoxDownsampler, Downsampler
 from teachers.upsamplers.views import ViewsConfig, sample_homographies, valid_mask, warp
 
 FACTOR, GRID, DIM = (2, 3), (4, 6), 3
@@ -42,7 +42,7 @@ def still(batch: int, num_views: int) -> Tensor:
 
 
 def build(
-    config: ConsistencyConfig = PLAIN, downsampler: nn.Module | None = None, dim: int = DIM
+    config: ConsistencyConfig = PLAIN, downsampler: Downsampler | None = None, dim: int = DIM
 ) -> Consistency:
     torch.manual_seed(0)
     return Consistency(config, dim, downsampler or BoxDownsampler(FACTOR)).double()
@@ -54,7 +54,7 @@ def run(loss: Consistency, high: Tensor, targets: Tensor, homographies: Tensor) 
     return loss(high, targets, homographies, low=low, images=images, generator=seeded())
 
 
-def attention(dim: int = DIM) -> nn.Module:
+def attention(dim: int = DIM) -> Downsampler:
     torch.manual_seed(1)
     downsampler = AttentionDownsampler(dim, FACTOR)
     nn.init.normal_(downsampler.logit)
@@ -87,7 +87,7 @@ def test_the_loss_is_its_formula_written_out(distance: str) -> None:
     seams[3:5], seams[:, 5:7], seams[:, 11:13] = 3, 3, 3
     total = u.mean() / 2
     for i in range(3):
-        view = loss.downsampler(warp(high, homographies[:, i], SIZE))
+        view = loss.downsampler(high, homographies[:, i : i + 1])[:, 0]
         weights = warp(torch.exp(-u) * seams / seams.mean(), homographies[:, i], SIZE)
         mask = valid_mask(homographies[:, i], GRID)
         assert 0 < mask.mean() < 1
@@ -163,26 +163,6 @@ def test_one_backward_pass_goes_through_the_upsampler_for_all_views() -> None:
     assert len(passes) == 1
 
 
-def test_more_views_keep_no_more_maps_for_the_backward_pass() -> None:
-    def kept(num_views: int) -> int:
-        sizes: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        high = random(1, 8, 24, 36).requires_grad_()
-        targets, homographies = random(1, num_views, 8, 12, 12), still(1, num_views)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            terms = run(build(PLAIN, attention(8), dim=8), high, targets, homographies)
-            assert terms.total.requires_grad
-        return sum(sizes.values()) - targets.nbytes
-
-    assert kept(5) < 1.2 * kept(1)
-    assert kept(1) < 3 * 8 * 24 * 36 * 8
-
-
 def field(x: Tensor, y: Tensor) -> Tensor:
     """Three smooth channels."""
     return torch.stack([(2 * x + y).sin(), (x - 2 * y).cos(), x * y], dim=-3)
@@ -209,7 +189,7 @@ def test_a_smooth_field_agrees_with_its_own_views() -> None:
 
 
 @pytest.mark.parametrize("downsampler", [None, attention()])
-def test_constant_features_agree_whatever_the_views(downsampler: nn.Module | None) -> None:
+def test_constant_features_agree_whatever_the_views(downsampler: Downsampler | None) -> None:
     constant = random(1, 3, 1, 1)
     high = constant.expand(2, 3, *SIZE)
     targets = constant.expand(2, 3, *GRID)[:, None].expand(-1, 3, -1, -1, -1)

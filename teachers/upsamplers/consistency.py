@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from teachers.upsamplers.downsampler import Downsampler
 from teachers.upsamplers.regularisers import (
     maximum_mean_discrepancy,
     sampled_crf,
@@ -69,10 +69,10 @@ class Consistency(nn.Module):
     Args:
         config: its options.
         dim: channels D.
-        downsampler: from the high-resolution grid to the encoder's, for maps (B, D, H, W).
+        downsampler: from the high-resolution grid to the encoder's.
     """
 
-    def __init__(self, config: ConsistencyConfig, dim: int, downsampler: nn.Module) -> None:
+    def __init__(self, config: ConsistencyConfig, dim: int, downsampler: Downsampler) -> None:
         super().__init__()
         self.config = config
         self.downsampler = downsampler
@@ -101,58 +101,39 @@ class Consistency(nn.Module):
         Returns:
             The loss, its parts and the fidelity of this batch.
         """
-        num_views, grid = targets.shape[1], (targets.shape[-2], targets.shape[-1])
         logs = None if self.uncertainty is None else self.uncertainty(high.detach())
-        weights = self._weights(logs, high, grid)
         with torch.autocast(high.device.type, enabled=False):
             high, targets = _exact(high), _exact(targets)
-            loss = squares = high.new_zeros(())
-            for view in range(num_views):
-                # The warped map is as large as the upsampled one: only one view's is kept at once.
-                error, square = checkpoint(
-                    self._view,
-                    high,
-                    targets[:, view],
-                    homographies[:, view],
-                    weights,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-                loss, squares = loss + error / num_views, squares + square / num_views
-            terms = {"reconstruction": loss}
+            views = self.downsampler(high, homographies)
+            size = (targets.shape[-2], targets.shape[-1])
+            mask = valid_mask(homographies.flatten(0, 1), size).view_as(targets[:, :, 0]).to(high)
+            error = _DISTANCES[self.config.distance](views, targets).mean(2)
+            terms = {"reconstruction": _mean(error * self._weights(logs, high, homographies), mask)}
             if logs is not None:
                 terms["uncertainty"] = logs.mean() / 2
             spread = None if logs is None else (-logs).exp()
             terms |= self._regularisers(high, _exact(low), images, spread, generator)
         total = torch.stack(list(terms.values())).sum()
+        squares = _mean((views.detach() - targets.detach()).square().mean(2), mask)
         return ConsistencyTerms(
             total, {name: term.detach() for name, term in terms.items()}, 1 / squares
         )
 
-    def _weights(self, logs: Tensor | None, high: Tensor, grid: tuple[int, int]) -> Tensor | None:
-        """Uncertainty times seam weights of the base's cells, (B or 1, 1, H, W); None for ones."""
+    def _weights(self, logs: Tensor | None, high: Tensor, homographies: Tensor) -> Tensor | float:
+        """Uncertainty times seam weights of the views' cells, (B, n, h, w); 1 where all are."""
         weights = None if logs is None else (-logs).exp()
-        if self.config.seam_weight == 1:
-            return weights
-        seams = seam_weights((high.shape[-2], high.shape[-1]), grid, self.config.seam_weight)
-        seams = seams.to(high.device).expand(len(high), 1, -1, -1)
-        return seams if weights is None else weights * seams
-
-    def _view(
-        self, high: Tensor, target: Tensor, homographies: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Weighted distance and mean squared error of one view of each image, both ()."""
-        size, grid = (high.shape[-2], high.shape[-1]), (target.shape[-2], target.shape[-1])
-        view = self.downsampler(warp(high, homographies, size))
-        mask = valid_mask(homographies, grid).to(view)
-        count = mask.sum().clamp(min=mask.numel() / 2)
-        squares = (view.detach() - target.detach()).square().mean(1, keepdim=True)
-        error = _DISTANCES[self.config.distance](view, target).mean(1, keepdim=True)
-        if weights is not None:
-            # Averaged over each cell: a seam is two cells wide, and a point sample may miss it.
-            cell = (size[0] // grid[0], size[1] // grid[1])
-            error = error * F.avg_pool2d(warp(weights, homographies, size), cell)
-        return (error * mask).sum() / count, (squares * mask).sum() / count
+        size, factor = (high.shape[-2], high.shape[-1]), self.downsampler.factor
+        if self.config.seam_weight != 1:
+            tile = (size[0] // factor[0], size[1] // factor[1])
+            seams = seam_weights(size, tile, self.config.seam_weight).to(high)
+            seams = seams.expand(len(high), 1, -1, -1)
+            weights = seams if weights is None else weights * seams
+        if weights is None:
+            return 1.0
+        weights = weights.repeat_interleave(homographies.shape[1], 0)
+        # Averaged over each cell: a seam is two cells wide, and a point sample may miss it.
+        cells = F.avg_pool2d(warp(weights, homographies.flatten(0, 1), size), factor)
+        return cells.view(*homographies.shape[:2], *cells.shape[-2:])
 
     def _regularisers(
         self,
@@ -217,6 +198,15 @@ def seam_weights(size: tuple[int, int], tile: tuple[int, int], weight: float) ->
     seams = at_seam[0][:, None] | at_seam[1]
     weights = 1 + (weight - 1) * seams.float()
     return weights / weights.mean()
+
+
+def _mean(errors: Tensor, mask: Tensor) -> Tensor:
+    """Over the valid cells of each view, then over views; (B, n, h, w) both, () comes out.
+
+    A view of which less than half is valid counts for less, lest a few cells weigh like a whole.
+    """
+    count = mask.sum((0, 2, 3)).clamp(min=mask[:, 0].numel() / 2)
+    return ((errors * mask).sum((0, 2, 3)) / count).mean()
 
 
 def _squared(view: Tensor, target: Tensor) -> Tensor:

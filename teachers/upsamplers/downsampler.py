@@ -5,18 +5,104 @@ where the public code is off: windows are centred on the cell they stand for, ta
 border are left out rather than zero, and nothing is random.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from teachers.errors import TeacherError
-from teachers.upsamplers.local_gather import local_gather
+from teachers.upsamplers.views import bilinear_taps, warp
 
 # exp(-sqrt(2) t^2), normalised: five taps of a Gaussian with a standard deviation of 0.6 cells.
 _BLUR = (0.0023, 0.1631, 0.6692, 0.1631, 0.0023)
 
 
-class BoxDownsampler(nn.Module):
+class Downsampler(nn.Module, ABC):
+    """Averages a warped high-resolution map over a window around each low-resolution cell.
+
+    Args:
+        factor: (fh, fw) high-resolution cells in a low-resolution one, per axis.
+        kernel: (kh, kw) cells of the window, per axis.
+
+    Raises:
+        TeacherError: a window that does not cover its cell, or cannot be centred on it.
+    """
+
+    def __init__(self, factor: tuple[int, int], kernel: tuple[int, int]) -> None:
+        super().__init__()
+        self.factor = factor
+        self.kernel = kernel
+        for f, k in zip(factor, kernel, strict=True):
+            if k < f or (k - f) % 2:
+                raise TeacherError(
+                    f"downsampler.kernel: {k} taps over {f} cells cannot be centred and cover "
+                    f"them; choose {f}, {f + 2}, {f + 4}, ..."
+                )
+
+    @abstractmethod
+    def weights(self, maps: Tensor, homographies: Tensor) -> Tensor:
+        """The weight of each tap of each window; the arguments are those of `forward`.
+
+        Returns:
+            (B * n, h, w, kh, kw), zero for taps beyond the border of the view, with sum one.
+        """
+
+    def forward(self, maps: Tensor, homographies: Tensor) -> Tensor:
+        """Warps and downsamples: what the encoder should say of each view.
+
+        Args:
+            maps: (B, D, fh * h, fw * w).
+            homographies: (B, n, 3, 3) view to base, see `views.sample_homographies`; on the same
+                device.
+
+        Returns:
+            (B, n, D, h, w), float32, or float64 for float64 maps.
+
+        Raises:
+            ValueError: the map holds no whole number of cells.
+        """
+        height, width = maps.shape[-2:]
+        if height % self.factor[0] or width % self.factor[1]:
+            raise ValueError(
+                f"a map of {height} x {width} cells is no multiple of "
+                f"{self.factor[0]} x {self.factor[1]}"
+            )
+        with torch.autocast(maps.device.type, enabled=False):
+            maps = maps if maps.dtype == torch.float64 else maps.float()
+            return self._gather(maps, homographies, self.weights(maps, homographies))
+
+    def _gather(self, maps: Tensor, homographies: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sums, straight from the base map, in which no view is ever built.
+
+        Interpolation and the window's average are both linear, so a window of k cells of a view is
+        4k cells of the base. As bags of embeddings they cost a fraction of a warp.
+        """
+        batch, dim, height, width = maps.shape
+        taps, shares = bilinear_taps(homographies.flatten(0, 1), (height, width))
+        image = torch.arange(batch, dtype=taps.dtype, device=taps.device)
+        image = image.repeat_interleave(homographies.shape[1]) * (height * width)
+        rows = rearrange(
+            self._windows(taps + image[:, None, None, None], 0),
+            "n t h w kh kw -> (n h w) (t kh kw)",
+        )
+        shares = self._windows(shares.to(maps), 0)
+        bags = rearrange(shares * weights[:, None], "n t h w kh kw -> (n h w) (t kh kw)")
+        table = rearrange(maps, "b d h w -> (b h w) d").contiguous()
+        sums = F.embedding_bag(rows, table, per_sample_weights=bags, mode="sum")
+        return sums.view(batch, -1, *weights.shape[1:3], dim).permute(0, 1, 4, 2, 3)
+
+    def _windows(self, maps: Tensor, beyond: float) -> Tensor:
+        """Windows (N, D, h, w, kh, kw) of maps (N, D, H, W), with a value beyond the border."""
+        rows, columns = ((k - f) // 2 for k, f in zip(self.kernel, self.factor, strict=True))
+        padded = F.pad(maps, (columns, columns, rows, rows), value=beyond)
+        return padded.unfold(2, self.kernel[0], self.factor[0]).unfold(
+            3, self.kernel[1], self.factor[1]
+        )
+
+
+class BoxDownsampler(Downsampler):
     """The plain average over each low-resolution cell.
 
     Args:
@@ -24,26 +110,16 @@ class BoxDownsampler(nn.Module):
     """
 
     def __init__(self, factor: tuple[int, int]) -> None:
-        super().__init__()
-        self.factor = factor
+        super().__init__(factor, factor)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Downsamples.
-
-        Args:
-            maps: (B, D, fh * h, fw * w).
-
-        Returns:
-            (B, D, h, w).
-
-        Raises:
-            ValueError: the map holds no whole number of cells.
-        """
-        low_size(maps, self.factor)
-        return F.avg_pool2d(maps, self.factor)
+    def weights(self, maps: Tensor, homographies: Tensor) -> Tensor:
+        """All equal; see `Downsampler.weights`."""
+        views, fh, fw = homographies.shape[:2].numel(), *self.factor
+        cells = maps.shape[2] // fh, maps.shape[3] // fw
+        return maps.new_full((1,) * 5, 1 / (fh * fw)).expand(views, *cells, fh, fw)
 
 
-class AttentionDownsampler(nn.Module):
+class AttentionDownsampler(Downsampler):
     """A weighted average over a window around each low-resolution cell.
 
     Weights are a softmax over the window's taps of a logit of the cell under the tap (a linear
@@ -66,15 +142,9 @@ class AttentionDownsampler(nn.Module):
     def __init__(
         self, dim: int, factor: tuple[int, int], kernel: tuple[int, int] | None = None
     ) -> None:
-        super().__init__()
-        self.factor = factor
-        self.kernel = kernel or (2 * factor[0] + factor[0] % 2, 2 * factor[1] + factor[1] % 2)
-        for f, k in zip(self.factor, self.kernel, strict=True):
-            if k < f or (k - f) % 2:
-                raise TeacherError(
-                    f"downsampler.kernel: {k} taps over {f} cells cannot be centred and cover "
-                    f"them; choose {f}, {f + 2}, {f + 4}, ..."
-                )
+        super().__init__(
+            factor, kernel or (2 * factor[0] + factor[0] % 2, 2 * factor[1] + factor[1] % 2)
+        )
         self.logit = nn.Parameter(torch.zeros(dim))
         y, x = (  # distance from the cell's centre, in low-resolution cells
             (torch.arange(k) - (k - 1) / 2) / f
@@ -82,39 +152,15 @@ class AttentionDownsampler(nn.Module):
         )
         self.tap_bias = nn.Parameter(-6 * (y[:, None] ** 2 + x**2))
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Downsamples.
-
-        Args:
-            maps: (B, D, fh * h, fw * w).
-
-        Returns:
-            (B, D, h, w), float32, or float64 for float64 maps.
-
-        Raises:
-            ValueError: the map holds no whole number of cells.
-        """
-        h, w = low_size(maps, self.factor)
-        with torch.autocast(maps.device.type, enabled=False):
-            maps = maps if maps.dtype == torch.float64 else maps.float()
-            weights = self.weights(maps)
-            rows, columns = (torch.arange(n) * f for n, f in zip((h, w), self.factor, strict=True))
-            return local_gather(F.pad(maps, self._beyond), weights, rows, columns)
-
-    def weights(self, maps: Tensor) -> Tensor:
-        """The weight of every tap, (B, h, w, kh, kw): zero beyond the border, sum one."""
-        # The projection goes first: it and the blur commute, and one channel is blurred, not D.
-        logits = _blur(torch.einsum("bdhw,d->bhw", maps, self.logit)[:, None])[:, 0]
-        padded = F.pad(logits, self._beyond, value=-torch.inf)
-        windows = padded.unfold(1, self.kernel[0], self.factor[0])
-        windows = windows.unfold(2, self.kernel[1], self.factor[1]) + self.tap_bias
+    def weights(self, maps: Tensor, homographies: Tensor) -> Tensor:
+        """The softmax of logits and biases; see `Downsampler.weights`."""
+        # A projection to one channel commutes with warps and blurs, so it goes first.
+        logits = torch.einsum("bdhw,d->bhw", maps, self.logit)[:, None]
+        logits = logits.repeat_interleave(homographies.shape[1], 0)
+        size = (maps.shape[2], maps.shape[3])
+        logits = _blur(warp(logits, homographies.flatten(0, 1), size))
+        windows = self._windows(logits, -torch.inf)[:, 0] + self.tap_bias
         return windows.flatten(3).softmax(3).view(windows.shape)
-
-    @property
-    def _beyond(self) -> tuple[int, int, int, int]:
-        """Cells by which windows pass the left, right, upper and lower border."""
-        rows, columns = ((k - f) // 2 for k, f in zip(self.kernel, self.factor, strict=True))
-        return columns, columns, rows, rows
 
 
 def _blur(maps: Tensor) -> Tensor:
@@ -123,17 +169,3 @@ def _blur(maps: Tensor) -> Tensor:
     taps = taps / taps.sum()
     padded = F.pad(maps, (2, 2, 2, 2), mode="replicate")
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, 5, 1)), taps.view(1, 1, 1, 5))
-
-
-def low_size(maps: Tensor, factor: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) of the low-resolution grid.
-
-    Raises:
-        ValueError: the map holds no whole number of cells.
-    """
-    height, width = maps.shape[-2:]
-    if height % factor[0] or width % factor[1]:
-        raise ValueError(
-            f"a map of {height} x {width} cells is no multiple of {factor[0]} x {factor[1]}"
-        )
-    return height // factor[0], width // factor[1]

@@ -117,6 +117,33 @@ def warp(maps: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
     )
 
 
+def bilinear_taps(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The four cells of the base that each cell of a view of the same size is interpolated from.
+
+    `warp` to the map's own size is the sum of these cells with these shares.
+
+    Args:
+        homographies: (N, 3, 3).
+        size: (H, W) of the base and of the view.
+
+    Returns:
+        Numbers of the cells in raster order, int32, and their shares, which sum to one and have
+        the dtype of the homographies; both (N, 4, H, W).
+    """
+    places = _places(homographies, size)[0]
+    cells, shares = [], []
+    for place, length in zip(places.unbind(-1), size[::-1], strict=True):
+        position = ((place + 1) * length - 1) / 2
+        low = position.floor()
+        pair = torch.stack([low, low + 1], dim=1).int() % (2 * length)
+        # Mirrored at the edges, which has the period of two maps.
+        cells.append(torch.where(pair < length, pair, 2 * length - 1 - pair))
+        shares.append(torch.stack([1 - (position - low), position - low], dim=1))
+    (x, y), (share_x, share_y) = cells, shares
+    taps = y[:, :, None] * size[1] + x[:, None]
+    return taps.flatten(1, 2), (share_y[:, :, None] * share_x[:, None]).flatten(1, 2)
+
+
 def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
     """All views of a batch, antialiased, at the size that an encoder takes.
 
