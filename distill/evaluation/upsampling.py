@@ -65,7 +65,8 @@ class UpsamplingFidelity(NamedTuple):
         true: of the map itself, to the encoder's at the factor times larger image; None where the
             encoder does not take that size, and at factor 1.
         seam_ratio: mean squared difference of neighbouring cells across the seams between tiles,
-            over that elsewhere: 1 where no seam is seen. None at factor 1.
+            over that elsewhere, at the same places within the encoder's cells: about 1 where no
+            seam is seen. None at factor 1.
     """
 
     own: float
@@ -149,10 +150,12 @@ class _Pass:
         for axis, f in zip((-2, -1), self._upsampler.factor, strict=True):
             if f > 1:
                 steps = high.double().diff(dim=axis).square().movedim(axis, 0)
-                tile = high.shape[axis] // f
-                at_seam = torch.arange(1, high.shape[axis], device=high.device) % tile == 0
-                self._means["seams"].add(steps[at_seam])
-                self._means["elsewhere"].add(steps[~at_seam])
+                place = torch.arange(1, high.shape[axis], device=high.device)
+                seam = place % (high.shape[axis] // f) == 0
+                # Steps within an encoder's cell are smaller than those between two, seam or not.
+                alike = torch.isin(place % f, place[seam] % f)
+                self._means["seams"].add(steps[seam])
+                self._means["elsewhere"].add(steps[alike & ~seam])
 
     def finish(self) -> UpsamplingFidelity:
         """The figures over all batches."""
