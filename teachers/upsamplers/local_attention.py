@@ -14,7 +14,6 @@ see them from the forward pass's log-sum-exp.
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -22,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from teachers.upsamplers.precision import no_autocast
 
 _STRIP = 8  # columns; measured on a CPU with AVX-512 for a 7 x 7 window: 6 and 12 are slower
 _LOGITS_CPU = 1 << 18  # at once; they fit the second-level cache
@@ -203,12 +204,6 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    if x.device.type == "meta":  # autocast does not know it
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
-
-
 class _LocalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, radius: int) -> Tensor:
@@ -216,7 +211,7 @@ class _LocalAttention(torch.autograd.Function):
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         # (B, h, w, heads, 1): the logarithm of each softmax's denominator
         lse = q.new_empty(*q.shape[:4], 1, dtype=_compute_dtype(q))
-        with _no_autocast(q):
+        with no_autocast(q):
             for part in _parts(q, radius):
                 _attend(part, q, k, v, slopes, out, lse if any(ctx.needs_input_grad) else None)
         ctx.save_for_backward(q, k, v, slopes, out, lse)
@@ -229,7 +224,7 @@ class _LocalAttention(torch.autograd.Function):
         dtype = _compute_dtype(q)
         d_q = torch.zeros_like(q, dtype=dtype, memory_format=torch.contiguous_format)
         d_k, d_v = torch.empty_like(d_q, dtype=k.dtype), torch.empty_like(d_q, dtype=v.dtype)
-        with _no_autocast(q):
+        with no_autocast(q):
             shift = (out.to(dtype) * d_out).sum(-1, keepdim=True)
             for part in _parts(q, ctx.radius):
                 _differentiate(part, (q, k, v), slopes, d_out, lse, shift, (d_q, d_k, d_v))
