@@ -334,7 +334,8 @@ def test_averaged_guidance_loses_the_noise_that_sampled_guidance_keeps() -> None
 def test_what_the_meta_device_walked_through_runs_on_the_cpu_afterwards() -> None:
     with torch.device("meta"):
         walked = JBU((3, 3))(torch.empty(1, 4, 11, 5), torch.empty(1, 3, 33, 15))
-    assert walked.is_meta and walked.shape == (1, 4, 33, 15)
+    assert walked.is_meta
+    assert walked.shape == (1, 4, 33, 15)
     upsampled = JBU((3, 3))(torch.ones(1, 4, 11, 5), torch.rand(1, 3, 33, 15))
     torch.testing.assert_close(upsampled, torch.ones(1, 4, 33, 15))
 
