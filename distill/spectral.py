@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from teachers.upsamplers.precision import no_autocast
+
 _FLOOR = 0.05
 _EPS = 1e-6
 _FIRST_ITERATIONS = 15
@@ -47,7 +49,7 @@ class SpectralScale(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, (out, in)."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with no_autocast(weight):
             if self.training and torch.is_grad_enabled():
                 self._iterate(weight.detach(), 1)
             # Copies: the next forward pass writes into the buffers before this one's backward.

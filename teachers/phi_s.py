@@ -182,7 +182,7 @@ class PhiS(nn.Module):
         return self._fitted
 
     def _require_fit(self) -> None:
-        if not self.fitted:
+        if not (self.alpha.is_meta or self.fitted):  # on meta there are no values to look at
             raise RuntimeError("PhiS is not fitted: fit_phi_s or load_phi_s gives one that is")
 
 

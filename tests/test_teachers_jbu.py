@@ -344,6 +344,15 @@ def test_averaged_guidance_loses_the_noise_that_sampled_guidance_keeps() -> None
     assert off_averaged < off_sampled / 4
 
 
+def test_what_the_meta_device_walked_through_runs_on_the_cpu_afterwards() -> None:
+    with torch.device("meta"):
+        walked = JBU((3, 3))(torch.empty(1, 4, 11, 5), torch.empty(1, 3, 33, 15))
+    assert walked.is_meta
+    assert walked.shape == (1, 4, 33, 15)
+    upsampled = JBU((3, 3))(torch.ones(1, 4, 11, 5), torch.rand(1, 3, 33, 15))
+    torch.testing.assert_close(upsampled, torch.ones(1, 4, 33, 15))
+
+
 SPEC = FeatureSpec(summary_dim=5, spatial_dim=4, patch_size=8, resolution=(32, 48))
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from teachers.upsamplers.downsampler import Downsampler
+from teachers.upsamplers.precision import no_autocast
 from teachers.upsamplers.regularisers import (
     maximum_mean_discrepancy,
     sampled_crf,
@@ -102,7 +103,7 @@ class Consistency(nn.Module):
             The loss, its parts and the fidelity of this batch.
         """
         logs = None if self.uncertainty is None else self.uncertainty(high.detach())
-        with torch.autocast(high.device.type, enabled=False):
+        with no_autocast(high):
             high, targets = _exact(high), _exact(targets)
             views = self.downsampler(high, homographies)
             size = (targets.shape[-2], targets.shape[-1])

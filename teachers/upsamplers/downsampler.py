@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from teachers.errors import TeacherError
+from teachers.upsamplers.precision import no_autocast
 from teachers.upsamplers.views import bilinear_taps, warp
 
 # exp(-sqrt(2) t^2), normalised: five taps of a Gaussian with a standard deviation of 0.6 cells.
@@ -69,7 +70,7 @@ class Downsampler(nn.Module, ABC):
                 f"a map of {height} x {width} cells is no multiple of "
                 f"{self.factor[0]} x {self.factor[1]}"
             )
-        with torch.autocast(maps.device.type, enabled=False):
+        with no_autocast(maps):
             maps = maps if maps.dtype == torch.float64 else maps.float()
             return self._gather(maps, homographies, self.weights(maps, homographies))
 

@@ -48,17 +48,18 @@ def _axis(source: int, target: int, radius: int) -> tuple[Tensor, Tensor]:
         The first cell that each position's filter reaches (target,) int64, and the share of each
         cell from there in each tap (target, 2 radius + 1, cells) float64.
     """
-    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+    cells_after = torch.arange(target, device="cpu")  # whatever the default: the result is kept
+    centres = (cells_after.double() + 0.5) * source / target - 0.5
     centres = centres.clamp(0, source - 1)
     below = centres.floor().long()
     above = centres.ceil().long()
-    taps = torch.arange(target)[:, None] + torch.arange(-radius, radius + 1)
+    taps = cells_after[:, None] + torch.arange(-radius, radius + 1, device="cpu")
     taps = reflected(taps, target)
     low, high, share = below[taps], above[taps], (centres - below)[taps]
     first = low.amin(1)
     cells = int((high.amax(1) - first).max()) + 1
     first = first.clamp(max=source - cells)
-    shares = torch.zeros(*taps.shape, cells, dtype=torch.float64)
+    shares = torch.zeros(*taps.shape, cells, dtype=torch.float64, device="cpu")
     shares.scatter_add_(2, (low - first[:, None])[..., None], (1 - share)[..., None])
     shares.scatter_add_(2, (high - first[:, None])[..., None], share[..., None])
     return first, shares

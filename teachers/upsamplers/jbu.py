@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from teachers.upsamplers.folded_filter import upsample_and_filter
 from teachers.upsamplers.guidance import area_resize
 from teachers.upsamplers.neighbour_products import neighbour_products
+from teachers.upsamplers.precision import no_autocast
 
 _LOWEST, _HIGHEST = 1e-4, 1e4  # temperatures, as published
 
@@ -45,7 +46,7 @@ class JBULevel(nn.Module):
             (B, D, H, W) in the dtype of `source` and in the memory format channels_last; a convex
             combination of the source's vectors.
         """
-        with torch.autocast(source.device.type, enabled=False):
+        with no_autocast(source):
             return upsample_and_filter(source, self.kernels(guidance))
 
     def kernels(self, guidance: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ three times as fast on a CPU as that of e.
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -23,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from teachers.upsamplers.precision import no_autocast
 
 _STRIP = 8  # columns; measured on a CPU with AVX-512 for a 7 x 7 window: 6 and 12 are slower
 _LOGITS_CPU = 1 << 20  # at once; they stay in a cache
@@ -226,12 +227,6 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    if x.device.type == "meta":  # autocast does not know it
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
-
-
 class _LocalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, radius: int) -> Tensor:
@@ -239,7 +234,7 @@ class _LocalAttention(torch.autograd.Function):
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         # (B, h, w, heads, 1): the logarithm of each softmax's denominator
         lse = q.new_empty(*q.shape[:4], 1, dtype=_compute_dtype(q))
-        with _no_autocast(q):
+        with no_autocast(q):
             for part in _parts(q, radius):
                 _attend(part, q, k, v, slopes, out, lse if any(ctx.needs_input_grad) else None)
         ctx.save_for_backward(q, k, v, slopes, out, lse)
@@ -252,7 +247,7 @@ class _LocalAttention(torch.autograd.Function):
         dtype = _compute_dtype(q)
         d_q = torch.zeros_like(q, dtype=dtype, memory_format=torch.contiguous_format)
         d_k, d_v = torch.empty_like(d_q, dtype=k.dtype), torch.empty_like(d_q, dtype=v.dtype)
-        with _no_autocast(q):
+        with no_autocast(q):
             shift = torch.empty_like(lse)
             for rows in zip(*(x.split(_STRIP, 1) for x in (out, d_out, shift)), strict=True):
                 torch.sum(rows[0] * rows[1], -1, keepdim=True, dtype=dtype, out=rows[2])

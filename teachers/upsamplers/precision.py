@@ -1,4 +1,7 @@
-"""The precision that softmax and normalisation need."""
+"""The precision that softmax, normalisation and standardisation need."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -7,3 +10,10 @@ from torch import Tensor
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half precision, as autocast leaves it, becomes float32; float32 and float64 stay."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Switches the caller's autocast off on the device of a tensor."""
+    if tensor.is_meta:  # autocast does not know it
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from teachers.errors import TeacherError
 from teachers.features import Features
 from teachers.phi_s import PhiS
+from teachers.upsamplers.precision import no_autocast
 from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler
 
 
@@ -64,7 +65,7 @@ class Standardised(Upsampler):
     def standardise(self, maps: Tensor) -> Tensor:
         """The encoder's map (B, D, h, w) in PHI-S space, without its fixed pattern."""
         # Standardised in float32 under any autocast: features may lie far from zero.
-        with torch.autocast(maps.device.type, enabled=False):
+        with no_autocast(maps):
             maps = self.phi_s(maps.float())
         return maps if self.bias is None else self.bias(maps)
 
@@ -85,7 +86,7 @@ class Standardised(Upsampler):
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
         """Upsamples, in the encoder's own space; `low` too is without the fixed pattern."""
         low, high = self.standardised(images, encode)
-        with torch.autocast(images.device.type, enabled=False):
+        with no_autocast(images):
             low, high = (
                 f._replace(spatial=self.phi_s.inverse(f.spatial.float())) for f in (low, high)
             )
