@@ -1,8 +1,8 @@
 """Spectral reparametrisation: each Linear's largest singular value is a parameter of its own.
 
-The effective weight is W (softplus(s) + 0.05) / sigma(W) (Zhai et al., arXiv 2303.06296, in the form
-that FeatSharp and RADIO train with). s starts where the norm is 1, which rescales the initial
-weights. It is a technique of training only: `materialise` leaves plain weights behind.
+The effective weight is W (softplus(s) + 0.05) / sigma(W) (Zhai et al., arXiv 2303.06296, in the
+form that FeatSharp and RADIO train with). s starts where the norm is 1, which rescales the initial
+weights. It is a technique of training only: `materialised` gives plain weights behind.
 
 One step of power iteration in each forward pass of training keeps sigma up to date, so a module
 under activation checkpointing, which runs forward twice, must not use it.
@@ -10,6 +10,7 @@ under activation checkpointing, which runs forward twice, must not use it.
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class SpectralScale(nn.Module):
         super().__init__()
         # softplus(scale) + floor = 1
         start = math.log(math.expm1(1 - _FLOOR))
-        self.scale = nn.Parameter(weight.new_full((1,), start))
+        self.scale = nn.Parameter(weight.new_full((1,), start))  # DeepSpeed takes no ()
         # From a generator of its own: what is built afterwards draws the same numbers without it.
         u = torch.randn(len(weight), generator=torch.Generator().manual_seed(0))
         self.register_buffer("u", F.normalize(u, dim=0).to(weight))
@@ -50,8 +51,7 @@ class SpectralScale(nn.Module):
             if self.training and torch.is_grad_enabled():
                 self._iterate(weight.detach(), 1)
             # Copies: the next forward pass writes into the buffers before this one's backward.
-            sigma = torch.dot(self.u.clone(), torch.mv(weight, self.v.clone()))
-            return weight * ((F.softplus(self.scale) + _FLOOR) / sigma.clamp(min=_EPS))
+            return _effective(weight, self.scale, self.u.clone(), self.v.clone())
 
     @torch.no_grad()
     def _iterate(self, weight: Tensor, steps: int) -> None:
@@ -60,22 +60,27 @@ class SpectralScale(nn.Module):
             self.u.copy_(F.normalize(torch.mv(weight, self.v), dim=0, eps=_EPS))
 
 
+def _effective(weight: Tensor, scale: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    sigma = torch.dot(u, torch.mv(weight, v))
+    return weight * ((F.softplus(scale) + _FLOOR) / sigma.clamp(min=_EPS))
+
+
 def _linears(module: nn.Module) -> list[nn.Linear]:
     return [m for m in module.modules() if isinstance(m, nn.Linear)]
 
 
 def _reparametrised(linear: nn.Linear) -> bool:
-    return parametrize.is_parametrized(linear, "weight") and any(
-        isinstance(p, SpectralScale)
-        for p in linear.parametrizations["weight"]  # type: ignore[union-attr]
-    )
+    if not parametrize.is_parametrized(linear, "weight"):
+        return False
+    chains = cast(nn.ModuleDict, linear.parametrizations)
+    return any(isinstance(p, SpectralScale) for p in chains["weight"].children())
 
 
 def spectral_reparametrise(module: nn.Module) -> None:
     """Reparametrises the weight of every Linear in `module`, in place.
 
-    Weights `NAME.weight` become `NAME.parametrizations.weight.original`, the scales are
-    `NAME.parametrizations.weight.0.scale`: parameters named `*.scale` may have a group of their own.
+    Weights `NAME.weight` become `NAME.parametrizations.weight.original`; the scales are
+    `NAME.parametrizations.weight.0.scale`, so that the ending `.scale` finds their group.
 
     Raises:
         RuntimeError: done already.
@@ -90,18 +95,12 @@ def spectral_reparametrise(module: nn.Module) -> None:
         )
 
 
-def materialise(module: nn.Module) -> None:
-    """Puts each effective weight in place of its reparametrisation; the outputs stay the same."""
-    for linear in filter(_reparametrised, _linears(module)):
-        parametrize.remove_parametrizations(linear, "weight")
-
-
 @torch.no_grad()
 def materialised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Plain weights under plain names from those of a reparametrised module.
+    """Plain weights under plain names: each effective weight in place of its reparametrisation.
 
     Args:
-        weights: a state dict; names without a reparametrisation are passed on.
+        weights: the state dict of a module, reparametrised or not, or of one that holds some.
     """
     plain: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -110,6 +109,5 @@ def materialised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             plain[name] = value
         elif rest == "original":
             scale, u, v = (weights[f"{prefix}{found}0.{part}"] for part in ("scale", "u", "v"))
-            sigma = torch.dot(u, torch.mv(value, v)).clamp(min=_EPS)
-            plain[f"{prefix}.weight"] = value * ((F.softplus(scale) + _FLOOR) / sigma)
+            plain[f"{prefix}.weight"] = _effective(value, scale, u, v)
     return plain

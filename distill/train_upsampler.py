@@ -44,10 +44,10 @@ def main() -> None:
 
 def assemble(recipe: UpsamplerRecipe, micro_batch: int) -> Assembly:
     """Builds the teacher and its upsampler, and opens the images at the size they need."""
-    teacher, fingerprint = _build_teacher(recipe)
+    teacher, fingerprint = build_encoder(recipe)
     resolution = base_resolution(recipe, teacher.spec)
     stream = open_stream(recipe, resolution, micro_batch)
-    phi_s = _fit(recipe, teacher, resolution, micro_batch)
+    phi_s = fit_phi_s_of(recipe, teacher, resolution, micro_batch)
     module = build_multi_view(recipe, teacher, phi_s)
     engine = Engine(
         module,
@@ -65,7 +65,7 @@ def base_resolution(recipe: UpsamplerRecipe, spec: FeatureSpec) -> tuple[int, in
     return factor[0] * spec.resolution[0], factor[1] * spec.resolution[1]
 
 
-def _build_teacher(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
+def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
     """The teacher in the recipe's precision, and its fingerprint in float32."""
     try:
         teacher = build_teacher(recipe.teacher, device=distributed.device())
@@ -78,7 +78,7 @@ def _build_teacher(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
     return teacher, fingerprint
 
 
-def _fit(
+def fit_phi_s_of(
     recipe: UpsamplerRecipe, teacher: Teacher, resolution: tuple[int, int], micro_batch: int
 ) -> PhiS:
     """PHI-S of the encoder at its native resolution, over images in an order of its own."""

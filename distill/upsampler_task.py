@@ -1,7 +1,7 @@
 """What the loop trains when it trains an upsampler: a teacher's views, and their agreement."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from distill.run_folder import versions
 from distill.spectral import materialised, spectral_reparametrise
 from distill.training_recipe import resolved
 from distill.upsampler_recipe import UpsamplerRecipe
-from teachers.features import Features
+from teachers.features import Features, FeatureSpec
 from teachers.phi_s import PhiS
 from teachers.teacher import Teacher
 from teachers.upsamplers.build import build_upsampler
@@ -25,7 +25,7 @@ from teachers.upsamplers.jbu import JBU
 from teachers.upsamplers.standardised import Standardised
 from teachers.upsamplers.trained import UpsamplerCard, save_upsampler
 from teachers.upsamplers.upsampler import UpsampledFeatures
-from teachers.upsamplers.views import sample_homographies, warp_images
+from teachers.upsamplers.views import ViewsConfig, sample_homographies, warp_images
 
 
 class MultiView(nn.Module):
@@ -154,14 +154,8 @@ class UpsamplerTask:
         """Writes the upsampler as it would be used."""
         weights = materialised(self.engine.weights())
         if distributed.rank() == 0:
-            own = {"upsampler.": "", "consistency.downsampler.": "downsampler."}
-            tensors = {
-                to + name.removeprefix(prefix): value
-                for prefix, to in own.items()
-                for name, value in weights.items()
-                if name.startswith(prefix)
-            }
-            save_upsampler(folder / "upsampler.safetensors", tensors, self._card())
+            card = upsampler_card(self._recipe, self._teacher.spec, self._fingerprint)
+            save_upsampler(folder / "upsampler.safetensors", carried(weights), card)
 
     def draw(self, images: Tensor, path: Path) -> None:
         """Draws PCA panels of the encoder's map, bilinear and upsampled."""
@@ -176,20 +170,50 @@ class UpsamplerTask:
             draw_maps(path, shown, {"encoder": low.spatial, "upsampled": high.spatial})
 
     def _views(self, batch: int) -> Tensor:
-        spec, factor = self._teacher.spec, self._module.upsampler.factor
-        h, w = spec.grid(*spec.resolution)
-        grid = (factor[0] * h, factor[1] * w)
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        return sample_homographies(self._recipe.views, batch, grid, generator)
+        factor = self._module.upsampler.factor
+        return draw_views(self._recipe.views, batch, self._teacher.spec, factor)
 
-    def _card(self) -> UpsamplerCard:
-        recipe = resolved(self._recipe)
-        facts: dict[str, Any] = {"recipe": recipe, "versions": versions()}
-        return UpsamplerCard(
-            upsampler=recipe["upsampler"],
-            bias=self._recipe.bias,
-            spec=self._teacher.spec,
-            teacher=recipe["teacher"],
-            fingerprint=self._fingerprint,
-            facts=facts,
-        )
+
+def draw_views(
+    config: ViewsConfig, batch: int, spec: FeatureSpec, factor: tuple[int, int]
+) -> Tensor:
+    """Random views, (B, n, 3, 3) on the CPU, by torch's default generator.
+
+    Args:
+        config: the ranges.
+        batch: images B.
+        spec: of the encoder.
+        factor: of the upsampler.
+    """
+    h, w = spec.grid(*spec.resolution)
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    return sample_homographies(config, batch, (factor[0] * h, factor[1] * w), generator)
+
+
+def carried(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """What `save_upsampler` writes of the plain weights of a `MultiView`.
+
+    Args:
+        weights: names to weights.
+        prefix: of the names, where the module is part of another.
+    """
+    own = {f"{prefix}upsampler.": "", f"{prefix}consistency.downsampler.": "downsampler."}
+    return {
+        to + name.removeprefix(start): value
+        for start, to in own.items()
+        for name, value in weights.items()
+        if name.startswith(start)
+    }
+
+
+def upsampler_card(recipe: UpsamplerRecipe, spec: FeatureSpec, fingerprint: str) -> UpsamplerCard:
+    """The card of what a recipe trains, for an encoder with this spec and fingerprint."""
+    plain = resolved(recipe)
+    return UpsamplerCard(
+        upsampler=plain["upsampler"],
+        bias=recipe.bias,
+        spec=spec,
+        teacher=plain["teacher"],
+        fingerprint=fingerprint,
+        facts={"recipe": plain, "versions": versions()},
+    )

@@ -7,11 +7,12 @@ import torch
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
 from teachers.kinds import Family
+from teachers.matched import MatchedTeacher
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.build import build_upsampler
 from teachers.upsamplers.trained import TrainedUpsampler
-from teachers.upsamplers.upsampler import UpsamplerConfig
+from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 
 TEACHERS = Family(
     noun="teacher",
@@ -68,15 +69,21 @@ def build_teacher(
     return teacher.to(device).train() if device is not None else teacher.train()
 
 
-def _upsampled(teacher: Teacher, config: UpsamplerConfig) -> Teacher:
+def _upsampled(teacher: Teacher, config: UpsamplerConfig | tuple[UpsamplerConfig, ...]) -> Teacher:
+    if isinstance(config, tuple):
+        return MatchedTeacher(teacher, [_upsampler(teacher, each) for each in config])
+    return UpsampledTeacher(teacher, _upsampler(teacher, config))
+
+
+def _upsampler(teacher: Teacher, config: UpsamplerConfig) -> Upsampler:
     upsampler = build_upsampler(config, teacher.spec)
-    on_meta = teacher.mean.is_meta
+    if teacher.mean.is_meta:
+        return upsampler
     if isinstance(upsampler, TrainedUpsampler):
-        if not on_meta:
-            upsampler.check_encoder(teacher_fingerprint(teacher.train()))
-    elif not on_meta and next(upsampler.parameters(), None) is not None:
+        upsampler.check_encoder(teacher_fingerprint(teacher.train()))
+    elif next(upsampler.parameters(), None) is not None:
         raise TeacherError(
             f"upsampler: {config.kind} has weights to learn; train it with `deepspeed --module "
             "distill.train_upsampler RECIPE`, and give the path of the file that this writes"
         )
-    return UpsampledTeacher(teacher, upsampler)
+    return upsampler

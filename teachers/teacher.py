@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.upsamplers.build import parse_upsampler
+from teachers.upsamplers.build import parse_upsamplers
 from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,7 +32,9 @@ class TeacherConfig(BaseModel):
     Attributes:
         kind: a built-in name, or the import path `package.module:Class` of a user's class.
         chunk_size: images the encoder sees at once; None for all of a batch. Bounds memory.
-        upsampler: what makes the teacher's map denser; None for the map as it is.
+        upsampler: what makes the teacher's map denser: a mapping with a kind, or the path or name
+            of a trained one. A list of different factors gives the map at every resolution, see
+            `MatchedTeacher`. None for the map as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,7 +42,8 @@ class TeacherConfig(BaseModel):
     kind: str
     chunk_size: PositiveInt | None = None
     upsampler: Annotated[
-        SerializeAsAny[UpsamplerConfig] | None, BeforeValidator(parse_upsampler)
+        SerializeAsAny[UpsamplerConfig] | tuple[SerializeAsAny[UpsamplerConfig], ...] | None,
+        BeforeValidator(parse_upsamplers),
     ] = None
 
 

@@ -123,13 +123,14 @@ def test_products_with_neighbours_are_those_of_unfolded_keys(
 
 def test_products_in_several_pieces_are_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    leaves = [torch.randn(2, 20, 9, 4, requires_grad=True) for _ in range(2)]
+    leaves = [torch.randn(3, 20, 9, 4, requires_grad=True) for _ in range(2)]
     results = []
-    for tiles in (1, 10**6):
-        monkeypatch.setattr("teachers.upsamplers.neighbour_products._TILES", tiles)
+    for tiles in (1, 17, 10**6):  # rows of tiles, pairs of images, all
+        monkeypatch.setattr("teachers.upsamplers.neighbour_products._CPU_TILES", tiles)
         out = neighbour_products(*leaves, 3)
         results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(results[0], results[2])
+    torch.testing.assert_close(results[1], results[2])
 
 
 @pytest.mark.parametrize("target", [(9, 14), (5, 3), (2, 40)])
@@ -181,6 +182,18 @@ def test_without_colours_to_compare_it_is_a_gaussian_of_the_bilinear_map(case: s
     # The temperature is clamped at 1e-4, so the colours keep a trace of their say.
     tolerance = 1e-3 if case == "low temperature" else 1e-12
     torch.testing.assert_close(jbu(source, guide), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("beyond, bound", [(-50.0, 1e-4), (50.0, 1e4)])
+def test_the_temperature_stays_between_its_bounds(beyond: float, bound: float) -> None:
+    jbu, _, guide = float64_case((2, 2), (4, 5))
+    level = jbu.levels[0]
+    kernels = []
+    for value in (beyond, np.log(bound), np.log(bound) - np.sign(beyond)):
+        nn.init.constant_(level.log_temperature, value)
+        kernels.append(level.kernels(guide))
+    torch.testing.assert_close(kernels[0], kernels[1], rtol=1e-9, atol=1e-12)
+    assert not torch.equal(kernels[1], kernels[2])
 
 
 def test_temperature_one_is_no_gaussian() -> None:

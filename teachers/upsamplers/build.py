@@ -3,6 +3,7 @@
 from os import PathLike
 from typing import Any
 
+from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.kinds import Family
 from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
@@ -38,6 +39,21 @@ def parse_upsampler(value: Any) -> UpsamplerConfig | None:
     if isinstance(value, (str, PathLike)):
         value = {"kind": "trained", "path": value}
     return None if value is None else UPSAMPLERS.parse(value)
+
+
+def parse_upsamplers(value: Any) -> UpsamplerConfig | tuple[UpsamplerConfig, ...] | None:
+    """One upsampler's config, or a tuple of configs where a recipe has a list.
+
+    Raises:
+        TeacherError: as `parse_upsampler`, or a list that is empty or holds nothing.
+    """
+    if not isinstance(value, (list, tuple)):
+        return parse_upsampler(value)
+    parsed = [parse_upsampler(each) for each in value]
+    configs = tuple(config for config in parsed if config is not None)
+    if not configs or len(configs) < len(parsed):
+        raise TeacherError(f"upsampler: a list of upsamplers is due, got {value!r}")
+    return configs
 
 
 def build_upsampler(config: UpsamplerConfig, spec: FeatureSpec) -> Upsampler:

@@ -53,12 +53,8 @@ class FusionBlock(nn.Module):
         super().__init__()
         dim, out = sum(dims), dims[0]
         _check(dim, num_heads, window, position)
-        self.dims, self.num_heads, self.window, self.position = (
-            tuple(dims),
-            num_heads,
-            window,
-            position,
-        )
+        self.dims, self.num_heads = tuple(dims), num_heads
+        self.window, self.position = window, position
         slopes = alibi_slopes(num_heads) if position == "alibi" else None
         self.register_buffer("slopes", slopes, persistent=False)
         self.attention_norm = nn.LayerNorm(dim, eps=1e-5) if norm else nn.Identity()
@@ -115,8 +111,8 @@ def _check(dim: int, num_heads: int, window: int, position: str) -> None:
     if dim % num_heads:
         near = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - num_heads))
         raise TeacherError(
-            f"num_heads: {num_heads} heads do not divide the {dim} channels of the inputs together; "
-            f"the nearest number that does is {near}"
+            f"num_heads: {num_heads} heads do not divide the {dim} channels of all inputs; the "
+            f"nearest number that does is {near}"
         )
     if window < 1 or window % 2 == 0:
         raise TeacherError(f"window: {window} cells have no centre; choose an odd number, say 7")

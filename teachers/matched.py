@@ -1,0 +1,77 @@
+"""A teacher with several upsamplers gives its map on any grid: that of a student of any size.
+
+Of the upsamplers, the cheapest that covers the grid runs, and its map is resized to the grid with
+antialias: detail that a finer grid would show is averaged, none is invented.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from teachers.errors import TeacherError
+from teachers.features import Features
+from teachers.teacher import Teacher
+from teachers.upsamplers.resize import resize
+from teachers.upsamplers.upsampler import Upsampler
+
+
+class MatchedTeacher(Teacher):
+    """An encoder at every resolution, in multiples of its patch, up to what its upsamplers reach.
+
+    The native resolution too goes through the upsamplers: list one of factor 1 where the encoder's
+    own map is wanted there.
+
+    Args:
+        teacher: the encoder; it normalises the pixels and bounds its own batches.
+        upsamplers: built for `teacher.spec`, of different factors.
+
+    Raises:
+        TeacherError: none, two of one factor, or other channels than the encoder's.
+    """
+
+    def __init__(self, teacher: Teacher, upsamplers: Sequence[Upsampler]) -> None:
+        spec = replace(teacher.spec, any_resolution=True, native_grid=None)
+        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
+        factors = [upsampler.factor for upsampler in upsamplers]
+        if not factors or len(set(factors)) < len(factors):
+            raise TeacherError(
+                f"upsampler: a list of different factors is due, got {[list(f) for f in factors]}"
+            )
+        if any(u.spatial_dim != spec.spatial_dim for u in upsamplers):
+            raise TeacherError("upsampler: those of a list keep the encoder's channels")
+        self.teacher = teacher
+        by_cost = sorted(upsamplers, key=lambda u: (u.num_forwards, u.factor))
+        self.upsamplers = nn.ModuleList(by_cost)
+
+    def extract(self, images: Tensor) -> Features:
+        """Upsamples to one cell a patch; see `Teacher.extract`. `images` are still in [0, 1].
+
+        Raises:
+            TeacherError: no upsampler reaches the grid of these images.
+        """
+        grid = self.spec.grid(*images.shape[-2:])
+        high = self.covering(grid)(images, self.teacher).high
+        return high._replace(spatial=resize(high.spatial, grid))
+
+    def covering(self, grid: tuple[int, int]) -> Upsampler:
+        """The cheapest upsampler whose map is nowhere coarser than a grid.
+
+        Args:
+            grid: (h, w) cells.
+
+        Raises:
+            TeacherError: there is none.
+        """
+        h, w = self.teacher.spec.grid(*self.teacher.spec.resolution)
+        for upsampler in self.upsamplers:
+            assert isinstance(upsampler, Upsampler)
+            fh, fw = upsampler.factor
+            if fh * h >= grid[0] and fw * w >= grid[1]:
+                return upsampler
+        due = (-(-grid[0] // h), -(-grid[1] // w))
+        have = [list(u.factor) for u in self.upsamplers if isinstance(u, Upsampler)]
+        raise TeacherError(
+            f"a grid of {grid[0]} x {grid[1]} cells: the encoder's is {h} x {w}, and its "
+            f"upsamplers have factors {have}; add one of {list(due)} or more"
+        )

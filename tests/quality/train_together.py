@@ -1,0 +1,155 @@
+"""Trains several upsamplers of one teacher on the same images and views, for a fair comparison.
+
+    python -m tests.quality.train_together RECIPE [key=value ...]
+
+The recipe is one of `train_upsampler` with `methods: {name: upsampler}` beside. The encoder, which
+is nearly all of the cost, sees each image once a step, whatever the number of methods. Each method
+has its own downsampler, bias and uncertainty, and a gradient of its own: nothing is shared but the
+images. A checkpoint holds `NAME.safetensors` for each.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill import distributed
+from distill.engine import Engine
+from distill.errors import command
+from distill.objective import LossTerms
+from distill.optimizer import ParameterGroup
+from distill.spectral import materialised
+from distill.train_upsampler import base_resolution, build_encoder, fit_phi_s_of
+from distill.training import Assembly, open_stream, run_command
+from distill.training_recipe import load_recipe
+from distill.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
+from distill.upsampler_task import (
+    MultiView,
+    build_multi_view,
+    carried,
+    draw_views,
+    parameter_groups,
+    upsampler_card,
+)
+from teachers.features import Features
+from teachers.teacher import Teacher
+from teachers.upsamplers.consistency import ConsistencyTerms
+from teachers.upsamplers.trained import save_upsampler
+
+TILED = ("featsharp", "tile", "s2")
+
+
+class ComparisonRecipe(UpsamplerRecipe):
+    """An upsampler's recipe, once for each of several upsamplers."""
+
+    methods: dict[str, AnyUpsampler] = Field(min_length=1)
+
+    def of(self, name: str) -> UpsamplerRecipe:
+        """The recipe of one method; seams are weighed where there are any."""
+        upsampler = self.methods[name]
+        seam = self.consistency.seam_weight if upsampler.kind in TILED else 1.0
+        consistency = self.consistency.model_copy(update={"seam_weight": seam})
+        return self.model_copy(update={"upsampler": upsampler, "consistency": consistency})
+
+
+class Remembering(nn.Module):
+    """An encoder that encodes each image once, until it is told to forget."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher, self.spec = teacher, teacher.spec
+        self.known: dict[bytes, tuple[Tensor | None, Tensor]] = {}
+
+    def forward(self, images: Tensor) -> Features:
+        keys = [image.numpy().tobytes() for image in images]
+        new = [i for i, key in enumerate(keys) if key not in self.known]
+        if new:
+            summary, spatial = self.teacher(images[new])
+            for row, i in enumerate(new):
+                one = None if summary is None else summary[row]
+                self.known[keys[i]] = (one, spatial[row])
+        found = [self.known[key] for key in keys]
+        summaries = [one for one, _ in found if one is not None]
+        return Features(
+            torch.stack(summaries) if summaries else None, torch.stack([m for _, m in found])
+        )
+
+
+class Together(nn.Module):
+    """Several methods as one module."""
+
+    def __init__(self, members: Mapping[str, MultiView], encoder: Remembering) -> None:
+        super().__init__()
+        self.members = nn.ModuleDict(members)
+        self._encoder = (encoder,)
+
+    def forward(self, images: Tensor, homographies: Tensor) -> dict[str, ConsistencyTerms]:
+        self._encoder[0].known.clear()
+        return {name: member(images, homographies) for name, member in self.members.items()}
+
+
+class TogetherTask:
+    """The methods under one engine."""
+
+    def __init__(
+        self, recipe: ComparisonRecipe, engine: Engine, teacher: Teacher, fingerprint: str
+    ) -> None:
+        self.engine, self._recipe, self._teacher = engine, recipe, teacher
+        self._fingerprint = fingerprint
+
+    def loss(self, images: Tensor) -> LossTerms:
+        factor = _factor(self._recipe)
+        views = draw_views(self._recipe.views, len(images), self._teacher.spec, factor)
+        terms: dict[str, ConsistencyTerms] = self.engine(images, views)
+        total = torch.stack([each.total for each in terms.values()]).sum()
+        parts = {name: each.parts["reconstruction"] for name, each in terms.items()}
+        return LossTerms(total, parts, {f"fidelity/{n}": t.fidelity for n, t in terms.items()})
+
+    def save(self, folder: Path) -> None:
+        weights = materialised(self.engine.weights())
+        for name in self._recipe.methods if distributed.rank() == 0 else ():
+            card = upsampler_card(self._recipe.of(name), self._teacher.spec, self._fingerprint)
+            tensors = carried(weights, f"members.{name}.")
+            save_upsampler(folder / f"{name}.safetensors", tensors, card)
+
+    def draw(self, images: Tensor, path: Path) -> None:
+        raise NotImplementedError("tracking.pictures_every must be 0")
+
+
+def _factor(recipe: ComparisonRecipe) -> tuple[int, int]:
+    factors = {upsampler.factor for upsampler in recipe.methods.values()}  # type: ignore[attr-defined]
+    (factor,) = factors
+    return (int(factor[0]), int(factor[1]))
+
+
+def assemble(recipe: ComparisonRecipe, micro_batch: int) -> Assembly:
+    teacher, fingerprint = build_encoder(recipe)
+    resolution = base_resolution(recipe, teacher.spec)
+    stream = open_stream(recipe, resolution, micro_batch)
+    phi_s = fit_phi_s_of(recipe, teacher, resolution, micro_batch)
+    encoder = Remembering(teacher)
+    members, groups = {}, []
+    for name in recipe.methods:
+        own = recipe.of(name)
+        members[name] = build_multi_view(own, encoder, phi_s)  # type: ignore[arg-type]
+        for group in parameter_groups(members[name], own):
+            groups.append(ParameterGroup(f"{name}.{group.name}", *group[1:]))
+    module = Together(members, encoder)
+    engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
+    return Assembly(TogetherTask(recipe, engine, teacher, fingerprint), stream)
+
+
+@command
+def main() -> None:
+    run_command(
+        "tests.quality.train_together",
+        "Train several upsamplers of one teacher together.",
+        lambda path, overrides: load_recipe(ComparisonRecipe, path, overrides),
+        assemble,
+    )
+
+
+if __name__ == "__main__":
+    main()
