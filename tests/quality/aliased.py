@@ -59,12 +59,15 @@ class OffCentre(downsampler.AttentionDownsampler):
 
 def patch() -> None:
     """Puts all of it in place, for this process."""
-    F.interpolate = interpolate
-    F.adaptive_avg_pool2d = point_pool
-    for module in (views, upsampler_task, upsampling):
-        module.warp_images = warp_images  # type: ignore[attr-defined]
-    for module in (downsampler, trained, upsampler_task):
-        module.AttentionDownsampler = OffCentre  # type: ignore[attr-defined]
+    for name, modules, value in (
+        ("interpolate", (F,), interpolate),
+        ("adaptive_avg_pool2d", (F,), point_pool),
+        ("warp_images", (views, upsampler_task, upsampling), warp_images),
+        ("AttentionDownsampler", (downsampler, trained, upsampler_task), OffCentre),
+    ):
+        for module in modules:
+            assert hasattr(module, name), f"{module.__name__}.{name} has moved"
+            setattr(module, name, value)
 
 
 def main() -> None:
