@@ -134,7 +134,8 @@ def _measure(
         for key, (_, path) in paths.items()
     }
     figures = measure_upsamplers(candidates, teacher, images, views, config.batch_size)
-    shown = images[:SHOWN].to(device).float() / 255
+    apart = max(1, len(images) // SHOWN)  # neighbours in a folder are often frames of one film
+    shown = images[::apart][:SHOWN].to(device).float() / 255
     first = {name: opened[f"{name} 0"] for name in files}
     draw_maps(picture, shown, upsampled_maps(first, teacher, shown))
     measured_on = {

@@ -1,0 +1,1 @@
+"""Experiments on real photographs: hours, not seconds, and not part of `pytest`."""

@@ -1,0 +1,204 @@
+"""Trains upsamplers for the same number of images and compares them on held-out photographs.
+
+    python -m tests.quality.compare_upsamplers --data ../shared/data --out OUT --teacher clip
+
+Each method is a run of `train_upsampler` for each seed; what is finished is not trained again, and
+what was stopped goes on. Then `distill.evaluate` writes and prints the table. Methods of the open
+questions of reference/featsharp.md 13: `featup-7taps` against `featup`, and `featup-aliased` and
+`featsharp-aliased`, which are measured in their own, aliased pipeline, at factors 2, 3 and 4.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from distill.checkpoint import checkpoint_name, is_whole
+from distill.config import dump_yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PLAIN = ("bilinear", "tile", "s2", "featup", "sapa", "resfu", "jafar", "anyup", "featsharp")
+ALIASED = "-aliased"
+OPEN = ("featup-7taps", f"featup{ALIASED}", f"featsharp{ALIASED}")
+NATIVE = 128  # px of all three encoders here
+TRAIN = ("nyuv2/train/rgb", "camvid/images/training", "coco/train2017", "photos")
+HELD_OUT = {"nyuv2/test/rgb": 4, "camvid/images/validation": 5, "large": 1, "coco/val2017": 1}
+_LEAST = 0.7  # short side of a photograph, as a share of the upsampler's input
+_NYU_INSIDE = (41, 45, 601, 471)  # its frames have a white rim
+
+
+def teachers(data: Path) -> dict[str, dict[str, Any]]:
+    """The encoders' recipe entries."""
+    weights = data.absolute() / "weights" / "squeezenet1_0_rgb255_f16.npz"
+    return {
+        "clip": {"kind": "dfn_clip", "model": "clip_ti16_128"},
+        "siglip": {"kind": "siglip", "model": "siglip_ti16_128"},
+        "squeezenet": {
+            "kind": "tests.quality.squeezenet:SqueezeNet",
+            "weights": str(weights),
+            "resolution": [NATIVE, NATIVE],
+        },
+    }
+
+
+def recipe(method: str, seed: int, options: argparse.Namespace, run: Path) -> dict[str, Any]:
+    """The recipe of one run; the published training, but for what the options say."""
+    kind = method.removesuffix(ALIASED)
+    seven = kind == "featup-7taps"
+    upsampler = {"kind": "tests.quality.seven_taps:SevenTaps" if seven else kind}
+    return {
+        "task": "upsampler",
+        "run": {
+            "dir": str(run),
+            "seed": seed,
+            "steps": options.steps,
+            "batch_size": options.batch,
+        },
+        "data": {
+            "sources": [{"shards": str(_photographs(options) / "train")}],
+            "augmentation": {"scale": [0.25, 1.0], "ratio": [1.0, 1.0]},
+            "workers": 0,
+        },
+        "teacher": teachers(options.data)[options.teacher],
+        "upsampler": upsampler | {"factor": options.factor},
+        "targets": {"statistics_images": 256},
+        # JBU alone learns at the full rate, under whatever name.
+        "rates": {"guidance": 1.0} if seven else {},
+        "optimizer": {} if options.lr is None else {"lr": options.lr},
+        "schedule": {"warmup_steps": min(100, options.steps // 10)},
+        "engine": {"zero_stage": 1, "gradient_clipping": 5.0},
+        "checkpoint": {"every": max(1, options.steps // 4)},
+        "tracking": {"every": 10},
+    }
+
+
+def main() -> int:
+    """The command; 1 where a run failed."""
+    options = _parse()
+    _write_photographs(options)
+    folder = options.out / f"{options.teacher}-{options.factor}x-{options.steps}x{options.batch}"
+    runs = {m: [folder / f"{m}-seed{s}" for s in options.seeds] for m in options.methods}
+    due = [
+        (method, seed, runs[method][number])
+        for number, seed in enumerate(options.seeds)  # the first seed of all methods comes first
+        for method in options.methods
+        if not is_whole(runs[method][number] / "checkpoints" / checkpoint_name(options.steps))
+    ]
+    with ThreadPoolExecutor(options.parallel) as pool:
+        failed = [name for name in pool.map(lambda job: _train(*job, options), due) if name]
+    for name in failed:
+        print(f"failed: see {name}", file=sys.stderr)
+    return 1 if failed else _compare(runs, options, folder)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.quality.compare_upsamplers")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of data sets")
+    parser.add_argument("--out", type=Path, required=True, help="for photographs, runs and tables")
+    parser.add_argument("--teacher", choices=sorted(teachers(Path())), default="clip")
+    parser.add_argument("--factor", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=(*PLAIN, *OPEN), default=PLAIN)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, help="the peak; the published one if absent")
+    parser.add_argument("--views", type=int, default=5, help="views an image in the evaluation")
+    parser.add_argument("--parallel", type=int, default=1, choices=(1, 2))
+    return parser.parse_args()
+
+
+def _train(method: str, seed: int, run: Path, options: argparse.Namespace) -> str | None:
+    """Runs or resumes one run; the path of its log where it fails."""
+    run.mkdir(parents=True, exist_ok=True)
+    path, log = run.with_suffix(".yaml"), run.with_suffix(".log")
+    path.write_text(dump_yaml(recipe(method, seed, options, run)))
+    print(f"{method}, seed {seed}: {run}", flush=True)
+    with log.open("a") as file:
+        done = _command("train", method, path, stdout=file, stderr=subprocess.STDOUT)
+    return str(log) if done else None
+
+
+def _compare(runs: dict[str, list[Path]], options: argparse.Namespace, folder: Path) -> int:
+    """Evaluates what shares a pipeline together, and prints the tables."""
+    for suffix in ("", ALIASED):
+        alike = [m for m in runs if m.endswith(ALIASED) == bool(suffix)]
+        if not alike:
+            continue
+        path = folder / f"comparison{suffix}.yaml"
+        images = str(_photographs(options) / "held-out")
+        tree = {
+            "task": "upsamplers",
+            "dir": str(folder / f"comparison{suffix}"),
+            "teacher": teachers(options.data)[options.teacher],
+            "methods": {m: [str(run) for run in runs[m]] for m in alike},
+            "evaluation": {"images": images, "num_views": options.views},
+        }
+        path.write_text(dump_yaml(tree))
+        if _command("evaluate", suffix, path):
+            return 1
+    return 0
+
+
+def _command(name: str, method: str, recipe: Path, **streams: Any) -> int:
+    module = {"train": "distill.train_upsampler", "evaluate": "distill.evaluate"}[name]
+    command = [sys.executable, "-m", module, str(recipe)]
+    if method.endswith(ALIASED):
+        command = [sys.executable, "-m", "tests.quality.aliased", name, str(recipe)]
+    ours = {"OMP_NUM_THREADS": "1", "COLUMNS": "140", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, **ours}, check=False, **streams
+    ).returncode
+
+
+def _photographs(options: argparse.Namespace) -> Path:
+    return options.out.absolute() / f"photographs-{options.factor * NATIVE}px"
+
+
+def _write_photographs(options: argparse.Namespace) -> None:
+    """Photographs large enough for the upsampler's input, as shards, and those held out."""
+    folder, side = _photographs(options), _LEAST * options.factor * NATIVE
+    if (folder / "counts.json").exists():
+        return
+    counts = {"train": 0, "held-out": 0}
+    sources = [("train", place, 1) for place in TRAIN]
+    sources += [("held-out", place, every) for place, every in HELD_OUT.items()]
+    for part, place, every in sources:
+        target = folder / ("photographs" if part == "train" else part)
+        target.mkdir(parents=True, exist_ok=True)
+        for number, (name, data) in enumerate(_images(options.data / place)):
+            with Image.open(io.BytesIO(data)) as opened:
+                picture = opened.crop(_NYU_INSIDE) if "nyuv2" in place else opened.copy()
+            if number % every == 0 and min(picture.size) >= side:
+                out = target / f"{place.replace('/', '-')}-{name}.jpg"
+                picture.convert("RGB").save(out, quality=95, subsampling=0)
+                counts[part] += 1
+    module = [sys.executable, "-m", "data.write_shards"]
+    shards = [str(folder / "photographs"), str(folder / "train")]
+    subprocess.run([*module, *shards], cwd=REPOSITORY, check=True)
+    (folder / "counts.json").write_text(json.dumps(counts))
+
+
+def _images(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the JPEGs of a folder, or of the tars in it."""
+    for archive in sorted(source.glob("*.tar")):
+        with tarfile.open(archive) as members:
+            for member in members:
+                file = members.extractfile(member)
+                if file is not None and member.name.endswith(".jpg"):
+                    yield Path(member.name).stem, file.read()
+    for path in sorted(source.rglob("*")):
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            yield path.stem, path.read_bytes()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

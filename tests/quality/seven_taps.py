@@ -1,0 +1,36 @@
+"""JBU as the public kernel trains it: the gradient reaches 7 of its 49 taps.
+
+The published CUDA backward of adaptive convolution writes dK for the taps 0, 1, 4, 9, 16, 25 and 36
+only (reference/featsharp.md 11, item 1). The forward pass is ours, so a trained file differs from
+that of `featup` by what the missing gradients would have taught.
+"""
+
+import torch
+from torch import Tensor
+
+from teachers.features import FeatureSpec
+from teachers.upsamplers.featup import FeatUp
+from teachers.upsamplers.jbu import JBULevel
+
+TAPS = (0, 1, 4, 9, 16, 25, 36)
+
+
+class SevenTapsLevel(JBULevel):
+    """A level whose kernel passes the gradient of those taps only."""
+
+    def kernels(self, guidance: Tensor) -> Tensor:
+        kernels = super().kernels(guidance)
+        if kernels.requires_grad:
+            reached = torch.zeros(kernels.shape[-2:].numel()).to(kernels)
+            reached[list(TAPS)] = 1
+            kernels.register_hook(lambda gradient: gradient * reached.view(kernels.shape[-2:]))
+        return kernels
+
+
+class SevenTaps(FeatUp):
+    """FeatUp with such levels."""
+
+    def __init__(self, spec: FeatureSpec, factor: tuple[int, int]) -> None:
+        super().__init__(spec, factor)
+        for level in self.jbu.levels:
+            level.__class__ = SevenTapsLevel  # the same weights, initialised alike
