@@ -40,19 +40,39 @@ def find_trained(target: Path, overrides: list[str]) -> Trained:
     Raises:
         RecipeError: none of the three, or the run has no whole checkpoint yet.
     """
-    if not target.is_dir():
-        recipe = load_student_recipe(target, overrides)
-        run, checkpoint = recipe.run.dir, find_checkpoint(recipe.run.dir)
-    elif (target / "recipe.yaml").is_file():
-        recipe = load_student_recipe(target / "recipe.yaml", overrides)
-        checkpoint = find_checkpoint(target)
-        run = target.absolute().parent.parent if checkpoint == target else target
-    else:
+    recipe = load_student_recipe(recipe_file(target), overrides)
+    run, checkpoint = find_run(target, recipe.run.dir)
+    return Trained(recipe, run, checkpoint, read_manifest(checkpoint)["step"])
+
+
+def recipe_file(target: Path) -> Path:
+    """The recipe of a target of `distill.evaluate`: a file, a run's folder or a checkpoint's.
+
+    Raises:
+        RecipeError: a folder of neither.
+    """
+    if target.is_dir() and not (target / "recipe.yaml").is_file():
         raise RecipeError(
             f"{target}: no recipe.yaml in it; give a recipe, the folder of a run, or one of its "
             "checkpoints such as RUN/checkpoints/step-00000100"
         )
-    return Trained(recipe, run, checkpoint, read_manifest(checkpoint)["step"])
+    return target / "recipe.yaml" if target.is_dir() else target
+
+
+def find_run(target: Path, run: Path) -> tuple[Path, Path]:
+    """The folder of a run, and the checkpoint that the target means.
+
+    Args:
+        target: a recipe's file, a run's folder or a checkpoint's folder.
+        run: the folder that the recipe names, which counts where the target is a file.
+
+    Raises:
+        RecipeError: the run has no whole checkpoint yet.
+    """
+    if not target.is_dir():
+        return run, find_checkpoint(run)
+    checkpoint = find_checkpoint(target)
+    return (target.absolute().parent.parent if checkpoint == target else target), checkpoint
 
 
 def load_trained(trained: Trained) -> tuple[dict[str, Student], Targets]:

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from distill.evaluation.upsampling import UpsamplerEvaluationConfig
 from distill.optimizer import OptimizerConfig
 from distill.recipe import AnyTeacher
 from distill.targets import TargetsConfig
@@ -65,6 +66,7 @@ class UpsamplerRecipe(TrainingRecipe):
         bias: whether a position bias is learned, which takes the encoder's fixed pattern away.
         spectral: whether the fusion's linear layers are trained in spectral reparametrisation.
         rates: learning rates of parts.
+        evaluation: the held-out images that `distill.evaluate` measures it on.
     """
 
     task: Literal["upsampler"] = "upsampler"
@@ -77,6 +79,7 @@ class UpsamplerRecipe(TrainingRecipe):
     spectral: bool = True
     rates: RatesConfig = RatesConfig()
     optimizer: UpsamplerOptimizer = UpsamplerOptimizer()
+    evaluation: UpsamplerEvaluationConfig | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

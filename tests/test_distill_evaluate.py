@@ -15,6 +15,7 @@ from distill import evaluate, visualize
 from distill.checkpoint import save_checkpoint
 from distill.config import dump_yaml
 from distill.errors import RecipeError
+from distill.evaluation import student_run
 from distill.feature_statistics import load_statistics, save_statistics
 from distill.files import write_text
 from distill.recipe import load_student_recipe
@@ -197,7 +198,7 @@ def test_a_recipe_that_evaluates_nothing_says_what_to_add(
 def test_a_missing_folder_of_images_is_a_mistake_before_any_teacher_is_built(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluate, "load_trained", lambda trained: pytest.fail("built teachers"))
+    monkeypatch.setattr(student_run, "load_trained", lambda trained: pytest.fail("built teachers"))
     monkeypatch.chdir(recipe.parent)
     assert _call(evaluate, monkeypatch, recipe, "evaluation.images=absent") == 2
     complaint = f"error: evaluation.images: there is no {recipe.parent / 'absent'}; set it to"

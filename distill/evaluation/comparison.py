@@ -1,0 +1,205 @@
+"""Compares upsamplers of one teacher: `task: upsamplers`.
+
+Every method sees the same images and views. A method has a file for each seed that it was trained
+with; those of different factors stand apart, for they answer different questions.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from data.images import load_images
+from distill import distributed
+from distill.checkpoint import MANIFEST, find_checkpoint, read_manifest
+from distill.config import apply_overrides, load_yaml, validate
+from distill.errors import RecipeError
+from distill.evaluation.held_out import require_images
+from distill.evaluation.upsampling import (
+    Candidate,
+    UpsamplerEvaluationConfig,
+    base_resolution,
+    draw_views,
+    measure_upsamplers,
+    upsampled_maps,
+)
+from distill.files import write_text
+from distill.pictures import draw_maps
+from distill.recipe import AnyTeacher
+from teachers.build import build_teacher
+from teachers.errors import TeacherError
+from teachers.fingerprint import teacher_fingerprint
+from teachers.teacher import Teacher, TeacherConfig
+from teachers.upsamplers.build import build_upsampler, parse_upsampler
+from teachers.upsamplers.trained import TrainedUpsampler, UpsamplerCard, load_downsampler
+
+SHOWN = 4  # images of a picture
+
+
+class ComparisonRecipe(BaseModel):
+    """Upsamplers of one teacher, side by side.
+
+    Attributes:
+        dir: the folder for `fidelity.jsonl` and pictures.
+        teacher: the encoder of all, without an upsampler.
+        methods: name to what was trained, one a seed: a run's folder (its newest checkpoint), a
+            checkpoint, a file, or the name of an upsampler that is shipped.
+        evaluation: the images and views.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Literal["upsamplers"]
+    dir: Path
+    teacher: AnyTeacher
+    methods: Annotated[dict[str, Annotated[list[Path], Field(min_length=1)]], Field(min_length=1)]
+    evaluation: UpsamplerEvaluationConfig
+
+    @model_validator(mode="after")
+    def _bare_teacher(self) -> Self:
+        if self.teacher.upsampler is not None:
+            raise ValueError("teacher.upsampler: is what `methods` compares; leave it out there")
+        return self
+
+
+def load_comparison_recipe(path: Path, overrides: list[str]) -> ComparisonRecipe:
+    """Reads a comparison and applies `section.key=value` overrides.
+
+    Raises:
+        RecipeError: names every mistake by its path.
+    """
+    tree = load_yaml(path)
+    apply_overrides(tree, overrides)
+    return validate(ComparisonRecipe, tree, str(path))
+
+
+def compare(
+    teacher_config: TeacherConfig,
+    methods: Mapping[str, Sequence[Path]],
+    config: UpsamplerEvaluationConfig,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Measures, draws and writes everything.
+
+    Args:
+        teacher_config: the encoder of all; it and the upsamplers compute in float32.
+        methods: see `ComparisonRecipe`.
+        config: the images and views.
+        folder: for `fidelity.jsonl`, and `panels_4x4.png` for factor (4, 4).
+
+    Returns:
+        The lines of `fidelity.jsonl`, one a file, with all that is needed to measure them again.
+
+    Raises:
+        RecipeError: the images or a run's checkpoint are not there, or a method's files differ in
+            their factor.
+        TeacherError: a file is not there, or belongs to another encoder.
+        DataError: the images cannot be read.
+    """
+    require_images(config.images)
+    files = {name: [_file(path, name) for path in paths] for name, paths in methods.items()}
+    teacher = build_teacher(teacher_config, device=distributed.device())
+    fingerprint = teacher_fingerprint(teacher)
+    shared = {"teacher": teacher_config.model_dump(mode="json"), "fingerprint": fingerprint}
+    by_factor: dict[tuple[int, int], dict[str, list[Path]]] = {}
+    for name, paths in files.items():
+        by_factor.setdefault(_factor(name, paths, teacher, fingerprint), {})[name] = paths
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for factor, group in by_factor.items():
+        picture = folder / f"panels_{factor[0]}x{factor[1]}.png"
+        rows += [shared | row for row in _measure(factor, group, teacher, config, picture)]
+    lines = (json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    write_text(folder / "fidelity.jsonl", "".join(lines))
+    return rows
+
+
+def _measure(
+    factor: tuple[int, int],
+    files: Mapping[str, Sequence[Path]],
+    teacher: Teacher,
+    config: UpsamplerEvaluationConfig,
+    picture: Path,
+) -> list[dict[str, Any]]:
+    """Measures all methods of one factor and draws the first file of each."""
+    images, names = load_images(config.images, base_resolution(teacher.spec, factor))
+    views = draw_views(config, len(images), teacher.spec)
+    paths = {f"{name} {i}": (name, path) for name, ps in files.items() for i, path in enumerate(ps)}
+    device = teacher.mean.device
+    opened = {key: _open(path, teacher).to(device) for key, (_, path) in paths.items()}
+    candidates = {
+        key: Candidate(opened[key], load_downsampler(path).to(device))
+        for key, (_, path) in paths.items()
+    }
+    figures = measure_upsamplers(candidates, teacher, images, views, config.batch_size)
+    shown = images[:SHOWN].to(device).float() / 255
+    first = {name: opened[f"{name} 0"] for name in files}
+    draw_maps(picture, shown, upsampled_maps(first, teacher, shown))
+    measured_on = {
+        "image_source": str(config.images),
+        "images": names,
+        "views": config.views.model_dump(mode="json"),
+        "view_seed": config.seed,
+    }
+    return [
+        {"method": name, "factor": list(factor), **figures[key]._asdict()}
+        | {"file": str(path), "training": _training(path, opened[key].card)}
+        | measured_on
+        for key, (name, path) in paths.items()
+    ]
+
+
+def _file(path: Path, method: str) -> Path:
+    """The upsampler's file that an entry of a method means."""
+    if not path.is_dir():
+        return path
+    file = find_checkpoint(path) / "upsampler.safetensors"
+    if not file.is_file():
+        raise RecipeError(f"methods.{method}: {path} is a run that trained no upsampler")
+    return file
+
+
+def _open(path: Path, teacher: Teacher) -> TrainedUpsampler:
+    config = parse_upsampler(path)
+    assert config is not None
+    upsampler = build_upsampler(config, teacher.spec)
+    assert isinstance(upsampler, TrainedUpsampler)
+    return upsampler
+
+
+def _factor(
+    method: str, paths: Sequence[Path], teacher: Teacher, fingerprint: str
+) -> tuple[int, int]:
+    """The factor that a method's files share; all of them belong to the encoder."""
+    factors = []
+    for path in paths:
+        try:
+            upsampler = _open(path, teacher)
+            upsampler.check_encoder(fingerprint)
+        except TeacherError as error:
+            raise TeacherError(f"methods.{method}: {error}") from error
+        factors.append(upsampler.factor)
+    if len(set(factors)) > 1:
+        found = ", ".join(f"{fh} x {fw}" for fh, fw in sorted(set(factors)))
+        raise RecipeError(
+            f"methods.{method}: its files have the factors {found}; a method has one file a seed, "
+            "so give each factor a name of its own"
+        )
+    return factors[0]
+
+
+def _training(path: Path, card: UpsamplerCard) -> dict[str, Any]:
+    """What a file's card and checkpoint say of its training; None for what they do not."""
+    run = card.facts.get("recipe", {}).get("run", {})
+    manifest = path.parent / MANIFEST
+    step = read_manifest(path.parent)["step"] if manifest.is_file() else card.facts.get("steps")
+    batch = run.get("batch_size")
+    return {
+        "upsampler": card.upsampler,
+        "seed": run.get("seed"),
+        "steps": step,
+        "images_seen": step * batch if step is not None and batch is not None else None,
+        "versions": card.facts.get("versions"),
+    }

@@ -1,0 +1,97 @@
+"""Measures a trained student against its teachers, before and after training, and shows it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from data.images import load_images
+from distill import distributed
+from distill.errors import RecipeError
+from distill.evaluation.fidelity import EvaluationConfig, measure
+from distill.evaluation.held_out import require_images
+from distill.evaluation.page import write_page
+from distill.files import write_text
+from distill.pictures import draw_panels
+from distill.targets import Targets
+from distill.trained import Trained, load_trained
+from student.model import Student
+
+SHOWN = 4  # images of a picture
+
+
+def evaluate_student(trained: Trained) -> tuple[list[dict[str, Any]], Path]:
+    """Measures, draws and writes everything.
+
+    Returns:
+        The lines of `fidelity.jsonl`, and the path of the page.
+
+    Raises:
+        RecipeError: the recipe has no section `evaluation`, or its images are not there.
+        DataError: the images cannot be read.
+    """
+    config = trained.recipe.evaluation
+    if config is None:
+        raise RecipeError(
+            "evaluation: the recipe has no such section; add "
+            "evaluation.images=FOLDER evaluation.resolutions=[256] to the command"
+        )
+    require_images(config.images)
+    students, targets = load_trained(trained)
+    rows: list[dict[str, Any]] = []
+    pictures: dict[str, Path] = {}
+    folder = trained.run / "evaluation"
+    for resolution in config.resolutions:
+        images, names = load_images(config.images, resolution)
+        measured = measure(students, targets, images, config.batch_size)
+        for teacher, by_student in measured.items():
+            for student, agreement in by_student.items():
+                facts = {"teacher": teacher, "resolution": list(resolution), "student": student}
+                rows.append(facts | _protocol(trained, config, names) | agreement._asdict())
+        size = f"{resolution[0]} x {resolution[1]} px"
+        pictures[size] = folder / f"panels_{resolution[0]}x{resolution[1]}.png"
+        _draw(pictures[size], images[:SHOWN], students, targets)
+    write_text(
+        folder / "fidelity.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    )
+    return rows, write_page(trained, rows, pictures)
+
+
+def agreement_table(rows: list[dict[str, Any]]) -> Table:
+    """The lines of `fidelity.jsonl` for a screen."""
+    table = Table("teacher", "resolution", "student", title="Agreement on held-out images")
+    for name in ("fidelity", "spatial cosine", "summary cosine"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        height, width = row["resolution"]
+        figures = [row["fidelity"], row["spatial_cosine"], row["summary_cosine"]]
+        table.add_row(
+            row["teacher"],
+            f"{height} x {width}",
+            row["student"],
+            *("-" if figure is None else f"{figure:.3f}" for figure in figures),
+            end_section=row["student"] == "trained",
+        )
+    return table
+
+
+def _protocol(trained: Trained, config: EvaluationConfig, names: list[str]) -> dict[str, Any]:
+    """What a figure needs beside it to be measured again."""
+    return {
+        "step": trained.step,
+        "checkpoint": str(trained.checkpoint),
+        "seed": trained.recipe.run.seed,
+        "image_source": str(config.images),
+        "images": names,
+        "standardisation": trained.recipe.objective.standardisation,
+        "variance": "over the measured cells",
+    }
+
+
+@torch.no_grad()
+def _draw(path: Path, images: torch.Tensor, students: dict[str, Student], targets: Targets) -> None:
+    pixels = images.to(distributed.device()).float() / 255
+    outputs = {name: student(pixels) for name, student in students.items()}
+    draw_panels(path, pixels, targets(pixels), outputs)
