@@ -25,7 +25,7 @@ def throughput_table(rows: Rows, crossings: Rows) -> Table:
         table.add_column(name, no_wrap=True)
     for fh, fw in factors:
         table.add_column(f"{fh} x {fw}", justify="right")
-    table.add_column("break-even", justify="right")
+    table.add_column("break-even", justify="right", no_wrap=True)
     curves = _curves(rows)
     for number, ((teacher, method), points) in enumerate(curves.items()):
         at = {tuple(row["factor"]): row for row in points}
