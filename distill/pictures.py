@@ -5,7 +5,7 @@ and scales would all differ. Here the teacher's map fixes them, and a student's 
 on the same axes with the same scaling, so that equal colours mean equal features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -94,15 +94,29 @@ def draw_maps(path: Path, images: Tensor, maps: Mapping[str, Tensor]) -> None:
     _draw_columns(path, {"image": images, **{t: basis.colours(m) for t, m in maps.items()}})
 
 
-def _draw_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
-    """Draws titled columns of pictures, (B, 3, h, w) in [0, 1] each; `image` is photographs."""
-    images = columns["image"]
-    width = round(HEIGHT * images.shape[-1] / images.shape[-2])
+def draw_side_by_side(path: Path, maps: Sequence[tuple[str, Tensor]]) -> None:
+    """Draws maps that have nothing in common in one row, each in colours of its own.
+
+    Args:
+        path: the PNG to write.
+        maps: titles, which may repeat, and maps (1, D, h, w); shown as wide as the first.
+    """
+    _draw_columns(path, [(title, ColourBasis.fit(m).colours(m)) for title, m in maps])
+
+
+def _draw_columns(path: Path, titled: Mapping[str, Tensor] | Sequence[tuple[str, Tensor]]) -> None:
+    """Draws titled columns of pictures, (B, 3, h, w) in [0, 1] each; `image` is photographs.
+
+    All are as wide as the first.
+    """
+    columns = list(titled.items()) if isinstance(titled, Mapping) else titled
+    first = columns[0][1]
+    width = round(HEIGHT * first.shape[-1] / first.shape[-2])
     step_x, step_y = width + _GAP, HEIGHT + _GAP
-    size = (len(columns) * step_x - _GAP, _TITLE + len(images) * step_y - _GAP)
+    size = (len(columns) * step_x - _GAP, _TITLE + len(first) * step_y - _GAP)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for x, (title, panels) in enumerate(columns.items()):
+    for x, (title, panels) in enumerate(columns):
         font = _font(draw, title, width)
         draw.text((x * step_x, 2), title, fill="black", font=font)
         for y, panel in enumerate(panels):

@@ -1,0 +1,280 @@
+"""What features cost by resolution: `python -m distill.evaluation.throughput RECIPE [key=value]`.
+
+Time for an image and for a token of the encoder at each size that it takes, of an encoder whose
+cost were proportional to its tokens, and of upsamplers (arXiv 2502.16025, figure 14). Time does not
+depend on weights, so that teachers may have `weights: none` and upsamplers are not trained.
+Writes `throughput.jsonl`, `break_even.jsonl` and `throughput.png` into the recipe's folder. Exit
+codes: 0 done, 2 a user's mistake.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from rich.console import Console
+
+from distill import distributed
+from distill.config import apply_overrides, load_yaml, validate
+from distill.errors import command
+from distill.evaluation.break_even import break_even
+from distill.evaluation.throughput_report import draw_throughput, throughput_table
+from distill.files import write_text
+from distill.recipe import AnyTeacher
+from teachers.build import build_teacher
+from teachers.errors import TeacherError
+from teachers.features import FeatureSpec
+from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
+from teachers.teacher import Teacher, TeacherConfig
+from teachers.upsampled import UpsampledTeacher
+from teachers.upsamplers.build import build_upsampler, parse_upsampler
+from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.standardised import Standardised
+
+_NATIVE = (1, 1)
+
+
+class ThroughputRecipe(BaseModel):
+    """What is timed: `task: throughput`.
+
+    Attributes:
+        dir: the folder for the figures and the picture.
+        teachers: name to encoder, without an upsampler.
+        upsamplers: name to an upsampler's entry without its factor.
+        factors: one number, or [height, width], of each upsampler; two of different size at least.
+        batch_size: images of one call.
+        rounds: calls of each; the median counts. One more comes first and does not count.
+        precision: of the encoder's matrices and of the upsampler's products.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Literal["throughput"]
+    dir: Path
+    teachers: Annotated[dict[str, AnyTeacher], Field(min_length=1)]
+    upsamplers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    factors: list[Factor] = [(2, 2), (3, 3), (4, 4)]
+    batch_size: PositiveInt = 1
+    rounds: PositiveInt = 5
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len({fh * fw for fh, fw in self.factors} - {1}) < 2:
+            raise ValueError(
+                "factors: give two of different size above 1; a curve goes through them"
+            )
+        for name, teacher in self.teachers.items():
+            if teacher.upsampler is not None:
+                raise ValueError(f"teachers.{name}.upsampler: belongs to `upsamplers`")
+        for name, entry in self.upsamplers.items():
+            if "factor" in entry or entry.get("kind") == "trained":
+                raise ValueError(f"upsamplers.{name}: a kind and options; `factors` has the factor")
+            if name in ("encoder", "linear"):
+                raise ValueError(f"upsamplers.{name}: names a curve of its own; take another name")
+            parse_upsampler({**entry, "factor": self.factors[0]})
+        return self
+
+
+class Case(NamedTuple):
+    """One curve's point: what is called, on images of which size.
+
+    Attributes:
+        method: `encoder`, or the upsampler's name.
+        factor: (fh, fw).
+        teacher: what is called.
+        passes: of the encoder at its native resolution; None for itself at another.
+    """
+
+    method: str
+    factor: tuple[int, int]
+    teacher: Teacher
+    passes: int | None
+
+
+def load_throughput_recipe(path: Path, overrides: list[str]) -> ThroughputRecipe:
+    """Reads a recipe and applies `section.key=value` overrides.
+
+    Raises:
+        RecipeError: names every mistake by its path.
+    """
+    tree = load_yaml(path)
+    apply_overrides(tree, overrides)
+    return validate(ThroughputRecipe, tree, str(path))
+
+
+def run(recipe: ThroughputRecipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measures, draws and writes everything.
+
+    Returns:
+        The lines of `throughput.jsonl` and of `break_even.jsonl`; the latter has those teachers
+        only that take larger images.
+
+    Raises:
+        TeacherError: a teacher or an upsampler of it cannot be built.
+    """
+    rows: list[dict[str, Any]] = []
+    crossings: list[dict[str, Any]] = []
+    for name, config in recipe.teachers.items():
+        measured = _measure(name, config, recipe)
+        rows += measured
+        crossings += _break_evens(name, measured)
+    recipe.dir.mkdir(parents=True, exist_ok=True)
+    for file, lines in (("throughput", rows), ("break_even", crossings)):
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_text(recipe.dir / f"{file}.jsonl", text)
+    draw_throughput(recipe.dir / "throughput.png", rows, crossings)
+    return rows, crossings
+
+
+def _measure(name: str, config: TeacherConfig, recipe: ThroughputRecipe) -> list[dict[str, Any]]:
+    """The rows of one teacher: as measured, and the linear encoder that follows."""
+    try:
+        cases = list(_cases(build_teacher(config, device=distributed.device()), recipe))
+    except TeacherError as error:
+        raise TeacherError(f"teachers.{name}: {error}") from error
+    spec = cases[0].teacher.spec
+    seconds = [s / recipe.batch_size for s in _time(cases, spec, recipe)]
+    facts = {"batch_size": recipe.batch_size, "rounds": recipe.rounds} | _machine(recipe.precision)
+    rows = [
+        _row(name, spec, case.method, case.factor, each) | {"encoder_passes": case.passes} | facts
+        for case, each in zip(cases, seconds, strict=True)
+    ]
+    linear = [
+        _row(name, spec, "linear", (fh, fw), seconds[0] * fh * fw) | {"encoder_passes": None}
+        for fh, fw in [_NATIVE, *recipe.factors]
+    ]
+    return rows + [row | facts for row in linear]
+
+
+def _cases(teacher: Teacher, recipe: ThroughputRecipe) -> Iterator[Case]:
+    """The encoder at its native size first."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.precision]
+    teacher.cast(dtype)
+    spec, device = teacher.spec, teacher.mean.device
+    yield Case("encoder", _NATIVE, teacher, 1)
+    factors = [factor for factor in recipe.factors if factor != _NATIVE]
+    for factor in factors:
+        if spec.accepts(*_size(spec, factor)):
+            yield Case("encoder", factor, teacher, None)
+    phi_s = _any_phi_s(spec.spatial_dim)
+    for name, entry in recipe.upsamplers.items():
+        for factor in recipe.factors:
+            config = parse_upsampler({**entry, "factor": factor})
+            assert config is not None
+            upsampler = build_upsampler(config, spec)
+            if upsampler.spatial_dim == spec.spatial_dim:  # as it is carried
+                upsampler = Standardised(upsampler, phi_s)
+            upsampled = UpsampledTeacher(teacher, upsampler.to(device)).cast(dtype)
+            yield Case(name, factor, upsampled.train(), upsampler.num_forwards)
+
+
+def _any_phi_s(dim: int) -> PhiS:
+    sums = FeatureStatistics.zeros(dim)
+    sums.update(torch.randn(2 * dim, dim, generator=torch.Generator().manual_seed(0)))
+    return fit_phi_s(sums)
+
+
+def _time(cases: list[Case], spec: FeatureSpec, recipe: ThroughputRecipe) -> list[float]:
+    """Median seconds of a call of each; all take turns, so that a slow minute is everyone's."""
+    device = distributed.device()
+    generator = torch.Generator().manual_seed(0)
+    images = {
+        case.factor: torch.rand(
+            recipe.batch_size, 3, *_size(spec, case.factor), generator=generator
+        ).to(device)
+        for case in cases
+    }
+    seconds: list[list[float]] = [[] for _ in cases]
+    for number in range(recipe.rounds + 1):
+        for case, times in zip(cases, seconds, strict=True):
+            elapsed = _elapsed(lambda case=case: case.teacher(images[case.factor]), device)
+            if number:
+                times.append(elapsed)
+    return [median(times) for times in seconds]
+
+
+def _elapsed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, of its kernels too where they run on a GPU."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    call()
+    after.record()
+    torch.cuda.synchronize(device)
+    return before.elapsed_time(after) / 1000
+
+
+def _size(spec: FeatureSpec, factor: tuple[int, int]) -> tuple[int, int]:
+    return factor[0] * spec.resolution[0], factor[1] * spec.resolution[1]
+
+
+def _row(
+    name: str, spec: FeatureSpec, method: str, factor: tuple[int, int], seconds: float
+) -> dict[str, Any]:
+    h, w = spec.grid(*spec.resolution)
+    tokens = factor[0] * h * factor[1] * w
+    return {
+        "teacher": name,
+        "method": method,
+        "factor": list(factor),
+        "resolution": list(_size(spec, factor)),
+        "tokens": tokens,
+        "seconds_per_image": seconds,
+        "seconds_per_token": seconds / tokens,
+    }
+
+
+def _break_evens(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each upsampler against the encoder at the full size, where that was measured."""
+    curves: dict[str, dict[float, float]] = {}
+    for row in rows:
+        fh, fw = row["factor"]
+        if fh * fw > 1 or row["method"] == "encoder":
+            curves.setdefault(row["method"], {})[fh * fw] = row["seconds_per_image"]
+    encoder = curves.pop("encoder")
+    del curves["linear"]
+    if len(encoder) < 2:
+        return []
+    crossings = {method: break_even(encoder, curve) for method, curve in curves.items()}
+    return [{"teacher": name, "method": m} | each._asdict() for m, each in crossings.items()]
+
+
+def _machine(precision: str) -> dict[str, Any]:
+    device = distributed.device()
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine() + " CPU",
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "torch": torch.__version__,
+    }
+
+
+@command
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.evaluation.throughput",
+        description="Time encoders and upsamplers by resolution.",
+    )
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="of task throughput")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    arguments = parser.parse_args()
+    recipe = load_throughput_recipe(arguments.recipe, arguments.overrides)
+    rows, crossings = run(recipe)
+    Console().print(throughput_table(rows, crossings))
+    print(f"picture: {recipe.dir / 'throughput.png'}")
+
+
+if __name__ == "__main__":
+    main()

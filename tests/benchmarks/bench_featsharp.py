@@ -1,0 +1,95 @@
+"""FeatSharp 4x beside the 17 passes of its encoder, and beside what its multiplications cost.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_featsharp
+
+A ViT-B/16 with random weights at 128 px, so 8 x 8 cells become 32 x 32, in float32 on one thread.
+The whole forward pass takes turns in one process with a batch of 17 images through the encoder; the
+ratio is the median over rounds of process CPU time. At the encoder's rate of multiplications it
+would be one plus the fusion's and the JBU's over the encoder's: the figure is the excess over that.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from teachers.build import build_teacher, parse_teacher
+from teachers.teacher import Teacher
+from teachers.upsamplers.featsharp import FeatSharp, FeatSharpConfig
+from tests.benchmarks.figure import Figure
+
+SIDE, FACTOR = 128, 4
+
+
+def build() -> tuple[FeatSharp, Teacher]:
+    """Encoder and upsampler, as a recipe with random weights has them."""
+    entry = {"kind": "timm", "model": "vit_base_patch16_224", "weights": "none"}
+    teacher = build_teacher(parse_teacher(entry | {"resolution": [SIDE, SIDE]}))
+    config = FeatSharpConfig(factor=(FACTOR, FACTOR))
+    return FeatSharp(teacher.spec, config).eval().requires_grad_(False), teacher
+
+
+def encoder_flops(teacher: Teacher, images: Tensor) -> int:
+    """Of the encoder on a batch: products of matrices, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        teacher(images)
+    return counter.get_total_flops()
+
+
+def featsharp_flops(featsharp: FeatSharp) -> int:
+    """What FeatSharp adds on an image, none for work that only its implementation causes.
+
+    The fusion's linear layers, 49 keys a query in its attention, and in the JBU its projection, 49
+    products of keys and 25 cells of the map at each position of each level.
+    """
+    h, w = featsharp.spec.grid(SIDE, SIDE)
+    fusion, dim = featsharp.fusion, featsharp.spec.spatial_dim
+    weights = sum(m.weight.numel() for m in fusion.modules() if isinstance(m, nn.Linear))
+    keys = fusion.window**2
+    macs = FACTOR**2 * h * w * (weights + 2 * keys * sum(fusion.dims))
+    for fh, fw in featsharp.jbu.steps:
+        h, w = fh * h, fw * w
+        macs += h * w * (3 * 32 + 32 * 32 + 49 * 32 + 25 * dim)
+    return 2 * macs
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """CPU seconds of this process."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def main(arguments: list[str] | None = None) -> list[Figure]:
+    """Measures and prints; returns the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    featsharp, teacher = build()
+    image = torch.rand(1, 3, FACTOR * SIDE, FACTOR * SIDE)
+    batch = torch.rand(featsharp.num_forwards, 3, SIDE, SIDE)
+    due = 1 + featsharp_flops(featsharp) / encoder_flops(teacher, batch)
+    whole, alone = [], []
+    for number in range(chosen.rounds + 1):
+        pair = seconds(lambda: featsharp(image, teacher)), seconds(lambda: teacher(batch))
+        if number:
+            whole.append(pair[0])
+            alone.append(pair[1])
+    ratio = statistics.median(a / b for a, b in zip(whole, alone, strict=True))
+    print(
+        f"FeatSharp 4x: {statistics.median(whole):.2f} CPU s, its {len(batch)} encoder passes "
+        f"{statistics.median(alone):.2f}: {ratio:.3f} of them; {due:.3f} by multiplications"
+    )
+    name = "FeatSharp 4x, ViT-B: time over what its FLOPs dictate"
+    return [Figure(name, ratio / due, 1.15, True)]
+
+
+if __name__ == "__main__":
+    for figure in main():
+        print(figure.line())
