@@ -58,7 +58,8 @@ def test_where_a_factor_hits_the_grid_the_map_is_that_of_the_upsampled_teacher()
     expected = UpsampledTeacher(matched.teacher, Tile(SPEC, (2, 2)))(images)
     came = matched(images)
     assert torch.equal(came.spatial, expected.spatial)
-    assert came.summary is not None and expected.summary is not None
+    assert came.summary is not None
+    assert expected.summary is not None
     assert torch.equal(came.summary, expected.summary)
 
 
