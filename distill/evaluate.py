@@ -1,7 +1,8 @@
 """Measures what was trained: `python -m distill.evaluate RECIPE|RUN|CHECKPOINT [key=value ...]`.
 
 By the recipe's `task`: a student's agreement with its teachers, an upsampler's fidelity to its
-encoder, or a comparison of upsamplers. Exit codes: 0 done, 2 a user's mistake.
+encoder, a comparison of upsamplers, or what features cost by resolution. Exit codes: 0 done, 2 a
+user's mistake.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from distill.errors import RecipeError, command
 from distill.evaluation.comparison import compare, load_comparison_recipe
 from distill.evaluation.comparison_table import comparison_table
 from distill.evaluation.student_run import agreement_table, evaluate_student
+from distill.evaluation.throughput import load_throughput_recipe, measure_throughput
+from distill.evaluation.throughput_report import throughput_table
 from distill.evaluation.upsampler_run import evaluate_upsampler
 from distill.trained import find_trained, recipe_file
 from teachers.kinds import did_you_mean
@@ -31,8 +34,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "target",
         type=Path,
         metavar="TARGET",
-        help="a recipe (task student, upsampler or upsamplers), the folder of a run, or one of "
-        "its checkpoints",
+        help="a recipe (task student, upsampler, upsamplers or throughput), the folder of a run, "
+        "or one of its checkpoints",
     )
     parser.add_argument(
         "overrides",
@@ -82,7 +85,19 @@ def _upsamplers(target: Path, overrides: list[str]) -> None:
     print(f"pictures: {recipe.dir}")
 
 
-_TASKS = {"student": _student, "upsampler": _upsampler, "upsamplers": _upsamplers}
+def _throughput(target: Path, overrides: list[str]) -> None:
+    recipe = load_throughput_recipe(target, overrides)
+    rows, crossings = measure_throughput(recipe)
+    Console().print(throughput_table(rows, crossings))
+    print(f"picture: {recipe.dir / 'throughput.png'}")
+
+
+_TASKS = {
+    "student": _student,
+    "upsampler": _upsampler,
+    "upsamplers": _upsamplers,
+    "throughput": _throughput,
+}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What features cost by resolution: `python -m distill.evaluation.throughput RECIPE [key=value]`.
+"""What features cost by resolution: `task: throughput` of `distill.evaluate`.
 
 Time for an image and for a token of the encoder at each size that it takes, of an encoder whose
 cost were proportional to its tokens, and of upsamplers (arXiv 2502.16025, figure 14). Time does not
@@ -7,7 +7,6 @@ Writes `throughput.jsonl`, `break_even.jsonl` and `throughput.png` into the reci
 codes: 0 done, 2 a user's mistake.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -19,13 +18,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
-from rich.console import Console
 
 from distill import distributed
 from distill.config import apply_overrides, load_yaml, validate
-from distill.errors import command
 from distill.evaluation.break_even import break_even
-from distill.evaluation.throughput_report import draw_throughput, throughput_table
+from distill.evaluation.throughput_report import draw_throughput
 from distill.files import write_text
 from distill.recipe import AnyTeacher
 from teachers.build import build_teacher
@@ -110,7 +107,9 @@ def load_throughput_recipe(path: Path, overrides: list[str]) -> ThroughputRecipe
     return validate(ThroughputRecipe, tree, str(path))
 
 
-def run(recipe: ThroughputRecipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def measure_throughput(
+    recipe: ThroughputRecipe,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measures, draws and writes everything.
 
     Returns:
@@ -259,23 +258,3 @@ def _machine(precision: str) -> dict[str, Any]:
         "precision": precision,
         "torch": torch.__version__,
     }
-
-
-@command
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m distill.evaluation.throughput",
-        description="Time encoders and upsamplers by resolution.",
-    )
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="of task throughput")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
-    arguments = parser.parse_args()
-    recipe = load_throughput_recipe(arguments.recipe, arguments.overrides)
-    rows, crossings = run(recipe)
-    Console().print(throughput_table(rows, crossings))
-    print(f"picture: {recipe.dir / 'throughput.png'}")
-
-
-if __name__ == "__main__":
-    main()
