@@ -103,10 +103,10 @@ def parameter_groups(module: MultiView, recipe: UpsamplerRecipe) -> list[Paramet
     """Splits the parameters by learning rate (FeatSharp's training code)."""
     rates, decay = recipe.rates, recipe.optimizer.weight_decay
     inner = module.upsampler.inner
-    guides = [m for m in inner.modules() if isinstance(m, JBU) and m is not inner]
-    if recipe.upsampler.kind == "featup":  # alone it learns at the full rate
-        guides = []
+    guides = [m for m in inner.modules() if isinstance(m, JBU)]
     guided = {p for guide in guides for p in guide.parameters()}
+    if guided == set(inner.parameters()):  # alone it learns at the full rate
+        guided = set()
     doubting = set(getattr(module.consistency.uncertainty, "parameters", lambda: ())())
     named = dict(module.named_parameters())
     scales = {p for name, p in named.items() if name.endswith(".scale")}

@@ -97,7 +97,7 @@ def test_s2_is_one_part_interpolated_map_and_four_parts_tiles() -> None:
 
 def test_s2_concatenated_promises_and_returns_both_maps_side_by_side() -> None:
     teacher, images = Patches(), torch.rand(2, 3, 32, 72)
-    config = parse_upsampler({"kind": "s2", "factor": FACTOR, "concatenate": True})
+    config = parse_upsampler({"kind": "s2", "factor": FACTOR, "beta": None})
     assert config is not None
     joined = UpsampledTeacher(teacher, build_upsampler(config, teacher.spec))
     assert joined.spec.spatial_dim == 10
@@ -107,9 +107,10 @@ def test_s2_concatenated_promises_and_returns_both_maps_side_by_side() -> None:
     torch.testing.assert_close(high[:, 5:], teacher.net(images))
 
 
-def test_s2_refuses_a_weight_beside_concatenation_and_one_beyond_one() -> None:
-    with pytest.raises(TeacherError, match="concatenate: true leaves no weight to set; drop beta"):
-        parse_upsampler({"kind": "s2", "factor": 2, "concatenate": True, "beta": 0.5})
+def test_s2_refuses_a_weight_beyond_one_and_survives_a_dump() -> None:
+    config = parse_upsampler({"kind": "s2", "factor": 2, "beta": None})
+    assert config is not None
+    assert parse_upsampler(config.model_dump(mode="json")) == config
     with pytest.raises(TeacherError, match=r"^beta: .* less than or equal to 1, got 1.5"):
         parse_upsampler({"kind": "s2", "factor": 2, "beta": 1.5})
 

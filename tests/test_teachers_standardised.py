@@ -220,7 +220,7 @@ def _loss(
 
 def test_an_upsampler_that_changes_the_channels_is_refused() -> None:
     with pytest.raises(TeacherError, match="of 8 to 16 channels has no standardised form"):
-        build("s2", fit(Encoder()), concatenate=True)
+        build("s2", fit(Encoder()), beta=None)
     assert build("s2", fit(Encoder())).spatial_dim == DIM
 
 

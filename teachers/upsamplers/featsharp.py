@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F
 from einops import repeat
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from teachers.features import Features, FeatureSpec
@@ -41,6 +41,8 @@ class FeatSharpConfig(UpsamplerConfig):
         num_heads: of the attention.
         position: how the attention knows distances, see `FusionBlock`.
         norm: LayerNorm before attention and SwiGLU.
+        layer_scale: where the fusion's LayerScale starts: how much of it counts at first.
+        sigma: where the width of joint bilateral upsampling's spatial kernel starts.
     """
 
     kind: str = "featsharp"
@@ -50,6 +52,8 @@ class FeatSharpConfig(UpsamplerConfig):
     num_heads: PositiveInt = 16
     position: Literal["alibi", "rope"] = "alibi"
     norm: bool = True
+    layer_scale: NonNegativeFloat = 1e-6
+    sigma: PositiveFloat = 1.0
 
     @field_validator("inputs")
     @classmethod
@@ -76,7 +80,7 @@ class FeatSharp(Upsampler):
         dim = spec.spatial_dim
         self.inputs = config.inputs
         if "jbu" in self.inputs:
-            self.jbu = JBU(self.factor)
+            self.jbu = JBU(self.factor, sigma=config.sigma)
         if "jafar" in self.inputs:
             self.jafar = JAFAR(spec, self.factor)
         if "rgb" in self.inputs:
@@ -89,6 +93,7 @@ class FeatSharp(Upsampler):
             window=config.window,
             position=config.position,
             norm=config.norm,
+            layer_scale=config.layer_scale,
         )
 
     @classmethod

@@ -1,14 +1,15 @@
 """FeatUp as FeatSharp's tables run it: joint bilateral upsampling alone (arXiv 2403.10516)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from teachers.features import Features, FeatureSpec
+from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.jbu import JBU
-from teachers.upsamplers.resize import Factor, resize
-from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 
 
 class FeatUpConfig(UpsamplerConfig):
@@ -16,32 +17,38 @@ class FeatUpConfig(UpsamplerConfig):
 
     Attributes:
         factor: how many times denser the map becomes; one number, or [height, width].
+        sigma: where the width of the spatial kernel starts, see `JBU`.
     """
 
     kind: str = "featup"
     factor: Factor
+    sigma: PositiveFloat = 1.0
 
 
-class FeatUp(Upsampler):
-    """Encodes the image at native resolution and upsamples its map along the image's edges.
+class FeatUp(SinglePassUpsampler):
+    """Upsamples the encoder's map along the image's edges.
 
     Without the fix-up convolutions of the first publication, which leave the feature space.
+
+    Args:
+        spec: what the encoder returns and accepts.
+        factor: (fh, fw), how many times denser the map becomes, per axis.
+        sigma: where the width of the spatial kernel starts.
     """
 
     Config: ClassVar[type[UpsamplerConfig]] = FeatUpConfig
 
-    def __init__(self, spec: FeatureSpec, factor: tuple[int, int]) -> None:
+    def __init__(self, spec: FeatureSpec, factor: tuple[int, int], sigma: float = 1.0) -> None:
         super().__init__(spec, factor)
-        self.jbu = JBU(factor)
+        self.jbu = JBU(factor, sigma=sigma)
 
-    def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
-        """Upsamples; see `Upsampler.forward`."""
-        low = encode(resize(images, self.spec.resolution))
-        h, w = low.spatial.shape[-2:]
+    @classmethod
+    def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
+        """Builds it for an encoder with `spec`."""
+        return cls(spec, config.factor, config.sigma)
+
+    def dense(self, features: Tensor, images: Tensor) -> Tensor:
+        """Upsamples a map; see `SinglePassUpsampler.dense`."""
+        h, w = features.shape[-2:]
         guide = guidance(images, (self.factor[0] * h, self.factor[1] * w))
-        return UpsampledFeatures(low, Features(low.summary, self.jbu(low.spatial, guide)))
-
-    @property
-    def num_forwards(self) -> int:
-        """One."""
-        return 1
+        return self.jbu(features, guide)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from teachers.errors import TeacherError
 from teachers.upsamplers.local_attention import alibi_slopes, local_attention
 
-_LAYER_SCALE = 1e-6
 _ROPE_BASE = 50_000.0
 
 
@@ -33,6 +32,7 @@ class FusionBlock(nn.Module):
         position: `alibi` penalises distance, in rows in even heads and in columns in odd ones;
             `rope` rotates queries and keys, half of the channels by row, half by column.
         norm: LayerNorm before attention and SwiGLU; False for neither (the public default).
+        layer_scale: where LayerScale starts; published as 1e-6.
 
     Raises:
         TeacherError: heads that do not divide the channels, an even window, channels that rope
@@ -49,6 +49,7 @@ class FusionBlock(nn.Module):
         window: int = 7,
         position: Literal["alibi", "rope"] = "alibi",
         norm: bool = True,
+        layer_scale: float = 1e-6,
     ) -> None:
         super().__init__()
         dim, out = sum(dims), dims[0]
@@ -62,13 +63,13 @@ class FusionBlock(nn.Module):
         self.k = nn.Linear(dim, dim, bias=False)
         self.v = nn.Linear(dim, dim, bias=False)
         self.proj = nn.Linear(dim, dim)
-        self.attention_scale = nn.Parameter(torch.full((dim,), _LAYER_SCALE))
+        self.attention_scale = nn.Parameter(torch.full((dim,), layer_scale))
         self.mlp_norm = nn.LayerNorm(dim, eps=1e-5) if norm else nn.Identity()
         hidden = hidden_dim(dim)
         self.gate = nn.Linear(dim, hidden)
         self.value = nn.Linear(dim, hidden)
         self.down = nn.Linear(hidden, out)
-        self.mlp_scale = nn.Parameter(torch.full((out,), _LAYER_SCALE))
+        self.mlp_scale = nn.Parameter(torch.full((out,), layer_scale))
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Fuses.

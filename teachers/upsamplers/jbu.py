@@ -9,6 +9,8 @@ which is the normalised product of the published range and space kernels; their 
 cancel there. Both steps are one sum over low-resolution cells, see `folded_filter`.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -26,14 +28,15 @@ class JBULevel(nn.Module):
     Args:
         key_dim: channels of the keys that are compared.
         radius: reach of the kernel, in cells of the output.
+        sigma: where the width of the spatial kernel starts, as a share of `radius`.
     """
 
-    def __init__(self, key_dim: int = 32, radius: int = 3) -> None:
+    def __init__(self, key_dim: int = 32, radius: int = 3, sigma: float = 1.0) -> None:
         super().__init__()
         self.radius = radius
         self.project = nn.Sequential(nn.Linear(3, key_dim), nn.GELU(), nn.Linear(key_dim, key_dim))
         self.log_temperature = nn.Parameter(torch.zeros(1))
-        self.log_sigma = nn.Parameter(torch.zeros(1))
+        self.log_sigma = nn.Parameter(torch.full((1,), math.log(sigma)))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
         """Upsamples.
@@ -78,12 +81,21 @@ class JBU(nn.Module):
         factor: (fh, fw), how many times denser the map becomes, per axis.
         key_dim: channels of the keys that are compared.
         radius: reach of each level's kernel, in cells of its output.
+        sigma: where the width of the spatial kernels starts, as a share of `radius`; published
+            as 1, which blurs what bilinear interpolation has left sharp.
     """
 
-    def __init__(self, factor: tuple[int, int], *, key_dim: int = 32, radius: int = 3) -> None:
+    def __init__(
+        self,
+        factor: tuple[int, int],
+        *,
+        key_dim: int = 32,
+        radius: int = 3,
+        sigma: float = 1.0,
+    ) -> None:
         super().__init__()
         self.steps = level_factors(factor)
-        self.levels = nn.ModuleList(JBULevel(key_dim, radius) for _ in self.steps)
+        self.levels = nn.ModuleList(JBULevel(key_dim, radius, sigma) for _ in self.steps)
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
         """Upsamples.

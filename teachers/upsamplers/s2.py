@@ -7,7 +7,7 @@ The two-scale baseline of FeatSharp's tables (arXiv 2502.16025), after S2-Wrappe
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from teachers.features import Features, FeatureSpec
@@ -21,21 +21,13 @@ class S2Config(UpsamplerConfig):
 
     Attributes:
         factor: tiles along the height and the width; one number for both, or [height, width].
-        beta: weight of the tiles; the interpolated map has 1 - beta.
-        concatenate: whether both maps stand side by side, unweighted, instead of being added;
-            the map then has twice the encoder's channels.
+        beta: weight of the tiles; the interpolated map has 1 - beta. None places both side by side,
+            unweighted, with twice the encoder's channels.
     """
 
     kind: str = "s2"
     factor: Factor
-    beta: Annotated[float, Field(ge=0, le=1)] = 0.8
-    concatenate: bool = False
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if self.concatenate and "beta" in self.model_fields_set:
-            raise ValueError("concatenate: true leaves no weight to set; drop beta")
-        return self
+    beta: Annotated[float, Field(ge=0, le=1)] | None = 0.8
 
 
 class S2(Upsampler):
@@ -44,7 +36,7 @@ class S2(Upsampler):
     Args:
         spec: what the encoder returns and accepts.
         factor: (fh, fw), tiles per axis.
-        beta: weight of the tiles, in [0, 1]; None to concatenate.
+        beta: weight of the tiles, in [0, 1]; None for both side by side.
     """
 
     Config: ClassVar[type[UpsamplerConfig]] = S2Config
@@ -56,7 +48,7 @@ class S2(Upsampler):
     @classmethod
     def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
         """Builds it for an encoder with `spec`."""
-        return cls(spec, config.factor, None if config.concatenate else config.beta)
+        return cls(spec, config.factor, config.beta)
 
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
         """Upsamples; see `Upsampler.forward`."""
@@ -70,7 +62,7 @@ class S2(Upsampler):
 
     @property
     def spatial_dim(self) -> int:
-        """The encoder's channels, or twice as many where the maps are concatenated."""
+        """The encoder's channels, or twice as many where both maps stand side by side."""
         return self.spec.spatial_dim * (2 if self.beta is None else 1)
 
     @property

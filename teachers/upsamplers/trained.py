@@ -25,7 +25,7 @@ from teachers.upsamplers.standardised import Standardised
 from teachers.upsamplers.upsampler import UpsamplerConfig
 
 FORMAT = "featsharp-distill upsampler 1"
-SHIPPED = Path(__file__).resolve().parent.parent / "small"
+SHIPPED = Path(__file__).resolve().parent.parent / "small" / "upsamplers"
 _DOWNSAMPLER = "downsampler."
 _WHOLE = ("phi_s.", _DOWNSAMPLER)  # small, and their digits count: never in half precision
 
@@ -192,7 +192,7 @@ def _find(path: Path) -> Path:
         return path
     if path.parent == Path() and shipped.is_file():
         return shipped
-    names = sorted(p.stem for p in SHIPPED.glob("*featsharp*.safetensors"))
+    names = sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
     beside = map(str, path.parent.glob("*.safetensors"))
     raise TeacherError(
         f"upsampler {path}: there is no such file{did_you_mean(str(path), [*names, *beside])}; "

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill import evaluate, train_upsampler, upsampler_task
+from distill import evaluate, upsampler_task
 from distill.evaluation import upsampling
 from teachers.upsamplers import downsampler, trained, views
+from tests.quality import train_together
 
 _interpolate = F.interpolate
 
@@ -72,7 +73,7 @@ def patch() -> None:
 
 def main() -> None:
     """`train` or `evaluate`, then the arguments of that command."""
-    commands = {"train": train_upsampler.main, "evaluate": evaluate.main}
+    commands = {"train": train_together.main, "evaluate": evaluate.main}
     command = commands[sys.argv.pop(1)]
     patch()
     command()

@@ -1,8 +1,8 @@
-"""Trains upsamplers for the same number of images and compares them on held-out photographs.
+"""Trains upsamplers on the same images and views, and compares them on held-out photographs.
 
     python -m tests.quality.compare_upsamplers --data ../shared/data --out OUT --teacher clip
 
-Each method is a run of `train_upsampler` for each seed; what is finished is not trained again, and
+One run of `train_together` a seed holds all methods; what is finished is not trained again, and
 what was stopped goes on. Then `distill.evaluate` writes and prints the table. Methods of the open
 questions of reference/featsharp.md 13: `featup-7taps` against `featup`, and `featup-aliased` and
 `featsharp-aliased`, which are measured in their own, aliased pipeline, at factors 2, 3 and 4.
@@ -26,9 +26,28 @@ from distill.checkpoint import checkpoint_name, is_whole
 from distill.config import dump_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PLAIN = ("bilinear", "tile", "s2", "featup", "sapa", "resfu", "jafar", "anyup", "featsharp")
 ALIASED = "-aliased"
-OPEN = ("featup-7taps", f"featup{ALIASED}", f"featsharp{ALIASED}")
+_SHARP = {"kind": "featsharp", "layer_scale": 0.1, "sigma": 0.3}
+# For few steps: the published starts, a LayerScale of 1e-6 and a wide spatial kernel, need many.
+METHODS: dict[str, dict[str, Any]] = {
+    "bilinear": {"kind": "bilinear"},
+    "tile": {"kind": "tile"},
+    "s2": {"kind": "s2"},
+    "featup": {"kind": "featup", "sigma": 0.3},
+    "sapa": {"kind": "sapa"},
+    "resfu": {"kind": "resfu"},
+    "jafar": {"kind": "jafar"},
+    "anyup": {"kind": "anyup"},
+    "featsharp": _SHARP,
+}
+OPEN: dict[str, dict[str, Any]] = {
+    "featsharp-bilinear": _SHARP | {"inputs": ["bilinear", "tiles"]},
+    "featsharp-published": {"kind": "featsharp"},
+    "featup-published": {"kind": "featup"},
+    "featup-7taps": {"kind": "tests.quality.seven_taps:SevenTaps", "sigma": 0.3},
+    f"featup{ALIASED}": {"kind": "featup", "sigma": 0.3},
+    f"featsharp{ALIASED}": _SHARP,
+}
 NATIVE = 128  # px of all three encoders here
 TRAIN = ("nyuv2/train/rgb", "camvid/images/training", "coco/train2017", "photos")
 HELD_OUT = {"nyuv2/test/rgb": 4, "camvid/images/validation": 5, "large": 1, "coco/val2017": 1}
@@ -50,11 +69,10 @@ def teachers(data: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def recipe(method: str, seed: int, options: argparse.Namespace, run: Path) -> dict[str, Any]:
-    """The recipe of one run; the published training, but for what the options say."""
-    kind = method.removesuffix(ALIASED)
-    seven = kind == "featup-7taps"
-    upsampler = {"kind": "tests.quality.seven_taps:SevenTaps" if seven else kind}
+def recipe(methods: list[str], seed: int, options: argparse.Namespace, run: Path) -> dict[str, Any]:
+    """The recipe of one run of several methods."""
+    known = METHODS | OPEN
+    entries = {name: known[name] | {"factor": options.factor} for name in methods}
     return {
         "task": "upsampler",
         "run": {
@@ -69,13 +87,16 @@ def recipe(method: str, seed: int, options: argparse.Namespace, run: Path) -> di
             "workers": 0,
         },
         "teacher": teachers(options.data)[options.teacher],
-        "upsampler": upsampler | {"factor": options.factor},
+        "upsampler": entries[methods[0]],
+        "methods": entries,
         "targets": {"statistics_images": 256},
-        # JBU alone learns at the full rate, under whatever name.
-        "rates": {"guidance": 1.0} if seven else {},
-        "optimizer": {} if options.lr is None else {"lr": options.lr},
+        "consistency": {"uncertainty_dim": 64},
+        "spectral": False,
+        "rates": {"guidance": 1.0},
+        "optimizer": {"lr": options.lr},
         "schedule": {"warmup_steps": min(100, options.steps // 10)},
-        "engine": {"zero_stage": 1, "gradient_clipping": 5.0},
+        # A common norm to clip at would tie the methods together.
+        "engine": {"zero_stage": 1, "gradient_clipping": 0},
         "checkpoint": {"every": max(1, options.steps // 4)},
         "tracking": {"every": 10},
     }
@@ -86,18 +107,18 @@ def main() -> int:
     options = _parse()
     _write_photographs(options)
     folder = options.out / f"{options.teacher}-{options.factor}x-{options.steps}x{options.batch}"
-    runs = {m: [folder / f"{m}-seed{s}" for s in options.seeds] for m in options.methods}
-    due = [
-        (method, seed, runs[method][number])
-        for number, seed in enumerate(options.seeds)  # the first seed of all methods comes first
-        for method in options.methods
-        if not is_whole(runs[method][number] / "checkpoints" / checkpoint_name(options.steps))
-    ]
+    jobs = [(suffix, seed) for seed in options.seeds for suffix in ("", ALIASED)]
+    jobs = [(suffix, seed) for suffix, seed in jobs if _alike(options.methods, suffix)]
     with ThreadPoolExecutor(options.parallel) as pool:
-        failed = [name for name in pool.map(lambda job: _train(*job, options), due) if name]
-    for name in failed:
-        print(f"failed: see {name}", file=sys.stderr)
-    return 1 if failed else _compare(runs, options, folder)
+        failed = [log for log in pool.map(lambda job: _train(*job, options, folder), jobs) if log]
+    for log in failed:
+        print(f"failed: see {log}", file=sys.stderr)
+    return 1 if failed else _compare(options, folder)
+
+
+def _alike(methods: list[str], suffix: str) -> list[str]:
+    """The methods that share a pipeline."""
+    return [m for m in methods if m.endswith(ALIASED) == bool(suffix)]
 
 
 def _parse() -> argparse.Namespace:
@@ -106,41 +127,48 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="for photographs, runs and tables")
     parser.add_argument("--teacher", choices=sorted(teachers(Path())), default="clip")
     parser.add_argument("--factor", type=int, default=2)
-    parser.add_argument("--methods", nargs="+", choices=(*PLAIN, *OPEN), default=PLAIN)
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *OPEN), default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, help="the peak; the published one if absent")
+    parser.add_argument("--lr", type=float, default=3e-3, help="the peak")
     parser.add_argument("--views", type=int, default=5, help="views an image in the evaluation")
     parser.add_argument("--parallel", type=int, default=1, choices=(1, 2))
     return parser.parse_args()
 
 
-def _train(method: str, seed: int, run: Path, options: argparse.Namespace) -> str | None:
+def _train(suffix: str, seed: int, options: argparse.Namespace, folder: Path) -> str | None:
     """Runs or resumes one run; the path of its log where it fails."""
+    methods, run = _alike(options.methods, suffix), folder / f"seed{seed}{suffix}"
+    if is_whole(run / "checkpoints" / checkpoint_name(options.steps)):
+        return None
     run.mkdir(parents=True, exist_ok=True)
     path, log = run.with_suffix(".yaml"), run.with_suffix(".log")
-    path.write_text(dump_yaml(recipe(method, seed, options, run)))
-    print(f"{method}, seed {seed}: {run}", flush=True)
+    path.write_text(dump_yaml(recipe(methods, seed, options, run)))
+    print(f"seed {seed}: {run}", flush=True)
     with log.open("a") as file:
-        done = _command("train", method, path, stdout=file, stderr=subprocess.STDOUT)
+        done = _command("train", suffix, path, stdout=file, stderr=subprocess.STDOUT)
     return str(log) if done else None
 
 
-def _compare(runs: dict[str, list[Path]], options: argparse.Namespace, folder: Path) -> int:
+def _compare(options: argparse.Namespace, folder: Path) -> int:
     """Evaluates what shares a pipeline together, and prints the tables."""
+    last = Path("checkpoints") / checkpoint_name(options.steps)
     for suffix in ("", ALIASED):
-        alike = [m for m in runs if m.endswith(ALIASED) == bool(suffix)]
+        alike = _alike(options.methods, suffix)
         if not alike:
             continue
         path = folder / f"comparison{suffix}.yaml"
-        images = str(_photographs(options) / "held-out")
+        runs = [folder / f"seed{seed}{suffix}" for seed in options.seeds]
         tree = {
             "task": "upsamplers",
             "dir": str(folder / f"comparison{suffix}"),
             "teacher": teachers(options.data)[options.teacher],
-            "methods": {m: [str(run) for run in runs[m]] for m in alike},
-            "evaluation": {"images": images, "num_views": options.views},
+            "methods": {m: [str(run / last / f"{m}.safetensors") for run in runs] for m in alike},
+            "evaluation": {
+                "images": str(_photographs(options) / "held-out"),
+                "num_views": options.views,
+            },
         }
         path.write_text(dump_yaml(tree))
         if _command("evaluate", suffix, path):
@@ -148,10 +176,10 @@ def _compare(runs: dict[str, list[Path]], options: argparse.Namespace, folder: P
     return 0
 
 
-def _command(name: str, method: str, recipe: Path, **streams: Any) -> int:
-    module = {"train": "distill.train_upsampler", "evaluate": "distill.evaluate"}[name]
+def _command(name: str, suffix: str, recipe: Path, **streams: Any) -> int:
+    module = {"train": "tests.quality.train_together", "evaluate": "distill.evaluate"}[name]
     command = [sys.executable, "-m", module, str(recipe)]
-    if method.endswith(ALIASED):
+    if suffix:
         command = [sys.executable, "-m", "tests.quality.aliased", name, str(recipe)]
     ours = {"OMP_NUM_THREADS": "1", "COLUMNS": "140", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
