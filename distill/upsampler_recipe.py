@@ -64,7 +64,8 @@ class UpsamplerRecipe(TrainingRecipe):
         consistency: the loss.
         targets: precision of the teacher, and the images that PHI-S is fitted to.
         bias: whether a position bias is learned, which takes the encoder's fixed pattern away.
-        spectral: whether the fusion's linear layers are trained in spectral reparametrisation.
+        spectral: whether the fusion's linear layers are trained in spectral reparametrisation, as
+            published; slower at first.
         rates: learning rates of parts.
         evaluation: the held-out images that `distill.evaluate` measures it on.
     """
@@ -76,7 +77,7 @@ class UpsamplerRecipe(TrainingRecipe):
     consistency: ConsistencyConfig = ConsistencyConfig()
     targets: TargetsConfig = TargetsConfig()
     bias: bool = True
-    spectral: bool = True
+    spectral: bool = False
     rates: RatesConfig = RatesConfig()
     optimizer: UpsamplerOptimizer = UpsamplerOptimizer()
     evaluation: UpsamplerEvaluationConfig | None = None

@@ -27,9 +27,10 @@ _RGB_DIM = 16
 
 
 class FeatSharpConfig(UpsamplerConfig):
-    """FeatSharp; the defaults are the paper's.
+    """FeatSharp: the paper's block, with starts that few steps can leave.
 
-    The later public default is `inputs: [jafar, tiles]`, `norm: false`.
+    The paper's own starts are `layer_scale: 1.0e-6`, `sigma: 1`; they need thousands of steps. The
+    later public default is `inputs: [jafar, tiles]`, `norm: false`.
 
     Attributes:
         factor: how many times denser the map becomes; one number, or [height, width]. 1 removes
@@ -52,8 +53,8 @@ class FeatSharpConfig(UpsamplerConfig):
     num_heads: PositiveInt = 16
     position: Literal["alibi", "rope"] = "alibi"
     norm: bool = True
-    layer_scale: NonNegativeFloat = 1e-6
-    sigma: PositiveFloat = 1.0
+    layer_scale: NonNegativeFloat = 0.1
+    sigma: PositiveFloat = 0.3
 
     @field_validator("inputs")
     @classmethod

@@ -17,12 +17,12 @@ class FeatUpConfig(UpsamplerConfig):
 
     Attributes:
         factor: how many times denser the map becomes; one number, or [height, width].
-        sigma: where the width of the spatial kernel starts, see `JBU`.
+        sigma: where the width of the spatial kernel starts, see `JBU`; published as 1.
     """
 
     kind: str = "featup"
     factor: Factor
-    sigma: PositiveFloat = 1.0
+    sigma: PositiveFloat = 0.3
 
 
 class FeatUp(SinglePassUpsampler):

@@ -27,26 +27,24 @@ from distill.config import dump_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ALIASED = "-aliased"
-_SHARP = {"kind": "featsharp", "layer_scale": 0.1, "sigma": 0.3}
-# For few steps: the published starts, a LayerScale of 1e-6 and a wide spatial kernel, need many.
 METHODS: dict[str, dict[str, Any]] = {
     "bilinear": {"kind": "bilinear"},
     "tile": {"kind": "tile"},
     "s2": {"kind": "s2"},
-    "featup": {"kind": "featup", "sigma": 0.3},
+    "featup": {"kind": "featup"},
     "sapa": {"kind": "sapa"},
     "resfu": {"kind": "resfu"},
     "jafar": {"kind": "jafar"},
     "anyup": {"kind": "anyup"},
-    "featsharp": _SHARP,
+    "featsharp": {"kind": "featsharp"},
 }
 OPEN: dict[str, dict[str, Any]] = {
-    "featsharp-bilinear": _SHARP | {"inputs": ["bilinear", "tiles"]},
-    "featsharp-published": {"kind": "featsharp"},
-    "featup-published": {"kind": "featup"},
-    "featup-7taps": {"kind": "tests.quality.seven_taps:SevenTaps", "sigma": 0.3},
-    f"featup{ALIASED}": {"kind": "featup", "sigma": 0.3},
-    f"featsharp{ALIASED}": _SHARP,
+    "featsharp-bilinear": {"kind": "featsharp", "inputs": ["bilinear", "tiles"]},
+    "featsharp-published": {"kind": "featsharp", "layer_scale": 1e-6, "sigma": 1.0},
+    "featup-published": {"kind": "featup", "sigma": 1.0},
+    "featup-7taps": {"kind": "tests.quality.seven_taps:SevenTaps"},
+    f"featup{ALIASED}": {"kind": "featup"},
+    f"featsharp{ALIASED}": {"kind": "featsharp"},
 }
 NATIVE = 128  # px of all three encoders here
 TRAIN = ("nyuv2/train/rgb", "camvid/images/training", "coco/train2017", "photos")
