@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -194,7 +195,7 @@ def _time(cases: list[Case], spec: FeatureSpec, recipe: ThroughputRecipe) -> lis
     seconds: list[list[float]] = [[] for _ in cases]
     for number in range(recipe.rounds + 1):
         for case, times in zip(cases, seconds, strict=True):
-            elapsed = _elapsed(lambda case=case: case.teacher(images[case.factor]), device)
+            elapsed = _elapsed(partial(case.teacher, images[case.factor]), device)
             if number:
                 times.append(elapsed)
     return [median(times) for times in seconds]
