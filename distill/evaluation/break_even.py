@@ -35,23 +35,27 @@ def break_even(encoder: Mapping[float, float], upsampler: Mapping[float, float])
         encoder: number of tokens, relative to the native size, to seconds; two numbers or more.
         upsampler: the same of the upsampler, above 1 only: at 1 the image is its own tile.
     """
-    (a, b), off_encoder = _fit(encoder, (1, 2))
     (c, d), off_upsampler = _fit(upsampler, (0, 1))
-    off = max(off_encoder, off_upsampler)
-    if b > 0:
-        # Of the two forms of the root, this one does not cancel where b is small.
-        p = a - d
-        root = math.sqrt(max(p * p + 4 * b * c, 0.0))
-        tokens = 2 * c / (p + root) if p > 0 else (root - p) / (2 * b)
-    elif a > d:
-        tokens = c / (a - d)
-    else:
-        return BreakEven(None, off)
-    return BreakEven(math.sqrt(max(tokens, 1.0)), off)
+    (a, b), off_encoder = _fit(encoder, (1, 2))
+    if b < 1e-9 * a:  # its attention is lost in the noise
+        ((a,), off_encoder), b = _fit(encoder, (1,)), 0.0
+    tokens = _last_crossing(b, a - d, c)
+    factor = None if tokens is None else math.sqrt(max(tokens, 1.0))
+    return BreakEven(factor, max(off_encoder, off_upsampler))
 
 
-def _fit(points: Mapping[float, float], powers: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """Coefficients of two powers, and the largest relative error."""
+def _last_crossing(b: float, p: float, c: float) -> float | None:
+    """The u from which on b u^2 + p u - c >= 0, for b >= 0; None where there is none."""
+    square = p * p + 4 * b * c
+    if square < 0:
+        return 0.0
+    if p > 0:  # of the two forms of the root, the one that does not cancel
+        return 2 * c / (p + math.sqrt(square))
+    return (math.sqrt(square) - p) / (2 * b) if b > 0 else None
+
+
+def _fit(points: Mapping[float, float], powers: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    """Coefficients of powers, and the largest relative error."""
     tokens, seconds = (np.array(list(x), dtype=float) for x in (points.keys(), points.values()))
     relative = np.stack([tokens**power for power in powers], axis=1) / seconds[:, None]
     coefficients = np.linalg.lstsq(relative, np.ones(len(seconds)), rcond=None)[0]

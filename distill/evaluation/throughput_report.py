@@ -116,4 +116,4 @@ def _from(crossing: Mapping[str, Any] | None) -> str:
     if crossing is None:
         return "-"
     factor = crossing["factor"]
-    return "never" if factor is None else "always" if factor == 1 else f"{factor:.2f}x"
+    return "never" if factor is None else "always" if factor < 1.005 else f"{factor:.2f}x"
