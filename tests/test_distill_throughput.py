@@ -61,7 +61,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_clock")
 def test_times_an_image_and_a_token_follow_the_work_that_was_done(tmp_path: Path) -> None:
-    rows, _ = throughput.run(_load(tmp_path))
+    rows, _ = throughput.measure_throughput(_load(tmp_path))
     seconds = {(r["method"], *r["factor"]): r["seconds_per_image"] for r in rows}
     assert seconds == pytest.approx(
         {
@@ -86,7 +86,7 @@ _FACTORS = [(1, 1), (2, 2), (2, 3), (3, 3)]
 
 @pytest.mark.usefixtures("_clock")
 def test_break_even_is_where_both_do_the_same_work(tmp_path: Path) -> None:
-    rows, crossings = throughput.run(_load(tmp_path))
+    rows, crossings = throughput.measure_throughput(_load(tmp_path))
     found = {c["method"]: c for c in crossings}
     # 1.5 (1 + u) = u + u^2 / 2
     assert found["tile"]["factor"] == pytest.approx(((1 + 13**0.5) / 2) ** 0.5)
@@ -100,7 +100,7 @@ def test_break_even_is_where_both_do_the_same_work(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_clock")
 def test_lines_and_picture_are_written(tmp_path: Path) -> None:
-    rows, crossings = throughput.run(_load(tmp_path))
+    rows, crossings = throughput.measure_throughput(_load(tmp_path))
     for name, expected in (("throughput", rows), ("break_even", crossings)):
         lines = (tmp_path / f"out/{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == expected
@@ -122,7 +122,7 @@ def test_an_encoder_of_one_size_is_timed_there_and_has_no_break_even(
         return teacher
 
     monkeypatch.setattr(throughput, "build_teacher", build_fixed)
-    rows, crossings = throughput.run(_load(tmp_path))
+    rows, crossings = throughput.measure_throughput(_load(tmp_path))
     assert [r["factor"] for r in rows if r["method"] == "encoder"] == [[1, 1]]
     assert crossings == []
     assert all(r["seconds_per_image"] > 0 for r in rows)
@@ -141,7 +141,7 @@ def test_all_take_turns_and_the_median_of_the_rounds_after_the_first_counts(
 
     cases = 4 + 4  # the encoder and tiles, at four factors each
     monkeypatch.setattr(throughput, "_elapsed", elapsed)
-    rows, _ = throughput.run(recipe)
+    rows, _ = throughput.measure_throughput(recipe)
     assert len(called) == 4 * cases
     measured = [r["seconds_per_image"] for r in rows if r["method"] != "linear"]
     assert measured == [place + 2.0 for place in range(cases)]
@@ -149,7 +149,9 @@ def test_all_take_turns_and_the_median_of_the_rounds_after_the_first_counts(
 
 def test_an_upsampler_with_more_channels_than_its_encoder_is_timed_too(tmp_path: Path) -> None:
     both = {"s2": {"kind": "s2", "concatenate": True}, "featsharp": {"kind": "featsharp"}}
-    rows, _ = throughput.run(_load(tmp_path, upsamplers=both, precision="bf16", factors=[2, 3]))
+    rows, _ = throughput.measure_throughput(
+        _load(tmp_path, upsamplers=both, precision="bf16", factors=[2, 3])
+    )
     passes = {r["method"]: r["encoder_passes"] for r in rows if r["factor"] == [3, 3]}
     assert passes == {"encoder": None, "s2": 10, "featsharp": 10, "linear": None}
 

@@ -129,7 +129,7 @@ def test_two_steps_of_every_kind_reach_every_parameter(kind: str, sections: dict
 
 
 def test_parameters_learn_at_the_rates_of_their_parts() -> None:
-    recipe = read(optimizer={"weight_decay": 0.3})
+    recipe = read(optimizer={"weight_decay": 0.3}, spectral=True)
     module, _ = build(recipe)
     names = {p: n for n, p in module.named_parameters()}
     groups = {g.name: g for g in parameter_groups(module, recipe)}
