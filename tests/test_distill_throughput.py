@@ -148,7 +148,7 @@ def test_all_take_turns_and_the_median_of_the_rounds_after_the_first_counts(
 
 
 def test_an_upsampler_with_more_channels_than_its_encoder_is_timed_too(tmp_path: Path) -> None:
-    both = {"s2": {"kind": "s2", "concatenate": True}, "featsharp": {"kind": "featsharp"}}
+    both = {"s2": {"kind": "s2", "beta": None}, "featsharp": {"kind": "featsharp"}}
     rows, _ = throughput.measure_throughput(
         _load(tmp_path, upsamplers=both, precision="bf16", factors=[2, 3])
     )
