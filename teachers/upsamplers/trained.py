@@ -146,7 +146,7 @@ def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
     from teachers.upsamplers.build import build_upsampler, parse_upsampler
 
     found = _find(Path(path))
-    card, tensors = _read(found)
+    card, tensors = read_upsampler(found)
     config = parse_upsampler(card.upsampler)
     if config is None:
         raise TeacherError(f"upsampler {found}: its card names no upsampler")
@@ -171,7 +171,7 @@ def load_downsampler(path: str | PathLike[str]) -> AttentionDownsampler:
         TeacherError: there is no such file, or it carries no downsampler that fits its card.
     """
     found = _find(Path(path))
-    card, tensors = _read(found)
+    card, tensors = read_upsampler(found)
     own = {n: t for n, t in tensors.items() if n.startswith(_DOWNSAMPLER)}
     downsampler = AttentionDownsampler(card.spec.spatial_dim, parse_factor(card))
     due = {_DOWNSAMPLER + name: t for name, t in downsampler.state_dict().items()}
@@ -200,7 +200,12 @@ def _find(path: Path) -> Path:
     )
 
 
-def _read(path: Path) -> tuple[UpsamplerCard, dict[str, Tensor]]:
+def read_upsampler(path: Path) -> tuple[UpsamplerCard, dict[str, Tensor]]:
+    """The card and the tensors of a file of `save_upsampler`, in float32 on the CPU.
+
+    Raises:
+        TeacherError: it is not one.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
