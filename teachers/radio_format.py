@@ -5,9 +5,9 @@ Facts: ../shared/reference/radio-format.md, and radio-training.md 1.1 to 1.4. A 
 `.safetensors` file is the form of the Hugging Face hub. No code in a file is ever run.
 
 Those documents are silent on how the trunk is wrapped in a DINOv2 student (RADIOv2.5-g) and on the
-names in the hub's files, so the trunk is whatever stands before `patch_generator.`; the
-hub's names are those that timm's own converter reads. The trunk's heads for other teachers' spaces
-are left out. Everything else in a file has to be known here, or the file is refused.
+names in the hub's files. So the trunk's prefix, `base_model.` in the format, is whatever stands
+before `patch_generator.`, and the hub's names are those that timm's own converter reads. Heads
+into other teachers' spaces are left out; all else in a file has to be known here, or it is refused.
 """
 
 import argparse
@@ -25,9 +25,6 @@ from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.weights import find_weights, read_json, read_tensors, shorten
-
-# Before a trunk's names: in the public format, and on the hub.
-TRUNK, HUB_TRUNK = "base_model.", "radio_model.model."
 
 # Public name to that of timm's NaFlexVit, where they differ. The tokens are split besides: the
 # first is timm's class token, the others its registers.
@@ -215,10 +212,12 @@ def _split(
 def _conditioner(
     others: Mapping[str, Tensor], path: Path
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    values = [others.get(f"input_conditioner.norm_{name}") for name in ("mean", "std")]
-    if any(v is None or v.numel() != 3 for v in values):
-        raise TeacherError(f"{path} has no input_conditioner.norm_mean and norm_std of 3 channels")
-    mean, std = (tuple(v.flatten().double().tolist()) for v in values if v is not None)
+    values = []
+    for name in ("input_conditioner.norm_mean", "input_conditioner.norm_std"):
+        if name not in others or others[name].numel() != 3:
+            raise TeacherError(f"{path} has no {name} of 3 channels")
+        values.append(tuple(others[name].flatten().double().tolist()))
+    mean, std = values
     return mean, std
 
 

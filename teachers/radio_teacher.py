@@ -12,6 +12,7 @@ spaces takes those teachers.
 """
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -140,7 +141,9 @@ class RadioTeacher(Teacher):
         published = _find(config)
         checkpoint = _read(config, known=published is not None)
         architecture = checkpoint.architecture if checkpoint else PUBLISHED[str(config.model)][0]
-        network = build_trunk(architecture)
+        # A file's weights go into fresh storage: a random ViT-H alone takes many seconds.
+        with torch.device("meta") if checkpoint else nullcontext():
+            network = build_trunk(architecture)
         spec = _spec(config, architecture, network)
         super().__init__(
             spec, mean=architecture.mean, std=architecture.std, chunk_size=config.chunk_size
@@ -154,7 +157,7 @@ class RadioTeacher(Teacher):
                     f"one of {due}"
                 )
         if checkpoint and not on_meta():
-            load_strictly(network, checkpoint.tensors, str(config.weights))
+            load_strictly(network.to_empty(device="cpu"), checkpoint.tensors, str(config.weights))
         self.network: Any = network
         self.slots = _slots(config, architecture)
 
