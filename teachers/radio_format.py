@@ -26,14 +26,17 @@ from torch import Tensor
 from teachers.errors import TeacherError
 from teachers.weights import find_weights, read_json, read_tensors, shorten
 
+_TABLE = "patch_generator.pos_embed"
+TOKENS = "patch_generator.cls_token.token"
+_EMBEDDER = "patch_generator.embedder.weight"
+
 # Public name to that of timm's NaFlexVit, where they differ. The tokens are split besides: the
 # first is timm's class token, the others its registers.
 TO_TIMM = {
-    "patch_generator.embedder.weight": "embeds.proj.weight",
+    _EMBEDDER: "embeds.proj.weight",
     "patch_generator.embedder.bias": "embeds.proj.bias",
-    "patch_generator.pos_embed": "embeds.pos_embed",
+    _TABLE: "embeds.pos_embed",
 }
-TOKENS = "patch_generator.cls_token.token"
 _SPLIT_TOKENS = ("embeds.cls_token", "embeds.reg_token")
 
 # In the names of blocks: DINOv2's MLP, and a name that the hub does not mangle.
@@ -41,7 +44,6 @@ _IN_BLOCKS = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2.", ".grandma": ".g
 
 _HEADS = ("_heads.", "_feature_projections.")
 _NORMALIZERS = ("_feature_normalizer.", "_intermediate_feature_normalizer.")
-_EMBEDDER = "patch_generator.embedder.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ def to_timm(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name == TOKENS:
             parts = value[None, :1], value[None, 1:]
             tensors |= {k: v for k, v in zip(_SPLIT_TOKENS, parts, strict=True) if v.numel()}
-        elif name == "patch_generator.pos_embed":
+        elif name == _TABLE:
             side = math.isqrt(value.shape[1])
             tensors[TO_TIMM[name]] = value.unflatten(1, (side, side))
         else:
@@ -227,11 +229,7 @@ def _architecture(
     pixels: tuple[tuple[float, ...], tuple[float, ...]],
     path: Path,
 ) -> RadioArchitecture:
-    missing = [k for k in (TOKENS, "patch_generator.pos_embed") if k not in trunk]
-    if missing:
-        raise TeacherError(f"{path} has no {', no '.join(missing)}")
-    patch_size = math.isqrt(trunk[_EMBEDDER].shape[1] // 3)
-    side = math.isqrt(trunk["patch_generator.pos_embed"].shape[1])
+    patch_size, side = _sides(trunk, path)
     class_tokens, summary = _class_tokens(args, path)
     registers = len(trunk[TOKENS]) - len(class_tokens)
     for what, came, due in (
@@ -259,11 +257,31 @@ def _architecture(
     )
 
 
+def _sides(trunk: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
+    """Pixels of a patch and cells of the position table, along each axis."""
+    names = (_EMBEDDER, _TABLE, TOKENS)
+    missing = [name for name in names if name not in trunk]
+    if missing:
+        raise TeacherError(f"{path} has no {', no '.join(missing)}")
+    shapes = [tuple(trunk[name].shape) for name in names]
+    patch_size, side = math.isqrt(shapes[0][-1] // 3), math.isqrt(shapes[1][-2])
+    width = shapes[0][0]
+    due = [(width, 3 * patch_size**2), (1, side**2, width), (len(trunk[TOKENS]), width)]
+    if shapes != due:
+        raise TeacherError(
+            f"{path}: {', '.join(names)} have the shapes {shapes}, not (C, 3 * p * p), "
+            "(1, S * S, C) and (tokens, C)"
+        )
+    return patch_size, side
+
+
 def _class_tokens(args: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The teachers of all class tokens, and those of the summary."""
     if not args.get("cls_token_per_teacher", False):
         return ("",), ("",)
     teachers = args.get("teachers") or []
+    if not all(isinstance(each, Mapping) and "name" in each for each in teachers):
+        raise TeacherError(f"{path}: a teacher in its args has no name")
     names = tuple(dict.fromkeys(each["name"] for each in teachers))
     for each in teachers:
         slot = each.get("token_slot")

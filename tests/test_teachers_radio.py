@@ -382,6 +382,7 @@ def test_a_tensor_that_is_not_known_is_refused_by_name(
             {"teachers": [*TEACHERS[:2], {"name": "dino", "token_slot": 0}]},
             "'dino' has token_slot 0, not its place",
         ),
+        ({"teachers": [{"type": "sam"}]}, "a teacher in its args has no name"),
         ({"initial_checkpoint": Path("x")}, "pathlib.*, which is not unpickled"),
     ],
 )
@@ -390,6 +391,22 @@ def test_args_that_do_not_fit_the_file_are_refused(
 ) -> None:
     with pytest.raises(TeacherError, match=message):
         build(write(tmp_path / "r.pt", public(trunk()), **changes))
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("patch_generator.embedder.weight", (C, 50)),
+        ("patch_generator.pos_embed", (1, 24, C)),
+        ("patch_generator.pos_embed", (25, C)),
+        ("patch_generator.cls_token.token", (5, C + 1)),
+    ],
+)
+def test_shapes_that_make_no_trunk_are_refused(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(TeacherError, match=r"have the shapes .* not \(C, 3 \* p \* p\)"):
+        build(write(tmp_path / "r.pt", public(trunk() | {name: noise(*shape)})))
 
 
 class Trap:
