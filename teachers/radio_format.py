@@ -39,7 +39,7 @@ TO_TIMM = {
 }
 _SPLIT_TOKENS = ("embeds.cls_token", "embeds.reg_token")
 
-# In the names of blocks: DINOv2's MLP, and a name that the hub does not mangle.
+# Within the names of blocks: DINOv2's gated MLP, and the hub's spelling of LayerScale's weight.
 _IN_BLOCKS = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2.", ".grandma": ".gamma"}
 
 _HEADS = ("_heads.", "_feature_projections.")
