@@ -67,12 +67,11 @@ def base_resolution(recipe: UpsamplerRecipe, spec: FeatureSpec) -> tuple[int, in
         RecipeError: the upsampler cannot be built for this encoder, or not be trained.
     """
     try:
-        with torch.device("meta"):  # only asked for its factor
+        with torch.device("meta"):  # only asked for its size
             inner = build_upsampler(recipe.upsampler, spec)
-            factor = Standardised(inner, PhiS(spec.spatial_dim)).factor
+            return Standardised(inner, PhiS(spec.spatial_dim)).resolution
     except TeacherError as error:
         raise RecipeError(f"upsampler: {error}") from error
-    return factor[0] * spec.resolution[0], factor[1] * spec.resolution[1]
 
 
 def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:

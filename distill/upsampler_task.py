@@ -22,6 +22,7 @@ from teachers.upsamplers.consistency import Consistency, ConsistencyTerms
 from teachers.upsamplers.downsampler import AttentionDownsampler
 from teachers.upsamplers.fusion import FusionBlock
 from teachers.upsamplers.jbu import JBU
+from teachers.upsamplers.resize import scaled
 from teachers.upsamplers.standardised import Standardised
 from teachers.upsamplers.trained import UpsamplerCard, save_upsampler
 from teachers.upsamplers.upsampler import UpsampledFeatures
@@ -187,9 +188,9 @@ def draw_views(
         spec: of the encoder.
         factor: of the upsampler.
     """
-    h, w = spec.grid(*spec.resolution)
+    grid = scaled(spec.grid(*spec.resolution), factor)
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    return sample_homographies(config, batch, (factor[0] * h, factor[1] * w), generator)
+    return sample_homographies(config, batch, grid, generator)
 
 
 def carried(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill import distributed
+from distill.config import load_recipe
 from distill.engine import Engine
 from distill.errors import command
 from distill.objective import LossTerms
@@ -23,7 +24,6 @@ from distill.optimizer import ParameterGroup
 from distill.spectral import materialised
 from distill.train_upsampler import base_resolution, build_encoder, fit_phi_s_of
 from distill.training import Assembly, open_stream, run_command
-from distill.training_recipe import load_recipe
 from distill.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
 from distill.upsampler_task import (
     MultiView,
