@@ -121,7 +121,7 @@ def test_two_steps_of_every_kind_reach_every_parameter(kind: str, sections: dict
         optimizer.step()
         assert terms.total.isfinite()
         torch.testing.assert_close(terms.total.detach(), sum(terms.parts.values()))
-        assert terms.fidelity > 0
+        assert terms.mse > 0
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -148,6 +148,28 @@ def test_parameters_learn_at_the_rates_of_their_parts() -> None:
     assert found["uncertainty"] == {n for n in names.values() if ".uncertainty." in n}
     alone = {g.name for g in parameter_groups(build(read("featup"))[0], read("featup"))}
     assert alone == {"main", "uncertainty"}
+
+
+def test_a_parameter_that_is_called_scale_is_no_spectral_one() -> None:
+    recipe = read("bilinear")
+    module, _ = build(recipe)
+    module.upsampler.inner.scale = nn.Parameter(torch.ones(1))  # as a user's own may be
+    groups = {g.name: g.parameters for g in parameter_groups(module, recipe)}
+    assert any(p is module.upsampler.inner.scale for p in groups["main"])
+    assert "spectral" not in groups
+
+
+@pytest.mark.parametrize(
+    "kind, factor, weight",
+    [("featsharp", 2, 2.0), ("tile", 2, 2.0), ("s2", 2, 2.0)]
+    + [(kind, 2, 1.0) for kind in ("bilinear", "featup", "sapa", "resfu", "jafar", "anyup")]
+    + [("featsharp", 1, 1.0)],
+)
+def test_seams_are_weighed_where_tiles_meet_and_nowhere_else(
+    kind: str, factor: int, weight: float
+) -> None:
+    module, _ = build(read(kind, factor=factor))
+    assert module.consistency.config.seam_weight == weight
 
 
 def test_the_encoder_is_no_part_of_the_module_and_runs_once_a_batch() -> None:
@@ -231,7 +253,8 @@ def train(stage: int, global_batch: int) -> dict[str, Tensor]:
     come first.
     """
     # A large eps: Adam would make a full step of the rounding of a gradient that is zero.
-    recipe = read(engine={"zero_stage": stage, "gradient_clipping": 0.5}, optimizer={"eps": 1e-3})
+    engine = {"zero_stage": stage, "gradient_clipping": 0.5}
+    recipe = read(engine=engine, optimizer={"eps": 1e-3}, spectral=True)
     module, _ = build(recipe)
     wake(module)
     share = global_batch // distributed.world_size()
@@ -259,8 +282,9 @@ def train(stage: int, global_batch: int) -> dict[str, Tensor]:
 def test_two_ranks_hold_equal_replicas_and_what_one_rank_would(stage: int) -> None:
     one, other = run_on_ranks(2, train, stage, 8)
     (alone,) = run_on_ranks(1, train, stage, 8)
-    module, _ = build(read())
+    module, _ = build(read(spectral=True))
     wake(module)
+    assert any("parametrizations" in name for name in alone)
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
         torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-5, msg=name)
