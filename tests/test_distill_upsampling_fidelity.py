@@ -222,6 +222,13 @@ def test_maps_that_are_not_finite_are_refused() -> None:
         _measure(inner, _images(2), _still(2))
 
 
+def test_views_that_see_nothing_of_their_image_are_refused() -> None:
+    away = _still(2).clone()
+    away[..., 0, 2] = 5.0
+    with pytest.raises(RuntimeError, match="over no valid cell"):
+        _measure(_Dense(_Cells().spec, (2, 2)), _images(2), away)
+
+
 # The commands, on runs whose upsamplers were never trained.
 
 
@@ -275,6 +282,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         _write_run(folder / name, kind, factor, seed)
     _write_run(folder / "stranger", "bilinear", 2, 0, fingerprint="0" * 64)
+
+    def write(checkpoint: Path) -> None:
+        (checkpoint / "student.safetensors").touch()
+
+    save_checkpoint(folder / "student" / "checkpoints", 3, write, {}, keep=2)
     return folder
 
 
@@ -364,6 +376,7 @@ def test_a_run_measures_as_its_line_in_a_comparison(
         ),
         ({"methods": {"a": ["none.safetensors"]}}, "methods.a: .*there is no such file"),
         ({"methods": {"a": ["held-out"]}}, "no whole checkpoint in .*held-out"),
+        ({"methods": {"a": ["student"]}}, "methods.a: student is a run that trained no up"),
         ({"methods": {"a": []}}, "methods.a: list should have at least 1 item"),
         ({"teacher": EXPERT | {"resolution": [48, 48]}}, "methods.bilinear: .*another encoder"),
         ({"methods": {"a": ["stranger"]}}, "methods.a: .*other weights or options"),
