@@ -1,4 +1,4 @@
-"""Takes the student away: `python -m distill.export CHECKPOINT --format safetensors OUT`.
+"""Takes what was trained away: `python -m distill.export CHECKPOINT --format safetensors OUT`.
 
 The file holds the averaged weights where the run kept an average, the architecture and, as
 metadata, the recipe, the versions and the step. `student.storage.load_student` reads it with
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from distill.checkpoint import find_checkpoint, read_manifest
 from distill.config import load_yaml
 from distill.errors import RecipeError, command
+from distill.export_upsampler import NAME as UPSAMPLER
+from distill.export_upsampler import check_out, export_upsampler
 from student.config import StudentConfig
 from student.storage import StudentFile, read_student, save_student
 from teachers.phi_s import PhiS, load_phi_s
@@ -26,7 +28,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m distill.export",
-        description="Write a trained student as one file that loads without the trainer.",
+        description="Write a trained student, or a trained upsampler, as one file that loads "
+        "without the trainer.",
     )
     parser.add_argument(
         "checkpoint",
@@ -44,6 +47,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="fold PHI-S into the heads, whose maps then are in their teachers' own spaces",
     )
+    parser.add_argument(
+        "--half", action="store_true", help="an upsampler only: store its weights in float16"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     return parser.parse_args(arguments)
 
@@ -53,13 +59,17 @@ def main() -> None:
     """The command."""
     arguments = parse_arguments()
     checkpoint = find_checkpoint(arguments.checkpoint)
-    export_student(
-        checkpoint,
-        arguments.out,
-        head=arguments.head,
-        teacher_space=arguments.teacher_space,
-        force=arguments.force,
-    )
+    head, teacher_space, force = arguments.head, arguments.teacher_space, arguments.force
+    if (checkpoint / UPSAMPLER).is_file():
+        if head or teacher_space:
+            raise RecipeError("--head, --teacher-space: are for students; this is an upsampler")
+        export_upsampler(checkpoint, arguments.out, half=arguments.half, force=force)
+    elif arguments.half:
+        raise RecipeError("--half: is for upsamplers; this is a student")
+    else:
+        export_student(
+            checkpoint, arguments.out, head=head, teacher_space=teacher_space, force=force
+        )
     size = arguments.out.stat().st_size / 1e6
     print(f"{arguments.out}: {size:.1f} MB, from {checkpoint}")
 
@@ -81,7 +91,7 @@ def export_student(
     Raises:
         RecipeError: no such head, no statistics to fold, or `out` is there or cannot be written.
     """
-    _check_out(out, force)
+    check_out(out, force)
     file = read_student(checkpoint / "student.safetensors")
     config, state = _keep_head(file, head)
     kept = [name for name in file.targets if config.head.has(name)]
@@ -101,15 +111,6 @@ def export_student(
         save_student(out, config, file.targets, state, metadata)
     except OSError as error:
         raise RecipeError(f"{out}: cannot be written ({error.strerror or error})") from None
-
-
-def _check_out(out: Path, force: bool) -> None:
-    if out.is_dir():
-        raise RecipeError(
-            f"{out} is a folder; name the file to write, {out / 'student.safetensors'}"
-        )
-    if out.exists() and not force:
-        raise RecipeError(f"{out} is already there; --force overwrites it")
 
 
 def _keep_head(file: StudentFile, head: str | None) -> tuple[StudentConfig, dict[str, Tensor]]:

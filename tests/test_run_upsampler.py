@@ -147,6 +147,28 @@ def test_the_file_drives_a_students_run(finished: Path, tmp_path: Path) -> None:
     assert all(line["loss/expert/spatial"] > 0 for line in read_metrics(tmp_path / "run"))
 
 
+def test_export_writes_the_card_with_step_and_fidelity(finished: Path, tmp_path: Path) -> None:
+    run_folder, out = finished / "run", tmp_path / "kept" / "sharp.safetensors"
+    images = str(finished / "images")
+    module = [sys.executable, "-m"]
+    measured = [*module, "distill.evaluate", str(run_folder), f"evaluation.images={images}"]
+    assert run(measured, finished).returncode == 0
+    export = [*module, "distill.export", str(run_folder), str(out)]
+    done = run([*export, "--half"], finished)
+    assert done.returncode == 0, done.stderr
+    facts = load_upsampler(out).card.facts
+    assert (facts["steps"], facts["images_seen"]) == (STEPS, STEPS * 4)
+    assert facts["fidelity"]["own"] > 0
+    whole = run_folder / f"checkpoints/step-{STEPS:08d}/upsampler.safetensors"
+    assert out.stat().st_size < 0.7 * whole.stat().st_size
+    again = run(export, finished)
+    assert again.returncode == 2
+    assert "already there; --force overwrites it" in again.stderr
+    wrong = run([*export, "--force", "--head", "clip"], finished)
+    assert wrong.returncode == 2
+    assert "are for students; this is an upsampler" in wrong.stderr
+
+
 def test_nan_stops_the_run_with_the_keys_of_the_batch(finished: Path, tmp_path: Path) -> None:
     """The teacher is a user's own class, found in the current directory."""
     faulty = NAN_TEACHER.replace("resolution=(32, 32)", "resolution=(48, 64)")

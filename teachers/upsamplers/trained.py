@@ -144,7 +144,7 @@ def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
         TeacherError: there is no such file, or it is not one of `save_upsampler`.
     """
     found = _find(Path(path))
-    card, tensors = _read(found)
+    card, tensors = read_upsampler(found)
     upsampler = TrainedUpsampler(_build(card), PhiS(card.spec.spatial_dim), bias=card.bias)
     upsampler.card, upsampler.path = card, found
     own = {n: t for n, t in tensors.items() if not n.startswith(_DOWNSAMPLER)}
@@ -165,7 +165,7 @@ def load_downsampler(path: str | PathLike[str]) -> AttentionDownsampler:
         TeacherError: there is no such file, or it carries no downsampler that fits its card.
     """
     found = _find(Path(path))
-    card, tensors = _read(found)
+    card, tensors = read_upsampler(found)
     own = {n: t for n, t in tensors.items() if n.startswith(_DOWNSAMPLER)}
     with torch.device("meta"):  # a kind of a user's own may call its factor otherwise
         factor = _build(card).factor
@@ -199,7 +199,12 @@ def _find(path: Path) -> Path:
     )
 
 
-def _read(path: Path) -> tuple[UpsamplerCard, dict[str, Tensor]]:
+def read_upsampler(path: Path) -> tuple[UpsamplerCard, dict[str, Tensor]]:
+    """The card and the tensors of a file of `save_upsampler`, in float32 on the CPU.
+
+    Raises:
+        TeacherError: it is not one.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
