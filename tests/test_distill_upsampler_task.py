@@ -291,3 +291,24 @@ def test_two_ranks_hold_equal_replicas_and_what_one_rank_would(stage: int) -> No
     still = [name for name, p in module.named_parameters() if torch.equal(p, one[name])]
     assert not still
     assert not any("parametrizations" in name for name in materialised(alone))
+
+
+def public_schedule() -> list[Tensor]:
+    """One forward pass under DDP, then a backward pass for each view; the gradients after each."""
+    module, teacher = build(read("featup"))
+    images, _ = batch(read("featup"), module, seed=distributed.rank())
+    replica = nn.parallel.DistributedDataParallel(module.upsampler.inner)
+    high = replica(images, teacher).high
+    after = []
+    for view in range(2):
+        torch.manual_seed(view)
+        (high.spatial * torch.randn(high.spatial.shape)).mean().backward(retain_graph=view == 0)
+        gradients = [p.grad for p in module.upsampler.inner.parameters() if p.grad is not None]
+        after.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    return after
+
+
+def test_replicas_of_the_public_schedule_drift_from_the_second_view_on() -> None:
+    one, other = run_on_ranks(2, public_schedule)
+    assert torch.equal(one[0], other[0])
+    assert (one[1] - other[1]).norm() > 0.1 * one[1].norm()
