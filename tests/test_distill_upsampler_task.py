@@ -11,31 +11,13 @@ from distill.engine import Engine
 from distill.spectral import materialised
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import MultiView, build_multi_view, parameter_groups
-from teachers.features import Features, FeatureSpec
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
 from teachers.upsamplers.upsampler import Encode, UpsampledFeatures
 from teachers.upsamplers.views import sample_homographies, warp_images
+from tests.doubles import DIM, SPEC, Curved
 from tests.ranks import run_on_ranks
-
-DIM = 8
-SPEC = FeatureSpec(summary_dim=3, spatial_dim=DIM, patch_size=4, resolution=(12, 20))
-
-
-class Curved(Teacher):
-    """No linear function of the image; keeps the sizes of its batches."""
-
-    def __init__(self) -> None:
-        super().__init__(SPEC, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-        torch.manual_seed(0)
-        self.net = nn.Conv2d(3, DIM, 4, 4)
-        self.seen: list[int] = []
-
-    def extract(self, images: Tensor) -> Features:
-        self.seen.append(len(images))
-        maps = self.net(images)
-        return Features(images.mean((2, 3)), maps + maps.mean((2, 3), keepdim=True).sin())
 
 
 def read(kind: str = "featsharp", **sections: Any) -> UpsamplerRecipe:
