@@ -18,6 +18,7 @@ TEACHERS = Family(
     noun="teacher",
     table={
         "dfn_clip": "teachers.open_clip_teacher:DFNCLIP",
+        "radio": "teachers.radio_teacher:RadioTeacher",
         "siglip": "teachers.open_clip_teacher:SigLIP",
         "timm": "teachers.timm_teacher:TimmTeacher",
     },

@@ -1,0 +1,304 @@
+"""Reads a checkpoint of the RADIO family in its public format.
+
+Facts: ../shared/reference/radio-format.md, and radio-training.md 1.1 to 1.4. A file is a
+`torch.save` of `args`, a namespace, and a state dict; the same `args` in a `config.json` beside a
+`.safetensors` file is the form of the Hugging Face hub. No code in a file is ever run.
+
+Those documents are silent on how the trunk is wrapped in a DINOv2 student (RADIOv2.5-g) and on the
+names in the hub's files. So the trunk's prefix, `base_model.` in the format, is whatever stands
+before `patch_generator.`, and the hub's names are those that timm's own converter reads. Heads
+into other teachers' spaces are left out; all else in a file has to be known here, or it is refused.
+"""
+
+import argparse
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from teachers.errors import TeacherError
+from teachers.weights import find_weights, read_json, read_tensors, shorten
+
+_TABLE = "patch_generator.pos_embed"
+TOKENS = "patch_generator.cls_token.token"
+_EMBEDDER = "patch_generator.embedder.weight"
+
+# Public name to that of timm's NaFlexVit, where they differ. The tokens are split besides: the
+# first is timm's class token, the others its registers.
+TO_TIMM = {
+    _EMBEDDER: "embeds.proj.weight",
+    "patch_generator.embedder.bias": "embeds.proj.bias",
+    _TABLE: "embeds.pos_embed",
+}
+_SPLIT_TOKENS = ("embeds.cls_token", "embeds.reg_token")
+
+# Within the names of blocks: DINOv2's gated MLP, and the hub's spelling of LayerScale's weight.
+_IN_BLOCKS = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2.", ".grandma": ".gamma"}
+
+_HEADS = ("_heads.", "_feature_projections.")
+_NORMALIZERS = ("_feature_normalizer.", "_intermediate_feature_normalizer.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadioArchitecture:
+    """What a trunk is made of.
+
+    Attributes:
+        model: name of a timm ViT, or of one that the public code registers beside them.
+        model_kwargs: options of that model that its name does not say.
+        patch_size: pixels per token, along both axes.
+        table_side: cells of the square position table, along each axis.
+        class_tokens: the teacher of each class token, in order; one nameless for all of them
+            where they share it.
+        summary: those of `class_tokens` that are the published summary.
+        registers: tokens behind the class tokens.
+        final_norm: whether the trunk's final norm is there (`model_norm`).
+        layer_scale: whether blocks scale their branches.
+        patch_bias: whether the patch embedding has a bias.
+        mean: of the pixel normalisation.
+        std: of the same.
+    """
+
+    model: str
+    model_kwargs: Mapping[str, Any]
+    patch_size: int
+    table_side: int
+    class_tokens: tuple[str, ...]
+    summary: tuple[str, ...]
+    registers: int
+    final_norm: bool
+    layer_scale: bool
+    patch_bias: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RadioCheckpoint:
+    """A file's contents.
+
+    Attributes:
+        architecture: of its trunk.
+        tensors: the trunk's, by the names of timm's NaFlexVit.
+    """
+
+    architecture: RadioArchitecture
+    tensors: dict[str, Tensor]
+
+
+def read_radio(path: Path) -> RadioCheckpoint:
+    """Reads a checkpoint's trunk.
+
+    Args:
+        path: a file in the public format; or a `.safetensors` file with its `config.json` beside
+            it, or their folder.
+
+    Raises:
+        TeacherError: damaged, no RADIO checkpoint, or one with parts that are unknown here.
+    """
+    if not path.exists():
+        raise TeacherError(f"weights: {path} is not a file or directory here")
+    if path.is_dir():
+        path = find_weights(path, ("model.safetensors",))
+    if path.suffix == ".safetensors":
+        args, tensors = _args(read_json(path.parent / "config.json"), path), read_tensors(path)
+    else:
+        args, tensors = _load(path)
+    trunk, others = _split(tensors, path)
+    architecture = _architecture(args, trunk, _conditioner(others, path), path)
+    slots = others.get("summary_idxs")
+    names = [architecture.class_tokens.index(name) for name in architecture.summary]
+    if slots is not None and slots.tolist() != names:
+        raise TeacherError(
+            f"{path}: summary_idxs {slots.tolist()} are not the class tokens {names} that its "
+            "teachers have a summary from"
+        )
+    return RadioCheckpoint(architecture, to_timm(trunk))
+
+
+def to_timm(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A trunk's tensors by the names, and in the shapes, of timm's NaFlexVit.
+
+    Args:
+        trunk: by public names without their prefix; the position table (1, S * S, C) and the
+            tokens (class tokens + registers, C).
+    """
+    tensors = dict[str, Tensor]()
+    for name, value in trunk.items():
+        if name == TOKENS:
+            parts = value[None, :1], value[None, 1:]
+            tensors |= {k: v for k, v in zip(_SPLIT_TOKENS, parts, strict=True) if v.numel()}
+        elif name == _TABLE:
+            side = math.isqrt(value.shape[1])
+            tensors[TO_TIMM[name]] = value.unflatten(1, (side, side))
+        else:
+            for public, ours in _IN_BLOCKS.items():
+                name = name.replace(public, ours)
+            tensors[TO_TIMM.get(name, name)] = value
+    return tensors
+
+
+def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`args` and the averaged weights, or the plain ones where there are none."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = found[1] if found else "more than tensors and argparse.Namespace, or is damaged"
+        raise TeacherError(
+            f"{path} holds {what}, which is not unpickled; save it again with plain values"
+        ) from None
+    except (RuntimeError, EOFError) as error:
+        raise TeacherError(f"{path} cannot be read: {shorten(str(error))}") from None
+    content = loaded if isinstance(loaded, Mapping) else {}
+    state = content.get("state_dict_ema") or content.get("state_dict")
+    if not isinstance(state, Mapping):
+        raise TeacherError(
+            f"{path} is no RADIO checkpoint: it has neither state_dict_ema nor state_dict"
+        )
+    return _args(content, path), {k: v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _args(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    args = content.get("args")
+    if isinstance(args, argparse.Namespace):
+        args = vars(args)
+    if not isinstance(args, Mapping) or not isinstance(args.get("model"), str):
+        raise TeacherError(f"{path} is no RADIO checkpoint: it has no args that name a model")
+    return dict(args)
+
+
+def _split(
+    tensors: Mapping[str, Tensor], path: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The trunk, without its prefix, and what else is known, without the hub's prefix."""
+    prefixes = [k.removesuffix(_EMBEDDER) for k in tensors if k.endswith(_EMBEDDER)]
+    if len(prefixes) != 1:
+        raise TeacherError(
+            f"{path}: {len(prefixes)} tensors named *.{_EMBEDDER}, where a RADIO trunk with "
+            "cropped position embeddings has one"
+        )
+    prefix = prefixes[0]
+    root = "radio_model." if prefix.startswith("radio_model.") else ""
+    trunk = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+    others = {k.removeprefix(root): v for k, v in tensors.items() if not k.startswith(prefix)}
+    normalizers = [k for k in others if k.startswith(_NORMALIZERS)]
+    if normalizers:
+        raise TeacherError(
+            f"{path} normalises its features, by {normalizers[0]}, which is not read here; take "
+            "the checkpoint of the same model without it"
+        )
+    reparametrised = [k for k in tensors if ".parametrizations." in k]
+    if reparametrised:
+        raise TeacherError(
+            f"{path}: {reparametrised[0]} is a parametrisation's; export the weights that it "
+            "stands for"
+        )
+    read = {"input_conditioner.norm_mean", "input_conditioner.norm_std", "summary_idxs"}
+    unknown = [k for k in others if k not in read and not k.startswith(_HEADS)]
+    if unknown:
+        raise TeacherError(f"{path} holds what no RADIO checkpoint has: {', '.join(unknown[:5])}")
+    return trunk, others
+
+
+def _conditioner(
+    others: Mapping[str, Tensor], path: Path
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    values = []
+    for name in ("input_conditioner.norm_mean", "input_conditioner.norm_std"):
+        if name not in others or others[name].numel() != 3:
+            raise TeacherError(f"{path} has no {name} of 3 channels")
+        values.append(tuple(others[name].flatten().double().tolist()))
+    mean, std = values
+    return mean, std
+
+
+def _architecture(
+    args: Mapping[str, Any],
+    trunk: Mapping[str, Tensor],
+    pixels: tuple[tuple[float, ...], tuple[float, ...]],
+    path: Path,
+) -> RadioArchitecture:
+    patch_size, side = _sides(trunk, path)
+    class_tokens, summary = _class_tokens(args, path)
+    registers = len(trunk[TOKENS]) - len(class_tokens)
+    for what, came, due in (
+        ("position table's side in pixels", side * patch_size, args.get("cpe_max_size")),
+        ("number of registers", registers, _registers(args, len(class_tokens))),
+        ("final norm", "norm.weight" in trunk, bool(args.get("model_norm", False))),
+    ):
+        if came != due:
+            raise TeacherError(f"{path}: the {what} is {came}, and {due} by its args")
+    swiglu = any(".mlp.w12." in k for k in trunk)
+    return RadioArchitecture(
+        # DINOv2's gated MLP under its own names: of the students only the giant one has it.
+        model="vit_giant_patch14_reg4_dinov2" if swiglu else args["model"],
+        model_kwargs=dict(args.get("model_kwargs") or {}),
+        patch_size=patch_size,
+        table_side=side,
+        class_tokens=class_tokens,
+        summary=summary,
+        registers=registers,
+        final_norm="norm.weight" in trunk,
+        layer_scale=any(re.search(r"ls1\.(gamma|grandma)$", k) for k in trunk),
+        patch_bias="patch_generator.embedder.bias" in trunk,
+        mean=pixels[0],
+        std=pixels[1],
+    )
+
+
+def _sides(trunk: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
+    """Pixels of a patch and cells of the position table, along each axis."""
+    names = (_EMBEDDER, _TABLE, TOKENS)
+    missing = [name for name in names if name not in trunk]
+    if missing:
+        raise TeacherError(f"{path} has no {', no '.join(missing)}")
+    shapes = [tuple(trunk[name].shape) for name in names]
+    patch_size, side = math.isqrt(shapes[0][-1] // 3), math.isqrt(shapes[1][-2])
+    width = shapes[0][0]
+    due = [(width, 3 * patch_size**2), (1, side**2, width), (len(trunk[TOKENS]), width)]
+    if shapes != due:
+        raise TeacherError(
+            f"{path}: {', '.join(names)} have the shapes {shapes}, not (C, 3 * p * p), "
+            "(1, S * S, C) and (tokens, C)"
+        )
+    return patch_size, side
+
+
+def _class_tokens(args: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The teachers of all class tokens, and those of the summary."""
+    if not args.get("cls_token_per_teacher", False):
+        return ("",), ("",)
+    teachers = args.get("teachers") or []
+    if not all(isinstance(each, Mapping) and "name" in each for each in teachers):
+        raise TeacherError(f"{path}: a teacher in its args has no name")
+    names = tuple(dict.fromkeys(each["name"] for each in teachers))
+    for each in teachers:
+        slot = each.get("token_slot")
+        if slot is not None and slot != names.index(each["name"]):
+            raise TeacherError(
+                f"{path}: teacher {each['name']!r} has token_slot {slot}, not its place among the "
+                f"teachers {list(names)}; such slots are not read here"
+            )
+    chosen = {each["name"] for each in teachers if each.get("use_summary", True)}
+    if not chosen:
+        raise TeacherError(f"{path}: no teacher in its args has a summary")
+    return names, tuple(name for name in names if name in chosen)
+
+
+def _registers(args: Mapping[str, Any], class_tokens: int) -> int:
+    """The explicit number, or what fills a multiple: all of it where the class tokens are one."""
+    if args.get("cpe_num_registers"):
+        return int(args["cpe_num_registers"])
+    multiple = args.get("register_multiple")
+    return int(multiple) - class_tokens % int(multiple) if multiple else 0
