@@ -20,6 +20,17 @@ from distill.errors import RecipeError
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def load_recipe(kind: type[Model], path: Path, overrides: Sequence[str]) -> Model:
+    """Reads a recipe of a kind and applies `section.key=value` overrides.
+
+    Raises:
+        RecipeError: names every mistake by its path.
+    """
+    tree = load_yaml(path)
+    apply_overrides(tree, overrides)
+    return validate(kind, tree, str(path))
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML 1.2 mapping.
 

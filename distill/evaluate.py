@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distill.config import apply_overrides, load_yaml
+from distill.config import apply_overrides, load_recipe, load_yaml
 from distill.errors import RecipeError, command
-from distill.evaluation.comparison import compare, load_comparison_recipe
+from distill.evaluation.comparison import ComparisonRecipe, compare
 from distill.evaluation.comparison_table import comparison_table
 from distill.evaluation.student_run import agreement_table, evaluate_student
-from distill.evaluation.throughput import load_throughput_recipe, measure_throughput
+from distill.evaluation.throughput import ThroughputRecipe, measure_throughput
 from distill.evaluation.throughput_report import throughput_table
 from distill.evaluation.upsampler_run import evaluate_upsampler
 from distill.trained import find_trained, recipe_file
@@ -79,14 +79,14 @@ def _upsampler(target: Path, overrides: list[str]) -> None:
 
 
 def _upsamplers(target: Path, overrides: list[str]) -> None:
-    recipe = load_comparison_recipe(target, overrides)
+    recipe = load_recipe(ComparisonRecipe, target, overrides)
     rows = compare(recipe.teacher, recipe.methods, recipe.evaluation, recipe.dir)
     Console().print(comparison_table(rows))
     print(f"pictures: {recipe.dir}")
 
 
 def _throughput(target: Path, overrides: list[str]) -> None:
-    recipe = load_throughput_recipe(target, overrides)
+    recipe = load_recipe(ThroughputRecipe, target, overrides)
     rows, crossings = measure_throughput(recipe)
     Console().print(throughput_table(rows, crossings))
     print(f"picture: {recipe.dir / 'throughput.png'}")

@@ -5,10 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from distill.config import load_recipe
 from distill.evaluation.fidelity import EvaluationConfig
 from distill.objective import ObjectiveConfig
 from distill.targets import TargetsConfig
-from distill.training_recipe import RunConfig, TrainingRecipe, load_recipe
+from distill.training_recipe import RunConfig, TrainingRecipe
 from student.config import StudentConfig
 from teachers.build import parse_teacher
 from teachers.teacher import TeacherConfig

@@ -82,7 +82,7 @@ def spectral_reparametrise(module: nn.Module) -> None:
     """Reparametrises the weight of every Linear in `module`, in place.
 
     Weights `NAME.weight` become `NAME.parametrizations.weight.original`; the scales are
-    `NAME.parametrizations.weight.0.scale`, so that the ending `.scale` finds their group.
+    `NAME.parametrizations.weight.0.scale`.
 
     Raises:
         RuntimeError: done already.

@@ -61,12 +61,13 @@ class Targets:
 
     Args:
         teachers: name to teacher.
-        student_patch: the student's patch size in pixels, which decides on matched grids.
+        student_patch: the student's patch size in pixels, which decides on matched grids; None
+            where there is no student, and each teacher sees its native resolution.
         phi_s: whether targets are standardised; statistics may be set for their dispersion alone.
     """
 
     def __init__(
-        self, teachers: Mapping[str, Teacher], student_patch: int, *, phi_s: bool = True
+        self, teachers: Mapping[str, Teacher], student_patch: int | None, *, phi_s: bool = True
     ) -> None:
         self.teachers = dict(teachers)
         self.statistics: dict[str, TargetStatistics] = {}
@@ -76,13 +77,18 @@ class Targets:
         """Every teacher's own features.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], at the student's size.
+            images: (B, 3, H, W) in [0, 1], at the student's size where there is one.
         """
         size = (images.shape[-2], images.shape[-1])
         return {
-            name: teacher(resize(images, teacher_input_size(teacher.spec, size, self._patch)))
+            name: teacher(resize(images, self._input_size(teacher.spec, size)))
             for name, teacher in self.teachers.items()
         }
+
+    def _input_size(self, spec: FeatureSpec, images: tuple[int, int]) -> tuple[int, int]:
+        if self._patch is None:
+            return spec.resolution
+        return teacher_input_size(spec, images, self._patch)
 
     def __call__(self, images: Tensor) -> dict[str, Features]:
         """Every teacher's target: its features, the map standardised where the recipe asks."""

@@ -26,7 +26,6 @@ from teachers.fingerprint import teacher_fingerprint
 from teachers.phi_s import PhiS
 from teachers.teacher import Teacher
 from teachers.upsamplers.build import build_upsampler
-from teachers.upsamplers.resize import resize
 from teachers.upsamplers.standardised import Standardised
 
 _NAME = "teacher"  # of its statistics
@@ -67,12 +66,11 @@ def base_resolution(recipe: UpsamplerRecipe, spec: FeatureSpec) -> tuple[int, in
         RecipeError: the upsampler cannot be built for this encoder, or not be trained.
     """
     try:
-        with torch.device("meta"):  # only asked for its factor
+        with torch.device("meta"):  # only asked for its size
             inner = build_upsampler(recipe.upsampler, spec)
-            factor = Standardised(inner, PhiS(spec.spatial_dim)).factor
+            return Standardised(inner, PhiS(spec.spatial_dim)).resolution
     except TeacherError as error:
         raise RecipeError(f"upsampler: {error}") from error
-    return factor[0] * spec.resolution[0], factor[1] * spec.resolution[1]
 
 
 def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
@@ -94,13 +92,12 @@ def fit_phi_s_of(
     """PHI-S of the encoder at its native resolution, over images in an order of its own."""
     run, count = recipe.run, recipe.targets.statistics_images
     stream = open_stream(recipe, resolution, micro_batch, purpose="statistics")
-    targets = Targets({_NAME: teacher}, teacher.spec.patch_size)
+    targets = Targets({_NAME: teacher}, student_patch=None)
 
     def images() -> Iterator[Tensor]:
         for batch in stream.batches():
             arm_watchdog(run.watchdog_s)
-            pixels = batch.images.to(distributed.device()).float() / 255
-            yield resize(pixels, teacher.spec.resolution)
+            yield batch.images.to(distributed.device()).float() / 255
 
     facts = {"stream": stream.state()["identity"], "images": count, "of": "native"}
     outcome = targets.fit(images(), run.dir / "statistics", facts, count)

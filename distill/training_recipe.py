@@ -1,7 +1,7 @@
 """What every training run is, whatever it trains."""
 
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pydantic import (
     BaseModel,
@@ -13,7 +13,6 @@ from pydantic import (
 )
 
 from data.config import DataConfig
-from distill.config import apply_overrides, load_yaml, validate
 from distill.engine import EngineConfig
 from distill.errors import RecipeError
 from distill.optimizer import OptimizerConfig
@@ -103,20 +102,6 @@ class TrainingRecipe(BaseModel):
                 f"run's {self.run.steps} steps"
             )
         return self
-
-
-R = TypeVar("R", bound=TrainingRecipe)
-
-
-def load_recipe(kind: type[R], path: Path, overrides: list[str]) -> R:
-    """Reads a recipe of a kind and applies `section.key=value` overrides.
-
-    Raises:
-        RecipeError: names every mistake by its path.
-    """
-    tree = load_yaml(path)
-    apply_overrides(tree, overrides)
-    return validate(kind, tree, str(path))
 
 
 def resolved(recipe: BaseModel) -> dict[str, Any]:

@@ -62,8 +62,7 @@ def draw_upsampler(path: Path, target: Path, images: Sequence[Path]) -> None:
     """
     file = find_upsampler(target)
     upsampler = load_upsampler(file)
-    (fh, fw), (height, width) = upsampler.factor, upsampler.spec.resolution
-    pixels, _ = load_images(images, (fh * height, fw * width))
+    pixels, _ = load_images(images, upsampler.resolution)
     device = distributed.device()
     teacher = build_teacher(parse_teacher(upsampler.card.teacher), device=device)
     upsampler.check_encoder(teacher_fingerprint(teacher))

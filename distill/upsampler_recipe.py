@@ -12,11 +12,12 @@ from pydantic import (
     model_validator,
 )
 
+from distill.config import load_recipe
 from distill.evaluation.upsampling import UpsamplerEvaluationConfig
 from distill.optimizer import OptimizerConfig
 from distill.recipe import AnyTeacher
 from distill.targets import TargetsConfig
-from distill.training_recipe import TrainingRecipe, load_recipe
+from distill.training_recipe import TrainingRecipe
 from teachers.upsamplers.build import parse_upsampler
 from teachers.upsamplers.consistency import ConsistencyConfig
 from teachers.upsamplers.upsampler import UpsamplerConfig

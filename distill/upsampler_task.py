@@ -11,7 +11,7 @@ from distill.engine import Engine
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
 from distill.run_folder import versions
-from distill.spectral import materialised, spectral_reparametrise
+from distill.spectral import SpectralScale, materialised, spectral_reparametrise
 from distill.training_recipe import resolved
 from distill.upsampler_recipe import UpsamplerRecipe
 from teachers.features import Features, FeatureSpec
@@ -22,6 +22,7 @@ from teachers.upsamplers.consistency import Consistency, ConsistencyTerms
 from teachers.upsamplers.downsampler import AttentionDownsampler
 from teachers.upsamplers.fusion import FusionBlock
 from teachers.upsamplers.jbu import JBU
+from teachers.upsamplers.resize import scaled
 from teachers.upsamplers.standardised import Standardised
 from teachers.upsamplers.trained import UpsamplerCard, save_upsampler
 from teachers.upsamplers.upsampler import UpsampledFeatures
@@ -89,9 +90,11 @@ def build_multi_view(recipe: UpsamplerRecipe, teacher: Teacher, phi_s: PhiS) -> 
     distributed.seed_default_generators(recipe.run.seed, "upsampler")
     inner = build_upsampler(recipe.upsampler, teacher.spec)
     upsampler = Standardised(inner, phi_s, bias=recipe.bias)
-    dim = teacher.spec.spatial_dim
-    downsampler = AttentionDownsampler(dim, inner.factor)
-    multi_view = MultiView(upsampler, Consistency(recipe.consistency, dim, downsampler), teacher)
+    dim, loss = teacher.spec.spatial_dim, recipe.consistency
+    if inner.num_forwards == 1:  # without tiles there is no seam
+        loss = loss.model_copy(update={"seam_weight": 1.0})
+    consistency = Consistency(loss, dim, AttentionDownsampler(dim, inner.factor))
+    multi_view = MultiView(upsampler, consistency, teacher)
     if recipe.spectral:
         for module in inner.modules():
             if isinstance(module, FusionBlock):
@@ -109,7 +112,7 @@ def parameter_groups(module: MultiView, recipe: UpsamplerRecipe) -> list[Paramet
         guided = set()
     doubting = set(getattr(module.consistency.uncertainty, "parameters", lambda: ())())
     named = dict(module.named_parameters())
-    scales = {p for name, p in named.items() if name.endswith(".scale")}
+    scales = {m.scale for m in module.modules() if isinstance(m, SpectralScale)}
     main = [p for p in named.values() if p not in guided | doubting | scales]
     groups = [
         ParameterGroup("main", main, 0.0),
@@ -150,7 +153,7 @@ class UpsamplerTask:
     def loss(self, images: Tensor) -> LossTerms:
         """The loss of one micro-batch (B, 3, H, W) in [0, 1]."""
         terms: ConsistencyTerms = self.engine(images, self._views(len(images)).to(images.device))
-        return LossTerms(terms.total, terms.parts, {"fidelity": terms.fidelity})
+        return LossTerms(terms.total, terms.parts, {"mse": terms.mse})
 
     def save(self, folder: Path) -> None:
         """Writes the upsampler as it would be used."""
@@ -187,9 +190,9 @@ def draw_views(
         spec: of the encoder.
         factor: of the upsampler.
     """
-    h, w = spec.grid(*spec.resolution)
+    grid = scaled(spec.grid(*spec.resolution), factor)
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    return sample_homographies(config, batch, (factor[0] * h, factor[1] * w), generator)
+    return sample_homographies(config, batch, grid, generator)
 
 
 def carried(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

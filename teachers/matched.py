@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from teachers.errors import TeacherError
 from teachers.features import Features
 from teachers.teacher import Teacher
-from teachers.upsamplers.resize import resize
+from teachers.upsamplers.resize import resize, scaled
 from teachers.upsamplers.upsampler import Upsampler
 
 
@@ -63,15 +63,15 @@ class MatchedTeacher(Teacher):
         Raises:
             TeacherError: there is none.
         """
-        h, w = self.teacher.spec.grid(*self.teacher.spec.resolution)
+        native = self.teacher.spec.grid(*self.teacher.spec.resolution)
         for upsampler in self.upsamplers:
             assert isinstance(upsampler, Upsampler)
-            fh, fw = upsampler.factor
-            if fh * h >= grid[0] and fw * w >= grid[1]:
+            h, w = scaled(native, upsampler.factor)
+            if h >= grid[0] and w >= grid[1]:
                 return upsampler
-        due = (-(-grid[0] // h), -(-grid[1] // w))
+        due = (-(-grid[0] // native[0]), -(-grid[1] // native[1]))
         have = [list(u.factor) for u in self.upsamplers if isinstance(u, Upsampler)]
         raise TeacherError(
-            f"a grid of {grid[0]} x {grid[1]} cells: the encoder's is {h} x {w}, and its "
-            f"upsamplers have factors {have}; add one of {list(due)} or more"
+            f"a grid of {grid[0]} x {grid[1]} cells: the encoder's is {native[0]} x {native[1]}, "
+            f"and its upsamplers have factors {have}; add one of {list(due)} or more"
         )

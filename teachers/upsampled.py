@@ -7,6 +7,7 @@ from torch import Tensor
 
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
+from teachers.upsamplers.resize import scaled
 from teachers.upsamplers.upsampler import UpsampledFeatures, Upsampler
 
 
@@ -16,14 +17,12 @@ def upsampled_spec(spec: FeatureSpec, factor: tuple[int, int]) -> FeatureSpec:
     The image it takes grows by the same factor, so that a cell still covers `patch_size` pixels.
     One size only: the factor times the encoder's native resolution.
     """
-    (fh, fw), (height, width) = factor, spec.resolution
-    h, w = spec.grid(height, width)
     return FeatureSpec(
         summary_dim=spec.summary_dim,
         spatial_dim=spec.spatial_dim,
         patch_size=spec.patch_size,
-        resolution=(fh * height, fw * width),
-        native_grid=(fh * h, fw * w),
+        resolution=scaled(spec.resolution, factor),
+        native_grid=scaled(spec.grid(*spec.resolution), factor),
     )
 
 

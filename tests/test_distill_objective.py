@@ -1,5 +1,6 @@
 """The objective and the targets: weights, silence, standardisation, and statistics over ranks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,20 @@ def test_standardised_targets_have_mean_0_and_variance_1_and_are_estimated_once(
         torch.testing.assert_close(
             maps.var(1), torch.ones(3, dtype=torch.float64), rtol=1e-4, atol=0
         )
+
+
+def test_without_a_student_a_teacher_sees_its_native_resolution(tmp_path: Path) -> None:
+    """Also where that is no multiple of its patch, though it takes any that is."""
+    teacher = PatchMean()
+    teacher.spec = replace(teacher.spec, resolution=(18, 26), any_resolution=True)
+    seen: list[tuple[int, ...]] = []
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    targets = Targets({"t": teacher}, student_patch=None)
+    targets.fit(iter(_images().split(4)), tmp_path, {}, 8)
+    assert seen == [(18, 26)] * 2
+    assert Targets({"t": teacher}, student_patch=8).features(_images(1))["t"].spatial.shape[2:] == (
+        *(2, 3),
+    )
 
 
 def test_other_data_are_estimated_anew(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from distill.config import dump_yaml
+from distill.config import dump_yaml, load_recipe
 from distill.errors import RecipeError
 from distill.evaluation import throughput
 from distill.evaluation.break_even import break_even
@@ -39,7 +39,7 @@ def _write(folder: Path, **sections: Any) -> Path:
 
 
 def _load(folder: Path, **sections: Any) -> throughput.ThroughputRecipe:
-    return throughput.load_throughput_recipe(_write(folder, **sections), [])
+    return load_recipe(throughput.ThroughputRecipe, _write(folder, **sections), [])
 
 
 @pytest.fixture

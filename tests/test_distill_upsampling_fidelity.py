@@ -20,7 +20,7 @@ from distill.evaluation.upsampling import (
     Candidate,
     UpsamplerEvaluationConfig,
     UpsamplingFidelity,
-    draw_views,
+    held_out_views,
     measure_upsamplers,
 )
 from teachers.build import build_teacher, parse_teacher
@@ -144,7 +144,9 @@ def test_a_perfect_upsampler_of_a_box_consistent_encoder_is_as_good_as_rounding_
 def test_warped_views_are_measured_as_a_step_by_step_reference_over_valid_cells_does() -> None:
     teacher, factor = _Cells(), (3, 2)
     images = _images(5, factor)
-    views = draw_views(UpsamplerEvaluationConfig(images=Path("x"), num_views=2), 5, teacher.spec)
+    views = held_out_views(
+        UpsamplerEvaluationConfig(images=Path("x"), num_views=2), 5, teacher.spec
+    )
     views = views.clone()
     views[0, 0, 0, 2] += 0.4  # a view that leaves the image
     candidate = _candidate(_Dense(teacher.spec, factor), images)
@@ -180,11 +182,11 @@ def test_every_method_sees_the_same_views_which_depend_on_the_seed_alone() -> No
     config = UpsamplerEvaluationConfig(images=Path("x"), num_views=3)
     spec, images = _Cells().spec, _images(4)
     torch.manual_seed(1)
-    views = draw_views(config, 4, spec)
+    views = held_out_views(config, 4, spec)
     torch.manual_seed(2)
-    assert torch.equal(views, draw_views(config, 4, spec))
+    assert torch.equal(views, held_out_views(config, 4, spec))
     other = config.model_copy(update={"seed": 1})
-    assert not torch.equal(views, draw_views(other, 4, spec))
+    assert not torch.equal(views, held_out_views(other, 4, spec))
     candidates = {name: _candidate(_Dense(spec, (2, 2)), images) for name in "ab"}
     teacher = _Cells()
     figures = measure_upsamplers(candidates, teacher, images, views, 3)
@@ -218,6 +220,13 @@ def test_maps_that_are_not_finite_are_refused() -> None:
     inner = _Dense(_Cells().spec, (2, 2), gain=float("nan"))
     with pytest.raises(RuntimeError, match="maps that are not finite"):
         _measure(inner, _images(2), _still(2))
+
+
+def test_views_that_see_nothing_of_their_image_are_refused() -> None:
+    away = _still(2).clone()
+    away[..., 0, 2] = 5.0
+    with pytest.raises(RuntimeError, match="over no valid cell"):
+        _measure(_Dense(_Cells().spec, (2, 2)), _images(2), away)
 
 
 # The commands, on runs whose upsamplers were never trained.
@@ -273,6 +282,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         _write_run(folder / name, kind, factor, seed)
     _write_run(folder / "stranger", "bilinear", 2, 0, fingerprint="0" * 64)
+
+    def write(checkpoint: Path) -> None:
+        (checkpoint / "student.safetensors").touch()
+
+    save_checkpoint(folder / "student" / "checkpoints", 3, write, {}, keep=2)
     return folder
 
 
@@ -362,6 +376,7 @@ def test_a_run_measures_as_its_line_in_a_comparison(
         ),
         ({"methods": {"a": ["none.safetensors"]}}, "methods.a: .*there is no such file"),
         ({"methods": {"a": ["held-out"]}}, "no whole checkpoint in .*held-out"),
+        ({"methods": {"a": ["student"]}}, "methods.a: student is a run that trained no up"),
         ({"methods": {"a": []}}, "methods.a: list should have at least 1 item"),
         ({"teacher": EXPERT | {"resolution": [48, 48]}}, "methods.bilinear: .*another encoder"),
         ({"methods": {"a": ["stranger"]}}, "methods.a: .*other weights or options"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchvision.models import squeezenet1_0
 
-from distill.evaluation.comparison import load_comparison_recipe
+from distill.config import load_recipe
+from distill.evaluation.comparison import ComparisonRecipe
 from teachers.build import build_teacher, parse_teacher
 from teachers.check import check_teacher
 from teachers.features import Features, FeatureSpec
@@ -57,9 +58,9 @@ def test_squeezenets_cells_look_at_their_own_16_px(squeezenet: dict[str, str]) -
 def test_seven_taps_changes_the_kernels_gradient_and_no_value() -> None:
     spec = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=4, resolution=(12, 16))
     torch.manual_seed(0)
-    right = FeatUp(spec, (2, 2))
+    right = FeatUp(spec, (2, 2), sigma=1.0)
     torch.manual_seed(0)
-    wrong = SevenTaps(spec, (2, 2))
+    wrong = SevenTaps(spec, (2, 2), sigma=1.0)
     images, low = torch.rand(2, 3, 24, 32), torch.randn(2, 4, 3, 4)
 
     def run(upsampler: FeatUp) -> torch.Tensor:
@@ -101,4 +102,4 @@ def test_off_centre_windows_are_off_by_half_a_cell_less_half_a_position(
 
 def test_the_comparison_recipe_loads() -> None:
     path = Path(REPOSITORY) / "recipes/evaluation/upsamplers.yaml"
-    assert list(load_comparison_recipe(path, []).methods) == ["bilinear", "featsharp"]
+    assert list(load_recipe(ComparisonRecipe, path, []).methods) == ["bilinear", "featsharp"]

@@ -13,13 +13,16 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from distill.config import load_yaml
+from distill.config import load_recipe, load_yaml
+from distill.evaluation.comparison import ComparisonRecipe
+from distill.evaluation.throughput import ThroughputRecipe
 from distill.recipe import load_student_recipe
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import MultiView, build_multi_view, parameter_groups
 from teachers.build import build_teacher
 from teachers.phi_s import PhiS
 from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, Teacher
+from teachers.upsamplers.build import UPSAMPLERS, parse_upsampler
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -89,9 +92,8 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
 
 
 def test_the_table_of_recipes_names_every_one() -> None:
-    listed = re.findall(
-        r"^\| `([\w.]+)` \|", (FOLDER / "README.md").read_text(), flags=re.MULTILINE
-    )
+    first = (FOLDER / "README.md").read_text().partition("## Upsamplers")[0]
+    listed = re.findall(r"^\| `([\w.]+)` \|", first, flags=re.MULTILINE)
     assert sorted(listed) == [path.stem for path in RECIPES]
 
 
@@ -172,3 +174,27 @@ def test_large_recipes_keep_the_published_hyperparameters(name: str) -> None:
     assert (upsampler["kind"], upsampler["inputs"]) == ("featsharp", ("jbu", "tiles"))
     assert (upsampler["layer_scale"], upsampler["sigma"]) == (1e-6, 1)
     assert (upsampler["window"], upsampler["num_heads"], upsampler["position"]) == (7, 16, "alibi")
+
+
+def test_recipes_of_evaluations_load() -> None:
+    kinds = {"throughput": ThroughputRecipe, "upsamplers": ComparisonRecipe}
+    found = {path.stem: path for path in (FOLDER / "evaluation").glob("*.yaml")}
+    assert found.keys() == kinds.keys()
+    for name, kind in kinds.items():
+        assert load_recipe(kind, found[name], []).task == name
+
+
+def test_the_table_of_upsamplers_has_every_kind_with_its_options_and_defaults() -> None:
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
+    table = {row[0].strip("`"): row[3] for row in rows if row[0].strip("`") in UPSAMPLERS.table}
+    assert table.keys() == UPSAMPLERS.table.keys() - {"trained"}
+    for kind, cell in table.items():
+        written = dict(re.findall(r"`(\w+): ([^`]+)`", cell))
+        config = parse_upsampler({"kind": kind, "factor": 2})
+        assert config is not None
+        defaults = config.model_dump(mode="json", exclude={"kind", "factor"})
+        assert written.keys() == defaults.keys(), kind
+        for name, value in defaults.items():
+            shown = f"[{', '.join(value)}]" if isinstance(value, list) else str(value).lower()
+            assert written[name] == shown, (kind, name)

@@ -42,6 +42,7 @@ def write(folder: Path, shards: Path | None = None, **sections: Any) -> Path:
         "data": tree.get("data", {"sources": [{"shards": str(shards)}], "workers": 0}),
         "teacher": TEACHER,
         "upsampler": {"kind": "featsharp", "factor": [2, 1]},
+        "spectral": True,
         "consistency": {"uncertainty_dim": 16},
         "targets": {"statistics_images": 16},
         "schedule": {"warmup_steps": 2},
@@ -81,7 +82,7 @@ def test_a_run_leaves_metrics_pictures_and_a_file_that_loads_in_one_line(finishe
     for line in metrics:
         parts = line["loss/reconstruction"] + line["loss/uncertainty"]
         assert line["loss"] == pytest.approx(parts, rel=1e-4, abs=1e-6)
-        assert line["fidelity"] > 0
+        assert line["mse"] > 0
         assert line["grad_norm"] > 0
     assert [line["lr"] for line in metrics[:2]] < [5e-4, 5e-4]
     pictures = sorted((folder / "pictures").iterdir())

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -185,7 +186,7 @@ def test_a_smooth_field_agrees_with_its_own_views() -> None:
     wrong = run(build(), high, stacked, torch.linalg.inv(homographies))
     assert terms.total < 1e-4
     assert wrong.total > 50 * terms.total
-    assert terms.fidelity > 1e4
+    assert terms.mse < 1e-4
 
 
 @pytest.mark.parametrize("downsampler", [None, attention()])
@@ -212,7 +213,7 @@ def test_cells_from_outside_of_the_base_never_change_the_loss() -> None:
     assert (changed != targets).any()
     after = run(loss, high, changed, homographies)
     assert torch.equal(after.total, before.total)
-    assert torch.equal(after.fidelity, before.fidelity)
+    assert torch.equal(after.mse, before.mse)
     valid = torch.where(masks == 1, targets + 1, targets)
     assert not torch.equal(run(loss, high, valid, homographies).total, before.total)
 
@@ -233,14 +234,14 @@ def unit(*shape: int) -> Tensor:
 def test_fidelity_is_one_for_a_prediction_of_the_mean() -> None:
     targets = unit(2, 3, 3, *GRID)
     terms = run(build(), torch.zeros(2, 3, *SIZE).double(), targets, still(2, 3))
-    torch.testing.assert_close(terms.fidelity, torch.ones(()).double())
+    torch.testing.assert_close(1 / terms.mse, torch.ones(()).double())
 
 
 def test_fidelity_is_one_over_the_variance_of_noise() -> None:
     high = random(2, 3, *SIZE)
     clean = F.avg_pool2d(high, FACTOR)[:, None].expand(-1, 3, -1, -1, -1)
     terms = run(build(), high, clean + 0.2 * unit(2, 3, 3, *GRID), still(2, 3))
-    torch.testing.assert_close(terms.fidelity, torch.tensor(25.0).double())
+    torch.testing.assert_close(1 / terms.mse, torch.tensor(25.0).double())
 
 
 def test_fidelity_is_the_features_variance_over_the_error_in_the_teacher_s_own_space() -> None:
@@ -253,7 +254,7 @@ def test_fidelity_is_the_features_variance_over_the_error_in_the_teacher_s_own_s
 
     terms = run(build(), standardised(raw_high), standardised(raw_targets), still(2, 3))
     error = F.avg_pool2d(raw_high, FACTOR)[:, None] - raw_targets
-    torch.testing.assert_close(terms.fidelity, (1 / alpha**2) / error.square().mean())
+    torch.testing.assert_close(1 / terms.mse, (1 / alpha**2) / error.square().mean())
 
 
 def test_fidelity_knows_no_weights_and_no_other_distance() -> None:
@@ -261,8 +262,8 @@ def test_fidelity_knows_no_weights_and_no_other_distance() -> None:
     plain = run(build(), high, targets, homographies)
     config = ConsistencyConfig(distance="l1", uncertainty_dim=4, seam_weight=5)
     weighted = run(certain_to_a_degree(build(config)), high, targets, homographies)
-    torch.testing.assert_close(weighted.fidelity, plain.fidelity)
-    torch.testing.assert_close(plain.fidelity, 1 / plain.total)
+    torch.testing.assert_close(weighted.mse, plain.mse)
+    torch.testing.assert_close(plain.mse, plain.total)
     assert not torch.allclose(weighted.total, plain.total)
 
 
@@ -330,6 +331,21 @@ def test_the_uncertainty_net_has_the_paper_s_layers() -> None:
     assert net(torch.randn(2, 8, 5, 7)).shape == (2, 1, 5, 7)
 
 
+@pytest.mark.parametrize("size", [(5, 7), (3, 3), (2, 9), (1, 1)])
+def test_the_uncertainty_net_reflects_at_the_border_and_takes_the_smallest_maps(
+    size: tuple[int, int],
+) -> None:
+    net, maps = (
+        certain_to_a_degree(build(ConsistencyConfig(uncertainty_dim=4))),
+        random(2, 3, *size),
+    )
+    net = net.uncertainty  # type: ignore[assignment]
+    mode = "reflect" if min(size) > 2 else "edge"
+    padded = torch.from_numpy(np.pad(maps.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode=mode))
+    hidden = F.gelu(F.conv2d(padded, net.hidden.weight, net.hidden.bias))
+    torch.testing.assert_close(net(maps), F.conv2d(hidden, net.out.weight))
+
+
 REGULARISERS = {
     "tv_weight": "total_variation",
     "crf_weight": "sampled_crf",
@@ -381,4 +397,4 @@ def test_bfloat16_maps_are_compared_in_float32() -> None:
     high, targets = random(2, 3, *SIZE).bfloat16(), random(2, 3, 3, *GRID, seed=1).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = run(loss, high, targets, views())
-    assert terms.total.dtype == terms.fidelity.dtype == torch.float32
+    assert terms.total.dtype == terms.mse.dtype == torch.float32

@@ -379,6 +379,6 @@ def test_featup_guides_the_native_map_with_the_image() -> None:
 
 def test_featup_trains_every_parameter() -> None:
     torch.manual_seed(0)
-    upsampler = FeatUp(SPEC, (2, 2))
+    upsampler = FeatUp(SPEC, (2, 2), sigma=1.0)
     upsampler(torch.rand(2, 3, 64, 64), encode).high.spatial.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in upsampler.parameters())

@@ -181,11 +181,11 @@ def test_training_the_bias_alone_finds_minus_the_pattern_up_to_one_vector() -> N
     for step in range(200):
         for group in optimizer.param_groups:
             group["lr"] = 0.1 * (1 - step / 200)
-        total, fidelity = _loss(upsampler, loss, encoder, views, step)
+        total, mse = _loss(upsampler, loss, encoder, views, step)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        fidelities.append(float(fidelity))
+        fidelities.append(1 / float(mse))
     pattern = phi_s.alpha * torch.einsum("ij,jhw->ihw", phi_s.rotation, encoder.pattern)
     found = upsampler.bias.map.detach() + pattern
     left = found - found.mean((1, 2), keepdim=True)
@@ -215,7 +215,7 @@ def _loss(
         images=images,
         generator=generator,
     )
-    return terms.total, terms.fidelity
+    return terms.total, terms.mse
 
 
 def test_an_upsampler_that_changes_the_channels_is_refused() -> None:

@@ -18,6 +18,7 @@ from teachers.fingerprint import teacher_fingerprint
 from teachers.phi_s import FeatureStatistics, fit_phi_s
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
+from teachers.upsamplers.bilinear import Bilinear
 from teachers.upsamplers.build import build_upsampler, parse_upsampler
 from teachers.upsamplers.downsampler import AttentionDownsampler
 from teachers.upsamplers.standardised import Standardised
@@ -29,6 +30,7 @@ from teachers.upsamplers.trained import (
     load_upsampler,
     save_upsampler,
 )
+from teachers.upsamplers.upsampler import UpsamplerConfig
 
 TIMM = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [32, 32]}
 FEATSHARP = {"kind": "featsharp", "factor": [2, 1], "num_heads": 4}
@@ -144,6 +146,31 @@ def test_the_downsampler_it_learned_along_comes_back(saved: Path, teacher: Teach
     maps = torch.randn(2, teacher.spec.spatial_dim, 8, 4)
     views = torch.eye(3).expand(2, 1, 3, 3)
     assert torch.equal(load_downsampler(saved)(maps, views), downsampler(teacher)(maps, views))
+
+
+class OwnConfig(UpsamplerConfig):
+    kind: str = "tests.test_teachers_trained:Own"
+    density: int
+
+
+class Own(Bilinear):
+    Config = OwnConfig
+
+    @classmethod
+    def from_config(cls, config: Any, spec: FeatureSpec) -> "Own":
+        return cls(spec, (config.density, config.density))
+
+
+def test_a_kind_of_a_users_own_may_call_its_factor_as_it_likes(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    path, entry = tmp_path / "u.safetensors", {"kind": OwnConfig(density=2).kind, "density": 2}
+    along = AttentionDownsampler(teacher.spec.spatial_dim, (2, 2)).state_dict()
+    state = train(teacher, entry).state_dict()
+    save_upsampler(
+        path, state | {f"downsampler.{n}": t for n, t in along.items()}, card(teacher, entry)
+    )
+    assert load_upsampler(path).factor == load_downsampler(path).factor == (2, 2)
 
 
 def test_a_file_without_a_downsampler_says_so(teacher: Teacher, tmp_path: Path) -> None:

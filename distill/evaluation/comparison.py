@@ -14,14 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data.images import load_images
 from distill import distributed
 from distill.checkpoint import MANIFEST, find_checkpoint, read_manifest
-from distill.config import apply_overrides, load_yaml, validate
 from distill.errors import RecipeError
 from distill.evaluation.held_out import require_images
 from distill.evaluation.upsampling import (
     Candidate,
     UpsamplerEvaluationConfig,
-    base_resolution,
-    draw_views,
+    held_out_views,
     measure_upsamplers,
     upsampled_maps,
 )
@@ -33,6 +31,7 @@ from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.upsamplers.build import build_upsampler, parse_upsampler
+from teachers.upsamplers.resize import scaled
 from teachers.upsamplers.trained import TrainedUpsampler, UpsamplerCard, load_downsampler
 
 SHOWN = 4  # images of a picture
@@ -62,17 +61,6 @@ class ComparisonRecipe(BaseModel):
         if self.teacher.upsampler is not None:
             raise ValueError("teacher.upsampler: is what `methods` compares; leave it out there")
         return self
-
-
-def load_comparison_recipe(path: Path, overrides: list[str]) -> ComparisonRecipe:
-    """Reads a comparison and applies `section.key=value` overrides.
-
-    Raises:
-        RecipeError: names every mistake by its path.
-    """
-    tree = load_yaml(path)
-    apply_overrides(tree, overrides)
-    return validate(ComparisonRecipe, tree, str(path))
 
 
 def compare(
@@ -124,8 +112,8 @@ def _measure(
     picture: Path,
 ) -> list[dict[str, Any]]:
     """Measures all methods of one factor and draws the first file of each."""
-    images, names = load_images(config.images, base_resolution(teacher.spec, factor))
-    views = draw_views(config, len(images), teacher.spec)
+    images, names = load_images(config.images, scaled(teacher.spec.resolution, factor))
+    views = held_out_views(config, len(images), teacher.spec)
     paths = {f"{name} {i}": (name, path) for name, ps in files.items() for i, path in enumerate(ps)}
     device = teacher.mean.device
     opened = {key: _open(path, teacher).to(device) for key, (_, path) in paths.items()}

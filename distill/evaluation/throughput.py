@@ -8,6 +8,7 @@ codes: 0 done, 2 a user's mistake.
 """
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from distill import distributed
-from distill.config import apply_overrides, load_yaml, validate
 from distill.evaluation.break_even import break_even
 from distill.evaluation.throughput_report import draw_throughput
 from distill.files import write_text
@@ -32,7 +32,7 @@ from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.build import build_upsampler, parse_upsampler
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Factor, scaled
 from teachers.upsamplers.standardised import Standardised
 
 _NATIVE = (1, 1)
@@ -96,17 +96,6 @@ class Case(NamedTuple):
     passes: int | None
 
 
-def load_throughput_recipe(path: Path, overrides: list[str]) -> ThroughputRecipe:
-    """Reads a recipe and applies `section.key=value` overrides.
-
-    Raises:
-        RecipeError: names every mistake by its path.
-    """
-    tree = load_yaml(path)
-    apply_overrides(tree, overrides)
-    return validate(ThroughputRecipe, tree, str(path))
-
-
 def measure_throughput(
     recipe: ThroughputRecipe,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -161,7 +150,7 @@ def _cases(teacher: Teacher, recipe: ThroughputRecipe) -> Iterator[Case]:
     yield Case("encoder", _NATIVE, teacher, 1)
     factors = [factor for factor in recipe.factors if factor != _NATIVE]
     for factor in factors:
-        if spec.accepts(*_size(spec, factor)):
+        if spec.accepts(*scaled(spec.resolution, factor)):
             yield Case("encoder", factor, teacher, None)
     phi_s = _any_phi_s(spec.spatial_dim)
     for name, entry in recipe.upsamplers.items():
@@ -187,7 +176,7 @@ def _time(cases: list[Case], spec: FeatureSpec, recipe: ThroughputRecipe) -> lis
     generator = torch.Generator().manual_seed(0)
     images = {
         case.factor: torch.rand(
-            recipe.batch_size, 3, *_size(spec, case.factor), generator=generator
+            recipe.batch_size, 3, *scaled(spec.resolution, case.factor), generator=generator
         ).to(device)
         for case in cases
     }
@@ -214,20 +203,15 @@ def _elapsed(call: Callable[[], object], device: torch.device) -> float:
     return before.elapsed_time(after) / 1000
 
 
-def _size(spec: FeatureSpec, factor: tuple[int, int]) -> tuple[int, int]:
-    return factor[0] * spec.resolution[0], factor[1] * spec.resolution[1]
-
-
 def _row(
     name: str, spec: FeatureSpec, method: str, factor: tuple[int, int], seconds: float
 ) -> dict[str, Any]:
-    h, w = spec.grid(*spec.resolution)
-    tokens = factor[0] * h * factor[1] * w
+    tokens = math.prod(scaled(spec.grid(*spec.resolution), factor))
     return {
         "teacher": name,
         "method": method,
         "factor": list(factor),
-        "resolution": list(_size(spec, factor)),
+        "resolution": list(scaled(spec.resolution, factor)),
         "tokens": tokens,
         "seconds_per_image": seconds,
         "seconds_per_token": seconds / tokens,

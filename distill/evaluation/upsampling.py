@@ -75,15 +75,10 @@ class UpsamplingFidelity(NamedTuple):
     seam_ratio: float | None
 
 
-def draw_views(config: UpsamplerEvaluationConfig, count: int, spec: FeatureSpec) -> Tensor:
+def held_out_views(config: UpsamplerEvaluationConfig, count: int, spec: FeatureSpec) -> Tensor:
     """The views of `count` images, (count, n, 3, 3); they depend on nothing but the arguments."""
     generator = torch.Generator().manual_seed(config.seed)
     return sample_homographies(config.views, count, spec.grid(*spec.resolution), generator)
-
-
-def base_resolution(spec: FeatureSpec, factor: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of the images: all that an upsampler of this factor can show."""
-    return factor[0] * spec.resolution[0], factor[1] * spec.resolution[1]
 
 
 @torch.no_grad()
@@ -99,8 +94,8 @@ def measure_upsamplers(
     Args:
         candidates: name to upsampler, on the teacher's device.
         teacher: their encoder.
-        images: uint8 (N, 3, H, W), at `base_resolution`.
-        homographies: (N, n, 3, 3) views of the images, see `draw_views`.
+        images: uint8 (N, 3, H, W), at the upsamplers' `resolution`.
+        homographies: (N, n, 3, 3) views of the images, see `held_out_views`.
         batch_size: images of one forward pass.
 
     Raises:

@@ -28,7 +28,7 @@ from teachers.upsamplers.guidance_encoder import (
     projection,
 )
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Factor, scaled
 from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 from teachers.upsamplers.window import window_upsample
 
@@ -105,7 +105,7 @@ class AnyUp(SinglePassUpsampler):
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
         """Upsamples; see `SinglePassUpsampler.dense`."""
         h, w = features.shape[-2:]
-        queries, keys = self.guide(images, (h, w), (self.factor[0] * h, self.factor[1] * w))
+        queries, keys = self.guide(images, (h, w), scaled((h, w), self.factor))
         keys = self.fuse(torch.cat([keys, self.signature(features)], dim=1))
         q, k = (
             rearrange(

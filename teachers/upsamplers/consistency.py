@@ -32,7 +32,8 @@ class ConsistencyConfig(BaseModel):
         distance: between the downsampled view and the encoder's map of the view.
         uncertainty: whether a small network learns how uncertain each cell is.
         uncertainty_dim: its hidden channels.
-        seam_weight: weight of the cells at both sides of a tile border, against one elsewhere.
+        seam_weight: weight of the cells at both sides of a tile border, against one elsewhere;
+            an upsampler that encodes no tiles has none.
         tv_weight: of the total variation of the high-resolution map.
         crf_weight: of its sampled CRF with the image.
         mmd_weight: of the maximum mean discrepancy between the low- and high-resolution maps.
@@ -55,13 +56,14 @@ class ConsistencyTerms(NamedTuple):
     Attributes:
         total: (), to be minimised.
         parts: its summands, each (), detached and weighted; they add up to `total`.
-        fidelity: (), one over the mean squared error of valid cells, in the standardised space
-            and without uncertainty or seam weights; 1 for a constant mean, higher is better.
+        mse: (), the mean squared error of valid cells, detached, in the standardised space and
+            without uncertainty or seam weights; 1 for a constant mean. Fidelity is one over it:
+            to be taken of a mean of errors, since a mean of fidelities is too high.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
-    fidelity: Tensor
+    mse: Tensor
 
 
 class Consistency(nn.Module):
@@ -100,7 +102,7 @@ class Consistency(nn.Module):
             generator: on the CPU; what CRF and MMD sample with.
 
         Returns:
-            The loss, its parts and the fidelity of this batch.
+            The loss, its parts and the error of this batch.
         """
         logs = None if self.uncertainty is None else self.uncertainty(high.detach())
         with no_autocast(high):
@@ -117,7 +119,7 @@ class Consistency(nn.Module):
         total = torch.stack(list(terms.values())).sum()
         squares = _mean((views.detach() - targets.detach()).square().mean(2), mask)
         return ConsistencyTerms(
-            total, {name: term.detach() for name, term in terms.items()}, 1 / squares
+            total, {name: term.detach() for name, term in terms.items()}, squares
         )
 
     def _weights(self, logs: Tensor | None, high: Tensor, homographies: Tensor) -> Tensor | float:
@@ -168,13 +170,15 @@ class Uncertainty(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.hidden = nn.Conv2d(dim, hidden_dim, 5, padding=2, padding_mode="reflect")
+        self.hidden = nn.Conv2d(dim, hidden_dim, 5)
         self.out = nn.Conv2d(hidden_dim, 1, 1, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """From (B, D, H, W), at least 3 x 3 cells, to (B, 1, H, W), at least float32."""
-        return _exact(self.out(F.gelu(self.hidden(maps))))
+        """From (B, D, H, W) to (B, 1, H, W), at least float32."""
+        # Two cells beyond the border are the reflection of three inside, where there are three.
+        mode = "reflect" if min(maps.shape[-2:]) > 2 else "replicate"
+        return _exact(self.out(F.gelu(self.hidden(F.pad(maps, (2, 2, 2, 2), mode=mode)))))
 
 
 def seam_weights(size: tuple[int, int], tile: tuple[int, int], weight: float) -> Tensor:

@@ -8,7 +8,6 @@ local attention and a SwiGLU learns, around the first of the two, what the secon
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from einops import repeat
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from teachers.upsamplers.fusion import FusionBlock
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.jafar import JAFAR
 from teachers.upsamplers.jbu import JBU
-from teachers.upsamplers.resize import Factor, resize
+from teachers.upsamplers.resize import Factor, enlarge, resize, scaled
 from teachers.upsamplers.tile import encode_tiles, num_tile_forwards
 from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
 
@@ -110,8 +109,7 @@ class FeatSharp(Upsampler):
         else:
             low = encode(resize(images, self.spec.resolution))
             tiles = low.spatial  # not an input
-        h, w = low.spatial.shape[-2:]
-        size = (self.factor[0] * h, self.factor[1] * w)
+        size = scaled((low.spatial.shape[-2], low.spatial.shape[-1]), self.factor)
         parts = [self._input(name, low.spatial, tiles, images, size) for name in self.inputs]
         return UpsampledFeatures(low, Features(low.summary, self.fusion(parts)))
 
@@ -127,7 +125,7 @@ class FeatSharp(Upsampler):
             return self.jafar.dense(low, images)
         if name == "rgb":
             return self.rgb(guidance(images, size).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return F.interpolate(low, size, mode="bilinear", align_corners=False)
+        return enlarge(low, self.factor)
 
     def _positions(self, low: Tensor) -> Tensor:
         """Each tile's vector over all of its cells: which tile a cell came from."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.jbu import JBU
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Factor, scaled
 from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 
 
@@ -38,7 +38,7 @@ class FeatUp(SinglePassUpsampler):
 
     Config: ClassVar[type[UpsamplerConfig]] = FeatUpConfig
 
-    def __init__(self, spec: FeatureSpec, factor: tuple[int, int], sigma: float = 1.0) -> None:
+    def __init__(self, spec: FeatureSpec, factor: tuple[int, int], sigma: float) -> None:
         super().__init__(spec, factor)
         self.jbu = JBU(factor, sigma=sigma)
 
@@ -49,6 +49,5 @@ class FeatUp(SinglePassUpsampler):
 
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
         """Upsamples a map; see `SinglePassUpsampler.dense`."""
-        h, w = features.shape[-2:]
-        guide = guidance(images, (self.factor[0] * h, self.factor[1] * w))
-        return self.jbu(features, guide)
+        size = scaled((features.shape[-2], features.shape[-1]), self.factor)
+        return self.jbu(features, guidance(images, size))

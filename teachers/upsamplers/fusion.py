@@ -1,8 +1,8 @@
 """FeatSharp's fusion block: local attention and a SwiGLU over several maps of one image.
 
 A pre-norm transformer block (arXiv 2502.16025, section 3) on the concatenated channels of its
-inputs. The first input is the residual path: LayerScale starts at 1e-6, so a fresh block returns
-that input, and training finds what the others add to it.
+inputs. The first input is the residual path: under a small LayerScale a fresh block returns that
+input, and training finds what the others add to it.
 
 Departs from the public code in no padding of the head dimension, and in separate projections where
 it has fused ones (q k v; gate and value), which spectral reparametrisation treats one by one.
@@ -31,8 +31,8 @@ class FusionBlock(nn.Module):
         window: cells along each side of the attention window, odd.
         position: `alibi` penalises distance, in rows in even heads and in columns in odd ones;
             `rope` rotates queries and keys, half of the channels by row, half by column.
-        norm: LayerNorm before attention and SwiGLU; False for neither (the public default).
-        layer_scale: where LayerScale starts; published as 1e-6.
+        norm: LayerNorm before attention and SwiGLU; False for neither (the later public default).
+        layer_scale: where LayerScale starts; published as 1e-6, which takes thousands of steps.
 
     Raises:
         TeacherError: heads that do not divide the channels, an even window, channels that rope

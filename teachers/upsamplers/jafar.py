@@ -24,7 +24,7 @@ from teachers.upsamplers.guidance_encoder import (
     projection,
 )
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Factor, scaled
 from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 
 _HEADS = 4
@@ -97,7 +97,7 @@ class JAFAR(SinglePassUpsampler):
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
         """Upsamples; see `SinglePassUpsampler.dense`."""
         h, w = features.shape[-2:]
-        high = (self.factor[0] * h, self.factor[1] * w)
+        high = scaled((h, w), self.factor)
         queries, keys = self.guide(images, (h, w), high)
         semantic = self.semantic(F.normalize(at_least_float32(features), dim=1))
         keys = self.gamma(semantic) * keys + self.beta(semantic)

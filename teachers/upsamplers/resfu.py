@@ -30,7 +30,7 @@ from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.local_gather import local_gather
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor, enlarge
+from teachers.upsamplers.resize import Factor, enlarge, scaled
 from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 
 _EMBEDDING_DIM = 64
@@ -134,10 +134,10 @@ class ReSFU(SinglePassUpsampler):
         Returns:
             (B, fh * h, fw * w, 3, 3), positive and with sum one.
         """
-        h, w = features.shape[-2:]
+        size = scaled((features.shape[-2], features.shape[-1]), self.factor)
         tokens = at_least_float32(rearrange(features, "b d h w -> b h w d"))
         keys = rearrange(self.key(F.layer_norm(tokens, tokens.shape[-1:])), "b h w d -> b d h w")
-        detail = self.detail(guidance(images, (self.factor[0] * h, self.factor[1] * w)))
+        detail = self.detail(guidance(images, size))
         # Variances as differences of means need float32.
         queries = self.align(at_least_float32(detail), at_least_float32(keys), self.factor)
         own = F.conv2d(queries, self.difference.weight.sum((2, 3), keepdim=True))

@@ -15,6 +15,11 @@ def _both_axes(value: Any) -> Any:
 Factor = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_both_axes)]
 
 
+def scaled(size: tuple[int, int], factor: tuple[int, int]) -> tuple[int, int]:
+    """(factor[0] * height, factor[1] * width), in pixels or in cells."""
+    return factor[0] * size[0], factor[1] * size[1]
+
+
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, half-pixel centres, antialiased where it shrinks; nothing where it fits.
 
@@ -37,5 +42,5 @@ def enlarge(maps: Tensor, factor: tuple[int, int]) -> Tensor:
     Returns:
         (B, D, fh * h, fw * w).
     """
-    size = (factor[0] * maps.shape[-2], factor[1] * maps.shape[-1])
+    size = scaled((maps.shape[-2], maps.shape[-1]), factor)
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)

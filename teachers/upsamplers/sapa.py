@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Factor, scaled
 from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
 from teachers.upsamplers.window import window_upsample
 
@@ -47,8 +47,8 @@ class SAPA(SinglePassUpsampler):
 
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
         """Upsamples; see `SinglePassUpsampler.dense`."""
-        h, w = features.shape[-2:]
-        queries = self.query(guidance(images, (self.factor[0] * h, self.factor[1] * w)))
+        size = scaled((features.shape[-2], features.shape[-1]), self.factor)
+        queries = self.query(guidance(images, size))
         tokens = at_least_float32(rearrange(features, "b d h w -> b h w d"))
         keys = self.key(F.layer_norm(tokens, tokens.shape[-1:]))
         keys = rearrange(keys, "b h w d -> b d h w")

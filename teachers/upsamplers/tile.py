@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from teachers.features import Features, FeatureSpec
-from teachers.upsamplers.resize import Factor, resize
+from teachers.upsamplers.resize import Factor, resize, scaled
 from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
 
 
@@ -53,7 +53,7 @@ def encode_tiles(
     if factor == (1, 1):
         low = encode(whole)
         return low, low.spatial
-    full = resize(images, (factor[0] * native[0], factor[1] * native[1]))
+    full = resize(images, scaled(native, factor))
     summary, spatial = encode(torch.cat([whole, split_tiles(full, factor)]))
     summary = None if summary is None else summary[: len(images)]
     low = Features(summary, spatial[: len(images)])

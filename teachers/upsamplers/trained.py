@@ -22,7 +22,7 @@ from teachers.kinds import did_you_mean
 from teachers.phi_s import PhiS
 from teachers.upsamplers.downsampler import AttentionDownsampler
 from teachers.upsamplers.standardised import Standardised
-from teachers.upsamplers.upsampler import UpsamplerConfig
+from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 
 FORMAT = "featsharp-distill upsampler 1"
 SHIPPED = Path(__file__).resolve().parent.parent / "small" / "upsamplers"
@@ -143,15 +143,9 @@ def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
     Raises:
         TeacherError: there is no such file, or it is not one of `save_upsampler`.
     """
-    from teachers.upsamplers.build import build_upsampler, parse_upsampler
-
     found = _find(Path(path))
     card, tensors = read_upsampler(found)
-    config = parse_upsampler(card.upsampler)
-    if config is None:
-        raise TeacherError(f"upsampler {found}: its card names no upsampler")
-    inner = build_upsampler(config, card.spec)
-    upsampler = TrainedUpsampler(inner, PhiS(card.spec.spatial_dim), bias=card.bias)
+    upsampler = TrainedUpsampler(_build(card), PhiS(card.spec.spatial_dim), bias=card.bias)
     upsampler.card, upsampler.path = card, found
     own = {n: t for n, t in tensors.items() if not n.startswith(_DOWNSAMPLER)}
     _check_state(upsampler.state_dict(), own, found)
@@ -173,17 +167,22 @@ def load_downsampler(path: str | PathLike[str]) -> AttentionDownsampler:
     found = _find(Path(path))
     card, tensors = read_upsampler(found)
     own = {n: t for n, t in tensors.items() if n.startswith(_DOWNSAMPLER)}
-    downsampler = AttentionDownsampler(card.spec.spatial_dim, parse_factor(card))
+    with torch.device("meta"):  # a kind of a user's own may call its factor otherwise
+        factor = _build(card).factor
+    downsampler = AttentionDownsampler(card.spec.spatial_dim, factor)
     due = {_DOWNSAMPLER + name: t for name, t in downsampler.state_dict().items()}
     _check_state(due, own, found)
     downsampler.load_state_dict({n.removeprefix(_DOWNSAMPLER): t for n, t in own.items()})
     return downsampler.eval().requires_grad_(False)
 
 
-def parse_factor(card: UpsamplerCard) -> tuple[int, int]:
-    """(fh, fw) of a card's upsampler."""
-    factor = card.upsampler["factor"]
-    return (factor, factor) if isinstance(factor, int) else (factor[0], factor[1])
+def _build(card: UpsamplerCard) -> Upsampler:
+    """What a card describes, with weights that are still to be loaded."""
+    from teachers.upsamplers.build import build_upsampler, parse_upsampler
+
+    config = parse_upsampler(card.upsampler)
+    assert config is not None
+    return build_upsampler(config, card.spec)
 
 
 def _find(path: Path) -> Path:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from teachers.features import Features, FeatureSpec
-from teachers.upsamplers.resize import resize
+from teachers.upsamplers.resize import resize, scaled
 
 Encode = Callable[[Tensor], Features]
 
@@ -64,6 +64,11 @@ class Upsampler(nn.Module, ABC):
             images: (B, 3, H, W) in [0, 1], at any size; the upsampler resizes to what it needs.
             encode: the encoder; images (N, 3, h, w) at its native resolution to `Features`.
         """
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """(height, width) in pixels of an image with all that the high map can show."""
+        return scaled(self.spec.resolution, self.factor)
 
     @property
     def spatial_dim(self) -> int:

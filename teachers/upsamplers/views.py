@@ -15,7 +15,7 @@ from einops import rearrange
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from teachers.upsamplers.resize import resize
+from teachers.upsamplers.resize import resize, scaled
 
 _CORNER_REACH = 0.45  # of a side; at half a side two corners could meet
 
@@ -147,8 +147,9 @@ def bilinear_taps(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
 def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
     """All views of a batch, antialiased, at the size that an encoder takes.
 
-    The base is first shrunk, with antialias, to at most twice the view; views are sampled at twice
-    their size and averaged over 2 x 2, which keeps the perspective's own shrinking from aliasing.
+    Along an axis where the base is larger, it is first shrunk, with antialias, to at most twice the
+    view; the view is sampled at twice its size and averaged over pairs, which keeps the warp's own
+    shrinking from aliasing. Where it is not larger that would blur, so each pixel is sampled once.
     What a view sees outside of the base is mirrored: a black border would be an object to an
     encoder with global attention, and change the targets of the valid cells too.
 
@@ -161,16 +162,17 @@ def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> 
         (B * n, 3, h, w) in [0, 1], an image's views one after another.
     """
     num_views = homographies.shape[1]
-    double = (2 * size[0], 2 * size[1])
     height, width = images.shape[-2:]
-    base = resize(images, (min(height, double[0]), min(width, double[1])))
-    places = _places(homographies.flatten(0, 1), double)[0].to(base)
+    samples = (1 if height <= size[0] else 2, 1 if width <= size[1] else 2)
+    dense = scaled(size, samples)
+    base = resize(images, (min(height, dense[0]), min(width, dense[1])))
+    places = _places(homographies.flatten(0, 1), dense)[0].to(base)
     # Views below each other in one sampling grid: the base needs no copy for each of them.
     places = rearrange(places, "(b n) h w xy -> b (n h) w xy", n=num_views)
     views = F.grid_sample(
         base, places, mode="bilinear", padding_mode="reflection", align_corners=False
     )
-    return F.avg_pool2d(rearrange(views, "b c (n h) w -> (b n) c h w", n=num_views), 2)
+    return F.avg_pool2d(rearrange(views, "b c (n h) w -> (b n) c h w", n=num_views), samples)
 
 
 def valid_mask(homographies: Tensor, size: tuple[int, int]) -> Tensor:

@@ -100,7 +100,6 @@ def agree(multi_view: MultiView, teacher: Teacher, images: Tensor, views: Tensor
     """Both are the same mathematics, from the same views."""
     parameters = [p for p in multi_view.parameters() if p.requires_grad]
     results = []
-    multi_view.eval()  # the spectral norms' power iteration stands still
     for call in (
         lambda: ours(multi_view, images, views),
         lambda: public(multi_view, teacher, images, views, warp_images),
@@ -109,7 +108,6 @@ def agree(multi_view: MultiView, teacher: Teacher, images: Tensor, views: Tensor
         zero = torch.zeros(())
         results.append((loss, [zero if p.grad is None else p.grad.clone() for p in parameters]))
         multi_view.zero_grad()
-    multi_view.train()
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=0)
     for one, other in zip(results[0][1], results[1][1], strict=True):
         assert (one - other).norm() <= 1e-3 * other.norm() + 1e-9

@@ -30,7 +30,7 @@ class SevenTapsLevel(JBULevel):
 class SevenTaps(FeatUp):
     """FeatUp with such levels."""
 
-    def __init__(self, spec: FeatureSpec, factor: tuple[int, int], sigma: float = 1.0) -> None:
+    def __init__(self, spec: FeatureSpec, factor: tuple[int, int], sigma: float) -> None:
         super().__init__(spec, factor, sigma)
         for level in self.jbu.levels:
             level.__class__ = SevenTapsLevel  # the same weights, initialised alike

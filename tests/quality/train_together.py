@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill import distributed
+from distill.config import load_recipe
 from distill.engine import Engine
 from distill.errors import command
 from distill.objective import LossTerms
@@ -23,7 +24,6 @@ from distill.optimizer import ParameterGroup
 from distill.spectral import materialised
 from distill.train_upsampler import base_resolution, build_encoder, fit_phi_s_of
 from distill.training import Assembly, open_stream, run_command
-from distill.training_recipe import load_recipe
 from distill.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
 from distill.upsampler_task import (
     MultiView,
@@ -38,8 +38,6 @@ from teachers.teacher import Teacher
 from teachers.upsamplers.consistency import ConsistencyTerms
 from teachers.upsamplers.trained import save_upsampler
 
-TILED = ("featsharp", "tile", "s2")
-
 
 class ComparisonRecipe(UpsamplerRecipe):
     """An upsampler's recipe, once for each of several upsamplers."""
@@ -47,11 +45,8 @@ class ComparisonRecipe(UpsamplerRecipe):
     methods: dict[str, AnyUpsampler] = Field(min_length=1)
 
     def of(self, name: str) -> UpsamplerRecipe:
-        """The recipe of one method; seams are weighed where there are any."""
-        upsampler = self.methods[name]
-        seam = self.consistency.seam_weight if upsampler.kind in TILED else 1.0
-        consistency = self.consistency.model_copy(update={"seam_weight": seam})
-        return self.model_copy(update={"upsampler": upsampler, "consistency": consistency})
+        """The recipe of one method."""
+        return self.model_copy(update={"upsampler": self.methods[name]})
 
 
 class Remembering(nn.Module):
@@ -105,7 +100,7 @@ class TogetherTask:
         terms: dict[str, ConsistencyTerms] = self.engine(images, views)
         total = torch.stack([each.total for each in terms.values()]).sum()
         parts = {name: each.parts["reconstruction"] for name, each in terms.items()}
-        return LossTerms(total, parts, {f"fidelity/{n}": t.fidelity for n, t in terms.items()})
+        return LossTerms(total, parts, {f"mse/{n}": t.mse for n, t in terms.items()})
 
     def save(self, folder: Path) -> None:
         weights = materialised(self.engine.weights())
