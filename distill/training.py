@@ -23,7 +23,13 @@ from distill.checkpoint import read_manifest, restore_latest, save_checkpoint
 from distill.config import dump_yaml
 from distill.files import write_text
 from distill.loop import Loop, NonFiniteError, Outcome, Plan, Task
-from distill.process import StopRequest, arm_watchdog, die_with_launcher, disarm_watchdog
+from distill.process import (
+    StopRequest,
+    arm_watchdog,
+    die_with_launcher,
+    disarm_watchdog,
+    importing,
+)
 from distill.run_folder import make_run_folder, open_run_folder, versions, write_status
 from distill.tracking import Tracker, log
 from distill.training_recipe import TrainingRecipe, resolved
@@ -65,7 +71,8 @@ def run_command(
         assemble: builds the task and opens the stream.
     """
     arguments = _parse(module, description)
-    recipe = load(arguments.recipe, arguments.overrides)
+    with importing():  # the libraries of the teachers that the recipe names
+        recipe = load(arguments.recipe, arguments.overrides)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     log.setLevel(logging.INFO if distributed.rank() == 0 else logging.WARNING)
     if distributed.rank() == 0:

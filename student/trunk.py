@@ -5,8 +5,6 @@ backbone features then have a scale that does not grow with depth, and weights o
 their meaning.
 """
 
-from timm.layers import LayerNorm, trunc_normal_
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,6 +21,10 @@ class Trunk(nn.Module):
     """
 
     def __init__(self, config: StudentConfig, num_class_tokens: int) -> None:
+        # Two seconds that --help, a mistake in a recipe and an export do without.
+        from timm.layers import LayerNorm
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         width, depth, heads, mlp_dim = config.shape
         num_registers = config.count_registers(num_class_tokens)
@@ -64,6 +66,8 @@ class Trunk(nn.Module):
 
 def _init_linear(module: nn.Module) -> None:
     """timm's ViT initialisation."""
+    from timm.layers import trunc_normal_
+
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -66,7 +66,7 @@ class OpenClipTeacher(Teacher):
     def __init__(self, config: OpenClipConfig) -> None:
         source = find_source(config.model, config.weights)
         vision_cfg = deepcopy(source.model_cfg["vision_cfg"])
-        with seeded():
+        with seeded(loaded=config.weights != "none"):
             visual: Any = _build_vision_tower(
                 source.model_cfg["embed_dim"],
                 vision_cfg,

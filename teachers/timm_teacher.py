@@ -124,7 +124,7 @@ def _build(config: TimmConfig) -> Any:
         kwargs |= _local_weights(config, name)
     elif config.weights is None:
         kwargs["pretrained"] = not on_meta()
-    with seeded():
+    with seeded(loaded=kwargs.get("pretrained", False)):
         network = _create(name, config, kwargs)
     if not hasattr(network, "forward_intermediates"):
         raise TeacherError(f"model: timm gives no feature maps of {config.model!r}")

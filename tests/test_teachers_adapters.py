@@ -2,6 +2,7 @@
 
 import json
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from teachers.build import build_teacher, parse_teacher
 from teachers.check import check_teacher
@@ -170,6 +172,48 @@ def test_random_weights_are_always_the_same_and_leave_the_callers_generator_alon
     second = build(kind="dfn_clip", model=str(clip), weights="none")
     assert torch.equal(first.visual.proj, second.visual.proj)
     assert not torch.equal(first.visual.proj, build(kind="dfn_clip", model=str(clip)).visual.proj)
+
+
+class Drawn(TorchFunctionMode):
+    """Counts what is drawn at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.__name__ in ("kaiming_uniform_", "normal_", "uniform_", "erfinv_")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def _unwritten_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_unwritten_memory_is_nan")
+@pytest.mark.parametrize("kind", ["dfn_clip", "siglip", "timm"])
+def test_no_random_weights_are_drawn_where_all_are_loaded(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "timm":
+        folder = tmp_path
+        part = TIMM_PART | {"architecture": "vit_tiny_patch16_224"}
+        (folder / "config.json").write_text(json.dumps(part))
+        network = build(kind="timm", model=str(folder), weights="none").network
+        save_file(network.state_dict(), folder / "model.safetensors")
+    else:
+        folder = request.getfixturevalue({"dfn_clip": "clip"}.get(kind, kind))
+    with Drawn() as drawn:
+        build(kind=kind, model=str(folder), weights="none")
+    assert drawn.count > 0
+    with Drawn() as drawn:
+        teacher = build(kind=kind, model=str(folder))
+    assert drawn.count == 0
+    for name, value in [*teacher.named_parameters(), *teacher.named_buffers()]:
+        assert value.isfinite().all(), name
 
 
 @pytest.mark.parametrize("kind", ["dfn_clip", "siglip"])
