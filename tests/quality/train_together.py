@@ -9,6 +9,7 @@ images. A checkpoint holds `NAME.safetensors` for each.
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -126,9 +127,10 @@ def assemble(recipe: ComparisonRecipe, micro_batch: int) -> Assembly:
     phi_s = fit_phi_s_of(recipe, teacher, resolution, micro_batch)
     encoder = Remembering(teacher)
     members, groups = {}, []
+    # A buffer that members shared would be written for the first of them only.
     for name in recipe.methods:
         own = recipe.of(name)
-        members[name] = build_multi_view(own, encoder, phi_s)  # type: ignore[arg-type]
+        members[name] = build_multi_view(own, encoder, deepcopy(phi_s))  # type: ignore[arg-type]
         for group in parameter_groups(members[name], own):
             groups.append(ParameterGroup(f"{name}.{group.name}", *group[1:]))
     module = Together(members, encoder)
