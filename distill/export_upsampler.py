@@ -16,7 +16,7 @@ def export_upsampler(checkpoint: Path, out: Path, *, half: bool, force: bool) ->
     """Writes a checkpoint's upsampler as one safetensors file; whole or not at all.
 
     The card gains the step, the images seen, and, where `distill.evaluate` has measured this very
-    checkpoint, its fidelity.
+    checkpoint, its fidelity. It loses where the run and its shards lay on the machine.
 
     Args:
         checkpoint: the folder of a whole checkpoint.
@@ -32,7 +32,7 @@ def export_upsampler(checkpoint: Path, out: Path, *, half: bool, force: bool) ->
     step = read_manifest(checkpoint)["step"]
     images = step * card.facts["recipe"]["run"]["batch_size"]
     facts = {**card.facts, "steps": step, "images_seen": images}
-    facts["fidelity"] = _measured(checkpoint)
+    facts |= {"recipe": _without_places(card.facts["recipe"]), "fidelity": _measured(checkpoint)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_upsampler(out, tensors, card.model_copy(update={"facts": facts}), half=half)
@@ -52,10 +52,21 @@ def check_out(out: Path, force: bool) -> None:
         raise RecipeError(f"{out} is already there; --force overwrites it")
 
 
+def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, with the names of shards in place of their paths."""
+    run = {key: value for key, value in recipe["run"].items() if key != "dir"}
+    sources = [
+        source | {"shards": [shards.rstrip("/").rpartition("/")[2] for shards in source["shards"]]}
+        for source in recipe["data"]["sources"]
+    ]
+    return recipe | {"run": run, "data": recipe["data"] | {"sources": sources}}
+
+
 def _measured(checkpoint: Path) -> dict[str, Any] | None:
     path = checkpoint.parent.parent / "evaluation" / "fidelity.jsonl"
     if not path.is_file():
         return None
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    own = [row for row in rows if Path(row["file"]).absolute() == (checkpoint / NAME).absolute()]
+    # By name: the file's path was written relative to where `distill.evaluate` ran.
+    own = [row for row in rows if Path(row["file"]).parent.name == checkpoint.name]
     return {key: own[-1][key] for key in _MEASURED} if own else None

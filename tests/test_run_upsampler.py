@@ -159,6 +159,8 @@ def test_export_writes_the_card_with_step_and_fidelity(finished: Path, tmp_path:
     facts = load_upsampler(out).card.facts
     assert (facts["steps"], facts["images_seen"]) == (STEPS, STEPS * 4)
     assert facts["fidelity"]["own"] > 0
+    assert "dir" not in facts["recipe"]["run"]  # nor any other place on this machine
+    assert facts["recipe"]["data"]["sources"][0]["shards"] == ["shards"]
     whole = run_folder / f"checkpoints/step-{STEPS:08d}/upsampler.safetensors"
     assert out.stat().st_size < 0.7 * whole.stat().st_size
     again = run(export, finished)
