@@ -1,8 +1,9 @@
-"""Measures what was trained: `python -m distill.evaluate RECIPE|RUN|CHECKPOINT [key=value ...]`.
+"""Measures what was trained: `python -m distill.evaluate TARGET [key=value ...]`.
 
 By the recipe's `task`: a student's agreement with its teachers, an upsampler's fidelity to its
-encoder, a comparison of upsamplers, or what features cost by resolution. Exit codes: 0 done, 2 a
-user's mistake.
+encoder, a comparison of upsamplers, what features cost by resolution, or benchmarks. With
+`--on SUITE` the target is what a suite of benchmarks measures. Exit codes: 0 done, 2 a user's
+mistake.
 """
 
 import argparse
@@ -10,11 +11,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distill.config import apply_overrides, load_recipe, load_yaml
+from distill.config import apply_overrides, load_recipe, load_yaml, validate
 from distill.errors import RecipeError, command
 from distill.evaluation.comparison import ComparisonRecipe, compare
 from distill.evaluation.comparison_table import comparison_table
+from distill.evaluation.models import model_of
+from distill.evaluation.results_table import results_tables
 from distill.evaluation.student_run import agreement_table, evaluate_student
+from distill.evaluation.suite import RESULTS, SuiteRecipe, run_suite
 from distill.evaluation.throughput import ThroughputRecipe, measure_throughput
 from distill.evaluation.throughput_report import throughput_table
 from distill.evaluation.upsampler_run import evaluate_upsampler
@@ -27,15 +31,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m distill.evaluate",
         description="Measure on held-out images how well a student agrees with its teachers before "
-        "and after training, or how true upsamplers are to their encoder. Writes JSON lines and "
-        "pictures, and for a student a page that shows it.",
+        "and after training, how true upsamplers are to their encoder, or what any encoder is "
+        "worth on benchmarks. Writes JSON lines and pictures, and a page that shows them.",
     )
     parser.add_argument(
         "target",
-        type=Path,
         metavar="TARGET",
-        help="a recipe (task student, upsampler, upsamplers or throughput), the folder of a run, "
-        "or one of its checkpoints",
+        help="a recipe (task student, upsampler, upsamplers, throughput or benchmarks), the folder "
+        "of a run, or one of its checkpoints; with --on also an exported student or a timm name",
+    )
+    parser.add_argument(
+        "--on",
+        type=Path,
+        metavar="SUITE",
+        help="measure TARGET by this recipe of benchmarks, see recipes/evaluation; overrides are "
+        "changes to it",
     )
     parser.add_argument(
         "overrides",
@@ -43,14 +53,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="key=value",
         help="changes to the recipe, such as evaluation.resolutions=[256,[384,512]]",
     )
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 @command
 def main() -> None:
     """The command."""
     arguments = parse_arguments()
-    target, overrides = arguments.target, arguments.overrides
+    overrides = arguments.overrides
+    if arguments.on is not None:
+        _benchmarks(arguments.on, overrides, arguments.target)
+        return
+    target = Path(arguments.target)
     task = _task(target, overrides)
     if task not in _TASKS:
         raise RecipeError(
@@ -92,7 +106,19 @@ def _throughput(target: Path, overrides: list[str]) -> None:
     print(f"picture: {recipe.dir / 'throughput.png'}")
 
 
+def _benchmarks(target: Path, overrides: list[str], model: str | None = None) -> None:
+    tree = load_yaml(target)
+    if model is not None:
+        tree["models"] = {Path(model).name: model_of(model)}
+    apply_overrides(tree, overrides)
+    recipe = validate(SuiteRecipe, tree, str(target))
+    for table in results_tables(run_suite(recipe)):
+        Console().print(table)
+    print(f"results: {recipe.dir / RESULTS}")
+
+
 _TASKS = {
+    "benchmarks": _benchmarks,
     "student": _student,
     "upsampler": _upsampler,
     "upsamplers": _upsamplers,

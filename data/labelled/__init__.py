@@ -1,0 +1,1 @@
+"""Images with ground truth, read from the layouts that users have on disk. Knows no model."""

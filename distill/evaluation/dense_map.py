@@ -1,0 +1,73 @@
+"""Maps of images of any size, and back to pixels: the one place that knows about padding."""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from teachers.errors import TeacherError
+from teachers.features import FeatureSpec
+from teachers.teacher import Teacher
+
+
+class DenseMap(NamedTuple):
+    """What an encoder says about images.
+
+    Attributes:
+        features: (B, D, h, w).
+        covers: (height, width) in pixels that the map covers: the images and their padding.
+    """
+
+    features: Tensor
+    covers: tuple[int, int]
+
+
+def dense_map(encoder: Teacher, images: Tensor) -> DenseMap:
+    """Encodes images, padded to a size that the encoder takes.
+
+    The last pixels are repeated to the right and below, up to the next multiple of the patch size.
+
+    Args:
+        encoder: whose map is wanted.
+        images: (B, 3, H, W) in [0, 1].
+
+    Raises:
+        TeacherError: the encoder takes one size only, another one.
+    """
+    height, width = images.shape[-2:]
+    covers = padded_size(encoder.spec, height, width)
+    images = F.pad(images, (0, covers[1] - width, 0, covers[0] - height), mode="replicate")
+    return DenseMap(encoder(images).spatial, covers)
+
+
+def padded_size(spec: FeatureSpec, height: int, width: int) -> tuple[int, int]:
+    """The size that images are padded to for an encoder.
+
+    Raises:
+        TeacherError: it takes one size only, another one.
+    """
+    if spec.accepts(height, width):
+        return height, width
+    if not spec.any_resolution:
+        h, w = spec.resolution
+        raise TeacherError(
+            f"images of {height} x {width} px: this encoder takes {h} x {w} px only; resize them, "
+            f"input.size=[{h},{w}], or slide a window over them, input.window=[{h},{w}]"
+        )
+    p = spec.patch_size
+    return -(-height // p) * p, -(-width // p) * p
+
+
+def to_pixels(maps: Tensor, covers: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Enlarges maps to pixels and cuts off what covers padding.
+
+    Args:
+        maps: (B, K, h, w) on the encoder's grid.
+        covers: (height, width) in pixels, as of `DenseMap`.
+        size: (H, W) of the images in pixels, at most `covers`.
+
+    Returns:
+        (B, K, H, W), bilinear with half-pixel centres.
+    """
+    dense = F.interpolate(maps, covers, mode="bilinear", align_corners=False)
+    return dense[..., : size[0], : size[1]]

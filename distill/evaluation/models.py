@@ -1,0 +1,211 @@
+"""What a benchmark can measure: teachers, students, a student's head, and the colours of pixels.
+
+All are `Teacher`s: frozen encoders that take images in [0, 1] and own what they accept.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor
+
+from distill.checkpoint import find_checkpoint
+from distill.errors import RecipeError
+from distill.recipe import load_student_recipe
+from distill.student_task import build_student, build_teachers
+from distill.trained import recipe_file
+from student.model import Student
+from student.storage import load_student
+from teachers.build import TEACHERS, parse_teacher
+from teachers.features import Features, FeatureSpec
+from teachers.kinds import did_you_mean
+from teachers.teacher import Teacher, TeacherConfig
+
+_KINDS = {
+    "student": "distill.evaluation.models:StudentEncoder",
+    "pixels": "distill.evaluation.models:Pixels",
+}
+
+
+class StudentEncoderConfig(TeacherConfig):
+    """A student of ours.
+
+    Attributes:
+        path: a run's folder (its newest whole checkpoint), a checkpoint's, or an exported file.
+        head: the teacher whose head is measured; None for the backbone.
+        untrained: whether to take the weights that training started from; needs a run.
+        resolution: (height, width) in pixels that a benchmark takes for its native one; None for
+            the largest that the position table covers.
+    """
+
+    kind: str = _KINDS["student"]
+    path: Path
+    head: str | None = None
+    untrained: bool = False
+    resolution: tuple[PositiveInt, PositiveInt] | None = None
+
+
+class StudentEncoder(Teacher):
+    """A student's backbone, or what one of its heads says, as an encoder.
+
+    Args:
+        config: where it lies and what is read from it.
+
+    Raises:
+        RecipeError: there is no checkpoint, or no such head.
+    """
+
+    Config: ClassVar[type[TeacherConfig]] = StudentEncoderConfig
+
+    def __init__(self, config: StudentEncoderConfig) -> None:
+        student = _load(config)
+        super().__init__(_spec(student, config), mean=(0, 0, 0), std=(1, 1, 1))
+        self.student, self.head = student, config.head
+
+    def extract(self, images: Tensor) -> Features:
+        """Runs the student; see `Teacher.extract`. It normalises the pixels itself."""
+        output = self.student(images)
+        return output.backbone if self.head is None else output.heads[self.head]
+
+
+def _load(config: StudentEncoderConfig) -> Student:
+    if config.path.is_file():
+        if config.untrained:
+            raise RecipeError(f"untrained: needs the folder of a run, not a file, {config.path}")
+        return load_student(config.path)
+    if config.untrained:
+        recipe = load_student_recipe(recipe_file(config.path), [])
+        return build_student(recipe, build_teachers(recipe))
+    return load_student(find_checkpoint(config.path) / "student.safetensors")
+
+
+def _spec(student: Student, config: StudentEncoderConfig) -> FeatureSpec:
+    """What is read of the student promises; it takes any multiple of its patch."""
+    spec = replace(student.spec, resolution=config.resolution or student.spec.resolution)
+    if config.head is None:
+        return spec
+    if config.head not in student.heads:
+        known = list(student.heads)
+        raise RecipeError(
+            f"head: {config.path} has no head {config.head!r}{did_you_mean(config.head, known)}; "
+            f"there are {', '.join(known)}"
+        )
+    upsample = student.config.head.upsample.get(config.head, 1)
+    if spec.patch_size % upsample:
+        raise RecipeError(
+            f"head: the map of {config.head!r} has {upsample} cells a patch of {spec.patch_size} "
+            "px and side; only whole pixels a cell can be measured"
+        )
+    target = student.targets[config.head]
+    return replace(
+        spec,
+        summary_dim=target.summary_dim,
+        spatial_dim=target.spatial_dim,
+        patch_size=spec.patch_size // upsample,
+    )
+
+
+class PixelsConfig(TeacherConfig):
+    """Mean colours.
+
+    Attributes:
+        patch_size: pixels of a cell.
+        resolution: (height, width) in pixels that a benchmark takes for its native one.
+    """
+
+    kind: str = _KINDS["pixels"]
+    patch_size: PositiveInt = 16
+    resolution: tuple[PositiveInt, PositiveInt] = (224, 224)
+
+
+class Pixels(Teacher):
+    """The floor under every encoder: the mean colour of each patch, and all of them as summary.
+
+    Args:
+        config: the cells. The summary is an 8 x 8 thumbnail.
+    """
+
+    Config: ClassVar[type[TeacherConfig]] = PixelsConfig
+
+    def __init__(self, config: PixelsConfig) -> None:
+        spec = FeatureSpec(
+            summary_dim=3 * 8 * 8,
+            spatial_dim=3,
+            patch_size=config.patch_size,
+            resolution=config.resolution,
+            any_resolution=True,
+        )
+        super().__init__(spec, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+    def extract(self, images: Tensor) -> Features:
+        """Averages; see `Teacher.extract`."""
+        thumbnail = F.adaptive_avg_pool2d(images, 8)
+        return Features(thumbnail.flatten(1), F.avg_pool2d(images, self.spec.patch_size))
+
+
+def parse_model(value: Any) -> TeacherConfig:
+    """The config of what is measured.
+
+    Args:
+        value: a teacher's recipe entry (`kind: dfn_clip`, ..., or a user's own, upsampled or not);
+            `{kind: student, path: RUN}`; `{kind: pixels}`; or `{recipe: FILE, teacher: NAME}`, a
+            teacher as a student's recipe has it.
+
+    Raises:
+        TeacherError: unknown kind or key, or a wrong value.
+        RecipeError: the recipe cannot be read or has no such teacher.
+    """
+    if isinstance(value, Mapping) and "recipe" in value:
+        return _teacher_of(value)
+    if isinstance(value, Mapping) and isinstance(value.get("kind"), str):
+        kind = value["kind"]
+        if ":" not in kind and kind not in TEACHERS.table and kind not in _KINDS:
+            known = [*TEACHERS.table, *_KINDS]
+            raise RecipeError(
+                f"kind: {kind!r} is unknown{did_you_mean(kind, known)}; choose one of "
+                f"{sorted(known)}, or the import path of your own teacher, package.module:Class"
+            )
+        value = {**value, "kind": _KINDS.get(kind, kind)}
+    return parse_teacher(value)
+
+
+def _teacher_of(value: Mapping[str, Any]) -> TeacherConfig:
+    extra = sorted(set(value) - {"recipe", "teacher"})
+    if extra or "teacher" not in value:
+        wrong = f"unknown {', '.join(extra)}" if extra else "`teacher` is missing"
+        raise RecipeError(
+            f"a teacher of a recipe is written {{recipe: FILE, teacher: NAME}}; {wrong}"
+        )
+    teachers = load_student_recipe(recipe_file(Path(value["recipe"])), []).teachers
+    name = str(value["teacher"])
+    if name not in teachers:
+        raise RecipeError(
+            f"teacher: {value['recipe']} has no {name!r}{did_you_mean(name, teachers)}; "
+            f"there are {', '.join(teachers)}"
+        )
+    return teachers[name]
+
+
+def model_of(target: str) -> dict[str, Any]:
+    """What a command's TARGET means as a recipe entry: a student that lies there, or a timm name.
+
+    Args:
+        target: a run's folder, a checkpoint's, a student's file, or a name that timm knows.
+
+    Raises:
+        RecipeError: neither.
+    """
+    path = Path(target)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return {"kind": "student", "path": target}
+    import timm
+
+    if not timm.is_model(target):
+        raise RecipeError(
+            f"{target}: no run, checkpoint or student's file, and no timm model"
+            f"{did_you_mean(target.split('.')[0], timm.list_models())}"
+        )
+    return {"kind": "timm", "model": target}

@@ -1,0 +1,38 @@
+"""Work that ranks share: each encodes its own images, and all know the outcome.
+
+Encoding is what costs. Heads are small: every rank trains the same one, on the gathered features,
+so that any number of ranks gives the same figures.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distill import distributed
+
+
+def own_share(count: int) -> range:
+    """The numbers below `count` that are this rank's."""
+    return range(distributed.rank(), count, distributed.world_size())
+
+
+def gather_shares(own: Tensor, count: int) -> Tensor:
+    """Puts together what the ranks made of their shares.
+
+    Args:
+        own: (len(own_share(count)), ...), a row for each number of this rank's share; the other
+            dimensions and the dtype are the same on all ranks.
+        count: of all rows.
+
+    Returns:
+        (count, ...) in the order of the numbers, on every rank.
+    """
+    world = distributed.world_size()
+    if not dist.is_initialized() or world == 1:
+        return own
+    most = -(-count // world)
+    padded = own.new_zeros(most, *own.shape[1:])
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[:count]

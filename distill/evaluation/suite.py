@@ -1,0 +1,137 @@
+"""Runs benchmarks on encoders: `task: benchmarks`.
+
+Every encoder meets every benchmark, once a seed. What was measured before, with the same entries
+and the same weights, is not measured again: a suite that was stopped goes on.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    SerializeAsAny,
+)
+
+from distill import distributed
+from distill.evaluation.benchmark import (
+    Benchmark,
+    BenchmarkConfig,
+    build_benchmark,
+    parse_benchmark,
+)
+from distill.evaluation.models import parse_model
+from distill.files import write_text
+from distill.run_folder import versions
+from teachers.build import build_teacher
+from teachers.fingerprint import teacher_fingerprint
+from teachers.teacher import Teacher, TeacherConfig
+
+RESULTS = "results.jsonl"
+_SAME = ("benchmark", "model", "seed", "entry", "encoder", "fingerprint")
+
+AnyBenchmark = Annotated[SerializeAsAny[BenchmarkConfig], BeforeValidator(parse_benchmark)]
+AnyModel = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_model)]
+
+
+class SuiteRecipe(BaseModel):
+    """Encoders and benchmarks.
+
+    Attributes:
+        dir: the folder for `results.jsonl`, pictures and the report.
+        models: name to what is measured, see `models.parse_model`.
+        benchmarks: name to benchmark.
+        seeds: of probes and whatever else is random; a benchmark that is not takes the first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Literal["benchmarks"]
+    dir: Path
+    models: Annotated[dict[str, AnyModel], Field(min_length=1)]
+    benchmarks: Annotated[dict[str, AnyBenchmark], Field(min_length=1)]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+
+
+def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
+    """Measures whatever is not measured yet.
+
+    Args:
+        recipe: `recipe.dir` is made where it is not there.
+
+    Returns:
+        The lines of `results.jsonl` that the recipe asks for, in its order. A line has the
+        figures, the protocol, both entries with all defaults, the fingerprint of the weights and
+        the versions: all that is needed to measure it again.
+
+    Raises:
+        TeacherError: an encoder cannot be built, or cannot be measured so.
+        DataError: a benchmark's data are not there.
+    """
+    recipe.dir.mkdir(parents=True, exist_ok=True)
+    known = read_results(recipe.dir)
+    rows = []
+    for name, config in recipe.models.items():
+        encoder = build_teacher(config, device=distributed.device())
+        facts = {"model": name, "encoder": config.model_dump(mode="json")}
+        facts["fingerprint"] = teacher_fingerprint(encoder)
+        for benchmark_name, seed, benchmark in _jobs(recipe):
+            due = facts | {
+                "benchmark": benchmark_name,
+                "entry": benchmark.config.model_dump(mode="json"),
+                "seed": seed,
+            }
+            row = _find(known, due)
+            if row is None:
+                row = due | _measure(benchmark, encoder, seed, recipe.dir / benchmark_name / name)
+                known = [old for old in known if not _replaces(row, old)] + [row]
+                _write(recipe.dir, known)
+            rows.append(row)
+    return rows
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a folder's `results.jsonl`; none where nothing was measured yet."""
+    path = folder / RESULTS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _jobs(recipe: SuiteRecipe) -> Iterator[tuple[str, int, Benchmark]]:
+    for name, config in recipe.benchmarks.items():
+        benchmark = build_benchmark(config)
+        for seed in recipe.seeds if benchmark.seeded else recipe.seeds[:1]:
+            yield name, seed, benchmark
+
+
+def _measure(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> dict[str, Any]:
+    folder = folder / f"seed-{seed}"
+    if distributed.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+    print(f"{folder.parent.parent.name}: {folder.parent.name}, seed {seed}", flush=True)
+    figures, protocol = benchmark.measure(encoder, seed, folder)
+    return {
+        "figures": figures,
+        "lower_is_better": sorted(benchmark.lower_is_better & figures.keys()),
+        "protocol": protocol,
+        "versions": versions(),
+    }
+
+
+def _find(rows: list[dict[str, Any]], due: Mapping[str, Any]) -> dict[str, Any] | None:
+    return next((row for row in rows if all(row[key] == due[key] for key in _SAME)), None)
+
+
+def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    return all(new[key] == old[key] for key in ("benchmark", "model", "seed"))
+
+
+def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    if distributed.rank() == 0:
+        lines = (json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        write_text(folder / RESULTS, "".join(lines))
