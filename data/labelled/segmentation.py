@@ -1,0 +1,418 @@
+"""Semantic segmentation sets: images, label maps, class names, in the layouts users have on disk.
+
+Label maps leave here with classes 0 .. K-1 and 255 for what neither trains nor counts, once and
+for all: nothing after this shifts a label.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, model_validator
+
+from data.errors import DataError
+from data.labelled.files import IGNORED, read_indices, read_lines, read_rgb
+from data.labelled.layout import Layout, Split
+from data.labelled.segmentation_classes import (
+    CAMVID,
+    CITYSCAPES,
+    COCO_COARSE,
+    COCO_FINE_OF_171,
+    LABELME_FACADE,
+    PASCAL_CONTEXT,
+    PASCAL_VOC,
+)
+
+Colour = tuple[int, int, int]
+
+
+class PixelSample(NamedTuple):
+    """One image and its label map, as files.
+
+    Attributes:
+        image: the picture.
+        target: the label map.
+        key: the name that messages and pictures use.
+    """
+
+    image: Path
+    target: Path
+    key: str
+
+
+class SegmentationLayout(Layout):
+    """What every set of labelled pixels has."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The classes, in the order of their numbers."""
+
+    @abstractmethod
+    def samples(self, split: Split) -> list[PixelSample]:
+        """The images of a split, in an order that does not change.
+
+        Raises:
+            DataError: files are missing; shows the expected tree.
+        """
+
+    def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
+        """Reads an image and its labels.
+
+        Returns:
+            uint8 (H, W, 3), RGB, and uint8 (H, W), 255 where ignored.
+
+        Raises:
+            DataError: a file cannot be read, the sizes differ, or a number is no class.
+        """
+        image, labels = read_rgb(sample.image), self._labels(sample.target)
+        if image.shape[:2] != labels.shape:
+            raise DataError(
+                f"'{sample.target}' is {labels.shape[0]} x {labels.shape[1]}, its image "
+                f"{image.shape[0]} x {image.shape[1]}"
+            )
+        return image, labels
+
+    def _labels(self, path: Path) -> np.ndarray:
+        return renumbered(read_indices(path), self._table(), path)
+
+    def _table(self) -> Mapping[int, int]:
+        """Number in the file to class; 255 for those that are ignored."""
+        return {number: number for number in (*range(len(self.names)), IGNORED)}
+
+
+class FolderSegmentation(SegmentationLayout):
+    """Any folders of images and label maps of the same names, in the form of ADE20K.
+
+    Attributes:
+        classes: their names, in the order of their numbers.
+        first: the number of the first class in the files.
+        ignored: numbers in the files that neither train nor count, beside 255.
+        colours: where label maps are coloured, the colour of each class; every other is ignored.
+        train: folders of images and of label maps to train on, below the root.
+        test: the same to measure on.
+    """
+
+    tree: ClassVar[str] = (
+        "  images/training/*.jpg        annotations/training/*.png\n"
+        "  images/validation/*.jpg      annotations/validation/*.png\n"
+        "(or what `train` and `test` name)"
+    )
+
+    kind: Literal["folder"]
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=IGNORED)]
+    first: NonNegativeInt = 0
+    ignored: tuple[NonNegativeInt, ...] = ()
+    colours: tuple[Colour, ...] | None = None
+    train: tuple[str, str] = ("images/training", "annotations/training")
+    test: tuple[str, str] = ("images/validation", "annotations/validation")
+
+    @model_validator(mode="after")
+    def _a_colour_a_class(self) -> Self:
+        if self.colours is not None and len(self.colours) != len(self.classes):
+            raise ValueError(
+                f"colours: {len(self.colours)} colours for {len(self.classes)} classes"
+            )
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As the recipe has them."""
+        return self.classes
+
+    def samples(self, split: Split) -> list[PixelSample]:
+        """All images of the split's folder."""
+        images, labels = self.train if split == "train" else self.test
+        return _pairs(self, images, labels)
+
+    def _labels(self, path: Path) -> np.ndarray:
+        if self.colours is not None:
+            return from_colours(path, self.colours)
+        return super()._labels(path)
+
+    def _table(self) -> Mapping[int, int]:
+        ignored = dict.fromkeys((*self.ignored, IGNORED), IGNORED)
+        return ignored | {self.first + i: i for i in range(len(self.classes))}
+
+
+class ADE20K(SegmentationLayout):
+    """ADE20K as of the 2016 challenge: 150 classes; 0, `other`, is ignored."""
+
+    tree: ClassVar[str] = (
+        "  ADEChallengeData2016/images/{training,validation}/ADE_*.jpg\n"
+        "  ADEChallengeData2016/annotations/{training,validation}/ADE_*.png\n"
+        "  ADEChallengeData2016/objectInfo150.txt   (class names; may be missing)"
+    )
+
+    kind: Literal["ade20k"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """From the list that the download has, else the numbers."""
+        path = self.root / "ADEChallengeData2016" / "objectInfo150.txt"
+        if not path.is_file():
+            return tuple(map(str, range(150)))
+        return tuple(line.split("\t")[-1] for line in read_lines(path)[1:151])
+
+    def samples(self, split: Split) -> list[PixelSample]:
+        """20,210 to train on, 2,000 to measure on."""
+        part = "training" if split == "train" else "validation"
+        top = "ADEChallengeData2016"
+        return _pairs(self, f"{top}/images/{part}", f"{top}/annotations/{part}")
+
+    def _table(self) -> Mapping[int, int]:
+        return {0: IGNORED, IGNORED: IGNORED} | {k: k - 1 for k in range(1, 151)}
+
+
+class PascalVOC(SegmentationLayout):
+    """Pascal VOC 2012: 20 classes and the background; borders of objects are ignored.
+
+    Attributes:
+        train_set: `train`, 1,464 images, or `trainaug`, 10,582 of them with the additional labels
+            in `SegmentationClassAug`.
+    """
+
+    tree: ClassVar[str] = (
+        "  VOCdevkit/VOC2012/JPEGImages/*.jpg\n"
+        "  VOCdevkit/VOC2012/SegmentationClass/*.png      (SegmentationClassAug for trainaug)\n"
+        "  VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val}.txt    (trainaug.txt)"
+    )
+
+    kind: Literal["pascal_voc"]
+    train_set: Literal["train", "trainaug"] = "train"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The background first."""
+        return PASCAL_VOC
+
+    def samples(self, split: Split) -> list[PixelSample]:
+        """The images of the published lists."""
+        top = ("VOCdevkit", "VOC2012")
+        listed = self.train_set if split == "train" else "val"
+        labels = "SegmentationClassAug" if listed == "trainaug" else "SegmentationClass"
+        keys = read_lines(self.place(*top, "ImageSets", "Segmentation", f"{listed}.txt"))
+        images, targets = self.place(*top, "JPEGImages"), self.place(*top, labels)
+        return [PixelSample(images / f"{k}.jpg", targets / f"{k}.png", k) for k in keys]
+
+
+class Cityscapes(SegmentationLayout):
+    """Cityscapes, fine labels: 19 classes, converted here from the `labelIds` of the download."""
+
+    tree: ClassVar[str] = (
+        "  leftImg8bit/{train,val}/<city>/*_leftImg8bit.png\n"
+        "  gtFine/{train,val}/<city>/*_gtFine_labelIds.png"
+    )
+
+    kind: Literal["cityscapes"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the benchmark."""
+        return tuple(CITYSCAPES)
+
+    def samples(self, split: Split) -> list[PixelSample]:
+        """2,975 to train on, 500 to measure on."""
+        part = "train" if split == "train" else "val"
+        images = self.found("*/*_leftImg8bit.png", "leftImg8bit", part)
+        labels = self.place("gtFine", part)
+        keys = [path.name.removesuffix("_leftImg8bit.png") for path in images]
+        return [
+            PixelSample(image, labels / image.parent.name / f"{key}_gtFine_labelIds.png", key)
+            for image, key in zip(images, keys, strict=True)
+        ]
+
+    def _table(self) -> Mapping[int, int]:
+        void = dict.fromkeys((*range(34), IGNORED), IGNORED)  # -1, license plate, is stored as 255
+        return void | {number: i for i, number in enumerate(CITYSCAPES.values())}
+
+
+class COCOStuff(SegmentationLayout):
+    """COCO-Stuff 164k: the 27 coarse classes of things and stuff, or all 171.
+
+    Attributes:
+        num_classes: 27 or 171.
+        curated: whether to keep to the images of the published lists, as the upsampler papers do.
+    """
+
+    tree: ClassVar[str] = (
+        "  images/{train,val}2017/*.jpg\n"
+        "  annotations/{train,val}2017/*.png      (stuffthingmaps_trainval2017)\n"
+        "  curated/{train,val}2017/Coco164kFull_Stuff_Coarse.txt    (with curated: true)"
+    )
+
+    kind: Literal["coco_stuff"]
+    num_classes: Literal[27, 171] = 27
+    curated: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The coarse classes; the numbers of the others in the files."""
+        fine = tuple(map(str, COCO_FINE_OF_171))
+        return tuple(COCO_COARSE) if self.num_classes == 27 else fine
+
+    def samples(self, split: Split) -> list[PixelSample]:
+        """About 118,000 to train on, 5,000 to measure on."""
+        part = "train2017" if split == "train" else "val2017"
+        pairs = _pairs(self, f"images/{part}", f"annotations/{part}")
+        if not self.curated:
+            return pairs
+        kept = read_lines(self.place("curated", part, "Coco164kFull_Stuff_Coarse.txt"))
+        by_key = {pair.key: pair for pair in pairs}
+        missing = [key for key in kept if key not in by_key]
+        if missing:
+            raise DataError(f"images/{part} has no {missing[0]}.jpg, which the curated list names")
+        return [by_key[key] for key in kept]
+
+    def _table(self) -> Mapping[int, int]:
+        if self.num_classes == 171:
+            known = {number: i for i, number in enumerate(COCO_FINE_OF_171)}
+        else:
+            known = {n: i for i, numbers in enumerate(COCO_COARSE.values()) for n in numbers}
+        return dict.fromkeys((*range(182), IGNORED), IGNORED) | known
+
+
+class PascalContext(SegmentationLayout):
+    """Pascal Context: 59 classes.
+
+    Attributes:
+        background: whether what is none of them counts as a class of its own, the first of 60.
+    """
+
+    tree: ClassVar[str] = (
+        "  VOCdevkit/VOC2010/JPEGImages/*.jpg\n"
+        "  VOCdevkit/VOC2010/SegmentationClassContext/*.png    (0 background, 1 to 59)\n"
+        "  VOCdevkit/VOC2010/ImageSets/SegmentationContext/{train,val}.txt"
+    )
+
+    kind: Literal["pascal_context"]
+    background: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order of their numbers."""
+        return ("background", *PASCAL_CONTEXT) if self.background else PASCAL_CONTEXT
+
+    def samples(self, split: Split) -> list[PixelSample]:
+        """4,996 to train on, 5,104 to measure on."""
+        top, part = ("VOCdevkit", "VOC2010"), "train" if split == "train" else "val"
+        keys = read_lines(self.place(*top, "ImageSets", "SegmentationContext", f"{part}.txt"))
+        images = self.place(*top, "JPEGImages")
+        labels = self.place(*top, "SegmentationClassContext")
+        return [PixelSample(images / f"{k}.jpg", labels / f"{k}.png", k) for k in keys]
+
+    def _table(self) -> Mapping[int, int]:
+        if self.background:
+            return {n: n for n in (*range(60), IGNORED)}
+        return {0: IGNORED, IGNORED: IGNORED} | {n: n - 1 for n in range(1, 60)}
+
+
+class CamVid(SegmentationLayout):
+    """CamVid in the form of SegNet's tutorial: 11 classes; 11, void, is ignored."""
+
+    tree: ClassVar[str] = "  {train,test}/*.png      {train,test}annot/*.png    (0 to 10, 11 void)"
+
+    kind: Literal["camvid"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of SegNet."""
+        return CAMVID
+
+    def samples(self, split: Split) -> list[PixelSample]:
+        """367 to train on, 233 to measure on."""
+        return _pairs(self, split, f"{split}annot")
+
+    def _table(self) -> Mapping[int, int]:
+        return {**super()._table(), 11: IGNORED}
+
+
+class LabelMeFacade(SegmentationLayout):
+    """LabelMeFacade: 8 classes in the colours of its RGBA label maps; black, various, is ignored.
+
+    Attributes:
+        lists: files that name the images to train on and to measure on, below the root.
+    """
+
+    tree: ClassVar[str] = (
+        "  images/*.jpg      labels/*.png    (colours)\n"
+        "  train.txt      test.txt           (names, a line each; or what `lists` names)"
+    )
+
+    kind: Literal["labelme_facade"]
+    lists: tuple[str, str] = ("train.txt", "test.txt")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In alphabetical order."""
+        return tuple(LABELME_FACADE)
+
+    def samples(self, split: Split) -> list[PixelSample]:
+        """The images of the list."""
+        lines = read_lines(self.place(self.lists[0] if split == "train" else self.lists[1]))
+        images, labels = self.place("images"), self.place("labels")
+        keys = [Path(line).stem for line in lines]
+        return [PixelSample(images / f"{k}.jpg", labels / f"{k}.png", k) for k in keys]
+
+    def _labels(self, path: Path) -> np.ndarray:
+        return from_colours(path, tuple(LABELME_FACADE.values()))
+
+
+AnySegmentation = Annotated[
+    ADE20K
+    | CamVid
+    | Cityscapes
+    | COCOStuff
+    | FolderSegmentation
+    | LabelMeFacade
+    | PascalContext
+    | PascalVOC,
+    Field(discriminator="kind"),
+]
+
+
+def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.ndarray:
+    """Numbers in a file to classes.
+
+    Args:
+        values: (H, W) as in the file.
+        table: number in the file to class.
+        path: of the file, for the message.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        DataError: a number is in no row of the table.
+    """
+    present = np.unique(values)
+    unknown = [int(number) for number in present if int(number) not in table]
+    if unknown:
+        raise DataError(
+            f"the label map '{path}' has the number {unknown[0]}, which is no class and not "
+            f"ignored; known are {min(table)} to {max(n for n in table if n != IGNORED)} and 255"
+        )
+    lookup = np.zeros(int(present.max()) + 1, np.uint8)
+    lookup[present] = [table[int(number)] for number in present]
+    return lookup[values]
+
+
+def from_colours(path: Path, colours: Sequence[Colour]) -> np.ndarray:
+    """Classes of a coloured label map, uint8 (H, W); 255 where a colour is none of them."""
+    pixels = read_rgb(path).astype(np.int64)
+    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    labels = np.full(codes.shape, IGNORED, np.uint8)
+    for number, (red, green, blue) in enumerate(colours):
+        labels[codes == (red << 16 | green << 8 | blue)] = number
+    return labels
+
+
+def _pairs(layout: Layout, images: str, labels: str) -> list[PixelSample]:
+    """Every image of a folder, with the label map of the same name in another."""
+    found = [*layout.place(images).glob("*.jpg"), *layout.place(images).glob("*.png")]
+    if not found:
+        layout.found("*.jpg", images)  # whose message has the tree
+    targets = layout.place(labels)
+    return [PixelSample(i, targets / f"{i.stem}.png", i.stem) for i in sorted(found)]
