@@ -10,14 +10,14 @@ class ScheduleConfig(BaseModel):
     """How the learning rate moves between the first and the last step.
 
     Attributes:
-        kind: `cosine` falls to `final_ratio`; `constant` stays at the peak.
+        kind: `cosine` and `linear` fall to `final_ratio`; `constant` stays at the peak.
         warmup_steps: steps of linear rise from `peak / (warmup_steps + 1)`.
         final_ratio: the last learning rate as a share of the peak.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["cosine", "constant"] = "cosine"
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: NonNegativeInt = 0
     final_ratio: float = Field(0.0, ge=0, le=1)
 
@@ -25,7 +25,8 @@ class ScheduleConfig(BaseModel):
 def scheduled_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
     """The learning rate of a step as a share of its peak.
 
-    Linear warm-up, then half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts).
+    Linear warm-up, then half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts) or
+    a straight line (the `poly` of power 1 of segmentation).
 
     Args:
         config: the schedule.
@@ -41,5 +42,5 @@ def scheduled_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
         return 1.0
     remaining = max(1, num_steps - config.warmup_steps)
     progress = min(1.0, (step - config.warmup_steps) / remaining)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.final_ratio + (1 - config.final_ratio) * cosine
+    left = 1 - progress if config.kind == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_ratio + (1 - config.final_ratio) * left

@@ -21,3 +21,9 @@ def test_cosine_is_halfway_in_the_middle_and_ends_at_the_final_ratio() -> None:
 def test_constant_stays_at_the_peak() -> None:
     config = ScheduleConfig(kind="constant")
     assert {scheduled_ratio(config, step, 10) for step in range(10)} == {1.0}
+
+
+def test_linear_falls_by_equal_steps_to_almost_nothing() -> None:
+    config = ScheduleConfig(kind="linear", warmup_steps=1)
+    ratios = [scheduled_ratio(config, step, 5) for step in range(5)]
+    assert ratios == pytest.approx([0.5, 1.0, 0.75, 0.5, 0.25])
