@@ -81,7 +81,7 @@ class Benchmark(ABC):
 
 BENCHMARKS = Family(
     noun="benchmark",
-    table={},
+    table={"segmentation": "distill.evaluation.segmentation:Segmentation"},
     base=Benchmark,
     config=BenchmarkConfig,
 )

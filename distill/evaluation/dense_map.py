@@ -51,8 +51,9 @@ def padded_size(spec: FeatureSpec, height: int, width: int) -> tuple[int, int]:
     if not spec.any_resolution:
         h, w = spec.resolution
         raise TeacherError(
-            f"images of {height} x {width} px: this encoder takes {h} x {w} px only; resize them, "
-            f"input.size=[{h},{w}], or slide a window over them, input.window=[{h},{w}]"
+            f"images of {height} x {width} px: this encoder takes {h} x {w} px only; resize "
+            f"them, input.size=[{h},{w}], or slide windows over them, input.crop=[{h},{w}] and "
+            "input.stride"
         )
     p = spec.patch_size
     return -(-height // p) * p, -(-width // p) * p

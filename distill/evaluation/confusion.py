@@ -1,0 +1,60 @@
+"""Segmentation metrics from one confusion matrix of a whole test set.
+
+A class that neither occurs nor is predicted has no IoU and is left out of the mean, as in
+mmsegmentation, DINOv3 and torchmetrics' macro average.
+"""
+
+from torch import Tensor
+
+from data.labelled.files import IGNORED
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Counts pixels.
+
+    Args:
+        predicted: classes, (H, W).
+        labels: classes, (H, W); 255 does not count.
+        num_classes: K.
+
+    Returns:
+        int64 (K, K): rows are labels, columns predictions.
+    """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    return multiclass_confusion_matrix(
+        predicted, labels.long(), num_classes, ignore_index=IGNORED, validate_args=False
+    )
+
+
+def class_ious(matrix: Tensor) -> list[float | None]:
+    """Each class's intersection over union in per cent; None where there is no union."""
+    hits, rows, columns = matrix.diag(), matrix.sum(1), matrix.sum(0)
+    unions = rows + columns - hits
+    return [
+        100 * int(hit) / int(union) if union else None
+        for hit, union in zip(hits, unions, strict=True)
+    ]
+
+
+def segmentation_scores(matrix: Tensor) -> dict[str, float]:
+    """mIoU, pixel accuracy and the mean of the classes' accuracies, in per cent.
+
+    Args:
+        matrix: int64 (K, K), see `confusion_matrix`.
+
+    Raises:
+        RuntimeError: nothing was counted.
+    """
+    total = int(matrix.sum())
+    if not total:
+        raise RuntimeError("a confusion matrix without a single labelled pixel")
+    ious = [iou for iou in class_ious(matrix) if iou is not None]
+    rows = matrix.sum(1)
+    present = rows > 0
+    recalls = matrix.diag()[present].double() / rows[present].double()
+    return {
+        "miou": sum(ious) / len(ious),
+        "pixel_accuracy": 100 * int(matrix.diag().sum()) / total,
+        "mean_accuracy": 100 * float(recalls.mean()),
+    }

@@ -1,0 +1,80 @@
+"""Predictions for every pixel of an image: of the whole image, or of windows that slide over it."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.evaluation.dense_map import dense_map, to_pixels
+from distill.evaluation.pixel_samples import ResolvedInput, cut, input_size, windows
+from teachers.teacher import Teacher
+from teachers.upsamplers.resize import resize
+
+
+@torch.no_grad()
+def predict(
+    encoder: Teacher,
+    heads: Sequence[nn.Module],
+    image: Tensor,
+    config: ResolvedInput,
+    size: tuple[int, int],
+    batch_size: int,
+) -> list[Tensor]:
+    """Scores of an image's classes, larger for the likelier.
+
+    Args:
+        encoder: frozen.
+        heads: each maps (B, D, h, w) to logits (B, K, h, w).
+        image: (3, H, W) in [0, 1].
+        config: resolved for the encoder.
+        size: (height, width) of the scores in pixels.
+        batch_size: windows that are encoded at once.
+
+    Returns:
+        (K, *size) a head: logits, or, where windows slide, the mean of their probabilities.
+    """
+    pixels = image[None].to(encoder.mean.device)
+    pixels = resize(pixels, input_size(config, image.shape[-2], image.shape[-1]))
+    if config.stride is None:
+        maps, covers = dense_map(encoder, pixels)
+        inside = (pixels.shape[-2], pixels.shape[-1])
+        scores = [to_pixels(head(maps), covers, inside) for head in heads]
+    else:
+        assert config.crop is not None
+        scores = _slide(encoder, heads, pixels, config.crop, config.stride, batch_size)
+    return [_fitted(each, size)[0] for each in scores]
+
+
+def _slide(
+    encoder: Teacher,
+    heads: Sequence[nn.Module],
+    pixels: Tensor,
+    crop: tuple[int, int],
+    stride: tuple[int, int],
+    batch_size: int,
+) -> list[Tensor]:
+    """Mean probabilities of the windows over each pixel, (1, K, H, W) a head."""
+    height, width = pixels.shape[-2:]
+    rim = (0, max(0, crop[1] - width), 0, max(0, crop[0] - height))
+    pixels = F.pad(pixels, rim)  # black, as the training crops are
+    corners = windows((pixels.shape[-2], pixels.shape[-1]), crop, stride)
+    counts = pixels.new_zeros(pixels.shape[-2:])
+    sums: list[Tensor] = []
+    for start in range(0, len(corners), batch_size):
+        part = corners[start : start + batch_size]
+        maps, covers = dense_map(encoder, torch.cat([cut(pixels, c, crop) for c in part]))
+        for number, head in enumerate(heads):
+            seen = to_pixels(head(maps), covers, crop).softmax(1)
+            if len(sums) <= number:
+                sums.append(pixels.new_zeros(1, seen.shape[1], *pixels.shape[-2:]))
+            for one, corner in zip(seen, part, strict=True):
+                cut(sums[number], corner, crop).add_(one)
+        for corner in part:
+            cut(counts, corner, crop).add_(1)
+    return [(total / counts)[..., :height, :width] for total in sums]
+
+
+def _fitted(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scores on the grid of the labels; bilinear, whether they grow or shrink."""
+    return F.interpolate(scores, size, mode="bilinear", align_corners=False)

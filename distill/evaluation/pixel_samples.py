@@ -1,0 +1,201 @@
+"""Images with label maps on the way to an encoder: resized, cropped, augmented, cut into windows.
+
+Whatever moves pixels moves labels alike; labels take the nearest value, so no class is invented.
+The augmentation is mmsegmentation's for ADE20K, which the linear probes of DINO and RADIO share:
+random scale, a crop in which no class has more than three quarters, flip, photometric distortion.
+"""
+
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from data.labelled.files import IGNORED
+from teachers.features import FeatureSpec
+from teachers.upsamplers.resize import Factor, resize
+
+_MOST_OF_ONE_CLASS = 0.75
+_TRIES = 10
+
+
+class LabelledPixels(NamedTuple):
+    """One image and its labels.
+
+    Attributes:
+        image: (3, H, W) in [0, 1].
+        labels: uint8 (H, W), 255 where ignored.
+    """
+
+    image: Tensor
+    labels: Tensor
+
+
+class InputConfig(BaseModel):
+    """What an encoder gets to see of an image; `native` stands for its own resolution.
+
+    Attributes:
+        size: (height, width) in pixels that images are resized to, whatever their aspect.
+        short_side: pixels of the shorter side, where the aspect is kept. Images stay as they are
+            without either.
+        crop: (height, width) in pixels of the crops to train on; None for whole images.
+        stride: pixels between the windows, as large as `crop`, that slide over a test image; None
+            for whole images there.
+        scale: of the random resize before a crop, smallest and largest.
+        flip: whether half of the training images are mirrored.
+        photometric: whether brightness, contrast, saturation and hue are changed at random.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Factor | Literal["native"] | None = None
+    short_side: PositiveInt | None = None
+    crop: Factor | Literal["native"] | None = None
+    stride: Factor | None = None
+    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    flip: bool = True
+    photometric: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.size is not None and self.short_side is not None:
+            raise ValueError("size and short_side: one of them decides, give the other up")
+        if self.stride is not None and self.crop is None:
+            raise ValueError("stride: needs crop, the size of the windows")
+        if self.crop is None and self.scale != (1.0, 1.0):
+            raise ValueError("scale: needs crop, or images of a batch would differ in size")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: {self.scale[0]} is above {self.scale[1]}")
+        return self
+
+    def resolved(self, spec: FeatureSpec) -> "ResolvedInput":
+        """With the encoder's own resolution in place of `native`."""
+        native = {
+            key: spec.resolution for key in ("size", "crop") if getattr(self, key) == "native"
+        }
+        return ResolvedInput.model_validate(self.model_dump() | native)
+
+
+class ResolvedInput(InputConfig):
+    """An `InputConfig` for one encoder."""
+
+    size: Factor | None
+    crop: Factor | None
+
+
+def to_tensors(image: np.ndarray, labels: np.ndarray) -> LabelledPixels:
+    """From what a layout reads: uint8 (H, W, 3) and (H, W)."""
+    pixels = torch.tensor(image).permute(2, 0, 1)  # a copy: Pillow owns what it decoded
+    return LabelledPixels(pixels.float() / 255, torch.tensor(labels))
+
+
+def resized(pixels: LabelledPixels, size: tuple[int, int]) -> LabelledPixels:
+    """Both at another size: the image with antialias, the labels by their nearest."""
+    labels = pixels.labels[None, None]
+    nearest = F.interpolate(labels, size, mode="nearest-exact")[0, 0]
+    return LabelledPixels(resize(pixels.image[None], size)[0], nearest)
+
+
+def input_size(config: ResolvedInput, height: int, width: int) -> tuple[int, int]:
+    """The size in pixels that an image of (height, width) is resized to."""
+    if config.size is not None:
+        return config.size
+    if config.short_side is None:
+        return height, width
+    ratio = config.short_side / min(height, width)
+    return round(height * ratio), round(width * ratio)
+
+
+def augmented(
+    pixels: LabelledPixels, config: ResolvedInput, generator: torch.Generator
+) -> LabelledPixels:
+    """One training sample, from an image that has its input size."""
+    if config.crop is not None:
+        ratio = _between(*config.scale, generator)
+        height, width = pixels.labels.shape
+        size = max(1, round(height * ratio)), max(1, round(width * ratio))
+        pixels = _varied_crop(padded(resized(pixels, size), config.crop), config.crop, generator)
+    if config.flip and _between(0, 1, generator) < 0.5:
+        pixels = LabelledPixels(pixels.image.flip(-1), pixels.labels.flip(-1))
+    if config.photometric:
+        pixels = pixels._replace(image=photometric(pixels.image, generator))
+    return pixels
+
+
+def padded(pixels: LabelledPixels, size: tuple[int, int]) -> LabelledPixels:
+    """Grown to at least `size` on the right and below: black, and ignored."""
+    height, width = pixels.labels.shape
+    rim = (0, max(0, size[1] - width), 0, max(0, size[0] - height))
+    return LabelledPixels(F.pad(pixels.image, rim), F.pad(pixels.labels, rim, value=IGNORED))
+
+
+def _varied_crop(
+    pixels: LabelledPixels, size: tuple[int, int], generator: torch.Generator
+) -> LabelledPixels:
+    """A crop in which no class has too much, if ten tries find one."""
+    height, width = pixels.labels.shape
+    for _ in range(_TRIES):
+        top = int(torch.randint(height - size[0] + 1, (), generator=generator))
+        left = int(torch.randint(width - size[1] + 1, (), generator=generator))
+        found = LabelledPixels(*(cut(each, (top, left), size) for each in pixels))
+        counts = found.labels[found.labels != IGNORED].long().bincount()
+        if len(counts.nonzero()) > 1 and counts.max() < _MOST_OF_ONE_CLASS * counts.sum():
+            break
+    return found
+
+
+def photometric(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast, saturation and hue, each with even odds.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        generator: of the changes.
+
+    Returns:
+        The same shape, in [0, 1].
+    """
+    from torchvision.transforms.v2 import functional as colours
+
+    def changes() -> bool:
+        return _between(0, 1, generator) < 0.5
+
+    if changes():
+        image = (image + _between(-32, 32, generator) / 255).clamp(0, 1)
+    contrast_first = changes()
+    if contrast_first and changes():
+        image = (image * _between(0.5, 1.5, generator)).clamp(0, 1)
+    if changes():
+        image = colours.adjust_saturation(image, _between(0.5, 1.5, generator))
+    if changes():
+        image = colours.adjust_hue(image, _between(-18, 18, generator) / 180)
+    if not contrast_first and changes():
+        image = (image * _between(0.5, 1.5, generator)).clamp(0, 1)
+    return image
+
+
+def windows(
+    size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """The top left corners of windows that cover an image; those at its end are moved inside.
+
+    Args:
+        size: (height, width) of the image, at least `crop`.
+        crop: (height, width) of a window.
+        stride: between windows, along both axes.
+    """
+    tops, lefts = (
+        list(dict.fromkeys(min(start, s - c) for start in range(0, max(1, s - c + step), step)))
+        for s, c, step in zip(size, crop, stride, strict=True)
+    )
+    return [(top, left) for top in tops for left in lefts]
+
+
+def cut(values: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A window of (..., H, W)."""
+    return values[..., corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+
+
+def _between(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))

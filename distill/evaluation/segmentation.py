@@ -1,0 +1,242 @@
+"""Semantic segmentation with a linear probe: BatchNorm and a 1 x 1 convolution on a frozen map.
+
+The protocols of DINOv3 and RADIO are recipes of this (`recipes/evaluation/`). mIoU is that of the
+whole test set, from one confusion matrix.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data.errors import DataError
+from data.labelled.files import IGNORED
+from data.labelled.segmentation import AnySegmentation
+from data.progress import track
+from distill import distributed
+from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.evaluation.confusion import class_ious, confusion_matrix, segmentation_scores
+from distill.evaluation.dense_map import dense_map, padded_size, to_pixels
+from distill.evaluation.label_pictures import draw_labels
+from distill.evaluation.pixel_inference import predict
+from distill.evaluation.pixel_samples import (
+    InputConfig,
+    LabelledPixels,
+    ResolvedInput,
+    augmented,
+    cut,
+    input_size,
+    padded,
+    resized,
+    to_tensors,
+    windows,
+)
+from distill.evaluation.probe_training import ProbeConfig, probe_features, train_heads
+from distill.evaluation.sharing import own_share
+from teachers.teacher import Teacher
+from teachers.upsamplers.resize import Factor
+
+SHOWN = 4  # test images of a picture
+
+
+class SegmentationConfig(BenchmarkConfig):
+    """A linear probe on a segmentation set.
+
+    Attributes:
+        dataset: where it lies, and in which layout.
+        input: what the encoder sees.
+        probe: how the head is trained.
+        dropout: share of channels that is dropped before the head.
+        loss_stride: the loss is taken at every n-th pixel along both axes.
+        labels: (height, width) that test labels are resized to before they are counted; None for
+            their own size. A coarser grid raises mIoU: figures on different grids do not compare.
+        batch_size: windows of a test image that are encoded at once.
+    """
+
+    kind: str = "segmentation"
+    dataset: AnySegmentation
+    input: InputConfig = InputConfig()
+    probe: ProbeConfig
+    dropout: float = Field(0.0, ge=0, lt=1)
+    loss_stride: PositiveInt = 1
+    labels: Factor | None = None
+    batch_size: PositiveInt = 8
+
+
+class LinearProbe(nn.Module):
+    """Logits of each cell.
+
+    Args:
+        dim: channels of the map.
+        num_classes: K.
+        dropout: share of channels that is dropped.
+    """
+
+    def __init__(self, dim: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.norm = nn.BatchNorm2d(dim)
+        self.classifier = nn.Conv2d(dim, num_classes, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, D, h, w) to (B, K, h, w)."""
+        return self.classifier(self.norm(self.dropout(maps)))
+
+
+class Segmentation(Benchmark):
+    """Trains the probe, then counts every pixel of the test images."""
+
+    Config: ClassVar[type[BenchmarkConfig]] = SegmentationConfig
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Figures in per cent: mIoU, the accuracy of pixels, and its mean over classes.
+
+        The folder gets the probe, each class's IoU, and predictions beside labels. Of several
+        learning rates the best on the test images counts, as is published.
+        """
+        config: SegmentationConfig = self.config
+        seen = config.input.resolved(encoder.spec)
+        views = _TrainingViews(config, seen)
+        heads = views.train(encoder, seed, folder)
+        matrices = _count(config, seen, encoder, heads)
+        scores = [segmentation_scores(matrix) for matrix in matrices]
+        best = max(range(len(heads)), key=lambda i: scores[i]["miou"])
+        if distributed.rank() == 0:
+            _keep(folder, config, seen, encoder, heads[best], matrices[best])
+        protocol = {
+            "train_images": views.num_images,
+            "test_images": len(config.dataset.samples("test")),
+            "classes": len(config.dataset.names),
+            "input": seen.model_dump(mode="json"),
+            "inference": "whole" if seen.stride is None else "slide",
+            "metric_grid": "as labelled" if config.labels is None else list(config.labels),
+            "miou_by_lr": {
+                f"{lr:g}": s["miou"] for lr, s in zip(config.probe.lr, scores, strict=True)
+            },
+        }
+        return Measurement(scores[best], protocol)
+
+
+class _TrainingViews:
+    """What the probe trains on: images, or, where features are cached, all windows of them."""
+
+    def __init__(self, config: SegmentationConfig, seen: ResolvedInput) -> None:
+        self._config, self._seen = config, seen
+        self._samples = config.dataset.samples("train")
+        self.num_images = len(self._samples)
+        self._views: list[tuple[int, tuple[int, int] | None]] = [
+            (number, None) for number in range(self.num_images)
+        ]
+        if config.probe.mode == "cached" and seen.crop is not None:
+            self._views = list(self._windows(seen.crop))
+
+    def _windows(self, crop: tuple[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
+        for number in range(self.num_images):
+            height, width = padded(self._image(number), crop).labels.shape
+            for corner in windows((height, width), crop, self._seen.stride or crop):
+                yield number, corner
+
+    def train(self, encoder: Teacher, seed: int, folder: Path) -> list[nn.Module]:
+        """A head for each learning rate."""
+        config, step = self._config, self._config.loss_stride
+        shape = self._image(0).labels.shape
+        size = self._seen.crop or (shape[0], shape[1])
+        covers = padded_size(encoder.spec, *size)
+
+        def sample(number: int, generator: torch.Generator | None) -> LabelledPixels:
+            pixels = self._view(number, generator)
+            if pixels.labels.shape != size:
+                raise DataError(
+                    f"input: '{self._samples[number].key}' is {tuple(pixels.labels.shape)} px, the "
+                    f"first image {size}; set input.size or input.crop to bring all to one size"
+                )
+            return pixels
+
+        def loss(logits: Tensor, labels: Tensor, _: int) -> Tensor:
+            places = (..., slice(step // 2, None, step), slice(step // 2, None, step))
+            dense, wanted = to_pixels(logits, covers, size)[places], labels[places].long()
+            total = F.cross_entropy(dense, wanted, ignore_index=IGNORED, reduction="sum")
+            return total / (wanted != IGNORED).sum().clamp(min=1)
+
+        def encode(images: Tensor) -> tuple[Tensor]:
+            return (dense_map(encoder, images).features,)
+
+        def build_head() -> LinearProbe:
+            classes = len(config.dataset.names)
+            return LinearProbe(encoder.spec.spatial_dim, classes, config.dropout)
+
+        count = len(self._views)
+        features = probe_features(config.probe, sample, encode, count, seed, folder)
+        return train_heads(build_head, config.probe, features, loss, count, seed)
+
+    def _view(self, number: int, generator: torch.Generator | None) -> LabelledPixels:
+        image, corner = self._views[number]
+        pixels = self._image(image)
+        if generator is not None:
+            return augmented(pixels, self._seen, generator)
+        crop = self._seen.crop
+        if corner is None or crop is None:
+            return pixels
+        return LabelledPixels(*(cut(each, corner, crop) for each in padded(pixels, crop)))
+
+    def _image(self, number: int) -> LabelledPixels:
+        """An image at its input size."""
+        pixels = to_tensors(*self._config.dataset.read(self._samples[number]))
+        height, width = pixels.labels.shape
+        return resized(pixels, input_size(self._seen, height, width))
+
+
+def _count(
+    config: SegmentationConfig, seen: ResolvedInput, encoder: Teacher, heads: Sequence[nn.Module]
+) -> list[Tensor]:
+    """The confusion matrix of each head, int64 (K, K), over all test images of all ranks."""
+    samples, classes = config.dataset.samples("test"), len(config.dataset.names)
+    device = encoder.mean.device
+    matrices = torch.zeros(len(heads), classes, classes, dtype=torch.int64, device=device)
+    numbers = own_share(len(samples))
+    for number in track(numbers, "test images") if distributed.rank() == 0 else numbers:
+        pixels = to_tensors(*config.dataset.read(samples[number]))
+        labels = _labels(config, pixels).to(device)
+        size = (labels.shape[0], labels.shape[1])
+        logits = predict(encoder, heads, pixels.image, seen, size, config.batch_size)
+        for matrix, each in zip(matrices, logits, strict=True):
+            matrix += confusion_matrix(each.argmax(0), labels, classes)
+    distributed.all_reduce(matrices)
+    return list(matrices.cpu())
+
+
+def _labels(config: SegmentationConfig, pixels: LabelledPixels) -> Tensor:
+    """Labels on the grid that is counted."""
+    return pixels.labels if config.labels is None else resized(pixels, config.labels).labels
+
+
+def _keep(
+    folder: Path,
+    config: SegmentationConfig,
+    seen: ResolvedInput,
+    encoder: Teacher,
+    head: nn.Module,
+    matrix: Tensor,
+) -> None:
+    """Writes the probe, each class's IoU and the picture."""
+    save_file(
+        {k: v.contiguous() for k, v in head.state_dict().items()}, folder / "probe.safetensors"
+    )
+    ious = dict(zip(config.dataset.names, class_ious(matrix), strict=True))
+    (folder / "iou.json").write_text(json.dumps(ious, indent=1))
+    samples = config.dataset.samples("test")
+    shown = []
+    for sample in samples[:: max(1, len(samples) // SHOWN)][:SHOWN]:
+        pixels = to_tensors(*config.dataset.read(sample))
+        size = (pixels.labels.shape[0], pixels.labels.shape[1])
+        logits = predict(encoder, [head], pixels.image, seen, size, config.batch_size)
+        shown.append((pixels.image, pixels.labels, logits[0].argmax(0).cpu()))
+    draw_labels(folder / "predictions.png", shown, config.dataset.names)
