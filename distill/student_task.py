@@ -12,12 +12,13 @@ from distill.errors import RecipeError
 from distill.feature_statistics import save_statistics
 from distill.objective import LossTerms, Objective
 from distill.recipe import StudentRecipe
-from distill.targets import Targets
+from distill.targets import Targets, teacher_input_size
 from student.model import Student, StudentOutput
 from student.storage import save_student
 from teachers.build import build_teacher
 from teachers.check import check_teacher
 from teachers.errors import TeacherError
+from teachers.matched import MatchedTeacher
 from teachers.teacher import Teacher
 
 
@@ -45,12 +46,32 @@ def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Stu
 
 
 def build_targets(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Targets:
-    """The teachers that any loss of the recipe counts for; the others are never run."""
+    """The teachers that any loss of the recipe counts for; the others are never run.
+
+    Raises:
+        RecipeError: none counts, or the student's grid is beyond what a teacher's upsamplers reach.
+    """
     running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
     if not running:
         raise RecipeError("objective.weights: every weight is zero, so there is nothing to learn")
+    for name, teacher in running.items():
+        if isinstance(teacher, MatchedTeacher):
+            _check_reach(recipe, name, teacher)
     phi_s = recipe.objective.standardisation == "phi_s"
     return Targets(running, recipe.student.patch_size, phi_s=phi_s)
+
+
+def _check_reach(recipe: StudentRecipe, name: str, teacher: MatchedTeacher) -> None:
+    """Refuses what the teacher would refuse at the first image of that size."""
+    evaluated = recipe.evaluation.resolutions if recipe.evaluation else []
+    for size in (recipe.run.resolution, *evaluated):
+        seen = teacher_input_size(teacher.spec, size, recipe.student.patch_size)
+        try:
+            teacher.covering(teacher.spec.grid(*seen))
+        except TeacherError as error:
+            raise RecipeError(
+                f"teachers.{name}.upsampler: students of {size[0]} x {size[1]} px have {error}"
+            ) from error
 
 
 class StudentTask:

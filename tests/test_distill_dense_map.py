@@ -58,3 +58,11 @@ def test_shares_come_back_in_order_on_every_rank() -> None:
         due = [[float(i), 0.5] for i in range(count)]
         assert run_on_ranks(2, gathered, count) == [due, due]
         assert gathered(count) == due
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_pixels_of_a_stride_are_those_of_all_pixels(stride: int) -> None:
+    maps = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)).double()
+    covers, size = (20, 28), (18, 27)
+    every = to_pixels(maps, covers, size)[..., stride // 2 :: stride, stride // 2 :: stride]
+    assert torch.allclose(to_pixels(maps, covers, size, stride), every, atol=1e-12)

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from distill import distributed
+from distill.config import validate
+from distill.errors import RecipeError
 from distill.feature_statistics import StatisticsPass, angular_dispersion
 from distill.losses import cosine_summary_loss, mse_spatial_loss
 from distill.objective import Objective, ObjectiveConfig, TeacherWeights
+from distill.recipe import StudentRecipe
+from distill.student_task import build_targets
 from distill.targets import Targets, teacher_input_size
+from teachers.build import build_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
 from tests.ranks import run_on_ranks
@@ -162,3 +167,28 @@ def test_a_teacher_without_summary_has_dispersion_one() -> None:
     statistics = StatisticsPass(4)
     statistics.update(_features(0, summary=False))
     assert statistics.finish().dispersion == 1
+
+
+@pytest.mark.parametrize(
+    "run, evaluation, refused",
+    [(256, [256], None), (512, [256], "512 x 512"), (256, [[256, 384]], "256 x 384")],
+)
+def test_a_student_beyond_the_reach_of_upsamplers_is_refused_before_any_image(
+    run: int, evaluation: list[object], refused: str | None
+) -> None:
+    tree = {
+        "run": {"dir": "unused", "steps": 1, "batch_size": 1, "resolution": run},
+        "data": {"sources": [{"shards": "unused"}]},
+        "teachers": {"clip": {"kind": "dfn_clip", "model": "clip_ti16_128", "weights": "none"}},
+        "student": {"size": "tiny"},
+        "evaluation": {"images": "unused", "resolutions": evaluation},
+    }
+    tree["teachers"]["clip"]["upsampler"] = [{"kind": "tile", "factor": f} for f in (1, 2)]  # type: ignore[index]
+    recipe = validate(StudentRecipe, tree, "recipe")
+    teachers = {n: build_teacher(c, device="meta") for n, c in recipe.teachers.items()}
+    if refused is None:
+        assert list(build_targets(recipe, teachers).teachers) == ["clip"]
+        return
+    message = rf"teachers.clip.upsampler: students of {refused} px have a grid of .*add one of"
+    with pytest.raises(RecipeError, match=message):
+        build_targets(recipe, teachers)

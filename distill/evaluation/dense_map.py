@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -59,16 +60,31 @@ def padded_size(spec: FeatureSpec, height: int, width: int) -> tuple[int, int]:
     return -(-height // p) * p, -(-width // p) * p
 
 
-def to_pixels(maps: Tensor, covers: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def to_pixels(
+    maps: Tensor, covers: tuple[int, int], size: tuple[int, int], stride: int = 1
+) -> Tensor:
     """Enlarges maps to pixels and cuts off what covers padding.
 
     Args:
         maps: (B, K, h, w) on the encoder's grid.
         covers: (height, width) in pixels, as of `DenseMap`.
         size: (H, W) of the images in pixels, at most `covers`.
+        stride: every n-th pixel only, along both axes, from n // 2 on; the others cost nothing.
 
     Returns:
-        (B, K, H, W), bilinear with half-pixel centres.
+        (B, K, H, W), bilinear with half-pixel centres; (B, K, H', W') of the pixels of a stride.
     """
-    dense = F.interpolate(maps, covers, mode="bilinear", align_corners=False)
-    return dense[..., : size[0], : size[1]]
+    if stride == 1:
+        dense = F.interpolate(maps, covers, mode="bilinear", align_corners=False)
+        return dense[..., : size[0], : size[1]]
+    rows, columns = (
+        _weights(maps, cells, c)[stride // 2 : s : stride]
+        for cells, c, s in zip(maps.shape[-2:], covers, size, strict=True)
+    )
+    return rows @ maps @ columns.T
+
+
+def _weights(like: Tensor, cells: int, pixels: int) -> Tensor:
+    """What each cell of a line counts for each pixel of it, (pixels, cells)."""
+    unit = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
+    return F.interpolate(unit, pixels, mode="linear", align_corners=False)[0].T

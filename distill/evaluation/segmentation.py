@@ -161,8 +161,8 @@ class _TrainingViews:
             return pixels
 
         def loss(logits: Tensor, labels: Tensor, _: int) -> Tensor:
-            places = (..., slice(step // 2, None, step), slice(step // 2, None, step))
-            dense, wanted = to_pixels(logits, covers, size)[places], labels[places].long()
+            dense = to_pixels(logits, covers, size, step)
+            wanted = labels[:, step // 2 :: step, step // 2 :: step].long()
             total = F.cross_entropy(dense, wanted, ignore_index=IGNORED, reduction="sum")
             return total / (wanted != IGNORED).sum().clamp(min=1)
 

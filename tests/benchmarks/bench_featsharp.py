@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_featsharp
 
-A ViT-B/16 with random weights at 128 px, so 8 x 8 cells become 32 x 32, in float32 on one thread.
-The whole forward pass takes turns in one process with a batch of 17 images through the encoder; the
+A ViT-B/16 and a ViT-L/16 with random weights at 128 px, so 8 x 8 cells become 32 x 32, in float32 on
+one thread. The whole forward pass takes turns in one process with a batch of 17 images through the encoder; the
 ratio is the median over rounds of process CPU time. At the encoder's rate of multiplications it
 would be one plus the fusion's and the JBU's over the encoder's: the figure is the excess over that.
 """
@@ -23,11 +23,12 @@ from teachers.upsamplers.featsharp import FeatSharp, FeatSharpConfig
 from tests.benchmarks.figure import Figure
 
 SIDE, FACTOR = 128, 4
+MODELS = {"ViT-B": "vit_base_patch16_224", "ViT-L": "vit_large_patch16_224"}
 
 
-def build() -> tuple[FeatSharp, Teacher]:
+def build(model: str) -> tuple[FeatSharp, Teacher]:
     """Encoder and upsampler, as a recipe with random weights has them."""
-    entry = {"kind": "timm", "model": "vit_base_patch16_224", "weights": "none"}
+    entry = {"kind": "timm", "model": model, "weights": "none"}
     teacher = build_teacher(parse_teacher(entry | {"resolution": [SIDE, SIDE]}))
     config = FeatSharpConfig(factor=(FACTOR, FACTOR))
     return FeatSharp(teacher.spec, config).eval().requires_grad_(False), teacher
@@ -71,30 +72,35 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def main(arguments: list[str] | None = None) -> list[Figure]:
-    """Measures and prints; returns the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+def measure(size: str, rounds: int) -> Figure:
+    """One encoder."""
     torch.manual_seed(0)
-    featsharp, teacher = build()
+    featsharp, teacher = build(MODELS[size])
     image = torch.rand(1, 3, FACTOR * SIDE, FACTOR * SIDE)
     batch = torch.rand(featsharp.num_forwards, 3, SIDE, SIDE)
     due = 1 + featsharp_flops(featsharp) / encoder_flops(teacher, batch)
     whole, alone = [], []
-    for number in range(chosen.rounds + 1):
+    for number in range(rounds + 1):
         pair = seconds(lambda: featsharp(image, teacher)), seconds(lambda: teacher(batch))
         if number:
             whole.append(pair[0])
             alone.append(pair[1])
     ratio = statistics.median(a / b for a, b in zip(whole, alone, strict=True))
     print(
-        f"FeatSharp 4x: {statistics.median(whole):.2f} CPU s, its {len(batch)} encoder passes "
-        f"{statistics.median(alone):.2f}: {ratio:.3f} of them; {due:.3f} by multiplications"
+        f"FeatSharp 4x, {size}: {statistics.median(whole):.2f} CPU s, its {len(batch)} encoder "
+        f"passes {statistics.median(alone):.2f}: {ratio:.3f} of them; {due:.3f} by multiplications"
     )
-    name = "FeatSharp 4x, ViT-B: time over what its FLOPs dictate"
-    return [Figure(name, ratio / due, 1.15, True)]
+    name = f"FeatSharp 4x, {size}: time over what its FLOPs dictate"
+    return Figure(name, ratio / due, 1.15, True)
+
+
+def main(arguments: list[str] | None = None) -> list[Figure]:
+    """Measures and prints; returns the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    return [measure(size, chosen.rounds) for size in MODELS]
 
 
 if __name__ == "__main__":
