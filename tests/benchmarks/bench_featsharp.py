@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_featsharp
 
-A ViT-B/16 and a ViT-L/16 with random weights at 128 px, so 8 x 8 cells become 32 x 32, in float32 on
-one thread. The whole forward pass takes turns in one process with a batch of 17 images through the encoder; the
-ratio is the median over rounds of process CPU time. At the encoder's rate of multiplications it
-would be one plus the fusion's and the JBU's over the encoder's: the figure is the excess over that.
+A ViT-B/16 and a ViT-L/16 with random weights at 128 px, so 8 x 8 cells become 32 x 32, in float32
+on one thread. The whole forward pass takes turns in one process with a batch of 17 images through
+the encoder; the ratio is the median over rounds of process CPU time. At the encoder's rate of
+multiplications it would be one plus the fusion's and the JBU's over the encoder's: the figure is
+the excess over that.
 """
 
 import argparse
