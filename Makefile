@@ -24,7 +24,7 @@ quickstart: setup
 	$(BIN)/python -m distill.evaluate recipes/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

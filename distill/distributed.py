@@ -7,7 +7,8 @@ variables and plain `python` all start the same program. In one process everythi
 import hashlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,22 @@ def disconnect(folder: Path) -> None:
     dist.destroy_process_group()
     if rank() == 0:
         (folder / _meeting_place()).unlink(missing_ok=True)
+
+
+@contextmanager
+def connected(timeout_s: float, folder: Path) -> Iterator[None]:
+    """Joins the other processes, where there are any, for as long as the block runs.
+
+    Args:
+        timeout_s: see `connect`.
+        folder: see `connect`.
+    """
+    if world_size() == 1:
+        yield
+        return
+    connect(timeout_s, folder)
+    yield  # a process that failed does not wait for the others: they give up by themselves
+    disconnect(folder)
 
 
 def barrier() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distill import distributed
 from distill.config import apply_overrides, load_recipe, load_yaml, validate
 from distill.errors import RecipeError, command
 from distill.evaluation.comparison import ComparisonRecipe, compare
@@ -24,6 +25,8 @@ from distill.evaluation.throughput_report import throughput_table
 from distill.evaluation.upsampler_run import evaluate_upsampler
 from distill.trained import find_trained, recipe_file
 from teachers.kinds import did_you_mean
+
+_PATIENCE_S = 3600.0  # that ranks wait for the slowest
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,6 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="key=value",
         help="changes to the recipe, such as evaluation.resolutions=[256,[384,512]]",
     )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     return parser.parse_intermixed_args(arguments)
 
 
@@ -71,6 +75,8 @@ def main() -> None:
             f"{target}: task: {task!r} is unknown{did_you_mean(str(task), _TASKS)}; "
             f"choose from {', '.join(_TASKS)}"
         )
+    if distributed.world_size() > 1 and task != "benchmarks":
+        raise RecipeError(f"task: {task} is measured by one process; only benchmarks take several")
     _TASKS[task](target, overrides)
 
 
@@ -112,9 +118,13 @@ def _benchmarks(target: Path, overrides: list[str], model: str | None = None) ->
         tree["models"] = {Path(model).name: model_of(model)}
     apply_overrides(tree, overrides)
     recipe = validate(SuiteRecipe, tree, str(target))
-    for table in results_tables(run_suite(recipe)):
-        Console().print(table)
-    print(f"results: {recipe.dir / RESULTS}")
+    recipe.dir.mkdir(parents=True, exist_ok=True)
+    with distributed.connected(_PATIENCE_S, recipe.dir):
+        rows = run_suite(recipe)
+    if distributed.rank() == 0:
+        for table in results_tables(rows):
+            Console().print(table)
+        print(f"results: {recipe.dir / RESULTS}")
 
 
 _TASKS = {

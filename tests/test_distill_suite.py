@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from distill import evaluate
 from distill.config import validate
 from distill.errors import RecipeError
 from distill.evaluate import parse_arguments
@@ -150,3 +151,10 @@ def test_results_are_whole_lines_of_json(tmp_path: Path) -> None:
     run_suite(recipe(tmp_path))
     lines = (tmp_path / "results" / "results.jsonl").read_text().splitlines()
     assert [json.loads(line)["seed"] for line in lines] == [3, 5]
+
+
+def test_other_tasks_take_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("sys.argv", ["evaluate", "recipes/evaluation/throughput.yaml"])
+    with pytest.raises(RecipeError, match="task: throughput is measured by one process"):
+        evaluate.main.__wrapped__()  # type: ignore[attr-defined]

@@ -113,7 +113,8 @@ def _measure(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) ->
     if distributed.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
-    print(f"{folder.parent.parent.name}: {folder.parent.name}, seed {seed}", flush=True)
+    if distributed.rank() == 0:
+        print(f"{folder.parent.parent.name}: {folder.parent.name}, seed {seed}", flush=True)
     figures, protocol = benchmark.measure(encoder, seed, folder)
     return {
         "figures": figures,

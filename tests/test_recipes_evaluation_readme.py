@@ -1,0 +1,74 @@
+"""The code of the evaluation page, run as it stands."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.config import dump_yaml
+from tests.tiny_run import REPOSITORY, run, write_images
+
+TEXT = (REPOSITORY / "recipes/evaluation/README.md").read_text()
+
+
+def test_a_benchmark_of_ones_own_in_about_30_lines_runs_from_outside(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 30
+    (tmp_path / "my_benchmark.py").write_text(code)
+    write_images(tmp_path / "images", 5)
+    suite = {
+        "task": "benchmarks",
+        "dir": "results",
+        "models": {"colours": {"kind": "pixels", "resolution": [32, 32]}},
+        "benchmarks": {"mirrored": {"kind": "my_benchmark:MirroredCopies", "images": "images"}},
+    }
+    (tmp_path / "suite.yaml").write_text(dump_yaml(suite))
+    done = run([sys.executable, "-m", "distill.evaluate", "suite.yaml"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "recall" in done.stdout
+    assert (tmp_path / "results/results.jsonl").is_file()
+
+
+@pytest.mark.launcher
+def test_two_ranks_under_the_launcher_give_one_file_with_the_figures_of_one(tmp_path: Path) -> None:
+    for part in ("training", "validation"):
+        write_images(tmp_path / "set/images" / part, 3, (16, 16))
+        labels = tmp_path / "set/annotations" / part
+        labels.mkdir(parents=True)
+        for i in range(3):
+            array = np.random.default_rng(i).integers(0, 2, (16, 16), dtype=np.uint8)
+            Image.fromarray(array).save(labels / f"{i}.png")
+    suite = {
+        "task": "benchmarks",
+        "dir": "results",
+        "models": {"colours": {"kind": "pixels", "patch_size": 4, "resolution": [16, 16]}},
+        "benchmarks": {
+            "halves": {
+                "kind": "segmentation",
+                "dataset": {"kind": "folder", "root": "set", "classes": ["a", "b"]},
+                "probe": {"steps": 3, "batch_size": 3, "lr": 0.01},
+            }
+        },
+    }
+    (tmp_path / "suite.yaml").write_text(dump_yaml(suite))
+    module = ["distill.evaluate", "suite.yaml"]
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--module"]
+    for command, out in (
+        ([*launcher, *module], "two"),
+        ([sys.executable, "-m", *module], "one"),
+    ):
+        done = run([*command, f"dir={out}"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("pixel_accuracy") == 1
+    one, two = (json.loads((tmp_path / n / "results.jsonl").read_text()) for n in ("one", "two"))
+    assert one["figures"] == two["figures"]
+    assert not list((tmp_path / "two").glob(".meeting*"))
+
+
+def test_every_recipe_that_the_page_names_is_there() -> None:
+    for path in set(re.findall(r"recipes/evaluation/\w+\.yaml", TEXT)):
+        assert (REPOSITORY / path).is_file(), path
