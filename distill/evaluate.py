@@ -1,8 +1,9 @@
 """Measures what was trained: `python -m distill.evaluate TARGET [key=value ...]`.
 
 By the recipe's `task`: a student's agreement with its teachers, an upsampler's fidelity to its
-encoder, a comparison of upsamplers, what features cost by resolution, or benchmarks. With
-`--on SUITE` the target is what a suite of benchmarks measures. Exit codes: 0 done, 2 a user's
+encoder, a comparison of upsamplers, what features cost by resolution, or benchmarks; or brings the
+results of several suites of benchmarks into one report. With `--on SUITE` the target is what a
+suite measures, beside the suite's baseline. Exit codes: 0 done, 2 a user's
 mistake.
 """
 
@@ -17,7 +18,11 @@ from distill.errors import RecipeError, command
 from distill.evaluation.comparison import ComparisonRecipe, compare
 from distill.evaluation.comparison_table import comparison_table
 from distill.evaluation.models import model_of
-from distill.evaluation.results_table import results_tables
+from distill.evaluation.report import change_sheet, relative_changes
+from distill.evaluation.report_page import write_report
+from distill.evaluation.results import ReportRecipe, Result, read_suites
+from distill.evaluation.results_table import results_sheets
+from distill.evaluation.sheet import screen_table
 from distill.evaluation.student_run import agreement_table, evaluate_student
 from distill.evaluation.suite import RESULTS, SuiteRecipe, run_suite
 from distill.evaluation.throughput import ThroughputRecipe, measure_throughput
@@ -40,15 +45,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="a recipe (task student, upsampler, upsamplers, throughput or benchmarks), the folder "
-        "of a run, or one of its checkpoints; with --on also an exported student or a timm name",
+        help="a recipe (task student, upsampler, upsamplers, throughput, benchmarks or report), "
+        "the folder of a run, or one of its checkpoints; with --on also an exported student or a "
+        "timm name",
     )
     parser.add_argument(
         "--on",
         type=Path,
         metavar="SUITE",
-        help="measure TARGET by this recipe of benchmarks, see recipes/evaluation; overrides are "
-        "changes to it",
+        help="measure TARGET by this recipe of benchmarks, see recipes/evaluation, beside its "
+        "baseline if it names one; overrides are changes to it",
     )
     parser.add_argument(
         "overrides",
@@ -115,20 +121,40 @@ def _throughput(target: Path, overrides: list[str]) -> None:
 def _benchmarks(target: Path, overrides: list[str], model: str | None = None) -> None:
     tree = load_yaml(target)
     if model is not None:
-        tree["models"] = {Path(model).name: model_of(model)}
+        models = tree.get("models") or {}
+        kept = {name: models[name] for name in [tree.get("baseline")] if name in models}
+        tree["models"] = kept | {Path(model).name: model_of(model)}
     apply_overrides(tree, overrides)
     recipe = validate(SuiteRecipe, tree, str(target))
     recipe.dir.mkdir(parents=True, exist_ok=True)
     with distributed.connected(_PATIENCE_S, recipe.dir):
         rows = run_suite(recipe)
     if distributed.rank() == 0:
-        for table in results_tables(rows):
-            Console().print(table)
         print(f"results: {recipe.dir / RESULTS}")
+        _show(recipe, [Result(recipe.dir, row) for row in rows])
+
+
+def _report(target: Path, overrides: list[str]) -> None:
+    recipe = load_recipe(ReportRecipe, target, overrides)
+    _show(recipe, read_suites(recipe.results, recipe.may_differ))
+
+
+def _show(recipe: SuiteRecipe | ReportRecipe, results: list[Result]) -> None:
+    """Results on the screen and on a page."""
+    rows = [result.row for result in results]
+    tables = results_sheets(rows)
+    for table in tables:
+        Console().print(screen_table(table))
+    changes = None
+    if recipe.baseline is not None:
+        changes = change_sheet(relative_changes(rows, recipe.baseline, recipe.groups))
+        Console().print(screen_table(changes))
+    print(f"page: {write_report(recipe.dir, results, tables, changes)}")
 
 
 _TASKS = {
     "benchmarks": _benchmarks,
+    "report": _report,
     "student": _student,
     "upsampler": _upsampler,
     "upsamplers": _upsamplers,

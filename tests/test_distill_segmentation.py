@@ -80,7 +80,7 @@ def test_classes_that_are_linearly_separable_reach_100(tmp_path: Path, mode: str
     assert protocol["metric_grid"] == "as labelled"
     assert json.loads((tmp_path / "out/iou.json").read_text()) == {"r": 100, "g": 100, "b": 100}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        *("iou.json", "predictions.png", "probe.safetensors")
+        *("iou.json", "miou_by_lr.json", "predictions.png", "probe.safetensors")
     }
 
 
@@ -110,8 +110,8 @@ def test_the_probe_reaches_the_optimum_of_logistic_regression(tmp_path: Path) ->
 def test_of_several_rates_the_best_counts_and_all_are_named(tmp_path: Path) -> None:
     write_set(tmp_path / "set")
     probe = {"steps": 30, "batch_size": 4, "lr": [1e-6, 0.05], "mode": "cached"}
-    figures, protocol = measure(tmp_path / "set", tmp_path / "out", probe=probe)
-    by_rate = protocol["miou_by_lr"]
+    figures, _ = measure(tmp_path / "set", tmp_path / "out", probe=probe)
+    by_rate = json.loads((tmp_path / "out/miou_by_lr.json").read_text())
     assert figures["miou"] == by_rate["0.05"] > by_rate["1e-06"]
 
 

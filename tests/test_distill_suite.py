@@ -13,7 +13,8 @@ from distill.errors import RecipeError
 from distill.evaluate import parse_arguments
 from distill.evaluation.benchmark import Benchmark, Measurement
 from distill.evaluation.models import Pixels, PixelsConfig, model_of, parse_model
-from distill.evaluation.results_table import results_tables
+from distill.evaluation.results_table import results_sheets
+from distill.evaluation.sheet import screen_table
 from distill.evaluation.suite import SuiteRecipe, read_results, run_suite
 from teachers.build import build_teacher
 from teachers.teacher import Teacher
@@ -87,7 +88,7 @@ def test_another_entry_of_the_same_name_is_measured_again(tmp_path: Path) -> Non
 def test_a_table_has_means_spreads_and_the_best_in_bold(tmp_path: Path) -> None:
     rows = run_suite(recipe(tmp_path))
     better = [{**row, "model": "better", "figures": {"score": 9.0, "error": 0.5}} for row in rows]
-    (table,) = results_tables(rows + better)
+    table = screen_table(*results_sheets(rows + better))
     cells = [list(column.cells) for column in table.columns]
     assert table.columns[3].header == "error (lower is better)"
     assert cells[0] == ["colours", "better"]

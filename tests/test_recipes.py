@@ -15,6 +15,7 @@ import torch
 
 from distill.config import load_recipe, load_yaml
 from distill.evaluation.comparison import ComparisonRecipe
+from distill.evaluation.results import ReportRecipe
 from distill.evaluation.suite import SuiteRecipe
 from distill.evaluation.throughput import ThroughputRecipe
 from distill.recipe import load_student_recipe
@@ -178,7 +179,11 @@ def test_large_recipes_keep_the_published_hyperparameters(name: str) -> None:
 
 
 def test_recipes_of_evaluations_load() -> None:
-    kinds = {"throughput": ThroughputRecipe, "upsamplers": ComparisonRecipe}
+    kinds = {
+        "report": ReportRecipe,
+        "throughput": ThroughputRecipe,
+        "upsamplers": ComparisonRecipe,
+    }
     found = {path.stem: path for path in (FOLDER / "evaluation").glob("*.yaml")}
     assert found.keys() >= kinds.keys()
     for name, path in found.items():

@@ -1,32 +1,15 @@
 """One HTML file that shows a run: its losses, what the student sees, and the table of agreement."""
 
-import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.evaluation.html_parts import code, document, image, table_cell, text
 from distill.files import write_text
 from distill.tracking import read_metrics
 from distill.trained import Trained
 
-# Dark where the reader's system is; what is wider than the screen scrolls by itself, and pictures
-# stay large enough for their titles to be read.
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-h1, code { overflow-wrap: anywhere; }
-p { max-width: 50rem; }
-figure { margin: 0; overflow-x: auto; }
-img { max-width: max(100%, 60rem); height: auto; background: white; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .3rem 1.2rem .3rem 0; text-align: right; }
-th[scope^=row] { text-align: left; } th[scope=row] { font-weight: normal; }
-tbody { border-top: 1px solid color-mix(in srgb, currentColor 30%, transparent); }
-.better { font-weight: 600; }
-"""
 _METRICS = (
     ("fidelity", "fidelity"),
     ("spatial_cosine", "spatial cosine"),
@@ -50,10 +33,10 @@ def write_page(
     recipe = trained.recipe
     teachers = ", ".join(f"{n} ({c.kind})" for n, c in recipe.teachers.items())
     body = [
-        f"<h1>{_text(trained.run.absolute().name)}</h1>",
-        f"<p>A student distilled from {_text(teachers)}: {trained.step} steps of "
+        f"<h1>{text(trained.run.absolute().name)}</h1>",
+        f"<p>A student distilled from {text(teachers)}: {trained.step} steps of "
         f"{recipe.run.batch_size} images at {recipe.run.resolution[0]} x "
-        f"{recipe.run.resolution[1]} px. Checkpoint: {_code(trained.checkpoint)}.</p>",
+        f"{recipe.run.resolution[1]} px. Checkpoint: {code(trained.checkpoint)}.</p>",
         "<h2>Agreement with the teachers on held-out images</h2>",
         _table(rows),
         "<p>Fidelity is the variance of the teacher's map over the mean squared error of the "
@@ -62,25 +45,16 @@ def write_page(
     ]
     for title, picture in pictures.items():
         described = f"Feature maps at {title}: for each image its teachers' and the students'"
-        body += [f"<h2>Features at {_text(title)}</h2>", _image(picture.read_bytes(), described)]
+        body += [f"<h2>Features at {text(title)}</h2>", image(picture.read_bytes(), described)]
     body += [
         "<p>Three principal components of each teacher's map as red, green and blue. The student's "
         "maps are shown on the teacher's axes and scale: equal colours are equal features.</p>",
         "<h2>Losses</h2>",
         _losses(trained.run),
     ]
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{_text(trained.run.absolute().name)}</title>"
-    )
     path = trained.run / "page" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(
-        path,
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n'
-        + "\n".join(body)
-        + "\n</body></html>\n",
-    )
+    write_text(path, document(trained.run.absolute().name, body))
     return path
 
 
@@ -95,11 +69,11 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         place = f"{row['teacher']}, {height} x {width} px"
         groups.setdefault(place, {})[row["student"]] = row
     students = list(dict.fromkeys(row["student"] for row in rows))
-    heads = "".join(f'<th scope="col">{_text(student)}</th>' for student in students)
+    heads = "".join(f'<th scope="col">{text(student)}</th>' for student in students)
     out = [f"<figure><table><thead><tr><td></td>{heads}</tr></thead>"]
     for place, group in groups.items():
         span = f'scope="rowgroup" colspan="{1 + len(students)}"'
-        out.append(f"<tbody><tr><th {span}>{_text(place)}</th></tr>")
+        out.append(f"<tbody><tr><th {span}>{text(place)}</th></tr>")
         for key, name in _METRICS:
             figures = [group[student][key] for student in students]
             if None not in figures:
@@ -110,9 +84,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _cells(figures: Sequence[float]) -> str:
     best = max(figures)
-    return "".join(
-        f"<td{' class=better' if figure == best else ''}>{figure:.3f}</td>" for figure in figures
-    )
+    return "".join(table_cell(f"{figure:.3f}", figure == best) for figure in figures)
 
 
 def _losses(run: Path) -> str:
@@ -138,18 +110,4 @@ def _losses(run: Path) -> str:
         f"Curves of the losses; the total goes from {first['loss']:.3f} at step {first['step']} "
         f"to {last['loss']:.3f} at step {last['step']}"
     )
-    return _image(buffer.getvalue(), described)
-
-
-def _image(png: bytes, described: str) -> str:
-    data = base64.b64encode(png).decode()
-    source = f"data:image/png;base64,{data}"
-    return f'<figure><img alt="{html.escape(described, quote=True)}" src="{source}"></figure>'
-
-
-def _code(value: object) -> str:
-    return f"<code>{_text(value)}</code>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
+    return image(buffer.getvalue(), described)

@@ -1,52 +1,50 @@
-"""Results of benchmarks as tables: means over seeds, their spread, the best in bold."""
+"""Results of benchmarks as tables: means over seeds, their spread, the best marked."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from rich.table import Table
+from distill.evaluation.sheet import Cell, Sheet
 
 
-def results_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+def results_sheets(rows: Sequence[Mapping[str, Any]]) -> list[Sheet]:
     """A table a benchmark, a line a model.
 
     Args:
         rows: lines of `results.jsonl`, see `suite.run_suite`.
     """
     names = dict.fromkeys(row["benchmark"] for row in rows)
-    return [_table(name, [row for row in rows if row["benchmark"] == name]) for name in names]
+    return [_sheet(name, [row for row in rows if row["benchmark"] == name]) for name in names]
 
 
-def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _sheet(name: str, rows: Sequence[Mapping[str, Any]]) -> Sheet:
     models: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         models.setdefault(row["model"], []).append(row)
     figures = list(dict.fromkeys(key for row in rows for key in row["figures"]))
     lower = {key for row in rows for key in row["lower_is_better"]}
-    table = Table("model", "seeds", title=name)
-    for key in figures:
-        table.add_column(f"{key} {'(lower is better)' if key in lower else ''}".strip())
-        table.columns[-1].justify = "right"
+    heads = (f"{key} (lower is better)" if key in lower else key for key in figures)
     best = {key: _best(models, key, key in lower) for key in figures}
-    for model, seeds in models.items():
-        cells = [_cell(values(seeds, key), best[key]) for key in figures]
-        table.add_row(model, str(len(seeds)), *cells)
-    return table
+    lines = [
+        (model, [Cell(str(len(seeds))), *(_cell(_values(seeds, k), best[k]) for k in figures)])
+        for model, seeds in models.items()
+    ]
+    return Sheet(name, ("model", "seeds", *heads), lines)
 
 
-def values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     """A figure of each row that has it."""
     return [row["figures"][key] for row in rows if key in row["figures"]]
 
 
 def _best(models: Mapping[str, list[Mapping[str, Any]]], key: str, lower: bool) -> float | None:
-    means = [mean(found) for seeds in models.values() if (found := values(seeds, key))]
+    means = [mean(found) for seeds in models.values() if (found := _values(seeds, key))]
     return (min if lower else max)(means, default=None)
 
 
-def _cell(found: list[float], best: float | None) -> str:
+def _cell(found: list[float], best: float | None) -> Cell:
     if not found:
-        return "-"
+        return Cell("-")
     middle = mean(found)
-    text = f"{middle:.4g}" + (f" ± {stdev(found):.2g}" if len(found) > 1 else "")
-    return f"[bold]{text}[/bold]" if middle == best else text
+    spread = f" ± {stdev(found):.2g}" if len(found) > 1 else ""
+    return Cell(f"{middle:.4g}{spread}", middle == best)

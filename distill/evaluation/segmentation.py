@@ -99,8 +99,8 @@ class Segmentation(Benchmark):
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Figures in per cent: mIoU, the accuracy of pixels, and its mean over classes.
 
-        The folder gets the probe, each class's IoU, and predictions beside labels. Of several
-        learning rates the best on the test images counts, as is published.
+        The folder gets the probe, each class's IoU, predictions beside labels, and the mIoU of
+        every learning rate: the best on the test images counts, as is published.
         """
         config: SegmentationConfig = self.config
         seen = config.input.resolved(encoder.spec)
@@ -111,6 +111,8 @@ class Segmentation(Benchmark):
         best = max(range(len(heads)), key=lambda i: scores[i]["miou"])
         if distributed.rank() == 0:
             _keep(folder, config, seen, encoder, heads[best], matrices[best])
+            by_rate = {f"{r:g}": s["miou"] for r, s in zip(config.probe.lr, scores, strict=True)}
+            (folder / "miou_by_lr.json").write_text(json.dumps(by_rate, indent=1))
         protocol = {
             "train_images": views.num_images,
             "test_images": len(config.dataset.samples("test")),
@@ -118,9 +120,6 @@ class Segmentation(Benchmark):
             "input": seen.model_dump(mode="json"),
             "inference": "whole" if seen.stride is None else "slide",
             "metric_grid": "as labelled" if config.labels is None else list(config.labels),
-            "miou_by_lr": {
-                f"{lr:g}": s["miou"] for lr, s in zip(config.probe.lr, scores, strict=True)
-            },
         }
         return Measurement(scores[best], protocol)
 

@@ -16,6 +16,8 @@ from pydantic import (
     Field,
     NonNegativeInt,
     SerializeAsAny,
+    ValidationInfo,
+    field_validator,
 )
 
 from distill import distributed
@@ -26,6 +28,7 @@ from distill.evaluation.benchmark import (
     parse_benchmark,
 )
 from distill.evaluation.models import parse_model
+from distill.evaluation.report import require_known, split_task
 from distill.files import write_text
 from distill.run_folder import versions
 from teachers.build import build_teacher
@@ -35,6 +38,7 @@ from teachers.teacher import Teacher, TeacherConfig
 RESULTS = "results.jsonl"
 _SAME = ("benchmark", "model", "seed", "entry", "encoder", "fingerprint")
 
+TaskGroups = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
 AnyBenchmark = Annotated[SerializeAsAny[BenchmarkConfig], BeforeValidator(parse_benchmark)]
 AnyModel = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_model)]
 
@@ -47,6 +51,9 @@ class SuiteRecipe(BaseModel):
         models: name to what is measured, see `models.parse_model`.
         benchmarks: name to benchmark.
         seeds: of probes and whatever else is random; a benchmark that is not takes the first.
+        baseline: the model that the others' relative changes are against; None for no table of
+            them.
+        groups: of tasks, see `report.relative_changes`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +63,25 @@ class SuiteRecipe(BaseModel):
     models: Annotated[dict[str, AnyModel], Field(min_length=1)]
     benchmarks: Annotated[dict[str, AnyBenchmark], Field(min_length=1)]
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    baseline: str | None = None
+    groups: TaskGroups = {}
+
+    @field_validator("baseline")
+    @classmethod
+    def _is_measured(cls, baseline: str | None, info: ValidationInfo) -> str | None:
+        if baseline is not None and "models" in info.data:
+            require_known("models", baseline, info.data["models"], "model")
+        return baseline
+
+    @field_validator("groups")
+    @classmethod
+    def _are_measured(cls, groups: TaskGroups, info: ValidationInfo) -> TaskGroups:
+        for group, items in groups.items():
+            for item in items if "benchmarks" in info.data else ():
+                split_task(group, item, info.data["benchmarks"])
+        if groups and info.data.get("baseline", "") is None:
+            raise ValueError("changes are of groups against a baseline; name it, baseline=MODEL")
+        return groups
 
 
 def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
@@ -88,7 +114,7 @@ def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
             }
             row = _find(known, due)
             if row is None:
-                row = due | _measure(benchmark, encoder, seed, recipe.dir / benchmark_name / name)
+                row = due | _measure(benchmark, encoder, seed, row_folder(recipe.dir, due))
                 known = [old for old in known if not _replaces(row, old)] + [row]
                 _write(recipe.dir, known)
             rows.append(row)
@@ -101,6 +127,16 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def row_folder(folder: Path, row: Mapping[str, Any]) -> Path:
+    """Where a suite keeps the pictures of a line of its results.
+
+    Args:
+        folder: the suite's.
+        row: the line.
+    """
+    return folder / row["benchmark"] / row["model"] / f"seed-{row['seed']}"
+
+
 def _jobs(recipe: SuiteRecipe) -> Iterator[tuple[str, int, Benchmark]]:
     for name, config in recipe.benchmarks.items():
         benchmark = build_benchmark(config)
@@ -109,7 +145,6 @@ def _jobs(recipe: SuiteRecipe) -> Iterator[tuple[str, int, Benchmark]]:
 
 
 def _measure(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> dict[str, Any]:
-    folder = folder / f"seed-{seed}"
     if distributed.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     distributed.barrier()

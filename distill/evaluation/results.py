@@ -1,0 +1,144 @@
+"""Results of several suites, brought together: `task: report`.
+
+Nothing is measured. Figures stand in one table only if they were measured alike, so a benchmark
+must have the same entry and protocol in all suites, and a model the same weights.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from distill.errors import RecipeError
+from distill.evaluation.suite import RESULTS, TaskGroups, read_results
+from teachers.kinds import did_you_mean
+
+# What two rows of one name must share.
+_SAME = {"benchmark": ("entry", "protocol"), "model": ("encoder", "fingerprint")}
+
+
+class ReportRecipe(BaseModel):
+    """Suites to compare.
+
+    Attributes:
+        dir: the folder for the report.
+        results: the folders of suites that were run.
+        baseline: the model that the others' relative changes are against; None for no table of
+            them.
+        groups: of tasks, see `report.relative_changes`.
+        may_differ: facts that do not count for the figures, by the name that the refusal gives
+            them: `entry.dataset.root` where the suites ran on two machines.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Literal["report"]
+    dir: Path
+    results: Annotated[tuple[Path, ...], Field(min_length=1)]
+    baseline: str | None = None
+    groups: TaskGroups = {}
+    may_differ: tuple[str, ...] = ()
+
+
+class Result(NamedTuple):
+    """What was measured once.
+
+    Attributes:
+        suite: the folder of its suite.
+        row: the line of `results.jsonl`.
+    """
+
+    suite: Path
+    row: dict[str, Any]
+
+
+def read_suites(folders: Iterable[Path], may_differ: Sequence[str] = ()) -> list[Result]:
+    """All lines of some suites' results.
+
+    Args:
+        folders: of the suites.
+        may_differ: names of facts that are not compared, see `ReportRecipe`.
+
+    Raises:
+        RecipeError: a folder has no results, one thing was measured in two of them, or one name
+            stands for what differs.
+    """
+    results: list[Result] = []
+    for folder in folders:
+        rows = read_results(folder)
+        if not rows:
+            raise RecipeError(
+                f"results: {folder} has no {RESULTS}; run its suite, "
+                f"python -m distill.evaluate SUITE dir={folder}"
+            )
+        results += [Result(folder, row) for row in rows]
+    _require_known_facts(results, may_differ)
+    _require_alike(results, may_differ)
+    _require_once(results)
+    return results
+
+
+def facts(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """What a line says under some of its keys, nested names joined by dots.
+
+    Args:
+        row: a line of `results.jsonl`.
+        keys: such as `entry` and `protocol`.
+    """
+    found: dict[str, Any] = {}
+    for key in keys:
+        if isinstance(row[key], Mapping) and row[key]:
+            inner = facts(row[key], row[key])
+            found |= {f"{key}.{name}": value for name, value in inner.items()}
+        else:
+            found[key] = row[key]
+    return found
+
+
+def _require_known_facts(results: Sequence[Result], may_differ: Sequence[str]) -> None:
+    keys = [key for of_kind in _SAME.values() for key in of_kind]
+    known = {name for result in results for name in facts(result.row, keys)} - {"fingerprint"}
+    for name in may_differ:
+        if name not in known:
+            raise RecipeError(
+                f"may_differ: no result has a fact {name!r}{did_you_mean(name, known)}; they are "
+                "named as in results.jsonl, such as entry.dataset.root or protocol.input.size"
+            )
+
+
+def _require_alike(results: Sequence[Result], may_differ: Sequence[str]) -> None:
+    for kind, keys in _SAME.items():
+        first: dict[str, Result] = {}
+        for result in results:
+            name = result.row[kind]
+            known = first.setdefault(name, result)
+            ours, theirs = facts(known.row, keys), facts(result.row, keys)
+            differing = [
+                f"{key} is {ours.get(key)!r} there, {theirs.get(key)!r} here"
+                for key in dict.fromkeys([*ours, *theirs])
+                if ours.get(key) != theirs.get(key) and key not in may_differ
+            ]
+            if differing:
+                raise RecipeError(
+                    f"results: {kind} {name!r} is not the same in {_place(known)} and "
+                    f"{_place(result)}: {'; '.join(differing)}. Measure alike, use two names, or "
+                    "list what does not count in may_differ"
+                )
+
+
+def _require_once(results: Sequence[Result]) -> None:
+    seen: dict[tuple[Any, ...], Result] = {}
+    for result in results:
+        key = tuple(result.row[name] for name in ("benchmark", "model", "seed"))
+        if key in seen:
+            raise RecipeError(
+                f"results: {key[1]!r} at {key[0]!r} with seed {key[2]} is in {seen[key].suite} and "
+                f"in {result.suite}; leave one of them out"
+            )
+        seen[key] = result
+
+
+def _place(result: Result) -> str:
+    row = result.row
+    return f"{result.suite} ({row['benchmark']}, {row['model']}, seed {row['seed']})"

@@ -1,0 +1,45 @@
+"""Tables before they are drawn, so that a screen and a page show the same."""
+
+from typing import NamedTuple
+
+from rich.markup import escape
+from rich.table import Table
+
+
+class Cell(NamedTuple):
+    """A cell.
+
+    Attributes:
+        text: what it says.
+        best: whether it is the best of its column.
+    """
+
+    text: str
+    best: bool = False
+
+
+class Sheet(NamedTuple):
+    """A table.
+
+    Attributes:
+        title: what it is about.
+        head: of the column of names, then of the others.
+        lines: name and cells.
+        note: what stands below.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    lines: list[tuple[str, list[Cell]]]
+    note: str = ""
+
+
+def screen_table(sheet: Sheet) -> Table:
+    """The sheet for a terminal, the best in bold."""
+    table = Table(title=escape(sheet.title), caption=escape(sheet.note) or None)
+    for number, head in enumerate(sheet.head):
+        table.add_column(escape(head), justify="right" if number else "left")
+    for name, cells in sheet.lines:
+        bold = (f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in cells)
+        table.add_row(escape(name), *bold)
+    return table
