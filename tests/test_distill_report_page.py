@@ -226,6 +226,14 @@ def test_facts_that_do_not_count_may_differ_by_name(
         read_suites(folders, ["protocol.input.sise"])
 
 
+def test_other_weights_cannot_be_declared_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = two_suites(tmp_path, monkeypatch)
+    with pytest.raises(RecipeError, match="no result has a fact 'fingerprint'"):
+        read_suites(folders, ["fingerprint"])
+
+
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=f"{tmp_path} has no results.jsonl; run its suite"):
         read_suites([tmp_path])

@@ -34,7 +34,8 @@ class Measurement(NamedTuple):
         figures: name to value; the first is the one that a report shows where there is room for
             one only.
         protocol: what has to be equal for figures to be comparable, and is not written in the
-            recipe's entry: numbers of images, resolved sizes, the grid that was counted on.
+            recipe's entry: numbers of images, resolved sizes, the grid that was counted on. A
+            report refuses rows that differ in it, so nothing that was found stands here.
     """
 
     figures: dict[str, float]

@@ -108,7 +108,7 @@ def change_sheet(changes: Changes) -> Sheet:
         for model, line in columns.items()
     ]
     note = "; ".join(f"{group}: {', '.join(tasks)}" for group, tasks in changes.tasks.items())
-    title = f"change against {changes.baseline}, %"
+    title = f"Change against {changes.baseline}, %"
     return Sheet(title, ("model", *changes.tasks, "Delta_m"), lines, note)
 
 

@@ -34,7 +34,7 @@ def write_report(
     ]
     if changes is not None:
         body += [
-            f"<h2>{text(changes.title.capitalize())}</h2>",
+            f"<h2>{text(changes.title)}</h2>",
             sheet_table(changes),
             "<p>A group is the mean relative change of its tasks, positive where the model is "
             "better; Delta_m is the mean of the groups, each of the same weight. ± is the standard "
