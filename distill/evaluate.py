@@ -120,11 +120,12 @@ def _throughput(target: Path, overrides: list[str]) -> None:
 
 def _benchmarks(target: Path, overrides: list[str], model: str | None = None) -> None:
     tree = load_yaml(target)
+    apply_overrides(tree, overrides)
     if model is not None:
         models = tree.get("models") or {}
         kept = {name: models[name] for name in [tree.get("baseline")] if name in models}
         tree["models"] = kept | {Path(model).name: model_of(model)}
-    apply_overrides(tree, overrides)
+        apply_overrides(tree, overrides)  # again: some may be of the target's entry
     recipe = validate(SuiteRecipe, tree, str(target))
     recipe.dir.mkdir(parents=True, exist_ok=True)
     with distributed.connected(_PATIENCE_S, recipe.dir):

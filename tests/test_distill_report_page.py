@@ -122,14 +122,23 @@ def test_only_the_first_seed_of_a_model_is_shown(
     assert pictures[0]["src"].endswith(base64.b64encode(first.read_bytes()).decode())
 
 
-def test_a_target_is_measured_beside_the_baseline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "overrides, models",
+    [((), ["old", "mine"]), (("baseline=null", "groups={}"), ["mine"])],
+)
+def test_a_target_is_measured_beside_the_baseline_if_there_is_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    models: list[str],
 ) -> None:
     suite = write_suite(tmp_path)
     monkeypatch.setattr(evaluate, "model_of", lambda _: {"kind": "pixels", "patch_size": 4})
-    assert call(monkeypatch, "mine", "--on", suite, "seeds=[0]") == 0
+    patch = "models.mine.patch_size=2"
+    assert call(monkeypatch, "mine", "--on", suite, "seeds=[0]", patch, *overrides) == 0
     lines = (tmp_path / "results/results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["model"] for line in lines] == ["old", "mine"]
+    assert [json.loads(line)["model"] for line in lines] == models
+    assert json.loads(lines[-1])["encoder"]["patch_size"] == 2
 
 
 @pytest.mark.parametrize(

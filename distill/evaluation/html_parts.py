@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from distill.evaluation.sheet import Sheet
 
-# Dark where the reader's system is; what is wider than the screen scrolls by itself, and pictures
-# stay large enough for their titles to be read.
+# Dark where the reader's system is; what is wider than the screen scrolls by itself while the names
+# of lines stay, and pictures stay large enough for their titles to be read.
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
@@ -19,13 +19,15 @@ img { max-width: max(100%, 60rem); height: auto; background: white; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: .3rem 1.2rem .3rem 0; text-align: right; }
 th[scope^=row] { text-align: left; } th[scope=row] { font-weight: normal; }
+th[scope=row] { position: sticky; left: 0; background: Canvas; }
 tbody { border-top: 1px solid color-mix(in srgb, currentColor 30%, transparent); }
 .better { font-weight: 600; }
 .beside { display: flex; gap: 1rem; overflow-x: auto; }
-.beside figure { flex: 1 0 min(100%, 34rem); }
-.beside img { width: 100%; min-width: 34rem; }
-.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.facts th, .facts td { vertical-align: top; }
+.beside figure { flex: 1 0 34rem; }
+.beside img { width: 100%; }
+details { margin: .5rem 0; }
+.facts th, .facts td { text-align: left; vertical-align: top; padding-block: .1rem; }
+.facts th, .facts td { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
 """
 
 
@@ -71,12 +73,12 @@ def image(png: bytes, described: str, caption: str = "") -> str:
     Args:
         png: the file's content.
         described: for those who do not see it.
-        caption: what stands below; none where it is empty.
+        caption: what stands above; none where it is empty.
     """
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    above = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     picture = f'<img alt="{html.escape(described, quote=True)}" src="{source}">'
-    return f"<figure>{picture}{below}</figure>"
+    return f"<figure>{above}{picture}</figure>"
 
 
 def code(value: object) -> str:

@@ -78,7 +78,8 @@ def _folded(title: str, results: Sequence[Result], keys: Iterable[str]) -> list[
     found: dict[str, dict[str, list[str]]] = {}
     for result in results:
         for name, value in facts(result.row, keys).items():
-            models = found.setdefault(name, {}).setdefault(json.dumps(value), [])
+            shown = value if isinstance(value, str) else json.dumps(value)
+            models = found.setdefault(name, {}).setdefault(shown, [])
             if result.row["model"] not in models:
                 models.append(result.row["model"])
     lines = [
