@@ -53,7 +53,7 @@ def _draw(row: Matches) -> Image.Image:
     starts = row.source * scales[0]
     ends = row.target * scales[1] + np.array([offset, 0])
     for start, end, right in zip(starts, ends, row.right, strict=True):
-        draw.line([*start, *end], fill=_RIGHT if right else _WRONG, width=1)
+        draw.line([*start, *end], fill=_RIGHT if right else _WRONG, width=2)
     for number, points in enumerate(zip(starts, ends, strict=True)):
         red, green, blue = colorsys.hsv_to_rgb(number / len(starts), 0.9, 1)
         colour = (round(255 * red), round(255 * green), round(255 * blue))
