@@ -12,7 +12,7 @@ from torch import Tensor
 from data.errors import DataError
 from distill.evaluation.benchmark import build_benchmark, parse_benchmark
 from distill.evaluation.keypoints import place
-from distill.evaluation.map_points import cell_centres, input_size, sample_map
+from distill.evaluation.map_points import cell_centres, encoder_size, sample_map
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.sharing import own_share
 from teachers.errors import TeacherError
@@ -144,6 +144,6 @@ def test_sampling_a_grid_of_points_is_resizing() -> None:
 
 
 def test_an_encoder_of_one_size_says_how_to_use_it() -> None:
-    assert input_size(SPEC, None) == input_size(SPEC, (12, 20)) == (12, 20)
-    with pytest.raises(TeacherError, match="takes 12 x 20 px only; size=null gives"):
-        input_size(SPEC, (800, 800))
+    assert encoder_size(SPEC, "native") == encoder_size(SPEC, (12, 20)) == (12, 20)
+    with pytest.raises(TeacherError, match="takes 12 x 20 px only; size=native gives"):
+        encoder_size(SPEC, (800, 800))

@@ -1,6 +1,7 @@
 """What an encoder adds of its own to maps: a fixed pattern, and seams between tiles. No labels."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import PositiveInt
@@ -11,7 +12,7 @@ from data.progress import track
 from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.dense_map import dense_map, padded_size
-from distill.evaluation.map_points import input_size
+from distill.evaluation.map_points import encoder_size
 from distill.evaluation.seams import SeamRatio, seam_ratio
 from distill.evaluation.sharing import own_share
 from distill.pictures import draw_side_by_side
@@ -27,7 +28,7 @@ class ArtefactsConfig(BenchmarkConfig):
     Attributes:
         images: a folder, archive or shards of images, the more the better.
         size: of the encoders' input in pixels, one number or [height, width]; images cover it and
-            are centre cropped. None for each encoder's native size.
+            are centre cropped. `native` for each encoder's own.
         tiles: along each axis, whose borders are looked at: one number or [rows, columns]. None
             for those of the encoder's upsampler; without one there is no seam ratio.
         batch_size: images of one forward pass.
@@ -35,7 +36,7 @@ class ArtefactsConfig(BenchmarkConfig):
 
     kind: str = "artefacts"
     images: Path
-    size: Factor | None = None
+    size: Factor | Literal["native"] = "native"
     tiles: Factor | None = None
     batch_size: PositiveInt = 8
 
@@ -56,7 +57,7 @@ class Artefacts(Benchmark):
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Encodes all images; see `Benchmark.measure`."""
         config: ArtefactsConfig = self.config
-        size = input_size(encoder.spec, config.size)
+        size = encoder_size(encoder.spec, config.size)
         images, _ = load_images(config.images, size)
         factor = encoder.upsampler.factor if isinstance(encoder, UpsampledTeacher) else (1, 1)
         tiles = config.tiles or factor

@@ -8,7 +8,7 @@ cells stand for their centres, half a cell is the floor of the error: denser map
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from data.progress import track
 from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.dense_map import DenseMap, dense_map
-from distill.evaluation.map_points import cell_centres, input_size, sample_map
+from distill.evaluation.map_points import cell_centres, encoder_size, sample_map
 from distill.evaluation.match_pictures import Matches, draw_matches
 from distill.evaluation.sharing import gather_shares, own_share
 from teachers.teacher import Teacher
@@ -38,14 +38,14 @@ class KeypointsConfig(BenchmarkConfig):
     Attributes:
         dataset: pairs of images with keypoints.
         size: of the encoders' input in pixels, one number or [height, width]; images are resized
-            into it and padded with white. None for each encoder's native size.
+            into it and padded with white. `native` for each encoder's own.
         alpha: largest error of a right match, as a share of the target's box.
         batch_size: images of one forward pass.
     """
 
     kind: str = "keypoints"
     dataset: AnyKeypoints
-    size: Factor | None = (800, 800)
+    size: Factor | Literal["native"] = (800, 800)
     alpha: PositiveFloat = 0.1
     batch_size: PositiveInt = 8
 
@@ -98,7 +98,7 @@ class Keypoints(Benchmark):
         pairs = config.dataset.pairs()
         if not sum(len(pair.source_points) for pair in pairs):
             raise DataError(f"no keypoint in {config.dataset.root} is seen in two images")
-        images = _Images(encoder, input_size(encoder.spec, config.size), config.batch_size)
+        images = _Images(encoder, encoder_size(encoder.spec, config.size), config.batch_size)
         found, grid = _match(images, pairs)
         right = [_is_right(pair, at, config.alpha) for pair, at in zip(pairs, found, strict=True)]
         floor = _floor(pairs, config.alpha)

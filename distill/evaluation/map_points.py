@@ -14,17 +14,19 @@ from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 
 
-def input_size(spec: FeatureSpec, asked: tuple[int, int] | None) -> tuple[int, int]:
+def encoder_size(spec: FeatureSpec, asked: tuple[int, int] | Literal["native"]) -> tuple[int, int]:
     """The (height, width) in pixels that an encoder is given: what was asked, or its native size.
 
     Raises:
         TeacherError: it takes one size only, another one.
     """
-    if asked is None or asked == spec.resolution or spec.any_resolution:
-        return asked or spec.resolution
+    if asked == "native":
+        return spec.resolution
+    if asked == spec.resolution or spec.any_resolution:
+        return asked
     raise TeacherError(
         f"size: {asked[0]} x {asked[1]} px: this encoder takes {spec.resolution[0]} x "
-        f"{spec.resolution[1]} px only; size=null gives every encoder its native size"
+        f"{spec.resolution[1]} px only; size=native gives every encoder its native size"
     )
 
 

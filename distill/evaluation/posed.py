@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from data.progress import track
 from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.dense_map import dense_map
-from distill.evaluation.map_points import input_size, sample_map
+from distill.evaluation.map_points import encoder_size, sample_map
 from distill.evaluation.match_pictures import Matches, draw_matches
 from distill.evaluation.sharing import gather_shares, own_share
 from teachers.teacher import Teacher
@@ -42,7 +42,7 @@ class PosedConfig(BenchmarkConfig):
     Attributes:
         dataset: pairs of frames with depth and pose.
         size: of the encoders' input in pixels, one number or [height, width]; frames are resized
-            to it, whatever their aspect. None for each encoder's native size.
+            to it, whatever their aspect. `native` for each encoder's own.
         stride: pixels of a frame between points.
         matches: of a pair, the best of which count.
         pairs_per_bin: pairs of a bin of rotation, evenly spread over the set's; None for all.
@@ -50,7 +50,7 @@ class PosedConfig(BenchmarkConfig):
 
     kind: str = "posed"
     dataset: AnyPosed
-    size: Factor | None = None
+    size: Factor | Literal["native"] = "native"
     stride: PositiveInt = 4
     matches: PositiveInt = 1000
     pairs_per_bin: PositiveInt | None = None
@@ -93,7 +93,7 @@ class Posed(Benchmark):
             raise DataError(
                 f"{config.dataset.root}: no two frames are at most {BINS_DEG[-1]} degrees apart"
             )
-        size = input_size(encoder.spec, config.size)
+        size = encoder_size(encoder.spec, config.size)
 
         @lru_cache(maxsize=4)  # neighbours in the list share their first frame
         def points(view: View) -> Points:
