@@ -27,6 +27,19 @@ def read_rgb(path: Path) -> np.ndarray:
         raise DataError(f"the image '{path}': {error}") from error
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """The (height, width) of an image, from its header, as `read_rgb` gives it.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            return opened.height, opened.width
+    except OSError as error:
+        raise DataError(f"the image '{path}': {error}") from error
+
+
 def read_indices(path: Path) -> np.ndarray:
     """The numbers of a label map, (H, W): grey levels, or the indices of a palette.
 

@@ -82,7 +82,13 @@ class Benchmark(ABC):
 
 BENCHMARKS = Family(
     noun="benchmark",
-    table={"segmentation": "distill.evaluation.segmentation:Segmentation"},
+    table={
+        "artefacts": "distill.evaluation.artefacts:Artefacts",
+        "keypoints": "distill.evaluation.keypoints:Keypoints",
+        "posed": "distill.evaluation.posed:Posed",
+        "resolution_sweep": "distill.evaluation.resolution_sweep:ResolutionSweep",
+        "segmentation": "distill.evaluation.segmentation:Segmentation",
+    },
     base=Benchmark,
     config=BenchmarkConfig,
 )

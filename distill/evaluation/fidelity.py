@@ -45,11 +45,13 @@ class Agreement(NamedTuple):
             which stands for an error of zero too, so that every figure is a number in JSON.
         spatial_cosine: mean over cells, in [-1, 1].
         summary_cosine: mean over images; None where the teacher has no summary.
+        spatial_mse: mean squared error over cells and channels.
     """
 
     fidelity: float
     spatial_cosine: float
     summary_cosine: float | None
+    spatial_mse: float
 
 
 class AgreementPass:
@@ -99,6 +101,7 @@ class AgreementPass:
             min(variance / error, MAX_FIDELITY) if error else MAX_FIDELITY,
             self._cosine / self._cells,
             self._summary / self._images if self._has_summary else None,
+            error,
         )
 
 

@@ -63,7 +63,7 @@ class StudentEncoder(Teacher):
     def __init__(self, config: StudentEncoderConfig) -> None:
         student = _load(config)
         super().__init__(_spec(student, config), mean=(0, 0, 0), std=(1, 1, 1))
-        self.student, self.head = student, config.head
+        self.student, self.head, self.config = student, config.head, config
 
     def extract(self, images: Tensor) -> Features:
         """Runs the student; see `Teacher.extract`. It normalises the pixels itself."""

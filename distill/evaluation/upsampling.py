@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from distill.evaluation.fidelity import MAX_FIDELITY
+from distill.evaluation.seams import SeamRatio
 from teachers.features import FeatureSpec
 from teachers.teacher import Teacher
 from teachers.upsamplers.downsampler import BoxDownsampler, Downsampler
@@ -128,7 +129,8 @@ class _Pass:
         self._upsampler = candidate.upsampler
         box = BoxDownsampler(self._upsampler.factor)
         self._downsamplers: dict[str, Downsampler] = {"own": candidate.downsampler, "box": box}
-        self._means = {name: _Mean() for name in ("own", "box", "true", "seams", "elsewhere")}
+        self._means = {name: _Mean() for name in ("own", "box", "true")}
+        self._seams = SeamRatio(self._upsampler.factor, self._upsampler.factor)
 
     def update(
         self, pixels: Tensor, teacher: Teacher, views: Tensor, seen: Tensor, true: Tensor | None
@@ -142,24 +144,14 @@ class _Pass:
             self._means[name].add((shown.double() - targets).square().mean(1, keepdim=True), mask)
         if true is not None:
             self._means["true"].add((high.double() - self._upsampler.standardise(true)).square())
-        for axis, f in zip((-2, -1), self._upsampler.factor, strict=True):
-            if f > 1:
-                steps = high.double().diff(dim=axis).square().movedim(axis, 0)
-                place = torch.arange(1, high.shape[axis], device=high.device)
-                seam = place % (high.shape[axis] // f) == 0
-                # Steps within an encoder's cell are smaller than those between two, seam or not.
-                alike = torch.isin(place % f, place[seam] % f)
-                self._means["seams"].add(steps[seam])
-                self._means["elsewhere"].add(steps[alike & ~seam])
+        self._seams.add(high)
 
     def finish(self) -> UpsamplingFidelity:
         """The figures over all batches."""
         own, box, true = (self._means[name].inverse() for name in ("own", "box", "true"))
         if own is None or box is None:
             raise RuntimeError("a fidelity over no valid cell")
-        seams, elsewhere = self._means["seams"].value(), self._means["elsewhere"].value()
-        ratio = None if seams is None or not elsewhere else seams / elsewhere
-        return UpsamplingFidelity(own, box, true, ratio)
+        return UpsamplingFidelity(own, box, true, self._seams.value())
 
 
 class _Mean:

@@ -1,0 +1,197 @@
+"""Pairs of images with the same keypoints: SPair-71k, PF-WILLOW, and folders of one's own.
+
+Points are (x, y) in pixels as they stand in the files; (0, 0) is the outer corner of an image's
+first pixel.
+"""
+
+import csv
+import json
+from itertools import permutations
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from data.errors import DataError
+from data.labelled.layout import Layout
+from data.tar_scan import IMAGE_EXTENSIONS
+
+
+class KeypointPair(NamedTuple):
+    """Two images and the keypoints that are visible in both.
+
+    Attributes:
+        source: the image whose keypoints are looked for.
+        target: the image that they are looked for in.
+        source_points: (N, 2) as x, y in pixels.
+        target_points: (N, 2) in the same order.
+        extent_px: the longer side of the target's box, which errors are divided by.
+        category: of the object.
+        viewpoint: how far the viewpoints differ, 0 to 2; None where it is not stated.
+    """
+
+    source: Path
+    target: Path
+    source_points: np.ndarray
+    target_points: np.ndarray
+    extent_px: float
+    category: str
+    viewpoint: int | None = None
+
+
+class SPair(Layout):
+    """SPair-71k (arXiv 1908.10543) as it is published; errors are relative to the object's box.
+
+    Attributes:
+        split: whose pairs are read.
+    """
+
+    tree: ClassVar[str] = (
+        "  JPEGImages/<category>/*.jpg\n"
+        "  PairAnnotation/{trn,val,test}/*.json   src_imname, trg_imname, src_kps, trg_kps,\n"
+        "                                         trg_bndbox, category, viewpoint_variation"
+    )
+
+    kind: Literal["spair"]
+    split: Literal["trn", "val", "test"] = "test"
+
+    def pairs(self) -> list[KeypointPair]:
+        """All pairs of the split, in the order of their files' names.
+
+        Raises:
+            DataError: something of the tree is not there, or an annotation lacks something.
+        """
+        return [self._pair(path) for path in self.found("*.json", "PairAnnotation", self.split)]
+
+    def _pair(self, path: Path) -> KeypointPair:
+        facts = _load_json(path)
+        try:
+            left, top, right, bottom = facts["trg_bndbox"]
+            category = facts["category"]
+            return KeypointPair(
+                self.place("JPEGImages", category, facts["src_imname"]),
+                self.place("JPEGImages", category, facts["trg_imname"]),
+                _points(facts["src_kps"]),
+                _points(facts["trg_kps"]),
+                float(max(right - left, bottom - top)),
+                category,
+                int(facts["viewpoint_variation"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"the pair '{path}': {type(error).__name__}: {error}") from error
+
+
+class PFWillow(Layout):
+    """PF-WILLOW (arXiv 1511.05065) with the list of pairs that matching papers share.
+
+    Errors are relative to the box around the target's ten keypoints.
+    """
+
+    tree: ClassVar[str] = (
+        "  test_pairs.csv   a heading, then a line a pair: both images, ten x and ten y of the\n"
+        "                   source's points, ten x and ten y of the target's\n"
+        "  <the images at the paths that the list has, such as PF-dataset/car(G)/*.png>"
+    )
+
+    kind: Literal["pf_willow"]
+
+    def pairs(self) -> list[KeypointPair]:
+        """All pairs of the list, in its order; the category is an image's folder.
+
+        Raises:
+            DataError: the list or an image is not there, or a line is no pair.
+        """
+        path = self.place("test_pairs.csv")
+        with path.open(newline="") as file:
+            lines = [line for line in csv.reader(file) if line][1:]
+        return [self._pair(line, f"{path}, line {i}") for i, line in enumerate(lines, 2)]
+
+    def _pair(self, line: list[str], where: str) -> KeypointPair:
+        if len(line) != 42:
+            raise DataError(f"{where}: {len(line)} columns; 42 are due, two images and 40 numbers")
+        source, target = (self.place(name) for name in line[:2])
+        try:
+            numbers = np.array(line[2:], dtype=np.float64).reshape(2, 2, 10)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from error
+        first, second = numbers.transpose(0, 2, 1)
+        return KeypointPair(source, target, first, second, _extent(second), source.parent.name)
+
+
+class KeypointFolders(Layout):
+    """Folders of one's own, one a category; every image is matched with every other of its folder.
+
+    Errors are relative to the box around the target's keypoints.
+    """
+
+    tree: ClassVar[str] = (
+        "  <category>/*.jpg (or png, webp)\n"
+        "  <category>/keypoints.json   {image's name without extension: [[x, y], ...]}, the same\n"
+        "                              points in the same order, null where one is not visible"
+    )
+
+    kind: Literal["keypoints"]
+
+    def pairs(self) -> list[KeypointPair]:
+        """All ordered pairs of all categories.
+
+        Raises:
+            DataError: something of the tree is not there, or images of a category have unequal
+                numbers of points.
+        """
+        pairs = []
+        for path in self.found("*/keypoints.json"):
+            points = {name: _points(found) for name, found in _load_json(path).items()}
+            if len({len(found) for found in points.values()}) > 1:
+                raise DataError(f"{path}: images have unequal numbers of points")
+            files = {name: _image(path.parent, name) for name in points}
+            for source, target in permutations(sorted(points), 2):
+                visible = np.isfinite(points[target]).all(1)
+                both = visible & np.isfinite(points[source]).all(1)
+                pairs.append(
+                    KeypointPair(
+                        files[source],
+                        files[target],
+                        points[source][both],
+                        points[target][both],
+                        _extent(points[target][visible]),
+                        path.parent.name,
+                    )
+                )
+        return pairs
+
+
+AnyKeypoints = Annotated[SPair | PFWillow | KeypointFolders, Field(discriminator="kind")]
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"the annotation '{path}' cannot be read ({error})") from error
+    if not isinstance(facts, dict):
+        raise DataError(f"the annotation '{path}' is no mapping")
+    return facts
+
+
+def _points(found: list[list[float] | None]) -> np.ndarray:
+    rows = [(np.nan, np.nan) if point is None else point for point in found]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), 2)
+
+
+def _extent(points: np.ndarray) -> float:
+    return float(np.ptp(points, axis=0).max()) if len(points) else 0.0
+
+
+def _image(folder: Path, name: str) -> Path:
+    for extension in sorted(IMAGE_EXTENSIONS):
+        path = folder / f"{name}.{extension}"
+        if path.is_file():
+            return path
+    raise DataError(
+        f"{folder / 'keypoints.json'} names {name!r}, and there is no such image beside it "
+        f"({', '.join(sorted(IMAGE_EXTENSIONS))})"
+    )

@@ -1,0 +1,266 @@
+"""Frames with depth, intrinsics and pose, in pairs: 7-Scenes, ScanNet, NAVI."""
+
+import json
+from abc import abstractmethod
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from data.errors import DataError
+from data.labelled.files import read_indices, read_rgb, read_size
+from data.labelled.layout import Layout
+
+_BEYOND = 65535  # what 16-bit depth maps write where nothing was measured; 0 means the same
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A frame on disk, and where its camera stood.
+
+    Attributes:
+        image: its colours.
+        depth: its depths.
+        pose: (4, 4) from the camera (x right, y down, z ahead) to the world, in metres.
+        focal_px: along both axes, or (3, 3) intrinsics, at the size of the depth map.
+    """
+
+    image: Path
+    depth: Path
+    pose: np.ndarray
+    focal_px: float | np.ndarray
+
+
+class Frame(NamedTuple):
+    """A frame that was read.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        depth: (H, W) in metres along the camera's axis, 0 where there is none.
+        intrinsics: (3, 3); the first pixel's centre is (0.5, 0.5).
+        pose: (4, 4) from the camera to the world, in metres.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    intrinsics: np.ndarray
+    pose: np.ndarray
+
+
+class PosedLayout(Layout):
+    """A layout of posed frames."""
+
+    @abstractmethod
+    def pairs(self) -> list[tuple[View, View]]:
+        """All pairs that may be matched.
+
+        Raises:
+            DataError: something of the tree is not there.
+        """
+
+    def load(self, view: View) -> Frame:
+        """Reads a frame; colours are brought to the size of the depth map, in millimetres.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        raw = read_indices(view.depth)
+        depth = np.where(raw == _BEYOND, 0, raw) / 1000
+        image = Image.fromarray(read_rgb(view.image))
+        height, width = depth.shape
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return Frame(np.asarray(image), depth, _intrinsics(view.focal_px, height, width), view.pose)
+
+
+class SevenScenes(PosedLayout):
+    """7-Scenes, and any folder of that form; a sequence's frames are all matched with each other.
+
+    Attributes:
+        every: of a sequence's sorted frames, one in so many is taken.
+        focal_px: the set does not state it; 585 is its authors' suggestion.
+    """
+
+    tree: ClassVar[str] = (
+        "  <any folders, such as kitchen/seq-01>/frame-*.color.png (or jpg)\n"
+        "  .../frame-*.depth.png   uint16 millimetres, 0 or 65535 where there is none\n"
+        "  .../frame-*.pose.txt    4 x 4, camera to world, metres"
+    )
+
+    kind: Literal["seven_scenes"]
+    every: PositiveInt = 1
+    focal_px: PositiveFloat = 585.0
+
+    def pairs(self) -> list[tuple[View, View]]:
+        """All pairs inside the sequences; see `PosedLayout.pairs`."""
+        sequences: dict[Path, list[Path]] = {}
+        for path in self.found("**/frame-*.pose.txt"):
+            sequences.setdefault(path.parent, []).append(path)
+        return [
+            pair
+            for poses in sequences.values()
+            for pair in combinations([self._view(path) for path in poses[:: self.every]], 2)
+        ]
+
+    def _view(self, pose: Path) -> View:
+        stem = pose.name.removesuffix(".pose.txt")
+        colours = [pose.with_name(f"{stem}.color.{kind}") for kind in ("png", "jpg")]
+        found = [path for path in colours if path.is_file()]
+        image = found[0] if found else self.place(str(colours[0].relative_to(self.root)))
+        depth = self.place(str(pose.with_name(f"{stem}.depth.png").relative_to(self.root)))
+        return View(image, depth, _pose(pose), self.focal_px)
+
+
+class ScanNet(PosedLayout):
+    """ScanNet's 1,500 test pairs, in the form that matching papers share."""
+
+    tree: ClassVar[str] = (
+        "  test.npz         `name`, (N, 4): scene, its scan, the two frames of a pair\n"
+        "  intrinsics.npz   scene0707_00, ...: 3 x 3 at the depth maps' size\n"
+        "  scene0707_00/{color/*.jpg,depth/*.png,pose/*.txt}   uint16 millimetres; camera to world"
+    )
+
+    kind: Literal["scannet"]
+
+    def pairs(self) -> list[tuple[View, View]]:
+        """The pairs of the list; see `PosedLayout.pairs`."""
+        names = _load_npz(self.place("test.npz"))
+        intrinsics = _load_npz(self.place("intrinsics.npz"))
+        if "name" not in names:
+            raise DataError(f"{self.root / 'test.npz'} has no `name`; expected:\n{self.tree}")
+        pairs = []
+        for scene, scan, first, second in names["name"].tolist():
+            folder = f"scene{scene:04d}_{scan:02d}"
+            if folder not in intrinsics:
+                raise DataError(f"{self.root / 'intrinsics.npz'} has no {folder}")
+            views = [self._view(folder, n, intrinsics[folder]) for n in (first, second)]
+            pairs.append((views[0], views[1]))
+        return pairs
+
+    def _view(self, scene: str, number: int, intrinsics: np.ndarray) -> View:
+        return View(
+            self.place(scene, "color", f"{number}.jpg"),
+            self.place(scene, "depth", f"{number}.png"),
+            _pose(self.place(scene, "pose", f"{number}.txt")),
+            intrinsics.astype(np.float64).reshape(3, 3),
+        )
+
+
+class Navi(PosedLayout):
+    """NAVI (arXiv 2306.09109): scenes of several views of one object; depth on the object alone.
+
+    Frames are cropped to a square around the object. Depth maps hold 65535 / depth.
+
+    Attributes:
+        size_px: side that the crops are resized to.
+        unit_m: metres of a unit of depth and translation; the protocol's `pose_residual_m` shows
+            whether depths and poses agree.
+    """
+
+    tree: ClassVar[str] = (
+        "  <object>/multiview_*/images/*.jpg\n"
+        "  <object>/multiview_*/depth/*.png       uint16, 65535 / depth, 0 off the object\n"
+        "  <object>/multiview_*/annotations.json  a list of filename, image_size, and camera:\n"
+        "                                         q (w, x, y, z) and t from object to camera,\n"
+        "                                         focal_length in px"
+    )
+
+    kind: Literal["navi"]
+    size_px: PositiveInt = 512
+    unit_m: PositiveFloat = 0.001
+
+    def pairs(self) -> list[tuple[View, View]]:
+        """All pairs inside the multi-view scenes; see `PosedLayout.pairs`."""
+        return [
+            pair
+            for path in self.found("*/multiview_*/annotations.json")
+            for pair in combinations(self._scene(path), 2)
+        ]
+
+    def load(self, view: View) -> Frame:
+        """Reads and crops a frame; see `PosedLayout.load`."""
+        raw = read_indices(view.depth).astype(np.float64)
+        if not raw.any():
+            raise DataError(f"the depth map '{view.depth}' shows no object")
+        depth = np.divide(_BEYOND, raw, out=np.zeros_like(raw), where=raw > 0) * self.unit_m
+        image = Image.fromarray(read_rgb(view.image))
+        image = image.resize(raw.shape[::-1], Image.Resampling.BILINEAR)
+        box, side = _square(raw > 0), self.size_px
+        intrinsics = _intrinsics(view.focal_px, *raw.shape)
+        intrinsics[:2, 2] -= box[:2]
+        intrinsics[:2] *= side / (box[2] - box[0])
+        shape, smooth, nearest = (side, side), Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+        cropped = Image.fromarray(depth.astype(np.float32)).crop(box).resize(shape, nearest)
+        colours = np.asarray(image.crop(box).resize(shape, smooth))
+        return Frame(colours, np.asarray(cropped, dtype=np.float64), intrinsics, view.pose)
+
+    def _scene(self, path: Path) -> list[View]:
+        try:
+            return [self._view(path, facts) for facts in json.loads(path.read_text())]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"the scene '{path}': {type(error).__name__}: {error}") from error
+
+    def _view(self, path: Path, facts: dict[str, Any]) -> View:
+        scene, camera = str(path.parent.relative_to(self.root)), facts["camera"]
+        to_camera = np.eye(4)
+        to_camera[:3, :3] = _rotation(np.array(camera["q"], dtype=np.float64))
+        to_camera[:3, 3] = np.array(camera["t"], dtype=np.float64) * self.unit_m
+        depth = self.place(scene, "depth", f"{Path(facts['filename']).stem}.png")
+        # The set is also given out smaller than annotated.
+        shrunk = read_size(depth)[0] / facts["image_size"][0]
+        return View(
+            self.place(scene, "images", facts["filename"]),
+            depth,
+            np.linalg.inv(to_camera),
+            float(camera["focal_length"]) * shrunk,
+        )
+
+
+AnyPosed = Annotated[SevenScenes | ScanNet | Navi, Field(discriminator="kind")]
+
+
+def _intrinsics(focal_px: float | np.ndarray, height: int, width: int) -> np.ndarray:
+    if isinstance(focal_px, np.ndarray):
+        return focal_px
+    return np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1]])
+
+
+def _pose(path: Path) -> np.ndarray:
+    try:
+        pose = np.loadtxt(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the pose '{path}' cannot be read ({error})") from error
+    if pose.shape != (4, 4) or not np.isfinite(pose).all():
+        raise DataError(f"the pose '{path}' is no 4 x 4 matrix of finite numbers")
+    return pose
+
+
+def _load_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the list '{path}' cannot be read ({error})") from error
+
+
+def _rotation(quaternion: np.ndarray) -> np.ndarray:
+    """(3, 3) of a quaternion (w, x, y, z) of any length."""
+    w, *axis = quaternion / np.linalg.norm(quaternion)
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * w * cross + 2 * cross @ cross
+
+
+def _square(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The square (left, top, right, bottom) around a mask, a tenth wider; it may stick out."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = rows[0], columns[0]
+    height, width = rows[-1] + 1 - top, columns[-1] + 1 - left
+    side = int(np.ceil(1.1 * max(height, width)))
+    left, top = int(left + (width - side) // 2), int(top + (height - side) // 2)
+    return left, top, left + side, top + side

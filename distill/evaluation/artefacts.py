@@ -1,0 +1,116 @@
+"""What an encoder adds of its own to maps: a fixed pattern, and seams between tiles. No labels."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from data.images import load_images
+from data.progress import track
+from distill import distributed
+from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.evaluation.dense_map import dense_map, padded_size
+from distill.evaluation.map_points import encoder_size
+from distill.evaluation.seams import SeamRatio, seam_ratio
+from distill.evaluation.sharing import own_share
+from distill.pictures import draw_side_by_side
+from teachers.errors import TeacherError
+from teachers.teacher import Teacher
+from teachers.upsampled import UpsampledTeacher
+from teachers.upsamplers.resize import Factor
+
+
+class ArtefactsConfig(BenchmarkConfig):
+    """What artefacts are looked for in.
+
+    Attributes:
+        images: a folder, archive or shards of images, the more the better.
+        size: of the encoders' input in pixels, one number or [height, width]; images cover it and
+            are centre cropped. `native` for each encoder's own.
+        tiles: along each axis, whose borders are looked at: one number or [rows, columns]. None
+            for those of the encoder's upsampler; without one there is no seam ratio.
+        batch_size: images of one forward pass.
+    """
+
+    kind: str = "artefacts"
+    images: Path
+    size: Factor | Literal["native"] = "native"
+    tiles: Factor | None = None
+    batch_size: PositiveInt = 8
+
+
+class Artefacts(Benchmark):
+    """Bias energy and seam ratio.
+
+    Figures: `bias energy`, the variance over positions of the mean map of all images, as a share
+    of the variance over images and positions; `seam ratio`, see `seams.seam_ratio`. Of N unrelated
+    images a map without pattern keeps about 1/N; and photographs have habits of their own, sky
+    above and things in the middle, which the mean colours (`kind: pixels`) show.
+    """
+
+    Config = ArtefactsConfig
+    seeded = False
+    lower_is_better = frozenset({"bias energy", "seam ratio"})
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Encodes all images; see `Benchmark.measure`."""
+        config: ArtefactsConfig = self.config
+        size = encoder_size(encoder.spec, config.size)
+        images, _ = load_images(config.images, size)
+        factor = encoder.upsampler.factor if isinstance(encoder, UpsampledTeacher) else (1, 1)
+        tiles = config.tiles or factor
+        own = torch.tensor(list(own_share(len(images))), dtype=torch.long)
+        grid = encoder.spec.grid(*padded_size(encoder.spec, *size))
+        if any(cells % count for cells, count in zip(grid, tiles, strict=True)):
+            raise TeacherError(
+                f"tiles: a map of {grid[0]} x {grid[1]} cells has no {tiles[0]} x {tiles[1]} equal "
+                "tiles"
+            )
+        empty = torch.zeros(encoder.spec.spatial_dim, *grid, dtype=torch.float64)
+        moments, seams = _Moments(empty.to(encoder.mean.device)), SeamRatio(tiles, factor)
+        parts = own.split(config.batch_size)
+        for part in track(parts, "encoding") if distributed.rank() == 0 else parts:
+            pixels = images[part].to(encoder.mean.device).float() / 255
+            maps = dense_map(encoder, pixels).features
+            moments.add(maps)
+            seams.add(maps)
+        mean, energy = moments.finish(len(images))
+        ratio = seam_ratio(distributed.all_reduce(seams.sums().to(encoder.mean.device)))
+        if distributed.rank() == 0:
+            draw_side_by_side(folder / "mean_map.png", [("mean of all maps", mean[None])])
+        figures = {"bias energy": energy} | ({} if ratio is None else {"seam ratio": ratio})
+        protocol = {"images": len(images), "input_px": list(size), "grid": list(grid)}
+        return Measurement(figures, protocol | {"tiles": list(tiles)})
+
+
+class _Moments:
+    """Sums of maps and of their squares.
+
+    Args:
+        empty: float64 zeros of a map's size, (D, h, w).
+    """
+
+    def __init__(self, empty: Tensor) -> None:
+        self._maps, self._squares = empty, empty.new_zeros(())
+
+    def add(self, maps: Tensor) -> None:
+        """Adds maps (B, D, h, w)."""
+        self._maps = self._maps + maps.double().sum(0)
+        self._squares = self._squares + maps.double().square().sum()
+
+    def finish(self, count: int) -> tuple[Tensor, float]:
+        """The mean map of `count` images of all ranks, (D, h, w), and the bias energy.
+
+        Raises:
+            RuntimeError: a map was not finite, or all are the same constant.
+        """
+        mean = distributed.all_reduce(self._maps) / count
+        squares = distributed.all_reduce(self._squares) / (count * mean[0].numel())
+        centre = mean.mean((1, 2))
+        total = float(squares - centre.square().sum())
+        bias = float((mean - centre[:, None, None]).square().mean((1, 2)).sum())
+        if not total > 0 or not torch.isfinite(squares):
+            raise RuntimeError("a bias energy over maps that are constant or not finite")
+        return mean, bias / total

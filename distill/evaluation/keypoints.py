@@ -1,0 +1,234 @@
+"""Semantic correspondence: keypoints of one object looked for on another of its kind, no head.
+
+The source keypoint's feature (bilinear) is compared by cosine with every cell of the target's map,
+padding included; the best cell's centre is the match. PCK is the share of keypoints whose match is
+at most `alpha` times the longer side of the target's box away (Min et al., arXiv 1908.10543). As
+cells stand for their centres, half a cell is the floor of the error: denser maps have a lower one.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from data.errors import DataError
+from data.labelled.files import read_rgb, read_size
+from data.labelled.keypoints import AnyKeypoints, KeypointPair
+from data.progress import track
+from distill import distributed
+from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.evaluation.dense_map import DenseMap, dense_map
+from distill.evaluation.map_points import cell_centres, encoder_size, sample_map
+from distill.evaluation.match_pictures import Matches, draw_matches
+from distill.evaluation.sharing import gather_shares, own_share
+from teachers.teacher import Teacher
+from teachers.upsamplers.resize import Factor, resize
+
+SHOWN = 6  # pairs of the picture
+
+
+class KeypointsConfig(BenchmarkConfig):
+    """How keypoints are matched.
+
+    Attributes:
+        dataset: pairs of images with keypoints.
+        size: of the encoders' input in pixels, one number or [height, width]; images are resized
+            into it and padded with white. `native` for each encoder's own.
+        alpha: largest error of a right match, as a share of the target's box.
+        batch_size: images of one forward pass.
+    """
+
+    kind: str = "keypoints"
+    dataset: AnyKeypoints
+    size: Factor | Literal["native"] = (800, 800)
+    alpha: PositiveFloat = 0.1
+    batch_size: PositiveInt = 8
+
+
+class Placed(NamedTuple):
+    """An image inside the encoder's input.
+
+    Attributes:
+        pixels: (3, H, W) in [0, 1], white around it.
+        scale: (2,) of x and y.
+        offset: (2,) in pixels; a point p of the image lies at scale * p + offset.
+    """
+
+    pixels: Tensor
+    scale: Tensor
+    offset: Tensor
+
+
+def place(image: Tensor, size: tuple[int, int]) -> Placed:
+    """Resizes an image so that it fits, keeps its aspect, and centres it on white.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        size: (height, width) of the result.
+    """
+    given = (image.shape[-2], image.shape[-1])
+    ratio = min(due / side for due, side in zip(size, given, strict=True))
+    height, width = (max(1, round(ratio * side)) for side in given)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    pixels = image.new_ones(3, *size)
+    pixels[:, top : top + height, left : left + width] = resize(image[None], (height, width))[0]
+    scale = torch.tensor([width / given[1], height / given[0]], dtype=torch.float64)
+    return Placed(pixels, scale, torch.tensor([left, top], dtype=torch.float64))
+
+
+class Keypoints(Benchmark):
+    """PCK of nearest neighbours.
+
+    Figures: `PCK@0.1`, the share of all keypoints of all pairs (what papers quote); its mean over
+    categories; by difference of viewpoint, where the set states it; and of the floor, the keypoint
+    at the same relative position in the target image.
+    """
+
+    Config = KeypointsConfig
+    seeded = False
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Matches all pairs; see `Benchmark.measure`."""
+        config: KeypointsConfig = self.config
+        pairs = config.dataset.pairs()
+        if not sum(len(pair.source_points) for pair in pairs):
+            raise DataError(f"no keypoint in {config.dataset.root} is seen in two images")
+        images = _Images(encoder, encoder_size(encoder.spec, config.size), config.batch_size)
+        found, grid = _match(images, pairs)
+        right = [_is_right(pair, at, config.alpha) for pair, at in zip(pairs, found, strict=True)]
+        floor = _floor(pairs, config.alpha)
+        if distributed.rank() == 0:
+            shown = range(0, len(pairs), -(-len(pairs) // SHOWN))
+            rows = [_picture(pairs[i], found[i], right[i]) for i in shown]
+            draw_matches(folder / "matches.png", rows)
+        protocol = {
+            "pairs": len(pairs),
+            "keypoints": sum(len(pair.source_points) for pair in pairs),
+            "categories": len({pair.category for pair in pairs}),
+            "input_px": list(images.size),
+            "grid": list(grid),
+            "padding": "white, centred; its cells can be matched",
+        }
+        return Measurement(_figures(pairs, right, floor, config.alpha), protocol)
+
+
+class _Images:
+    """Encodes files, batch by batch."""
+
+    def __init__(self, encoder: Teacher, size: tuple[int, int], batch_size: int) -> None:
+        self.size = size
+        self.encoder, self._batch_size = encoder, batch_size
+
+    def encode(self, paths: Sequence[Path], what: str) -> Iterator[tuple[Placed, DenseMap]]:
+        """Where each image lies in the input, and its map (D, h, w)."""
+        starts = range(0, len(paths), self._batch_size)
+        for start in track(starts, what) if distributed.rank() == 0 else starts:
+            read = [self._read(path) for path in paths[start : start + self._batch_size]]
+            pixels = torch.stack([placed.pixels for placed in read])
+            maps, covers = dense_map(self.encoder, pixels)
+            yield from zip(read, (DenseMap(m, covers) for m in maps), strict=True)
+
+    def _read(self, path: Path) -> Placed:
+        image = torch.tensor(read_rgb(path), device=self.encoder.mean.device)
+        return place(image.permute(2, 0, 1).float() / 255, self.size)
+
+
+def _match(
+    images: _Images, pairs: Sequence[KeypointPair]
+) -> tuple[list[np.ndarray], tuple[int, int]]:
+    """Where each pair's points are found in its target, (N, 2) in the target's pixels; the grid."""
+    wanted = _source_points(pairs)
+    vectors = _source_vectors(images, wanted)
+    row = {path: number for number, path in enumerate(wanted)}
+    targets: dict[Path, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        targets.setdefault(pair.target, []).append(number)
+    own = [list(targets)[i] for i in own_share(len(targets))]
+    found: dict[int, np.ndarray] = {}
+    grid: tuple[int, int] | None = None
+    for path, (placed, (features, covers)) in zip(own, images.encode(own, "matching"), strict=True):
+        grid = (features.shape[-2], features.shape[-1])
+        cells = F.normalize(features.flatten(1), dim=0)
+        centres = (cell_centres(grid, covers) - placed.offset) / placed.scale
+        for number in targets[path]:
+            pair = pairs[number]
+            at = [wanted[pair.source][tuple(p)] for p in pair.source_points.tolist()]
+            best = (vectors[row[pair.source], at] @ cells).argmax(1)
+            found[number] = centres[best.cpu()].numpy()
+    shares = distributed.gather_objects((found, grid))
+    everywhere = {number: at for share, _ in shares for number, at in share.items()}
+    grids = [each for _, each in shares if each is not None]
+    return [everywhere[number] for number in range(len(pairs))], grids[0]
+
+
+def _source_points(pairs: Sequence[KeypointPair]) -> dict[Path, dict[tuple[float, ...], int]]:
+    """Each source image's different points, with their numbers."""
+    wanted: dict[Path, dict[tuple[float, ...], int]] = {}
+    for pair in pairs:
+        points = wanted.setdefault(pair.source, {})
+        for point in pair.source_points.tolist():
+            points.setdefault(tuple(point), len(points))
+    return wanted
+
+
+def _source_vectors(images: _Images, wanted: dict[Path, dict[tuple[float, ...], int]]) -> Tensor:
+    """Unit features of all source points, (images, most points, D); zeros where there are fewer."""
+    paths, most = list(wanted), max(len(points) for points in wanted.values())
+    own = [paths[i] for i in own_share(len(paths))]
+    encoder = images.encoder
+    vectors = torch.zeros(len(own), most, encoder.spec.spatial_dim, device=encoder.mean.device)
+    encoded = images.encode(own, "keypoints")
+    for number, (path, (placed, (features, covers))) in enumerate(zip(own, encoded, strict=True)):
+        points = torch.tensor(list(wanted[path]), dtype=torch.float64).reshape(-1, 2)
+        inside = (points * placed.scale + placed.offset).to(features.device)
+        sampled = sample_map(features, covers, inside, "bilinear")
+        vectors[number, : len(points)] = F.normalize(sampled, dim=1)
+    return gather_shares(vectors, len(paths))
+
+
+def _is_right(pair: KeypointPair, found: np.ndarray, alpha: float) -> np.ndarray:
+    errors = np.linalg.norm(found - pair.target_points, axis=1)
+    return np.asarray(errors <= alpha * pair.extent_px)
+
+
+def _floor(pairs: Sequence[KeypointPair], alpha: float) -> list[np.ndarray]:
+    """Whether the same share of the target's width and height would be right."""
+    paths = {path for pair in pairs for path in (pair.source, pair.target)}
+    sizes = {path: np.array(read_size(path)[::-1]) for path in paths}
+    same = [pair.source_points * sizes[pair.target] / sizes[pair.source] for pair in pairs]
+    return [_is_right(pair, at, alpha) for pair, at in zip(pairs, same, strict=True)]
+
+
+def _picture(pair: KeypointPair, found: np.ndarray, right: np.ndarray) -> Matches:
+    images = (read_rgb(pair.source), read_rgb(pair.target))
+    return Matches(images, pair.source_points, found, right)
+
+
+def _figures(
+    pairs: Sequence[KeypointPair],
+    right: Sequence[np.ndarray],
+    floor: Sequence[np.ndarray],
+    alpha: float,
+) -> dict[str, float]:
+    name = f"PCK@{alpha:g}"
+    by_category: dict[str, list[np.ndarray]] = {}
+    by_viewpoint: dict[int, list[np.ndarray]] = {}
+    for pair, each in zip(pairs, right, strict=True):
+        by_category.setdefault(pair.category, []).append(each)
+        if pair.viewpoint is not None:
+            by_viewpoint.setdefault(pair.viewpoint, []).append(each)
+    means = [_percent(each) for each in by_category.values() if sum(map(len, each))]
+    figures = {name: _percent(right), f"{name} class mean": float(np.mean(means))}
+    for viewpoint, group in sorted(by_viewpoint.items()):
+        if sum(map(len, group)):
+            figures[f"{name} viewpoint {viewpoint}"] = _percent(group)
+    return figures | {f"{name} same position": _percent(floor)}
+
+
+def _percent(right: Sequence[np.ndarray]) -> float:
+    return 100 * float(np.concatenate(right).mean())

@@ -1,0 +1,134 @@
+"""How well a student's heads follow their teachers at other resolutions than it was trained at.
+
+RADIO's students of old switched mode (RADIOv2.5, arXiv 2412.07679): above some resolution features
+were others, and agreement fell from one size to the next. This is the curve that shows it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt
+
+from data.images import load_images
+from data.progress import track
+from distill import distributed
+from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.evaluation.fidelity import Agreement, measure
+from distill.evaluation.models import StudentEncoder
+from distill.files import write_text
+from distill.trained import find_trained, load_trained
+from teachers.errors import TeacherError
+from teachers.teacher import Teacher
+from teachers.upsamplers.resize import Factor
+
+
+class ResolutionSweepConfig(BenchmarkConfig):
+    """Where a student is compared with its teachers.
+
+    Attributes:
+        images: a folder, archive or shards of images that the run does not train on.
+        resolutions: of the student's input in pixels, two at least, one number or [height, width]
+            each; neighbours by area are compared.
+        batch_size: images of one forward pass.
+    """
+
+    kind: str = "resolution_sweep"
+    images: Path
+    resolutions: Annotated[tuple[Factor, ...], Field(min_length=2)]
+    batch_size: PositiveInt = 8
+
+
+class ResolutionSweep(Benchmark):
+    """Agreement of each head with its teacher by resolution; needs a student and its run.
+
+    Figures: `largest cosine drop`, the most that a head's spatial cosine falls from one resolution
+    to the next larger one, 0 where none falls; and each head's lowest cosine and fidelity. All
+    points of the curves, with mean squared errors, are in `curves.jsonl`, and drawn in
+    `curves.png`. Every rank measures all images.
+    """
+
+    Config = ResolutionSweepConfig
+    seeded = False
+    lower_is_better = frozenset({"largest cosine drop"})
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Measures at all resolutions; see `Benchmark.measure`."""
+        config: ResolutionSweepConfig = self.config
+        if not isinstance(encoder, StudentEncoder) or encoder.config.path.is_file():
+            raise TeacherError(
+                "resolution_sweep: compares a student with the teachers of its run; the model has "
+                "to be {kind: student, path: RUN}, a run's folder or one of its checkpoints"
+            )
+        trained = find_trained(encoder.config.path, [])
+        students, targets = load_trained(trained)
+        student = {"it": students["untrained" if encoder.config.untrained else "trained"]}
+        if encoder.head is not None:
+            targets.teachers = {encoder.head: targets.teachers[encoder.head]}
+        sizes = sorted(set(config.resolutions), key=lambda size: (prod(size), size))
+        curves: dict[str, list[Agreement]] = {name: [] for name in targets.teachers}
+        for size in track(sizes, "resolutions") if distributed.rank() == 0 else sizes:
+            images, names = load_images(config.images, size)
+            measured = measure(student, targets, images, config.batch_size)
+            for name, agreements in measured.items():
+                curves[name].append(agreements["it"])
+        if distributed.rank() == 0:
+            _write(folder, sizes, curves)
+        protocol = {
+            "images": len(names),
+            "step": trained.step,
+            "standardisation": trained.recipe.objective.standardisation,
+        }
+        return Measurement(_figures(curves), protocol)
+
+
+def largest_drop(values: Sequence[float]) -> float:
+    """The most that values fall from one to the next; 0 where they never do."""
+    return max([0.0, *(one - other for one, other in pairwise(values))])
+
+
+def _figures(curves: Mapping[str, Sequence[Agreement]]) -> dict[str, float]:
+    cosines = {name: [at.spatial_cosine for at in curve] for name, curve in curves.items()}
+    figures = {"largest cosine drop": max(largest_drop(curve) for curve in cosines.values())}
+    for name, curve in curves.items():
+        figures[f"{name}: lowest cosine"] = min(cosines[name])
+        figures[f"{name}: lowest fidelity"] = min(at.fidelity for at in curve)
+    return figures
+
+
+def _write(
+    folder: Path, sizes: Sequence[tuple[int, int]], curves: Mapping[str, Sequence[Agreement]]
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"teacher": name, "resolution": list(size)} | agreement._asdict()
+        for name, curve in curves.items()
+        for size, agreement in zip(sizes, curve, strict=True)
+    ]
+    lines = (json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    write_text(folder / "curves.jsonl", "".join(lines))
+    _draw(folder / "curves.png", sizes, curves)
+
+
+def _draw(
+    path: Path, sizes: Sequence[tuple[int, int]], curves: Mapping[str, Sequence[Agreement]]
+) -> None:
+    from matplotlib.figure import Figure  # without pyplot there is no window and no global state
+
+    titles = {
+        "spatial_cosine": "spatial cosine",
+        "fidelity": "fidelity",
+        "spatial_mse": "mean squared error",
+    }
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    sides = [prod(size) ** 0.5 for size in sizes]
+    for axis, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        for name, curve in curves.items():
+            axis.plot(sides, [getattr(at, key) for at in curve], "o-", label=name)
+        axis.set(xlabel="resolution, px", title=title)
+        axis.set_xticks(sides, [f"{side:.0f}" for side in sides])
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
