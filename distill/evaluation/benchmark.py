@@ -81,7 +81,14 @@ class Benchmark(ABC):
 
 BENCHMARKS = Family(
     noun="benchmark",
-    table={"segmentation": "distill.evaluation.segmentation:Segmentation"},
+    table={
+        "knn": "distill.evaluation.knn:KNN",
+        "linear": "distill.evaluation.linear:Linear",
+        "logistic": "distill.evaluation.logistic:Logistic",
+        "retrieval": "distill.evaluation.retrieval:Retrieval",
+        "segmentation": "distill.evaluation.segmentation:Segmentation",
+        "zero_shot": "distill.evaluation.zero_shot:ZeroShot",
+    },
     base=Benchmark,
     config=BenchmarkConfig,
 )
