@@ -58,13 +58,13 @@ class TextTower(nn.Module):
         source = find_source(config.model, config.weights)
         path = locate_weights(source)
         self.dim: int = source.model_cfg["embed_dim"]
-        self.tokenizer = _load_tokenizer(source)
         text_cfg = source.model_cfg["text_cfg"]
         if text_cfg.get("hf_model_name"):
             raise TeacherError(
                 f"text.model: {config.model!r} has a text tower of Hugging Face's transformers; "
                 "only open_clip's own are read"
             )
+        self.tokenizer = _load_tokenizer(source)
         with seeded(loaded=path is not None):
             self.text = _build_text_tower(
                 self.dim, text_cfg, source.model_cfg.get("quick_gelu", False)

@@ -7,28 +7,35 @@ again on all of train.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from data.progress import track
 from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.evaluation.probe_data import Examples, ProbeConfig, load_probe_data
+from distill.evaluation.classification_data import (
+    ClassificationConfig,
+    Examples,
+    load_classification_data,
+)
+from distill.evaluation.probe_training import ProbeConfig, train_heads
 from distill.evaluation.summaries import accuracy
 from distill.files import write_text
 from teachers.teacher import Teacher
 
-_MOMENTUM = 0.9
+
+def _distinct(rates: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(rates)) < len(rates):
+        raise ValueError(f"{list(rates)} has a rate twice")
+    return rates
 
 
-class LinearConfig(ProbeConfig):
+class LinearConfig(ClassificationConfig):
     """How classifiers are trained.
 
     Attributes:
@@ -41,7 +48,7 @@ class LinearConfig(ProbeConfig):
     kind: str = "linear"
     steps: PositiveInt = 12_500
     step_images: PositiveInt = 1024
-    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1), AfterValidator(_distinct)] = (
         *(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3),
         *(1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0),
     )
@@ -59,16 +66,17 @@ class Linear(Benchmark):
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Trains and tests; see `Benchmark.measure`. Writes each rate's accuracy, held out."""
         config: LinearConfig = self.config
-        data = load_probe_data(encoder, config, seed)
+        data = load_classification_data(encoder, config, seed)
         num = data.num_classes
         heads = train_linear(data.fitted, num, config, config.rates, seed)
-        held_out = [accuracy(head(data.chosen_on.vectors), data.chosen_on.labels) for head in heads]
+        chosen_on = data.chosen_on
+        held_out = [accuracy(head.scores(chosen_on.vectors), chosen_on.labels) for head in heads]
         # Of equally good ones the middle: the outer ones are nearer to failing.
         best = [i for i, value in enumerate(held_out) if value == max(held_out)]
         rate = config.rates[best[len(best) // 2]]
         write_choice(folder, "rate", dict(zip(config.rates, held_out, strict=True)), rate)
         (head,) = train_linear(data.train, num, config, [rate], seed)
-        scores = head(data.test.vectors)
+        scores = head.scores(data.test.vectors)
         figures = {"top1": accuracy(scores, data.test.labels)}
         if num > 5:
             figures["top5"] = accuracy(scores, data.test.labels, 5)
@@ -84,32 +92,32 @@ class StandardisedLinear(nn.Module):
         num_classes: K.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, mean: Tensor, deviation: Tensor, num_classes: int) -> None:
         super().__init__()
-        self.mean, self.deviation = mean, deviation
-        self.linear = nn.Linear(len(mean), num_classes, device=mean.device)
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+        self.linear = nn.Linear(len(mean), num_classes)
         nn.init.zeros_(self.linear.weight)  # convex: no symmetry has to be broken
         nn.init.zeros_(self.linear.bias)
 
-    @torch.no_grad()
     def forward(self, vectors: Tensor) -> Tensor:
-        """Scores (N, K), on the CPU, of vectors (N, D)."""
-        chunks = (chunk.to(self.mean.device) for chunk in vectors.split(1 << 14))
-        return torch.cat([self.linear(self.standardised(chunk)).cpu() for chunk in chunks])
+        """Scores (B, K) of vectors (B, D)."""
+        scores: Tensor = self.linear((vectors - self.mean) / self.deviation)
+        return scores
 
-    def standardised(self, vectors: Tensor) -> Tensor:
-        """The vectors (N, D) as the linear map takes them."""
-        return (vectors - self.mean) / self.deviation
+    def scores(self, vectors: Tensor) -> Tensor:
+        """The same of any number of vectors, from the CPU and back to it."""
+        chunks = (chunk.to(self.mean.device) for chunk in vectors.split(1 << 14))
+        return torch.cat([self(chunk).cpu() for chunk in chunks])
 
 
 def train_linear(
-    examples: Examples,
-    num_classes: int,
-    config: LinearConfig,
-    rates: Sequence[float],
-    seed: int,
+    examples: Examples, num_classes: int, config: LinearConfig, rates: Sequence[float], seed: int
 ) -> list[StandardisedLinear]:
-    """Trains one classifier a rate on the same batches, by SGD with momentum 0.9 and no decay.
+    """Trains one classifier a rate on the same batches, by SGD with momentum and no decay.
 
     Args:
         examples: to train on.
@@ -118,38 +126,36 @@ def train_linear(
         rates: at 256 images a step.
         seed: of the order of images.
     """
-    device = distributed.device()
-    size = min(config.step_images, len(examples.labels))
     deviation, mean = torch.std_mean(examples.vectors.double(), dim=0, correction=0)
     # A channel that never changes stays at zero.
     deviation = deviation.clamp(min=1e-6 * deviation.max().clamp(min=1e-12))
-    statistics = mean.float().to(device), deviation.float().to(device)
-    heads = [StandardisedLinear(*statistics, num_classes) for _ in rates]
-    groups = [
-        {"params": head.linear.parameters(), "lr": rate * size / 256}
-        for head, rate in zip(heads, rates, strict=True)
-    ]
-    optimizer = torch.optim.SGD(groups, momentum=_MOMENTUM)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    heads = train_heads(
+        lambda: StandardisedLinear(mean.float(), deviation.float(), num_classes),
+        ProbeConfig(
+            steps=config.steps,
+            batch_size=config.step_images,
+            optimizer="sgd",
+            lr=tuple(rate * config.step_images / 256 for rate in rates),
+            schedule="cosine",
+        ),
+        _InMemory(examples),
+        lambda scores, labels, step: F.cross_entropy(scores, labels),
+        len(examples.labels),
+        seed,
     )
-    generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "linear order"))
-    steps = range(config.steps)
-    order = torch.empty(0, dtype=torch.long)
-    for _ in track(steps, "linear") if distributed.rank() == 0 else steps:
-        while len(order) < size:
-            more = torch.randperm(len(examples.labels), generator=generator)
-            order = torch.cat([order, more])
-        batch, order = order[:size], order[size:]
-        vectors = heads[0].standardised(examples.vectors[batch].to(device))
-        labels = examples.labels[batch].to(device)
-        # Each head's gradient is of its own term alone.
-        losses = [F.cross_entropy(head.linear(vectors), labels) for head in heads]
-        optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
-        optimizer.step()
-        schedule.step()
-    return heads
+    return cast(list[StandardisedLinear], heads)
+
+
+class _InMemory:
+    """Batches of vectors that are there already."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples, self._device = examples, distributed.device()
+
+    def batch(self, numbers: Sequence[int], step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The vectors and classes of a step."""
+        vectors, labels = (each[numbers].to(self._device) for each in self._examples)
+        return (vectors,), labels
 
 
 def write_choice(folder: Path, name: str, tried: dict[float, float], chosen: float) -> None:

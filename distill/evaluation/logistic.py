@@ -12,12 +12,16 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.evaluation.classification_data import (
+    ClassificationConfig,
+    Examples,
+    load_classification_data,
+)
 from distill.evaluation.linear import write_choice
-from distill.evaluation.probe_data import Examples, ProbeConfig, load_probe_data
 from teachers.teacher import Teacher
 
 
-class LogisticConfig(ProbeConfig):
+class LogisticConfig(ClassificationConfig):
     """How strongly weights are held back.
 
     Attributes:
@@ -45,7 +49,7 @@ class Logistic(Benchmark):
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Fits and tests; see `Benchmark.measure`. Writes each C's accuracy, held out."""
         config: LogisticConfig = self.config
-        data = load_probe_data(encoder, config, seed)
+        data = load_classification_data(encoder, config, seed)
 
         def fitted(examples: Examples, c: float, tested: Examples) -> float:
             return fit_and_score(examples, c, config.max_iterations, tested)

@@ -13,7 +13,7 @@ from distill.evaluation.summaries import Encoding, SummaryConfig
 from teachers.teacher import Teacher
 
 
-class ProbeConfig(SummaryConfig):
+class ClassificationConfig(SummaryConfig):
     """What the trained classifiers have in common.
 
     Attributes:
@@ -32,7 +32,7 @@ class Examples(NamedTuple):
     labels: Tensor
 
 
-class ProbeData(NamedTuple):
+class ClassificationData(NamedTuple):
     """A classification set as vectors, the same on every rank.
 
     Attributes:
@@ -52,7 +52,9 @@ class ProbeData(NamedTuple):
     protocol: dict[str, Any]
 
 
-def load_probe_data(encoder: Teacher, config: ProbeConfig, seed: int) -> ProbeData:
+def load_classification_data(
+    encoder: Teacher, config: ClassificationConfig, seed: int
+) -> ClassificationData:
     """Encodes both splits, once for all seeds, and holds a part of train out.
 
     Raises:
@@ -73,7 +75,7 @@ def load_probe_data(encoder: Teacher, config: ProbeConfig, seed: int) -> ProbeDa
         "test_images": len(test.labels),
         "classes": len(classes),
     }
-    return ProbeData(train, fitted, chosen_on, test, len(classes), protocol)
+    return ClassificationData(train, fitted, chosen_on, test, len(classes), protocol)
 
 
 def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
