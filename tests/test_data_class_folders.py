@@ -13,7 +13,7 @@ from data.labelled.class_folders import ClassFolders, read_class_names
 
 FILES = (
     *("train/b/2.jpg", "train/b/1.jpg", "train/a/3.JPEG", "train/c/images/4.png"),
-    *("val/a/5.jpg", "val/b/6.jpg"),
+    *("val/a/5.jpg", "val/b/6.jpg", "val/b/7.jpg"),
 )
 
 
@@ -45,7 +45,7 @@ def test_a_folder_is_a_class_and_classes_are_sorted(tmp_path: Path) -> None:
 
 def test_labels_of_the_test_images_count_in_the_classes_of_train(tmp_path: Path) -> None:
     with layout(write_tree(tmp_path, *FILES)).open("test", ["x", "a", "b"]) as images:
-        assert (images.names, images.labels) == (["a/5.jpg", "b/6.jpg"], [1, 2])
+        assert (images.names, images.labels) == (["a/5.jpg", "b/6.jpg", "b/7.jpg"], [1, 2, 2])
 
 
 def test_a_zip_reads_as_the_folder_in_it(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_fewer_classes_and_shots_are_the_first_by_name(tmp_path: Path) -> None:
         assert (images.names, images.labels) == (["a/3.JPEG", "b/1.jpg"], [0, 1])
         classes = images.classes
     with small.open("test", classes) as images:
-        assert images.names == ["a/5.jpg", "b/6.jpg"]
+        assert images.names == ["a/5.jpg", "b/6.jpg", "b/7.jpg"]
 
 
 def test_another_split_can_be_measured_on(tmp_path: Path) -> None:

@@ -69,6 +69,18 @@ def test_the_linear_optimum_is_that_of_scikit_learn() -> None:
     assert due < got < 1.01 * due
 
 
+def test_channels_are_brought_to_zero_mean_and_unit_deviation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear, "_ROWS", 7)
+    vectors = examples(50, 0.5).vectors
+    mean, deviation = linear.fit_standardisation(vectors)
+    due = StandardScaler().fit(vectors.double().numpy())
+    assert np.allclose(mean, due.mean_, rtol=1e-6)
+    assert np.allclose(deviation[:3], due.scale_[:3], rtol=1e-5)
+    assert ((vectors - mean) / deviation)[:, 3].abs().max() < 1e-3  # it never changes
+
+
 def test_several_rates_in_one_pass_are_those_one_by_one() -> None:
     train = examples(50, 0.5)
     config = linear_config(steps=20, step_images=16)

@@ -126,4 +126,6 @@ def read_prepared(
 def _num_threads() -> int:
     """This process's share of the machine's cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    # torchrun and `deepspeed` name the number of processes on this machine differently.
+    processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+    return max(1, (cores or 1) // int(processes))

@@ -28,6 +28,8 @@ from distill.evaluation.summaries import accuracy
 from distill.files import write_text
 from teachers.teacher import Teacher
 
+_ROWS = 1 << 14  # vectors that are worked on at once
+
 
 def _distinct(rates: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(rates)) < len(rates):
@@ -110,7 +112,7 @@ class StandardisedLinear(nn.Module):
 
     def scores(self, vectors: Tensor) -> Tensor:
         """The same of any number of vectors, from the CPU and back to it."""
-        chunks = (chunk.to(self.mean.device) for chunk in vectors.split(1 << 14))
+        chunks = (chunk.to(self.mean.device) for chunk in vectors.split(_ROWS))
         return torch.cat([self(chunk).cpu() for chunk in chunks])
 
 
@@ -126,11 +128,9 @@ def train_linear(
         rates: at 256 images a step.
         seed: of the order of images.
     """
-    deviation, mean = torch.std_mean(examples.vectors.double(), dim=0, correction=0)
-    # A channel that never changes stays at zero.
-    deviation = deviation.clamp(min=1e-6 * deviation.max().clamp(min=1e-12))
+    mean, deviation = fit_standardisation(examples.vectors)
     heads = train_heads(
-        lambda: StandardisedLinear(mean.float(), deviation.float(), num_classes),
+        lambda: StandardisedLinear(mean, deviation, num_classes),
         ProbeConfig(
             steps=config.steps,
             batch_size=config.step_images,
@@ -144,6 +144,20 @@ def train_linear(
         seed,
     )
     return cast(list[StandardisedLinear], heads)
+
+
+def fit_standardisation(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of each channel of vectors (N, D), summed in float64.
+
+    The deviation is at least a millionth of the largest: a channel that never changes stays at 0.
+    """
+    sums = torch.zeros(2, vectors.shape[1], dtype=torch.float64)
+    for chunk in vectors.split(_ROWS):
+        sums += torch.stack([chunk.double().sum(0), chunk.double().square().sum(0)])
+    mean, square = sums / len(vectors)
+    deviation = (square - mean.square()).clamp(min=0).sqrt()
+    deviation = deviation.clamp(min=1e-6 * deviation.max().clamp(min=1e-12))
+    return mean.float(), deviation.float()
 
 
 class _InMemory:
