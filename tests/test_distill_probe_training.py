@@ -198,11 +198,11 @@ def test_a_full_disk_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_order_takes_every_image_before_one_comes_again() -> None:
-    order = image_order(5, 12, 0)
+    order = image_order(5, 12, 0).tolist()
     assert len(order) == 12
     assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5))
     assert order[:5] != order[5:10]
-    assert order != image_order(5, 12, 1)
+    assert order != image_order(5, 12, 1).tolist()
 
 
 def test_a_rate_that_diverges_is_named() -> None:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -46,11 +46,12 @@ def _listed(value: Any) -> Any:
 
 
 class ProbeConfig(BaseModel):
-    """How a probe is trained, with AdamW.
+    """How a probe is trained.
 
     Attributes:
         steps: of the optimiser.
         batch_size: images of a step, those of all ranks together.
+        optimizer: `adamw`, or `sgd` with momentum 0.9.
         lr: peak learning rate, or several; the best on the test images counts, as is published.
         weight_decay: of all parameters.
         warmup_steps: of linear rise, fewer than `steps`.
@@ -63,6 +64,7 @@ class ProbeConfig(BaseModel):
 
     steps: PositiveInt
     batch_size: PositiveInt
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_listed), Field(min_length=1)]
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: NonNegativeInt = 0
@@ -84,6 +86,19 @@ class ProbeConfig(BaseModel):
         """The learning rate of a 0-based step as a share of its peak."""
         falling = ScheduleConfig(kind=self.schedule, warmup_steps=self.warmup_steps)
         return scheduled_ratio(falling, step, self.steps)
+
+
+class Batches(Protocol):
+    """What heads are trained on."""
+
+    def batch(self, numbers: Sequence[int], step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The inputs of the heads and the targets of a step, the same on every rank.
+
+        Args:
+            numbers: of the B images.
+            step: the 0-based one.
+        """
+        ...
 
 
 class OnlineFeatures:
@@ -168,7 +183,7 @@ def probe_features(
 def train_heads(
     build_head: Callable[[], nn.Module],
     config: ProbeConfig,
-    features: OnlineFeatures | CachedFeatures,
+    features: Batches,
     loss: Loss,
     count: int,
     seed: int,
@@ -202,11 +217,12 @@ def train_heads(
             {"params": list(head.parameters()), "peak": peak, "lr": peak}
             for head, peak in zip(heads, config.lr, strict=True)
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+        optimizer = _optimizer(groups, config)
         order = image_order(count, config.steps * config.batch_size, seed)
         for step in _tracked(range(config.steps), "probe"):
             start = step * config.batch_size
-            maps, target = features.batch(order[start : start + config.batch_size], step)
+            numbers = order[start : start + config.batch_size].tolist()
+            maps, target = features.batch(numbers, step)
             for head, group in zip(heads, optimizer.param_groups, strict=True):
                 torch.manual_seed(distributed.derive_seed(seed, "step", step))
                 _backward(loss(head(*maps), target, step), group, config.clip)
@@ -216,7 +232,7 @@ def train_heads(
     return [head.eval().requires_grad_(False) for head in heads]
 
 
-def image_order(count: int, length: int, seed: int) -> list[int]:
+def image_order(count: int, length: int, seed: int) -> Tensor:
     """The images in the order of training: all of them, shuffled, again and again.
 
     Args:
@@ -226,7 +242,13 @@ def image_order(count: int, length: int, seed: int) -> list[int]:
     """
     generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "order"))
     rounds = [torch.randperm(count, generator=generator) for _ in range(-(-length // count))]
-    return torch.cat(rounds)[:length].tolist()
+    return torch.cat(rounds)[:length]
+
+
+def _optimizer(groups: list[dict[str, Any]], config: ProbeConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
 def _backward(loss: Tensor, group: dict[str, Any], clip: float | None) -> None:

@@ -1,0 +1,144 @@
+"""Images with captions: COCO's own files, and the Karpathy splits of COCO and Flickr30k."""
+
+import csv
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field, PositiveInt
+
+from data.errors import DataError
+from data.labelled.layout import Layout
+
+
+class CaptionedImages(NamedTuple):
+    """Images and what is said about them.
+
+    Attributes:
+        names: the images' paths.
+        captions: of each image, at least one.
+        read: the bytes of an image by its name; may be called from several threads.
+    """
+
+    names: list[str]
+    captions: list[list[str]]
+    read: Callable[[str], bytes]
+
+
+class CaptionLayout(Layout):
+    """What both have in common.
+
+    Attributes:
+        captions_per_image: the first in the file; published figures count five. None for all.
+    """
+
+    captions_per_image: PositiveInt | None = 5
+
+    def load(self) -> CaptionedImages:
+        """Reads all captions, and looks that every image is there.
+
+        Raises:
+            DataError: a file is not there or of another form, or an image has no caption.
+        """
+        names, captions = [], []
+        for path, texts in self._pairs():
+            if not path.is_file():
+                raise DataError(f"there is no {path}; expected under {self.root}:\n{self.tree}")
+            if not texts:
+                raise DataError(f"the image '{path}' has no caption")
+            names.append(str(path))
+            captions.append(texts[: self.captions_per_image])
+        if not names:
+            raise DataError(f"no image with captions; expected under {self.root}:\n{self.tree}")
+        return CaptionedImages(names, captions, lambda name: Path(name).read_bytes())
+
+    @abstractmethod
+    def _pairs(self) -> Iterator[tuple[Path, list[str]]]:
+        """The images and their captions, in the order of the file."""
+
+
+class CocoCaptions(CaptionLayout):
+    """COCO as it is distributed. Its val2017 is not the Karpathy test split, though as large.
+
+    Attributes:
+        split: which images.
+    """
+
+    tree: ClassVar[str] = "  annotations/captions_val2017.json\n  val2017/*.jpg"
+
+    kind: Literal["coco_captions"]
+    split: str = "val2017"
+
+    def _pairs(self) -> Iterator[tuple[Path, list[str]]]:
+        path = self.place("annotations", f"captions_{self.split}.json")
+        stored = _read_json(path)
+        try:
+            captions: dict[int, list[str]] = {image["id"]: [] for image in stored["images"]}
+            for entry in stored["annotations"]:
+                captions[entry["image_id"]].append(entry["caption"].strip())
+            for image in stored["images"]:
+                yield self.root / self.split / image["file_name"], captions[image["id"]]
+        except (KeyError, TypeError) as error:
+            raise DataError(f"'{path}' is no caption file of COCO: {error!r} is missing") from error
+
+
+class KarpathyCaptions(CaptionLayout):
+    """The splits of Karpathy and Fei-Fei (2015), as JSON or as the CSV made of it.
+
+    Attributes:
+        captions: the file: `dataset_flickr30k.json` or `dataset_coco.json`, or a CSV with the
+            columns filename, split and raw (a list in JSON).
+        images: the folder of the images; with `dataset_coco.json` it holds `val2014`.
+        split: which images.
+    """
+
+    tree: ClassVar[str] = (
+        "  dataset_flickr30k.json or flickr_annotations_30k.csv\n  flickr30k-images/*.jpg"
+    )
+
+    kind: Literal["karpathy_captions"]
+    captions: str = "dataset_flickr30k.json"
+    images: str = "flickr30k-images"
+    split: str = "test"
+
+    def _pairs(self) -> Iterator[tuple[Path, list[str]]]:
+        path, folder = self.place(self.captions), self.place(self.images)
+        entries = _read_csv(path) if path.suffix == ".csv" else _read_json(path).get("images", [])
+        try:
+            for entry in entries:
+                if entry["split"] == self.split:
+                    texts = [sentence["raw"].strip() for sentence in entry["sentences"]]
+                    yield folder / entry.get("filepath", "") / entry["filename"], texts
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"'{path}' is not of the Karpathy form: {error!r} is missing"
+            ) from error
+
+
+CaptionData = Annotated[CocoCaptions | KarpathyCaptions, Field(discriminator="kind")]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' cannot be read as JSON: {error}") from error
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    """Rows in the form of the JSON's entries."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {"filename", "split", "raw"}
+    if rows and not columns <= rows[0].keys():
+        raise DataError(
+            f"'{path}' needs the columns {', '.join(sorted(columns))}; it has {', '.join(rows[0])}"
+        )
+    try:
+        return [
+            {**row, "sentences": [{"raw": text} for text in json.loads(row["raw"])]} for row in rows
+        ]
+    except ValueError as error:
+        raise DataError(f"'{path}': the column raw holds no lists in JSON: {error}") from error

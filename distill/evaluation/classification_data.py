@@ -1,0 +1,101 @@
+"""Cached vectors of a classification set, with a held-out tenth of train to choose on."""
+
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from data.errors import DataError
+from data.labelled.class_folders import ClassFolders
+from distill.distributed import derive_seed
+from distill.evaluation.summaries import Encoding, SummaryConfig
+from teachers.teacher import Teacher
+
+
+class ClassificationConfig(SummaryConfig):
+    """What the trained classifiers have in common.
+
+    Attributes:
+        dataset: a folder a class.
+        held_out: the share of the train images that settings are chosen on; never on the test's.
+    """
+
+    dataset: ClassFolders
+    held_out: float = Field(0.1, gt=0, lt=1)
+
+
+class Examples(NamedTuple):
+    """Vectors (N, D) float32 and their classes (N,)."""
+
+    vectors: Tensor
+    labels: Tensor
+
+
+class ClassificationData(NamedTuple):
+    """A classification set as vectors, the same on every rank.
+
+    Attributes:
+        train: all train images.
+        fitted: those that are left to fit on while a setting is chosen.
+        chosen_on: the others.
+        test: the test images.
+        num_classes: K.
+        protocol: counts, and what the entry leaves to the encoder.
+    """
+
+    train: Examples
+    fitted: Examples
+    chosen_on: Examples
+    test: Examples
+    num_classes: int
+    protocol: dict[str, Any]
+
+
+def load_classification_data(
+    encoder: Teacher, config: ClassificationConfig, seed: int
+) -> ClassificationData:
+    """Encodes both splits, once for all seeds, and holds a part of train out.
+
+    Raises:
+        DataError: the data are not there, or there are too few to hold any out.
+    """
+    encode, dataset = Encoding(encoder, config), config.dataset
+    with dataset.open("train") as images:
+        classes, labels = images.classes, torch.tensor(images.labels)
+        made = encode(images.names, images.read, f"{dataset.model_dump_json()} train")
+        train = Examples(made.gathered(), labels)
+    with dataset.open("test", classes) as images:
+        made = encode(images.names, images.read, f"{dataset.model_dump_json()} test")
+        test = Examples(made.gathered(), torch.tensor(images.labels))
+    fitted, chosen_on = hold_out(train, config.held_out, seed)
+    protocol = encode.protocol | {
+        "cached": "features of each image once, without augmentation",
+        "train_images": len(train.labels),
+        "test_images": len(test.labels),
+        "classes": len(classes),
+    }
+    return ClassificationData(train, fitted, chosen_on, test, len(classes), protocol)
+
+
+def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
+    """Splits examples at random.
+
+    Returns:
+        What is left, and the share that was taken out.
+
+    Raises:
+        DataError: one of the two would be empty.
+    """
+    count = len(examples.labels)
+    taken = round(share * count)
+    if not 0 < taken < count:
+        raise DataError(
+            f"held_out: {share:g} of {count} train images is {taken}; at least one has to be held "
+            "out, and one left"
+        )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "held-out"))
+    order = torch.randperm(count, generator=generator)
+    parts = order[taken:], order[:taken]
+    left, out = (Examples(examples.vectors[part], examples.labels[part]) for part in parts)
+    return left, out

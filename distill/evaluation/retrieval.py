@@ -1,0 +1,107 @@
+"""Finding the caption of an image and the image of a caption, by cosine.
+
+Recall at k as CLIP and SigLIP report it: the share of queries with any right answer among the first
+k. (Recall proper would divide by the five right captions of an image.)
+"""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from data.labelled.captions import CaptionData
+from distill import distributed
+from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.evaluation.sharing import gather_shares, own_share
+from distill.evaluation.summaries import Encoding
+from distill.evaluation.text_side import TextConfig, load_text_tower
+from teachers.teacher import Teacher
+from teachers.text_tower import TextTower
+
+_TEXTS, _ROWS = 256, 1024  # at once: through the tower, and rows of cosines
+
+
+class RetrievalConfig(TextConfig):
+    """What is searched.
+
+    Attributes:
+        dataset: images with captions.
+        at: k of the recalls.
+    """
+
+    kind: str = "retrieval"
+    features: Literal["summary"] = "summary"  # what the text tower was trained with
+    dataset: CaptionData
+    at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
+
+
+class Retrieval(Benchmark):
+    """Recall both ways, in per cent.
+
+    Args:
+        config: the data and the text tower.
+    """
+
+    Config: ClassVar[type[BenchmarkConfig]] = RetrievalConfig
+    seeded = False
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Searches; see `Benchmark.measure`."""
+        config: RetrievalConfig = self.config
+        tower, encode = load_text_tower(config, encoder), Encoding(encoder, config)
+        names, captions, read = config.dataset.load()
+        images = encode(names, read, config.dataset.model_dump_json()).gathered()
+        texts = encode_texts(tower, [text for group in captions for text in group])
+        owner = torch.arange(len(names)).repeat_interleave(
+            torch.tensor([len(group) for group in captions])
+        )
+        ranks = search_ranks(F.normalize(images, dim=1), texts, owner)
+        figures = {
+            f"{way}_r{k}": 100 * (found < k).double().mean().item()
+            for way, found in zip(("image_to_text", "text_to_image"), ranks, strict=True)
+            for k in config.at
+        }
+        counts = {"test_images": len(names), "captions": len(owner)}
+        return Measurement(figures, encode.protocol | counts)
+
+
+def encode_texts(tower: TextTower, texts: list[str]) -> Tensor:
+    """Unit vectors (N, D) on the CPU; every rank encodes its share."""
+    own = [texts[number] for number in own_share(len(texts))]
+    parts = [tower(own[start : start + _TEXTS]) for start in range(0, len(own), _TEXTS)]
+    vectors = torch.cat(parts) if parts else torch.empty(0, tower.dim, device=distributed.device())
+    return gather_shares(vectors, len(texts)).cpu()
+
+
+def search_ranks(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """How many wrong answers come before the first right one.
+
+    Wrong ones that are as near as the right one count: vectors that are all equal find nothing.
+
+    Args:
+        images: (N, D) unit vectors.
+        texts: (M, D) unit vectors.
+        owner: (M,) the image of each text.
+
+    Returns:
+        (N,) of each image among the texts, and (M,) of each text among the images.
+    """
+    device = distributed.device()
+    images, texts, owner = images.to(device), texts.to(device), owner.to(device)
+    numbers = torch.arange(len(images), device=device)
+    parts = (_ranks(images, texts, numbers, owner), _ranks(texts, images, owner, numbers))
+    return parts[0].cpu(), parts[1].cpu()
+
+
+def _ranks(queries: Tensor, answers: Tensor, asked: Tensor, given: Tensor) -> Tensor:
+    """Wrong answers at least as near as the nearest right one, (Q,); right where numbers agree."""
+    found = []
+    for start in range(0, len(queries), _ROWS):
+        cosine = queries[start : start + _ROWS] @ answers.T
+        right = asked[start : start + _ROWS, None] == given
+        best = cosine.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        found.append(((cosine >= best) & ~right).sum(1))
+    return torch.cat(found)

@@ -1,0 +1,106 @@
+"""Zero-shot classification: an image's class is the one whose name is nearest to it.
+
+A class is the mean of the unit vectors of several sentences with its name, made a unit vector again
+(Radford et al. 2021, section 3.1.4).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from data.errors import DataError
+from data.labelled.class_folders import ClassFolders, read_class_names
+from distill import distributed
+from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.evaluation.summaries import Encoding, accuracy
+from distill.evaluation.text_side import TextConfig, load_text_tower
+from teachers.teacher import Teacher
+from teachers.text_tower import TextTower
+
+
+def _has_a_place(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError("a template has one {} where the class's name goes")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_has_a_place)]
+
+
+class ZeroShotConfig(TextConfig):
+    """What is classified, and how classes are put into words.
+
+    Attributes:
+        dataset: a folder a class; only its test images are read.
+        class_names: `imagenet` for OpenAI's names of the 1,000 classes in the order of their
+            folders, or a file, see `data.labelled.class_folders.read_class_names`.
+        templates: OpenAI's 80, their `simple` choice of 7, or sentences with `{}` for the name.
+    """
+
+    kind: str = "zero_shot"
+    features: Literal["summary"] = "summary"  # what the text tower was trained with
+    dataset: ClassFolders
+    class_names: Literal["imagenet"] | Path = "imagenet"
+    templates: (
+        Literal["openai", "simple"] | Annotated[tuple[Template, ...], Field(min_length=1)]
+    ) = "openai"
+
+
+class ZeroShot(Benchmark):
+    """Top-1 and top-5 accuracy without any training image.
+
+    Args:
+        config: the data, the text tower and the sentences.
+    """
+
+    Config: ClassVar[type[BenchmarkConfig]] = ZeroShotConfig
+    seeded = False
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Classifies the test images; see `Benchmark.measure`."""
+        config: ZeroShotConfig = self.config
+        tower, encode = load_text_tower(config, encoder), Encoding(encoder, config)
+        with config.dataset.open("test") as images:
+            names = _class_names(config, images.classes)
+            identity = f"{config.dataset.model_dump_json()} test"
+            vectors = encode(images.names, images.read, identity).gathered()
+        classes = classifier(tower, names, config.templates)
+        scores, labels = F.normalize(vectors, dim=1) @ classes, torch.tensor(images.labels)
+        figures = {"top1": accuracy(scores, labels)}
+        if len(names) > 5:
+            figures["top5"] = accuracy(scores, labels, 5)
+        counts = {"test_images": len(images.names), "classes": len(names)}
+        return Measurement(figures, encode.protocol | counts)
+
+
+def classifier(tower: TextTower, names: list[str], templates: str | tuple[str, ...]) -> Tensor:
+    """Unit vectors of the classes, (D, K) on the CPU."""
+    import open_clip
+
+    known: dict[str, Any] = {
+        "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
+        "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+    }
+    sentences = known[templates] if isinstance(templates, str) else templates
+    built: Tensor = open_clip.build_zero_shot_classifier(
+        tower, tower.tokenizer, names, sentences, device=str(distributed.device())
+    )
+    return built.cpu()
+
+
+def _class_names(config: ZeroShotConfig, classes: list[str]) -> list[str]:
+    if isinstance(config.class_names, Path):
+        return read_class_names(config.class_names, classes)
+    import open_clip
+
+    names = list(open_clip.IMAGENET_CLASSNAMES)
+    if len(names) != len(classes):
+        raise DataError(
+            f"class_names: imagenet has {len(names)} classes and {config.dataset.root} "
+            f"{len(classes)}; give a file with the names of these"
+        )
+    return names

@@ -1,0 +1,125 @@
+"""The text side of CLIP and SigLIP models: what their image vectors are compared with.
+
+Only the text tower is built and read, with open_clip's own tokenizer, which cleans captions as the
+model was trained (SigLIP 2: lower case, without punctuation).
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.model import _build_text_tower  # the only way to build no vision tower
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from teachers.errors import TeacherError
+from teachers.open_clip_source import OpenClipSource, find_source, locate_weights
+from teachers.weights import download_failed, load_strictly, read_tensors, seeded, shorten
+
+# How CLIP names its text tower where it is not called `text.`
+_LOOSE = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
+
+
+class TextTowerConfig(BaseModel):
+    """Which text tower.
+
+    Attributes:
+        model: an open_clip model name, or a local directory in hub layout with, where the model
+            needs one, its tokenizer.
+        weights: a pretrained tag of open_clip, a local file or directory, or `none` for random
+            weights. May be left out where `model` is a directory: its own weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    weights: str | None = None
+
+
+class TextTower(nn.Module):
+    """A frozen text encoder with its tokenizer.
+
+    Args:
+        config: model and weights.
+
+    Attributes:
+        tokenizer: texts to numbers (N, context), as open_clip's are.
+        dim: D of the vectors.
+
+    Raises:
+        TeacherError: no such model, weights without a text tower, or a tokenizer that is not here.
+    """
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        super().__init__()
+        source = find_source(config.model, config.weights)
+        path = locate_weights(source)
+        self.dim: int = source.model_cfg["embed_dim"]
+        text_cfg = source.model_cfg["text_cfg"]
+        if text_cfg.get("hf_model_name"):
+            raise TeacherError(
+                f"text.model: {config.model!r} has a text tower of Hugging Face's transformers; "
+                "only open_clip's own are read"
+            )
+        self.tokenizer = _load_tokenizer(source)
+        with seeded(loaded=path is not None):
+            self.text = _build_text_tower(
+                self.dim, text_cfg, source.model_cfg.get("quick_gelu", False)
+            )
+        if path is not None:
+            load_strictly(self.text, _text_tensors(path), str(path))
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """Vectors (N, D) of the tokenizer's numbers (N, context); open_clip's signature."""
+        vectors = self.text(tokens).float()
+        return F.normalize(vectors, dim=-1) if normalize else vectors
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (N, D) of texts."""
+        device = next(self.text.parameters()).device
+        return self.encode_text(self.tokenizer(list(texts)).to(device), normalize=True)
+
+
+def _text_tensors(path: Path) -> dict[str, Tensor]:
+    """The text tower's tensors of a checkpoint, under the names that it has by itself."""
+    tensors = read_tensors(path)
+    inside = {k.removeprefix("text."): v for k, v in tensors.items() if k.startswith("text.")}
+    if inside:
+        return inside
+    loose = {k: v for k, v in tensors.items() if k.startswith(_LOOSE)}
+    if not loose:
+        raise TeacherError(
+            f"text: {path} holds no text tower (no text.* or token_embedding.*), so its image "
+            "vectors have nothing to be compared with; give the weights of the whole model"
+        )
+    return loose
+
+
+def _load_tokenizer(source: OpenClipSource) -> Callable[[list[str]], Tensor]:
+    name = source.model if source.folder is None else f"local-dir:{source.folder}"
+    try:
+        tokenizer: Any = open_clip.get_tokenizer(name)
+    except ImportError as error:
+        raise TeacherError(
+            f"text.model: the tokenizer of {source.model!r} needs another package ({error}); "
+            "`pip install transformers sentencepiece`"
+        ) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        asked = source.model_cfg["text_cfg"].get("hf_tokenizer_name") or source.model
+        if source.folder is not None:
+            raise TeacherError(
+                f"text.model: {source.folder} holds no tokenizer that can be read "
+                f"({shorten(str(error))}); copy the tokenizer's files of {asked} there"
+            ) from None
+        raise download_failed(
+            f"the tokenizer of open_clip {source.model!r} ({asked})",
+            "put the model into a directory with its open_clip_config.json and the tokenizer's "
+            "files, and give that as text.model",
+            error,
+        ) from None
+    return tokenizer
