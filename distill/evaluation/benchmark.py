@@ -81,7 +81,10 @@ class Benchmark(ABC):
 
 BENCHMARKS = Family(
     noun="benchmark",
-    table={"segmentation": "distill.evaluation.segmentation:Segmentation"},
+    table={
+        "detection": "distill.evaluation.detection:Detection",
+        "segmentation": "distill.evaluation.segmentation:Segmentation",
+    },
     base=Benchmark,
     config=BenchmarkConfig,
 )
