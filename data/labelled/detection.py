@@ -101,7 +101,7 @@ def _objects(marks: list[Mapping[str, Any]], number: Mapping[int, int]) -> Objec
     return Objects(
         boxes,
         np.array([number[mark["category_id"]] for mark in marks], np.int64),
-        np.array([mark["area"] for mark in marks], np.float64),
+        np.array([float(mark["area"]) for mark in marks], np.float64),
         np.array([mark.get("iscrowd", 0) for mark in marks], bool),
     )
 

@@ -126,9 +126,9 @@ def train_detector(
         for group in optimizer.param_groups:
             group["lr"] = config.optimizer.lr * scheduled_ratio(config.schedule, step, config.steps)
         loss = batch_loss(detector, [next(fitted) for _ in own])
-        if not loss.isfinite():
+        if not loss.detach().isfinite():
             raise TeacherError(
-                f"the detector's loss is {float(loss)} at step {step}; a lower optimizer.lr than "
+                f"the detector's loss is {loss.item()} at step {step}; a lower optimizer.lr than "
                 f"{config.optimizer.lr:g} may help"
             )
         optimizer.zero_grad()

@@ -196,6 +196,7 @@ def build_detector(
             min_size=min(size),  # both are met, so that its own resizing does nothing
             max_size=max(size),
             size_divisible=1,
+            _skip_resize=True,  # in training it would draw a size from torch's own generator
             image_mean=[0.0] * 3,  # the encoder normalises its pixels itself
             image_std=[1.0] * 3,
             anchor_generator=CellAnchors(levels),
