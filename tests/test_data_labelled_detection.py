@@ -109,6 +109,13 @@ def test_the_canvas_is_grey_where_the_image_is_not() -> None:
     assert (out[20:] == 128).all()
 
 
+def test_an_images_own_border_is_its_border_on_the_canvas() -> None:
+    """Also where whole pixels give the two sides other ratios."""
+    _, placement = place_on_canvas(np.zeros((36, 49, 3), np.uint8), (7, 64), flipped=False)
+    assert placement.size == (7, 10)
+    assert placement.to_canvas(np.array([[0.0, 0, 49, 36]])).tolist() == [[0, 0, 10, 7]]
+
+
 def test_boxes_are_cut_off_at_the_image() -> None:
     _, placement = place_on_canvas(np.zeros((10, 20, 3), np.uint8), (40, 40), flipped=False)
     beyond = np.array([[-8.0, 4.0, 60.0, 39.0]])
