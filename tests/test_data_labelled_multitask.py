@@ -16,7 +16,8 @@ from data.labelled.multitask import (
     PascalContextLayout,
     decode_normals,
 )
-from data.labelled.pascal_context import PART_CLASSES, VOC_CLASSES, read_voc_classes
+from data.labelled.pascal_context import PART_CLASSES, read_voc_classes
+from data.labelled.segmentation_classes import PASCAL_VOC
 
 SIZE = (6, 8)
 LABELS = np.array([[0, 2, 284, 427, 397, 1, 459, 416]] * 6, np.uint16)
@@ -45,7 +46,7 @@ def save_parts(path: Path, *things: tuple[int, list[tuple[str, np.ndarray]]]) ->
         listed: Any = np.empty((1, len(parts)), part) if parts else np.empty((0, 0))
         for j, (name, where) in enumerate(parts):
             listed[0, j] = (name, where)
-        objects[0, i] = (VOC_CLASSES[number], float(number), np.ones(SIZE, np.uint8), listed)
+        objects[0, i] = (PASCAL_VOC[number], float(number), np.ones(SIZE, np.uint8), listed)
     whole = np.empty((1, 1), anno)
     whole[0, 0] = (path.stem, objects)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,8 +146,8 @@ def test_the_459_classes_are_in_alphabetical_order_and_so_are_vocs(tmp_path: Pat
     savemat(path, {"LabelMap": np.stack([np.arange(460, dtype=np.uint16)] * 2)})
     numbers = read_voc_classes(path)[0]
     assert (numbers[0], (numbers == 0).sum()) == (255, 439)
-    found = [VOC_CLASSES[n] for n in numbers[1:] if n]
-    names = ["table" if name == "diningtable" else name for name in found]
+    found = [PASCAL_VOC[n] for n in numbers[1:] if n]
+    names = ["table" if name == "dining table" else name for name in found]
     assert names == sorted(names)
     assert len(found) == 20
 

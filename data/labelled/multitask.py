@@ -14,6 +14,7 @@ from data.errors import DataError
 from data.labelled import pascal_context
 from data.labelled.files import IGNORED, read_indices, read_lines, read_rgb
 from data.labelled.layout import Layout, Split
+from data.labelled.segmentation_classes import PASCAL_VOC
 
 Task = Literal["semseg", "parts", "saliency", "normals", "depth"]
 _LIST = {"train": "train", "test": "val"}  # the lists' names; both sets are tested on val
@@ -60,7 +61,7 @@ class PascalContextLayout(Layout):
         "  ImageSets/Context/{train,val}.txt     (a name a line)"
     )
     tasks: ClassVar[tuple[Task, ...]] = ("semseg", "parts", "saliency", "normals")
-    semseg_classes: ClassVar[tuple[str, ...]] = pascal_context.VOC_CLASSES
+    semseg_classes: ClassVar[tuple[str, ...]] = PASCAL_VOC
     part_classes: ClassVar[tuple[str, ...]] = pascal_context.PART_CLASSES
 
     kind: Literal["pascal_context"]

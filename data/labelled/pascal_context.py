@@ -7,32 +7,14 @@ import numpy as np
 
 from data.errors import DataError
 from data.labelled.files import IGNORED
+from data.labelled.segmentation_classes import PASCAL_VOC
 
-# Pascal VOC's classes in their order, with their numbers among Pascal Context's 459.
-_VOC = {
-    "aeroplane": 2,
-    "bicycle": 23,
-    "bird": 25,
-    "boat": 31,
-    "bottle": 34,
-    "bus": 45,
-    "car": 59,
-    "cat": 65,
-    "chair": 72,
-    "cow": 98,
-    "diningtable": 397,
-    "dog": 113,
-    "horse": 207,
-    "motorbike": 258,
-    "person": 284,
-    "pottedplant": 308,
-    "sheep": 347,
-    "sofa": 368,
-    "train": 416,
-    "tvmonitor": 427,
-}
-VOC_CLASSES = ("background", *_VOC)
-_PERSON = 15  # among Pascal VOC's classes
+# Of PASCAL_VOC's classes after the background, the numbers among Pascal Context's 459.
+_VOC_NUMBERS = (
+    *(2, 23, 25, 31, 34, 45, 59, 65, 72, 98),
+    *(397, 113, 207, 258, 284, 308, 347, 368, 416, 427),
+)
+_PERSON = PASCAL_VOC.index("person")
 _CONTEXT_CLASSES = 459
 
 # The six groups of Chen et al. (arXiv 1511.03339) by Pascal Part's names, l and r for the sides.
@@ -63,7 +45,7 @@ def read_voc_classes(path: Path) -> np.ndarray:
         raise DataError(f"'{path}': LabelMap is no map of classes 0 to {_CONTEXT_CLASSES}")
     table = np.zeros(_CONTEXT_CLASSES + 1, np.uint8)
     table[0] = IGNORED
-    table[list(_VOC.values())] = range(1, len(_VOC) + 1)
+    table[list(_VOC_NUMBERS)] = range(1, len(PASCAL_VOC))
     return table[labels.astype(np.int64)]
 
 
