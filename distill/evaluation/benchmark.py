@@ -84,6 +84,7 @@ BENCHMARKS = Family(
     noun="benchmark",
     table={
         "artefacts": "distill.evaluation.artefacts:Artefacts",
+        "detection": "distill.evaluation.detection:Detection",
         "keypoints": "distill.evaluation.keypoints:Keypoints",
         "knn": "distill.evaluation.knn:KNN",
         "linear": "distill.evaluation.linear:Linear",

@@ -1,0 +1,176 @@
+"""Images with boxes: COCO's layout on disk, and images of any shape on a canvas of one size."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data.errors import DataError
+from data.labelled.files import read_rgb
+from data.labelled.layout import Layout, Split
+
+_PADDING = 128  # mid-grey: near the mean that any encoder subtracts
+_YEAR_SPLIT = {"train": "train2017", "test": "val2017"}
+
+
+class Objects(NamedTuple):
+    """What is marked in one image.
+
+    Attributes:
+        boxes: (N, 4) float64, left, top, right, bottom in pixels of the stored image.
+        labels: (N,) int64 numbers of classes, from 0.
+        areas: (N,) float64 pixels that the objects cover, which decide small, medium and large.
+        crowds: (N,) bool; a crowd is a region of many objects. It neither trains nor counts.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowds: np.ndarray
+
+
+class MarkedImage(NamedTuple):
+    """An image and what is marked in it; `size` is (H, W) in pixels."""
+
+    path: Path
+    size: tuple[int, int]
+    objects: Objects
+
+
+class DetectionSet(NamedTuple):
+    """One split: names of the classes, and the images in the order of their numbers."""
+
+    classes: tuple[str, ...]
+    images: tuple[MarkedImage, ...]
+
+
+class CocoLayout(Layout):
+    """COCO's instances, or a set of one's own in the same form."""
+
+    tree: ClassVar[str] = (
+        "  train2017/*.jpg\n"
+        "  val2017/*.jpg\n"
+        "  annotations/instances_train2017.json\n"
+        "  annotations/instances_val2017.json"
+    )
+
+    kind: Literal["coco"] = "coco"
+
+    def load(self, split: Split) -> DetectionSet:
+        """Reads the marks of a split, but no image; `test` is val2017.
+
+        Raises:
+            DataError: the files are not there, or are no instances in COCO's form.
+        """
+        name = _YEAR_SPLIT[split]
+        folder = self.place(name)
+        path = self.place("annotations", f"instances_{name}.json")
+        try:
+            return _marked(json.loads(path.read_text()), folder)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"'{path}': no instances in COCO's form ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _marked(tree: Mapping[str, Any], folder: Path) -> DetectionSet:
+    categories = sorted(tree["categories"], key=lambda category: int(category["id"]))
+    number = {category["id"]: i for i, category in enumerate(categories)}
+    of_image: dict[int, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in tree["images"]}
+    for mark in tree["annotations"]:
+        of_image[mark["image_id"]].append(mark)
+    images = tuple(
+        MarkedImage(
+            folder / entry["file_name"],
+            (int(entry["height"]), int(entry["width"])),
+            _objects(of_image[entry["id"]], number),
+        )
+        for entry in sorted(tree["images"], key=lambda entry: int(entry["id"]))
+    )
+    if not images:
+        raise ValueError("no images")
+    return DetectionSet(tuple(str(category["name"]) for category in categories), images)
+
+
+def _objects(marks: list[Mapping[str, Any]], number: Mapping[int, int]) -> Objects:
+    boxes = np.array([mark["bbox"] for mark in marks], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]  # COCO writes left, top, width, height
+    return Objects(
+        boxes,
+        np.array([number[mark["category_id"]] for mark in marks], np.int64),
+        np.array([float(mark["area"]) for mark in marks], np.float64),
+        np.array([mark.get("iscrowd", 0) for mark in marks], bool),
+    )
+
+
+class Placement(NamedTuple):
+    """Where an image lies on its canvas: at the top left.
+
+    Attributes:
+        scale: (vertical, horizontal) pixels of the canvas to one of the image.
+        size: (H, W) in pixels of the canvas that the image covers.
+        flipped: whether left and right are swapped.
+    """
+
+    scale: tuple[float, float]
+    size: tuple[int, int]
+    flipped: bool
+
+    def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4) of the image on the canvas; edges are positions, not numbers of pixels."""
+        vertical, horizontal = self.scale
+        return self._flip(boxes * (horizontal, vertical, horizontal, vertical))
+
+    def to_image(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4) of the canvas in the image, cut off at its border."""
+        height, width = self.size
+        vertical, horizontal = self.scale
+        inside = self._flip(boxes).clip(0, (width, height, width, height))
+        return inside / (horizontal, vertical, horizontal, vertical)
+
+    def _flip(self, boxes: np.ndarray) -> np.ndarray:
+        if not self.flipped:
+            return boxes
+        left, top, right, bottom = boxes.T
+        width = self.size[1]
+        return np.stack([width - right, top, width - left, bottom], axis=1)
+
+
+def place_on_canvas(
+    pixels: np.ndarray, canvas: tuple[int, int], *, flipped: bool
+) -> tuple[np.ndarray, Placement]:
+    """Resizes an image, its aspect kept, so that it just fits a canvas, and pads right and below.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        canvas: (height, width) in pixels.
+        flipped: swap left and right.
+
+    Returns:
+        uint8 (height, width, 3), grey where the image is not; and where it is. Bicubic, with
+        antialias where it shrinks.
+    """
+    height, width = pixels.shape[:2]
+    ratio = min(canvas[0] / height, canvas[1] / width)
+    size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    resized = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)
+    out = np.full((*canvas, 3), _PADDING, np.uint8)
+    content = np.asarray(resized)
+    out[: size[0], : size[1]] = content[:, ::-1] if flipped else content
+    return out, Placement((size[0] / height, size[1] / width), size, flipped)
+
+
+def read_marked(image: MarkedImage) -> np.ndarray:
+    """The pixels of an image, uint8 (H, W, 3).
+
+    Raises:
+        DataError: it cannot be read, or has another size than its marks were made for.
+    """
+    pixels = read_rgb(image.path)
+    if pixels.shape[:2] != image.size:
+        came, due = (f"{h} x {w}" for h, w in (pixels.shape[:2], image.size))
+        raise DataError(f"the image '{image.path}' has {came} px; its boxes are made for {due} px")
+    return pixels

@@ -1,0 +1,200 @@
+"""Images with several kinds of labels: Pascal Context and NYUDv2 as multi-task work shares them.
+
+The layouts are those of the archives that ATRC (arXiv 2104.13874) shares and InvPT and MLoRE read.
+Boundaries are left out: their measure needs a tool of its own.
+"""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from pydantic import Field
+
+from data.errors import DataError
+from data.labelled import pascal_context
+from data.labelled.files import IGNORED, read_indices, read_lines, read_rgb
+from data.labelled.layout import Layout, Split
+from data.labelled.segmentation_classes import PASCAL_VOC
+
+Task = Literal["semseg", "parts", "saliency", "normals", "depth"]
+_LIST = {"train": "train", "test": "val"}  # the lists' names; both sets are tested on val
+
+
+class MultiTaskSample(NamedTuple):
+    """One image and its labels, all (H, W); None for a task that the set has not.
+
+    Attributes:
+        name: of the image, without a suffix.
+        image: uint8 (H, W, 3).
+        semseg: uint8 numbers of classes; 255 is ignored.
+        parts: uint8, 0 is background; 255 is ignored: all of an image without a person.
+        saliency: uint8, 1 salient and 0 not.
+        normals: float32 (H, W, 3) unit vectors; zero vectors where none is known.
+        depth: float32 in metres; 0 where none is known.
+    """
+
+    name: str
+    image: np.ndarray
+    semseg: np.ndarray
+    parts: np.ndarray | None
+    saliency: np.ndarray | None
+    normals: np.ndarray
+    depth: np.ndarray | None
+
+
+class PascalContextLayout(Layout):
+    """Pascal Context with five tasks: 4,998 images for training and 5,105 for the test.
+
+    `semseg` (21 classes of Pascal VOC) comes from `semseg/` where that folder is there, and else
+    from the 459 classes of the `.mat` files. Normals and saliency are other networks' predictions,
+    as in all work on this set. The published protocol counts normals in some classes only, by a
+    list that is not part of the archive; here they count wherever they are known.
+    """
+
+    tree: ClassVar[str] = (
+        "  JPEGImages/*.jpg\n"
+        "  pascal-context/trainval/*.mat\n"
+        "  human_parts/*.mat\n"
+        "  normals_distill/*.png\n"
+        "  sal_distill/*.png\n"
+        "  semseg/{VOC12,pascal-context}/*.png   (may be missing)\n"
+        "  ImageSets/Context/{train,val}.txt     (a name a line)"
+    )
+    tasks: ClassVar[tuple[Task, ...]] = ("semseg", "parts", "saliency", "normals")
+    semseg_classes: ClassVar[tuple[str, ...]] = PASCAL_VOC
+    part_classes: ClassVar[tuple[str, ...]] = pascal_context.PART_CLASSES
+
+    kind: Literal["pascal_context"]
+
+    def names(self, split: Split) -> list[str]:
+        """The images of a split, by its list; `test` is val.
+
+        Raises:
+            DataError: the list is not there.
+        """
+        return read_lines(self.place("ImageSets", "Context", f"{_LIST[split]}.txt"))
+
+    def sample(self, name: str) -> MultiTaskSample:
+        """Reads one image and its labels.
+
+        Raises:
+            DataError: a file is not there, cannot be read, or has another size than the image.
+        """
+        image = read_rgb(self.place("JPEGImages", f"{name}.jpg"))
+        saliency = read_indices(self.place("sal_distill", f"{name}.png"))
+        sample = MultiTaskSample(
+            name,
+            image,
+            self._semseg(name),
+            pascal_context.read_parts(self._parts(name), image.shape[:2]),
+            (saliency > IGNORED // 2).astype(np.uint8),
+            decode_normals(read_rgb(self.place("normals_distill", f"{name}.png"))),
+            None,
+        )
+        return _same_size(sample, self.root)
+
+    def _semseg(self, name: str) -> np.ndarray:
+        if (self.root / "semseg").is_dir():
+            own = self.root / "semseg" / "VOC12" / f"{name}.png"
+            path = own if own.exists() else self.place("semseg", "pascal-context", f"{name}.png")
+            return read_indices(path).astype(np.uint8)
+        return pascal_context.read_voc_classes(
+            self.place("pascal-context", "trainval", f"{name}.mat")
+        )
+
+    def _parts(self, name: str) -> Path | None:
+        """The file of an image's parts; None where the image is not among those with parts."""
+        path = self.place("human_parts") / f"{name}.mat"
+        return path if path.exists() else None
+
+
+class NyudLayout(Layout):
+    """NYUDv2 with three tasks: 795 images for training and 654 for the test.
+
+    Segmentations have 0 for unlabelled and 1 to 40 for classes; here 255 and 0 to 39.
+    """
+
+    tree: ClassVar[str] = (
+        "  images/*.png\n"
+        "  segmentation/*.png\n"
+        "  depth/*.npy          (metres)\n"
+        "  normals/*.png\n"
+        "  gt_sets/{train,val}.txt   (a name a line)"
+    )
+    tasks: ClassVar[tuple[Task, ...]] = ("semseg", "normals", "depth")
+    num_classes: ClassVar[int] = 40
+
+    kind: Literal["nyud"]
+
+    def names(self, split: Split) -> list[str]:
+        """The images of a split, by its list; `test` is val.
+
+        Raises:
+            DataError: the list is not there.
+        """
+        return read_lines(self.place("gt_sets", f"{_LIST[split]}.txt"))
+
+    def sample(self, name: str) -> MultiTaskSample:
+        """Reads one image and its labels.
+
+        Raises:
+            DataError: a file is not there, cannot be read, or has another size than the image.
+        """
+        sample = MultiTaskSample(
+            name,
+            read_rgb(self.place("images", f"{name}.png")),
+            self._semseg(self.place("segmentation", f"{name}.png")),
+            None,
+            None,
+            decode_normals(read_rgb(self.place("normals", f"{name}.png"))),
+            _read_depth(self.place("depth", f"{name}.npy")),
+        )
+        return _same_size(sample, self.root)
+
+    def _semseg(self, path: Path) -> np.ndarray:
+        values = read_indices(path)
+        if values.max(initial=0) > self.num_classes:
+            raise DataError(
+                f"the label map '{path}' has {values.max()}; 0 to {self.num_classes} are due"
+            )
+        return (values.astype(np.uint8) - 1).astype(np.uint8)  # 0 wraps round to 255, ignored
+
+
+MultiTaskLayout: TypeAlias = Annotated[
+    PascalContextLayout | NyudLayout, Field(discriminator="kind")
+]
+
+
+def decode_normals(colours: np.ndarray) -> np.ndarray:
+    """Surface normals from colours: each of 0 to 255 stands for -1 to 1.
+
+    Args:
+        colours: uint8 (H, W, 3).
+
+    Returns:
+        float32 (H, W, 3) unit vectors. Where nothing is known, files have black or grey, whose
+        length is far from one; zero vectors there.
+    """
+    vectors = colours.astype(np.float32) * (2 / 255) - 1
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    known = (lengths > 0.5) & (lengths < 1.5)
+    return np.where(known, vectors / np.maximum(lengths, 1e-6), 0).astype(np.float32)
+
+
+def _read_depth(path: Path) -> np.ndarray:
+    try:
+        values = np.load(path).squeeze().astype(np.float32)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the depth '{path}': {error}") from error
+    return np.where(np.isfinite(values) & (values > 0), values, 0).astype(np.float32)
+
+
+def _same_size(sample: MultiTaskSample, root: Path) -> MultiTaskSample:
+    due = sample.image.shape[:2]
+    for task, labels in zip(sample._fields[2:], sample[2:], strict=True):
+        if labels is not None and labels.shape[:2] != due:
+            came = " x ".join(map(str, labels.shape[:2]))
+            raise DataError(
+                f"{root}: {task} of {sample.name} has {came} px, its image {due[0]} x {due[1]} px"
+            )
+    return sample

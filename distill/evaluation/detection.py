@@ -1,0 +1,138 @@
+"""COCO detection on frozen features: AP of a detector that trains over them.
+
+The protocol is ours, the smallest honest one (a simple pyramid and FCOS, flips only, images
+letterboxed to the encoder's size): FeatSharp's table 1 has another detector. Rows are comparable
+with each other, with and without an upsampler, and not with that table.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+from torchvision.models.detection import FCOS
+
+from data.errors import DataError
+from data.labelled.ahead import read_ahead
+from data.labelled.detection import CocoLayout, DetectionSet
+from distill import distributed
+from distill.errors import RecipeError
+from distill.evaluation.average_precision import (
+    MAX_DETECTIONS,
+    Detections,
+    average_precision,
+    require_coco_eval,
+)
+from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.evaluation.detection_pictures import draw_detections
+from distill.evaluation.detection_training import (
+    DetectorTrainingConfig,
+    fit_image,
+    progress,
+    to_pixels,
+    train_detector,
+)
+from distill.evaluation.detector import NMS_THRESHOLD, SCORE_THRESHOLD
+from distill.evaluation.sharing import gather_shares, own_share
+from teachers.errors import TeacherError
+from teachers.teacher import Teacher
+
+
+class DetectionConfig(BenchmarkConfig, DetectorTrainingConfig):
+    """What the detector trains on, and how. The defaults are twelve passes over COCO.
+
+    Attributes:
+        dataset: where the images and their boxes lie.
+        size: (height, width) in pixels of the canvas that images are fitted into; None for the
+            encoder's own resolution.
+    """
+
+    kind: str = "detection"
+    dataset: CocoLayout
+    size: tuple[PositiveInt, PositiveInt] | None = None
+
+
+class Detection(Benchmark):
+    """Trains an FCOS over the encoder's map and counts AP on other images."""
+
+    Config: ClassVar[type[BenchmarkConfig]] = DetectionConfig
+
+    config: DetectionConfig
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Trains, detects and counts; see `Benchmark.measure`.
+
+        Raises:
+            RecipeError: faster-coco-eval is not installed, or a batch is smaller than the ranks.
+        """
+        require_coco_eval()
+        if self.config.batch_size < distributed.world_size():
+            raise RecipeError(
+                f"batch_size: {self.config.batch_size} images for {distributed.world_size()} "
+                "ranks; each needs one at least"
+            )
+        size = _canvas(encoder, self.config.size)
+        train, test = (self.config.dataset.load(split) for split in ("train", "test"))
+        if train.classes != test.classes:
+            raise DataError(
+                f"{self.config.dataset.root}: training and test images have different classes"
+            )
+        detector = train_detector(encoder, train, size, self.config, seed)
+        found = self._detect(detector, test, size)
+        figures = average_precision(test, found)
+        if distributed.rank() == 0:
+            draw_detections(folder / "detections.png", test, found)
+        return Measurement(figures, self._protocol(train, test, size, detector))
+
+    @torch.no_grad()
+    def _detect(
+        self, detector: FCOS, test: DetectionSet, size: tuple[int, int]
+    ) -> list[Detections]:
+        """What the detector finds in each test image, on every rank."""
+        detector.eval()
+        own = own_share(len(test.images))
+        a_pass = -(-self.config.batch_size // distributed.world_size())
+        fitted = read_ahead(lambda i: fit_image(test.images[i], size, flipped=False), own)
+        rows = torch.full((len(own), MAX_DETECTIONS, 6), -1.0, dtype=torch.float64)
+        for start in progress(range(0, len(own), a_pass), "detecting"):
+            batch = [next(fitted) for _ in own[start : start + a_pass]]
+            outputs = detector(list(to_pixels(batch)))
+            for row, image, output in zip(rows[start:], batch, outputs, strict=False):
+                boxes = image.placement.to_image(output["boxes"].double().cpu().numpy())
+                count = len(boxes)
+                row[:count, :4] = torch.from_numpy(boxes)
+                row[:count, 4] = output["scores"]
+                row[:count, 5] = output["labels"]
+        gathered = gather_shares(rows.to(distributed.device()), len(test.images)).cpu().numpy()
+        real = (image[image[:, 5] >= 0] for image in gathered)
+        return [Detections(r[:, :4], r[:, 4], r[:, 5].astype(np.int64)) for r in real]
+
+    def _protocol(
+        self, train: DetectionSet, test: DetectionSet, size: tuple[int, int], detector: FCOS
+    ) -> dict[str, Any]:
+        return {
+            "train_images": len(train.images),
+            "test_images": len(test.images),
+            "test_objects": int(sum((~image.objects.crowds).sum() for image in test.images)),
+            "classes": len(train.classes),
+            "passes": self.config.steps * self.config.batch_size / len(train.images),
+            "size": list(size),
+            "fit": "aspect kept, padded right and below",
+            "grid": list(detector.backbone.encoder.spec.grid(*size)),
+            "cells_px": [list(cell) for cell in detector.anchor_generator.cells],
+            "detector": "FCOS on a simple pyramid, encoder frozen",
+            "trained_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad),
+            "score_threshold": SCORE_THRESHOLD,
+            "nms_threshold": NMS_THRESHOLD,
+            "detections": MAX_DETECTIONS,
+        }
+
+
+def _canvas(encoder: Teacher, size: tuple[int, int] | None) -> tuple[int, int]:
+    size = encoder.spec.resolution if size is None else size
+    try:
+        encoder.spec.grid(*size)
+    except ValueError as error:
+        raise TeacherError(f"size: {error}") from None
+    return size

@@ -1,0 +1,201 @@
+"""Trains a detector over a frozen encoder, on-line: every image is encoded as it comes.
+
+Ranks share each batch. They add their gradients up, so that all have the same detector, and any
+number of ranks has that of one up to rounding.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+
+from data.labelled.ahead import read_ahead
+from data.labelled.detection import (
+    DetectionSet,
+    MarkedImage,
+    Placement,
+    place_on_canvas,
+    read_marked,
+)
+from data.progress import track
+from distill import distributed
+from distill.evaluation.detector import build_detector
+from distill.evaluation.sharing import own_share
+from distill.feature_statistics import merge_over_ranks
+from distill.optimizer import OptimizerConfig, build_optimizer, decay_groups
+from distill.schedule import ScheduleConfig, scheduled_ratio
+from teachers.errors import TeacherError
+from teachers.phi_s import FeatureStatistics
+from teachers.teacher import Teacher
+
+
+class DetectorTrainingConfig(BaseModel):
+    """How the detector trains.
+
+    Attributes:
+        steps: of the optimiser.
+        batch_size: images a step, over all ranks.
+        optimizer: of pyramid and detector; the encoder stays as it is.
+        schedule: of the learning rate.
+        channels: of the pyramid and the heads.
+        flip: probability that a training image is mirrored.
+        statistics_images: training images that the map's channels are standardised by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: PositiveInt = 88_000
+    batch_size: PositiveInt = 16
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, weight_decay=0.1)
+    schedule: ScheduleConfig = ScheduleConfig(warmup_steps=500)
+    channels: Annotated[int, Field(gt=0, multiple_of=32)] = 256
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    statistics_images: PositiveInt = 256
+
+
+class FittedImage(NamedTuple):
+    """An image on its canvas, and what trains there.
+
+    Attributes:
+        pixels: uint8 (3, H, W).
+        placement: where on the canvas the image lies.
+        boxes: (N, 4) on the canvas, left, top, right, bottom; no crowds.
+        labels: (N,) int64.
+    """
+
+    pixels: Tensor
+    placement: Placement
+    boxes: Tensor
+    labels: Tensor
+
+
+def fit_image(image: MarkedImage, size: tuple[int, int], flipped: bool) -> FittedImage:
+    """Reads an image and puts it, with its boxes, on a canvas of (height, width) pixels.
+
+    Crowds are left out, and boxes without area, which COCO has a few of.
+    """
+    pixels, placement = place_on_canvas(read_marked(image), size, flipped=flipped)
+    marks = image.objects
+    solid = (marks.boxes[:, 2:] > marks.boxes[:, :2]).all(1) & ~marks.crowds
+    return FittedImage(
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        placement,
+        torch.from_numpy(placement.to_canvas(marks.boxes[solid])).float(),
+        torch.from_numpy(marks.labels[solid]),
+    )
+
+
+def train_detector(
+    encoder: Teacher,
+    train: DetectionSet,
+    size: tuple[int, int],
+    config: DetectorTrainingConfig,
+    seed: int,
+) -> FCOS:
+    """Trains a detector; every rank calls this, and gets the same.
+
+    Args:
+        encoder: frozen, on this process's device.
+        train: images with at least one class.
+        size: (height, width) in pixels that the encoder takes.
+        config: how.
+        seed: of the initial weights, the order of the images and the flips.
+
+    Raises:
+        TeacherError: the loss is not finite any more.
+    """
+    mean, deviation = _channel_statistics(encoder, train, size, config, seed)
+    detector = build_detector(
+        encoder,
+        mean,
+        deviation,
+        size=size,
+        num_classes=len(train.classes),
+        channels=config.channels,
+        seed=distributed.derive_seed(seed, "detector"),
+    ).train()
+    trained = nn.ModuleList([detector.backbone.pyramid, detector.head])
+    optimizer = build_optimizer(config.optimizer, decay_groups(trained, config.optimizer, set()))
+    draws, own = training_draws(len(train.images), config, seed), own_share(config.batch_size)
+    mine = [draws[step * config.batch_size + i] for step in range(config.steps) for i in own]
+    fitted = read_ahead(lambda draw: fit_image(train.images[draw[0]], size, draw[1]), mine)
+    for step in progress(range(config.steps), "training the detector"):
+        for group in optimizer.param_groups:
+            group["lr"] = config.optimizer.lr * scheduled_ratio(config.schedule, step, config.steps)
+        loss = batch_loss(detector, [next(fitted) for _ in own])
+        if not loss.detach().isfinite():
+            raise TeacherError(
+                f"the detector's loss is {loss.item()} at step {step}; a lower optimizer.lr than "
+                f"{config.optimizer.lr:g} may help"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        add_gradients(trained)
+        optimizer.step()
+    return detector
+
+
+def batch_loss(detector: FCOS, batch: Sequence[FittedImage]) -> Tensor:
+    """This rank's part of the batch's loss: the ranks' parts add up to the whole."""
+    device = distributed.device()
+    targets = [{"boxes": b.boxes.to(device), "labels": b.labels.to(device)} for b in batch]
+    losses = detector(list(to_pixels(batch)), targets)
+    return torch.stack(list(losses.values())).sum()
+
+
+def add_gradients(module: nn.Module) -> None:
+    """Adds the ranks' gradients up, so that every rank takes the whole batch's step."""
+    if distributed.world_size() == 1:
+        return
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    summed = distributed.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def training_draws(count: int, config: DetectorTrainingConfig, seed: int) -> list[tuple[int, bool]]:
+    """Which image each place of each batch gets, and whether mirrored, whatever the ranks.
+
+    Every image once, in random order, before any comes again; batches run on over the passes, so
+    that all are full.
+    """
+    generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "detection order"))
+    due = config.steps * config.batch_size
+    passes = -(-due // count)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])[:due]
+    flips = torch.rand(due, generator=generator) < config.flip
+    return list(zip(order.tolist(), flips.tolist(), strict=True))
+
+
+def to_pixels(batch: Sequence[FittedImage]) -> Tensor:
+    """(B, 3, H, W) in [0, 1] on this process's device."""
+    return torch.stack([image.pixels for image in batch]).to(distributed.device()).float() / 255
+
+
+def progress(steps: range, what: str) -> Iterator[int]:
+    """The steps, which rank 0 reports."""
+    yield from track(steps, what) if distributed.rank() == 0 else steps
+
+
+@torch.no_grad()
+def _channel_statistics(
+    encoder: Teacher,
+    train: DetectionSet,
+    size: tuple[int, int],
+    config: DetectorTrainingConfig,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of the map's channels, float64, over random images."""
+    generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "statistics"))
+    chosen = torch.randperm(len(train.images), generator=generator)[: config.statistics_images]
+    own = own_share(len(chosen))
+    statistics = FeatureStatistics.zeros(encoder.spec.spatial_dim, device=distributed.device())
+    fitted = read_ahead(lambda i: fit_image(train.images[int(chosen[i])], size, flipped=False), own)
+    for start in progress(range(0, len(own), config.batch_size), "standardising"):
+        batch = [next(fitted) for _ in own[start : start + config.batch_size]]
+        statistics.update(encoder(to_pixels(batch)).spatial)
+    merged = merge_over_ranks(statistics)
+    return merged.mean, (merged.scatter.diagonal() / merged.count).sqrt()

@@ -1,0 +1,208 @@
+"""A detector over a frozen map: a simple feature pyramid and torchvision's FCOS heads.
+
+The pyramid is ViTDet's (arXiv 2203.16527, section 3): all levels from one map, by transposed
+convolutions and pooling, no top-down path. FCOS (arXiv 1904.01355) needs no anchor boxes that
+would have to fit the strides, and of compiled operators only non-maximum suppression.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.image_list import ImageList
+
+from distill import distributed
+from distill.evaluation.average_precision import MAX_DETECTIONS
+from teachers.teacher import Teacher
+from teachers.torchvision_ops import allow_plain_nms
+
+STRIDES = (4, 8, 16, 32)  # that the levels come nearest to, in powers of two of the map's own
+SCORE_THRESHOLD = 0.05  # torchvision's 0.2 cuts the tail that AP counts
+NMS_THRESHOLD = 0.6
+
+
+class Level(NamedTuple):
+    """One map of the pyramid.
+
+    Attributes:
+        doublings: of the encoder's map; negative where the level is coarser.
+        cell: (height, width) of a cell in pixels of the image.
+    """
+
+    doublings: int
+    cell: tuple[float, float]
+
+
+def pyramid_levels(image: tuple[int, int], grid: tuple[int, int]) -> tuple[Level, ...]:
+    """The levels over a map, by the pixels that its cells really cover.
+
+    Args:
+        image: (H, W) in pixels, all of which the map covers.
+        grid: (h, w) cells of the map.
+    """
+    height, width = image[0] / grid[0], image[1] / grid[1]
+    side = math.sqrt(height * width)
+    doublings = [round(math.log2(side / stride)) for stride in STRIDES]
+    return tuple(Level(d, (height / 2.0**d, width / 2.0**d)) for d in doublings)
+
+
+class Pyramid(nn.Module):
+    """Maps of several strides from one.
+
+    Args:
+        mean: (D,) of the map's channels, which are standardised first: encoders differ a
+            thousandfold in scale and offset.
+        deviation: (D,) standard deviations of the channels.
+        levels: from fine to coarse.
+        channels: of every level.
+    """
+
+    mean: Tensor  # (1, D, 1, 1)
+    deviation: Tensor  # (1, D, 1, 1)
+
+    def __init__(
+        self, mean: Tensor, deviation: Tensor, levels: Sequence[Level], channels: int
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
+        self.register_buffer("deviation", deviation.float().view(1, -1, 1, 1))
+        self.levels = nn.ModuleList(
+            _level(len(mean), level.doublings, channels) for level in levels
+        )
+
+    def forward(self, maps: Tensor) -> list[Tensor]:
+        """Maps (B, D, h, w) to one a level, (B, channels, 2^d h, 2^d w) after d doublings.
+
+        An odd side halves to the larger half: its last cell reaches beyond the image.
+        """
+        standard = (maps - self.mean) / self.deviation.clamp(min=1e-6)
+        return [level(standard) for level in self.levels]
+
+
+def _level(dim: int, doublings: int, channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    if doublings < 0:
+        layers.append(nn.MaxPool2d(2**-doublings, ceil_mode=True))
+    for i in range(doublings):
+        if i:
+            layers += [LayerNorm2d(dim), nn.GELU()]
+        narrower = max(channels, dim // 2)
+        layers.append(nn.ConvTranspose2d(dim, narrower, 2, 2, bias=False))
+        dim = narrower
+    layers += [nn.Conv2d(dim, channels, 1, bias=False), LayerNorm2d(channels)]
+    layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), LayerNorm2d(channels)]
+    return nn.Sequential(*layers)
+
+
+class FrozenBackbone(nn.Module):
+    """An encoder, which stays frozen, and the pyramid over its map; what FCOS calls a backbone."""
+
+    def __init__(self, encoder: Teacher, pyramid: Pyramid, channels: int) -> None:
+        super().__init__()
+        self.encoder, self.pyramid, self.out_channels = encoder, pyramid, channels
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Images (B, 3, H, W) in [0, 1] to the levels by number."""
+        levels = self.pyramid(self.encoder(images).spatial)
+        return OrderedDict((str(i), level) for i, level in enumerate(levels))
+
+
+class CellAnchors(AnchorGenerator):
+    """One box a cell: the cell itself.
+
+    torchvision's own takes strides for whole pixels, which those of a 14 px patch are not, and
+    puts a cell's centre on its corner.
+
+    Args:
+        levels: of the pyramid.
+    """
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        super().__init__(sizes=((1,),) * len(levels), aspect_ratios=((1.0,),) * len(levels))
+        self.cells = [level.cell for level in levels]
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """The boxes (N, 4) of all levels' cells, row by row, for each image."""
+        boxes = []
+        for (height, width), level in zip(self.cells, feature_maps, strict=True):
+            h, w = level.shape[-2:]
+            y, x = torch.meshgrid(
+                torch.arange(h, device=level.device) * height,
+                torch.arange(w, device=level.device) * width,
+                indexing="ij",
+            )
+            boxes.append(torch.stack([x, y, x + width, y + height], -1).view(-1, 4))
+        return [torch.cat(boxes)] * len(image_list.image_sizes)
+
+
+class SharedHead(FCOSHead):
+    """FCOS's heads, with the loss of a batch that ranks share.
+
+    FCOS divides by the number of cells that have an object. Here that is the number on all ranks,
+    so that the ranks' losses, and their gradients, add up to those of the whole batch on one.
+    """
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """This rank's part of the losses; see `FCOSHead.compute_loss`."""
+        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        own = torch.stack([(matched >= 0).sum() for matched in matched_idxs]).sum().double()
+        share = own.clamp(min=1) / distributed.all_reduce(own.clone()).clamp(min=1)
+        return {name: loss * share.float() for name, loss in losses.items()}
+
+
+def build_detector(
+    encoder: Teacher,
+    mean: Tensor,
+    deviation: Tensor,
+    *,
+    size: tuple[int, int],
+    num_classes: int,
+    channels: int,
+    seed: int,
+) -> FCOS:
+    """Builds an FCOS over an encoder, on the encoder's device.
+
+    Args:
+        encoder: frozen.
+        mean: (D,) of its map's channels.
+        deviation: (D,) of the same.
+        size: (height, width) in pixels of every image that it will see.
+        num_classes: K, numbered from 0; FCOS has no class for the background.
+        channels: of the pyramid and of the heads, a multiple of 32 (their GroupNorm's groups).
+        seed: of the initial weights.
+    """
+    allow_plain_nms()
+    levels = pyramid_levels(size, encoder.spec.grid(*size))
+    # On the CPU, whose generator is then the same everywhere, and is given back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pyramid = Pyramid(mean.cpu(), deviation.cpu(), levels, channels)
+        detector = FCOS(
+            FrozenBackbone(encoder, pyramid, channels),
+            num_classes,
+            min_size=min(size),  # both are met, so that its own resizing does nothing
+            max_size=max(size),
+            size_divisible=1,
+            _skip_resize=True,  # in training it would draw a size from torch's own generator
+            image_mean=[0.0] * 3,  # the encoder normalises its pixels itself
+            image_std=[1.0] * 3,
+            anchor_generator=CellAnchors(levels),
+            head=SharedHead(channels, 1, num_classes),
+            score_thresh=SCORE_THRESHOLD,
+            nms_thresh=NMS_THRESHOLD,
+            detections_per_img=MAX_DETECTIONS,
+        )
+    return detector.to(encoder.mean.device)
