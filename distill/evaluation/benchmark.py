@@ -81,7 +81,11 @@ class Benchmark(ABC):
 
 BENCHMARKS = Family(
     noun="benchmark",
-    table={"segmentation": "distill.evaluation.segmentation:Segmentation"},
+    table={
+        "depth": "distill.evaluation.depth:Depth",
+        "normals": "distill.evaluation.normals:Normals",
+        "segmentation": "distill.evaluation.segmentation:Segmentation",
+    },
     base=Benchmark,
     config=BenchmarkConfig,
 )
