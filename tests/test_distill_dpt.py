@@ -29,13 +29,22 @@ def test_every_layer_and_every_parameter_matters() -> None:
 
 
 @pytest.mark.parametrize("axis", [-1, -2])
-def test_a_mirrored_map_gives_the_mirrored_prediction(axis: int) -> None:
-    """Half-pixel centres: corners aligned, or one padded side, would shift the map."""
-    torch.manual_seed(0)
-    head = DPTHead([4] * 4, 2, 8).eval()
+def test_a_linear_ramp_stays_where_it_is(axis: int) -> None:
+    """With convolutions that do nothing, four maps are added: half-pixel centres throughout."""
+    head = DPTHead([2] * 4, 2, 2).eval()
+    for unit in (*head.skip, *head.fuse):
+        nn.init.zeros_(unit.inner[-1].weight)
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data + module.weight.data.flip(axis)
-    maps = [torch.rand(1, 4, 5, 6) for _ in range(4)]
-    mirrored: list[Tensor] = [each.flip(axis) for each in maps]
-    assert torch.allclose(head(*mirrored), head(*maps).flip(axis), atol=1e-5)
+            nn.init.dirac_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def ramp(height: int, width: int) -> Tensor:
+        length = (height, width)[axis]
+        along = (torch.arange(length) + 0.5) / length
+        return along.view((-1, 1) if axis == -2 else (1, -1)).expand(1, 2, height, width)
+
+    came = head(*[ramp(8, 12)] * 4)
+    inner = (..., slice(8, -8), slice(8, -8))
+    assert torch.allclose(came[inner], 4 * ramp(32, 48)[inner], atol=1e-4)
