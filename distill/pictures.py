@@ -79,7 +79,7 @@ def draw_panels(
         columns[teacher] = basis.colours(target.spatial)
         for student, output in outputs.items():
             columns[f"{student}: {teacher}"] = basis.colours(output.heads[teacher].spatial)
-    _draw_columns(path, columns)
+    draw_columns(path, columns)
 
 
 def draw_maps(path: Path, images: Tensor, maps: Mapping[str, Tensor]) -> None:
@@ -91,7 +91,7 @@ def draw_maps(path: Path, images: Tensor, maps: Mapping[str, Tensor]) -> None:
         maps: title to maps (B, D, h, w), each on a grid of its own; the first gives the colours.
     """
     basis = ColourBasis.fit(next(iter(maps.values())))
-    _draw_columns(path, {"image": images, **{t: basis.colours(m) for t, m in maps.items()}})
+    draw_columns(path, {"image": images, **{t: basis.colours(m) for t, m in maps.items()}})
 
 
 def draw_side_by_side(path: Path, maps: Sequence[tuple[str, Tensor]]) -> None:
@@ -101,13 +101,15 @@ def draw_side_by_side(path: Path, maps: Sequence[tuple[str, Tensor]]) -> None:
         path: the PNG to write.
         maps: titles, which may repeat, and maps (1, D, h, w); shown as wide as the first.
     """
-    _draw_columns(path, [(title, ColourBasis.fit(m).colours(m)) for title, m in maps])
+    draw_columns(path, [(title, ColourBasis.fit(m).colours(m)) for title, m in maps])
 
 
-def _draw_columns(path: Path, titled: Mapping[str, Tensor] | Sequence[tuple[str, Tensor]]) -> None:
-    """Draws titled columns of pictures, (B, 3, h, w) in [0, 1] each; `image` is photographs.
+def draw_columns(path: Path, titled: Mapping[str, Tensor] | Sequence[tuple[str, Tensor]]) -> None:
+    """Draws titled columns of pictures, all as wide as the first.
 
-    All are as wide as the first.
+    Args:
+        path: the PNG to write.
+        titled: title to pictures (B, 3, h, w) in [0, 1]; `image` is photographs.
     """
     columns = list(titled.items()) if isinstance(titled, Mapping) else titled
     first = columns[0][1]

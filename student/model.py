@@ -1,7 +1,7 @@
 """The student: one ViT that learns from several teachers."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -116,6 +116,25 @@ class Student(nn.Module):
         )
         heads = {name: head(slots[name], patches, grid) for name, head in self.heads.items()}
         return StudentOutput(backbone, heads)
+
+    def forward_intermediates(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The backbone's maps after some blocks, as timm's models give them.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1]; H and W are multiples of the patch size.
+            indices: of blocks, from 0; the last gives the map that `forward` returns.
+
+        Returns:
+            A map (B, C, h, w) for each, in the order of the blocks, after the final norm, float32.
+
+        Raises:
+            StudentError: the images have another shape; names the nearest size.
+        """
+        grid = self._grid(images)
+        return [
+            rearrange(tokens[:, self.num_skip :], "b (h w) c -> b c h w", h=grid[0]).float()
+            for tokens in self.trunk.intermediates(self._normalise(images), indices)
+        ]
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         if images.ndim != 4 or images.shape[1] != 3:

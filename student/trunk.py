@@ -5,6 +5,8 @@ backbone features then have a scale that does not grow with depth, and weights o
 their meaning.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -54,14 +56,21 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encodes (B, 3, H, W), normalised, into (B, num_skip + h * w, C)."""
+        return self.intermediates(images, [len(self.blocks) - 1])[0]
+
+    def intermediates(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The tokens after some blocks, numbered from 0, each after the norm as the last are."""
         x = self.embedding(images)
-        for block in self.blocks:
+        chosen = []
+        for number, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training:
                 # Blocks draw no random numbers, so there is no state to keep for the second pass.
                 x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x)
-        return self.norm(x)
+            if number in indices:
+                chosen.append(self.norm(x))
+        return chosen
 
 
 def _init_linear(module: nn.Module) -> None:

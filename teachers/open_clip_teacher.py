@@ -22,6 +22,7 @@ from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.open_clip_source import find_source, locate_weights
 from teachers.teacher import Teacher, TeacherConfig
+from teachers.timm_teacher import layer_maps
 from teachers.weights import load_strictly, read_tensors, seeded
 
 
@@ -115,6 +116,7 @@ class DFNCLIP(OpenClipTeacher):
     def __init__(self, config: DFNCLIPConfig) -> None:
         super().__init__(config)
         self.visual.output_tokens = True
+        self.num_layers = self.visual.transformer.layers
         if config.summary == "cls":
             self.visual.proj = None
 
@@ -123,6 +125,13 @@ class DFNCLIP(OpenClipTeacher):
         summary, tokens = self.visual(images)
         h, w = self.spec.grid(*images.shape[-2:])
         return Features(summary, rearrange(tokens, "b (h w) d -> b d h w", h=h, w=w))
+
+    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The patch tokens of some blocks after the final norm, as those of the last one."""
+        maps: list[Tensor] = self.visual.forward_intermediates(
+            images, indices=list(indices), normalize_intermediates=True, intermediates_only=True
+        )["image_intermediates"]
+        return maps
 
     @staticmethod
     def _refuse(visual: Any, model: str) -> None:
@@ -166,6 +175,10 @@ class SigLIP(OpenClipTeacher):
 
     Config: ClassVar[type[TeacherConfig]] = SigLIPConfig
 
+    def __init__(self, config: SigLIPConfig) -> None:
+        super().__init__(config)
+        self.num_layers = len(self.visual.trunk.blocks)
+
     def extract(self, images: Tensor) -> Features:
         """Runs the tower; see `Teacher.extract`."""
         trunk = self.visual.trunk
@@ -173,6 +186,10 @@ class SigLIP(OpenClipTeacher):
         h, w = self.spec.grid(*images.shape[-2:])
         spatial = rearrange(tokens[:, trunk.num_prefix_tokens :], "b (h w) d -> b d h w", h=h, w=w)
         return Features(self.visual.head(trunk.forward_head(tokens)), spatial)
+
+    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The patch tokens of some blocks after the final norm, as those of the last one."""
+        return layer_maps(self.visual.trunk, images, indices)
 
     @staticmethod
     def _refuse(visual: Any, model: str) -> None:

@@ -12,6 +12,7 @@ spaces takes those teachers.
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -34,6 +35,7 @@ from teachers.teacher import (
     Teacher,
     TeacherConfig,
 )
+from teachers.timm_teacher import layer_maps
 from teachers.weights import load_strictly, on_meta, seeded, shorten
 
 # Width, depth, heads and MLP ratio (radio-training.md 1.1) behind names that timm does not have.
@@ -159,6 +161,7 @@ class RadioTeacher(Teacher):
         if checkpoint and not on_meta():
             load_strictly(network.to_empty(device="cpu"), checkpoint.tensors, str(config.weights))
         self.network: Any = network
+        self.num_layers = len(self.network.blocks)
         self.slots = _slots(config, architecture)
 
     def extract(self, images: Tensor) -> Features:
@@ -169,6 +172,10 @@ class RadioTeacher(Teacher):
         return Features(
             tokens[:, list(self.slots)].flatten(1), patches.transpose(1, 2).unflatten(2, grid)
         )
+
+    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The patch tokens of some blocks, after the final norm only where there is one."""
+        return layer_maps(self.network, images, indices)
 
 
 def build_trunk(architecture: RadioArchitecture) -> NaFlexVit:

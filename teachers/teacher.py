@@ -5,9 +5,9 @@ names the class by import path, `kind: my_package.module:MyTeacher`; nothing her
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, ClassVar, Self, final
+from typing import Annotated, Any, ClassVar, Self, TypeVar, final
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, SerializeAsAny
@@ -18,6 +18,8 @@ from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.upsamplers.build import parse_upsamplers
 from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
+
+_T = TypeVar("_T")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI_MEAN, OPENAI_STD = (
@@ -52,6 +54,9 @@ class Teacher(nn.Module, ABC):
 
     Always in eval mode, without gradients, whatever its parent module does.
 
+    Attributes:
+        num_layers: blocks or stages whose maps `layers` gives; 0 where it gives none.
+
     Args:
         spec: what the encoder returns and accepts.
         mean: per-channel mean of the encoder's own pixel normalisation.
@@ -64,6 +69,7 @@ class Teacher(nn.Module, ABC):
     mean: Tensor  # (1, 3, 1, 1)
     std: Tensor  # (1, 3, 1, 1)
     compute_dtype: torch.dtype = torch.float32
+    num_layers: int = 0
 
     def __init__(
         self,
@@ -112,12 +118,8 @@ class Teacher(nn.Module, ABC):
             ValueError: the image size is not one that `spec` accepts.
             RuntimeError: the encoder returned no Features, or other shapes than `spec` promises.
         """
-        if self.training:  # fresh from its constructor
-            self.train()
         grid = self.spec.grid(*images.shape[-2:])
-        chunks = images.split(self.chunk_size or max(1, len(images)))
-        with self._precision(images.device.type):
-            parts = [self.extract((chunk - self.mean) / self.std) for chunk in chunks]
+        parts = self._in_chunks(self.extract, images)
         if not all(isinstance(part, Features) for part in parts):
             raise RuntimeError(
                 f"{type(self).__name__}.extract returned a {type(parts[0]).__name__}, not Features"
@@ -128,6 +130,66 @@ class Teacher(nn.Module, ABC):
         features = Features(summary, torch.cat([p.spatial for p in parts]).float())
         self._check(features, len(images), grid)
         return features
+
+    @final
+    @torch.no_grad()
+    def layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The maps of some layers, for heads that read several.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            indices: rising numbers below `num_layers`, see `even_layers`.
+
+        Returns:
+            A map (B, D, h, w) for each index, float32; D, h and w may differ between them.
+
+        Raises:
+            ValueError: the image size is not one that `spec` accepts.
+            TeacherError: this encoder shows no layers, or not these.
+            RuntimeError: the encoder returned no map for each index.
+        """
+        self.spec.grid(*images.shape[-2:])
+        chosen = list(indices)
+        if not self.num_layers:
+            raise TeacherError(
+                f"{type(self).__name__} shows its last map only, no layers; take a probe that "
+                "reads one map, linear"
+            )
+        if chosen != sorted(set(chosen)) or not set(chosen) <= set(range(self.num_layers)):
+            raise TeacherError(
+                f"layers: {chosen} of an encoder of {self.num_layers}; rising numbers from 0 to "
+                f"{self.num_layers - 1} are due"
+            )
+        parts = self._in_chunks(lambda chunk: self.extract_layers(chunk, chosen), images)
+        for part in parts:
+            if len(part) != len(chosen) or any(each.ndim != 4 for each in part):
+                raise RuntimeError(
+                    f"{type(self).__name__}.extract_layers returned "
+                    f"{[tuple(each.shape) for each in part]} for layers {chosen}; a map "
+                    "(B, D, h, w) each is due"
+                )
+        return [torch.cat(maps).float() for maps in zip(*parts, strict=True)]
+
+    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Runs the encoder for the maps of its layers; override it together with `num_layers`.
+
+        Args:
+            images: (B, 3, H, W), as `extract` gets them.
+            indices: rising layer numbers.
+
+        Returns:
+            For each a map (B, D, h, w), after the encoder's final norm where that fits, in any
+            floating dtype.
+        """
+        raise TeacherError(f"{type(self).__name__} sets num_layers and has no extract_layers")
+
+    def _in_chunks(self, run: Callable[[Tensor], _T], images: Tensor) -> list[_T]:
+        """What a pass over the encoder makes of the normalised images, chunk by chunk."""
+        if self.training:  # fresh from its constructor
+            self.train()
+        chunks = images.split(self.chunk_size or max(1, len(images)))
+        with self._precision(images.device.type):
+            return [run((chunk - self.mean) / self.std) for chunk in chunks]
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Stores the encoder's matrices in `dtype` and computes in it; features stay float32.
@@ -186,3 +248,12 @@ class Teacher(nn.Module, ABC):
         """Stays in eval mode and frozen: a teacher never trains."""
         super().train(False)
         return self.requires_grad_(False)
+
+
+def even_layers(num_layers: int, count: int = 4) -> tuple[int, ...]:
+    """The last layers of `count` even parts of an encoder: 2, 5, 8 and 11 of 12.
+
+    DINOv2 and Probe3D read a ViT-B so. Their ViT-L gives 4, 11, 17 and 23, where even parts end
+    at 5, 11, 17 and 23.
+    """
+    return tuple(num_layers * part // count - 1 for part in range(1, count + 1))

@@ -1,5 +1,6 @@
 """Teachers from timm: any ViT, or any CNN with a feature map."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -82,6 +83,7 @@ class TimmTeacher(Teacher):
         self.summary = summary
         self.norm = config.features == "norm"
         self.index = -1 if config.features == "norm" else config.features
+        self.num_layers = len(network.feature_info)
 
     def extract(self, images: Tensor) -> Features:
         """Runs the model; see `Teacher.extract`."""
@@ -93,6 +95,18 @@ class TimmTeacher(Teacher):
         if self.summary == "cls":
             return Features(final[:, 0], maps[0])
         return Features(self.network.forward_head(final, pre_logits=True), maps[0])
+
+    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The maps of blocks (of stages of a CNN), those of a ViT after its final norm."""
+        return layer_maps(self.network, images, indices)
+
+
+def layer_maps(network: Any, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+    """The maps of some blocks of a timm model, after its final norm where that fits them."""
+    maps: list[Tensor] = network.forward_intermediates(
+        images, indices=list(indices), norm=True, output_fmt="NCHW", intermediates_only=True
+    )
+    return maps
 
 
 def _name(config: TimmConfig) -> str:

@@ -73,6 +73,15 @@ def test_maps_hold_the_tokens_after_the_prefix_in_row_major_order() -> None:
     torch.testing.assert_close(output.backbone.summary, tokens[:, [0, 2]].flatten(1))
 
 
+def test_intermediates_are_the_maps_of_a_student_that_ends_there() -> None:
+    student, images = build().eval(), torch.rand(2, 3, 8, 20)
+    first, last = student.forward_intermediates(images, [0, 1])
+    assert torch.equal(last, student(images).backbone.spatial)
+    student.trunk.blocks = student.trunk.blocks[:1]
+    assert torch.equal(first, student(images).backbone.spatial)
+    assert not torch.equal(first, last)
+
+
 def test_a_summary_head_reads_only_its_own_slot() -> None:
     student = build()
     kept: list[Tensor] = []

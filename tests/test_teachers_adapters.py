@@ -384,3 +384,35 @@ def test_a_timm_model_from_a_local_directory_brings_its_own_config(tmp_path: Pat
     assert loaded.normalization == ((0.5,) * 3, (0.5,) * 3)
     images = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(loaded(images).spatial, teacher(images).spatial)
+
+
+@pytest.mark.parametrize("kind", ["dfn_clip", "siglip"])
+def test_layers_of_a_tower_are_its_normed_patch_tokens(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    teacher = build(
+        kind=kind, model=str(request.getfixturevalue({"dfn_clip": "clip"}.get(kind, kind)))
+    )
+    images = torch.rand(2, 3, 32, 32)
+    assert teacher.num_layers == 2
+    first, last = teacher.layers(images, [0, 1])
+    torch.testing.assert_close(last, teacher(images).spatial)
+    # A tower whose second block does nothing has the first one's map as its last.
+    blocks: Any = (
+        teacher.visual.transformer.resblocks if kind == "dfn_clip" else teacher.visual.trunk.blocks
+    )
+    blocks[1].forward = lambda tokens, **_: tokens
+    torch.testing.assert_close(first, teacher(images).spatial)
+    assert (first - last).abs().max() > 0.1
+
+
+def test_layers_of_a_timm_vit_and_cnn_are_those_of_its_blocks_and_stages() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    vit = build(kind="timm", model="test_vit2", weights="none", resolution=[64, 64])
+    assert vit.num_layers == len(vit.network.blocks)
+    torch.testing.assert_close(vit.layers(images, [0, vit.num_layers - 1])[1], vit(images).spatial)
+    cnn = build(kind="timm", model="resnet18", weights="none")
+    maps = cnn.layers(images, [1, 3])
+    assert [tuple(each.shape[1:]) for each in maps] == [(64, 16, 16), (256, 4, 4)]
+    of_stage = build(kind="timm", model="resnet18", weights="none", features=3)
+    torch.testing.assert_close(maps[1], of_stage(images).spatial)

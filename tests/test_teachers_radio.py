@@ -220,6 +220,14 @@ def test_a_file_of_the_hub_is_the_same_model(tmp_path: Path) -> None:
         build(str(folder))
 
 
+def test_layers_are_the_patch_tokens_of_blocks(file: str) -> None:
+    teacher, images = build(file), torch.rand(1, 3, 8, 12)
+    first, last = teacher.layers(images, [0, 1])
+    assert torch.equal(last, teacher(images).spatial)
+    assert first.shape == last.shape
+    assert not torch.equal(first, last)
+
+
 def test_timms_own_reader_of_the_hubs_files_agrees(tmp_path: Path) -> None:
     """timm's C-RADIOv3-L in small, with the converter that timm loads the hub's files by."""
     state = {k: v for k, v in trunk(extras=True).items() if not k.startswith("norm.")}

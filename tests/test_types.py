@@ -1,13 +1,15 @@
 """The vocabulary: FeatureSpec's sizes and the teacher's promises."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD, Teacher
+from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD, Teacher, even_layers
 
 FIXED = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=14, resolution=(384, 384))
 FREE = FeatureSpec(
@@ -84,3 +86,65 @@ def test_a_teacher_whose_spec_lies_is_named() -> None:
 
     with pytest.raises(RuntimeError, match=r"Liar.extract .* summary of shape None.*\(1, 4"):
         Liar()(torch.rand(1, 3, 32, 32))
+
+
+class Layered(Pool):
+    """Three layers: the map, its double on a finer grid, its triple."""
+
+    num_layers = 3
+
+    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        self.seen.append(len(images))
+        spatial = self.net(images)
+        fine = (2 * spatial).repeat_interleave(2, -1)
+        return [(spatial.bfloat16(), fine, 3 * spatial)[index] for index in indices]
+
+
+def test_layers_come_for_any_batch_in_their_order_and_shapes() -> None:
+    teacher, images = Layered(chunk_size=2), torch.rand(3, 3, 32, 48, requires_grad=True)
+    first, second = teacher.layers(images, [0, 1])
+    assert teacher.seen == [2, 1]
+    assert (first.shape, second.shape) == ((3, 4, 2, 3), (3, 4, 2, 6))
+    assert first.dtype == second.dtype == torch.float32
+    assert not second.requires_grad
+    torch.testing.assert_close(
+        second[..., ::2], 2 * teacher.net((images - teacher.mean) / teacher.std)
+    )
+
+
+@pytest.mark.parametrize("indices", [[1, 0], [0, 0], [-1, 2], [3]])
+def test_layers_that_are_not_there_are_refused(indices: list[int]) -> None:
+    with pytest.raises(TeacherError, match=r"layers: .* of an encoder of 3; rising .* 0 to 2"):
+        Layered().layers(torch.rand(1, 3, 32, 32), indices)
+
+
+def test_an_encoder_without_layers_says_so() -> None:
+    with pytest.raises(TeacherError, match="Pool shows its last map only.*linear"):
+        Pool().layers(torch.rand(1, 3, 32, 32), [0])
+
+
+def test_an_adapter_with_half_of_what_layers_need_is_named() -> None:
+    class Half(Pool):
+        num_layers = 3
+
+    with pytest.raises(TeacherError, match="Half sets num_layers and has no extract_layers"):
+        Half().layers(torch.rand(1, 3, 32, 32), [0])
+
+
+def test_layers_of_other_shapes_than_promised_are_named() -> None:
+    class Flat(Layered):
+        def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+            return [images.flatten(1)]
+
+    with pytest.raises(RuntimeError, match=r"Flat.extract_layers returned \[\(1, 3072\)\] for"):
+        Flat().layers(torch.rand(1, 3, 32, 32), [0])
+
+
+def test_layers_of_a_wrong_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="nearest size"):
+        Layered().layers(torch.rand(1, 3, 30, 32), [0])
+
+
+def test_even_layers_end_with_the_last() -> None:
+    assert even_layers(12) == (2, 5, 8, 11)
+    assert even_layers(24) == (5, 11, 17, 23)

@@ -84,11 +84,13 @@ BENCHMARKS = Family(
     noun="benchmark",
     table={
         "artefacts": "distill.evaluation.artefacts:Artefacts",
+        "depth": "distill.evaluation.depth:Depth",
         "detection": "distill.evaluation.detection:Detection",
         "keypoints": "distill.evaluation.keypoints:Keypoints",
         "knn": "distill.evaluation.knn:KNN",
         "linear": "distill.evaluation.linear:Linear",
         "logistic": "distill.evaluation.logistic:Logistic",
+        "normals": "distill.evaluation.normals:Normals",
         "posed": "distill.evaluation.posed:Posed",
         "resolution_sweep": "distill.evaluation.resolution_sweep:ResolutionSweep",
         "retrieval": "distill.evaluation.retrieval:Retrieval",

@@ -1,5 +1,6 @@
 """Maps of images of any size, and back to pixels: the one place that knows about padding."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,10 +36,28 @@ def dense_map(encoder: Teacher, images: Tensor) -> DenseMap:
     Raises:
         TeacherError: the encoder takes one size only, another one.
     """
+    padded = _padded(encoder, images)
+    return DenseMap(encoder(padded).spatial, (padded.shape[-2], padded.shape[-1]))
+
+
+def dense_layers(encoder: Teacher, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+    """The maps of some layers of images padded as for `dense_map`; all cover the same pixels.
+
+    Args:
+        encoder: whose maps are wanted.
+        images: (B, 3, H, W) in [0, 1].
+        indices: of layers, see `Teacher.layers`.
+
+    Raises:
+        TeacherError: the encoder takes one size only, another one, or has no such layers.
+    """
+    return encoder.layers(_padded(encoder, images), indices)
+
+
+def _padded(encoder: Teacher, images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     covers = padded_size(encoder.spec, height, width)
-    images = F.pad(images, (0, covers[1] - width, 0, covers[0] - height), mode="replicate")
-    return DenseMap(encoder(images).spatial, covers)
+    return F.pad(images, (0, covers[1] - width, 0, covers[0] - height), mode="replicate")
 
 
 def padded_size(spec: FeatureSpec, height: int, width: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 All are `Teacher`s: frozen encoders that take images in [0, 1] and own what they accept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,12 +63,17 @@ class StudentEncoder(Teacher):
     def __init__(self, config: StudentEncoderConfig) -> None:
         student = _load(config)
         super().__init__(_spec(student, config), mean=(0, 0, 0), std=(1, 1, 1))
-        self.student, self.head, self.config = student, config.head, config
+self.student, self.head, self.config = student, config.head, config
+        self.num_layers = len(student.trunk.blocks) if config.head is None else 0
 
     def extract(self, images: Tensor) -> Features:
         """Runs the student; see `Teacher.extract`. It normalises the pixels itself."""
         output = self.student(images)
         return output.backbone if self.head is None else output.heads[self.head]
+
+    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The backbone's maps after some blocks; a head has one map only."""
+        return self.student.forward_intermediates(images, indices)
 
 
 def _load(config: StudentEncoderConfig) -> Student:

@@ -1,0 +1,90 @@
+"""Single files of depth sets: depth in metres, normals, and windows of them."""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
+
+from data.errors import DataError
+
+
+class Window(BaseModel):
+    """A part of an image: rows and columns from the first to before the last.
+
+    Attributes:
+        rows: first, and one after the last.
+        columns: the same.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: tuple[NonNegativeInt, PositiveInt]
+    columns: tuple[NonNegativeInt, PositiveInt]
+
+    @model_validator(mode="after")
+    def _holds_pixels(self) -> Self:
+        for name in ("rows", "columns"):
+            first, end = getattr(self, name)
+            if first >= end:
+                raise ValueError(f"{name}: [{first}, {end}] holds none")
+        return self
+
+    def slices(self, height: int, width: int, name: str) -> tuple[slice, slice]:
+        """What to take of an image of (height, width) pixels.
+
+        Raises:
+            DataError: the image is smaller; says which, by its name.
+        """
+        if self.rows[1] > height or self.columns[1] > width:
+            raise DataError(
+                f"'{name}' is {height} x {width}: no window of rows {list(self.rows)} and columns "
+                f"{list(self.columns)} in it"
+            )
+        return slice(*self.rows), slice(*self.columns)
+
+
+def read_depth(path: Path, unit: float) -> np.ndarray:
+    """Depth in metres, float32 (H, W), 0 where unknown.
+
+    Args:
+        path: an 8 or 16 bit grey PNG, or a `.npy` (H, W).
+        unit: metres of a step.
+
+    Raises:
+        DataError: the file cannot be read, or is no map of depths.
+    """
+    values = _array(path, "depth")
+    if values.ndim != 2:
+        raise DataError(f"the depth '{path}' has shape {values.shape}; (H, W) is due")
+    return np.nan_to_num(values * unit, posinf=0.0, neginf=0.0).astype(np.float32)
+
+
+def read_normals(path: Path) -> np.ndarray:
+    """Unit normals, float32 (H, W, 3), 0 where unknown.
+
+    Args:
+        path: a PNG whose 0 to 255 stand for -1 to 1, or a `.npy` (H, W, 3); what is no vector of
+            about unit length is unknown.
+
+    Raises:
+        DataError: the file cannot be read, or holds no vectors.
+    """
+    values = _array(path, "normals")
+    if values.ndim != 3 or values.shape[2] != 3:
+        raise DataError(f"the normals '{path}' have shape {values.shape}; (H, W, 3) is due")
+    vectors = values / 127.5 - 1 if path.suffix == ".png" else values
+    length = np.linalg.norm(vectors, axis=2, keepdims=True)
+    known = (length > 0.5) & (length < 1.5)
+    return np.where(known, vectors / np.where(known, length, 1), 0).astype(np.float32)
+
+
+def _array(path: Path, what: str) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            return np.load(path).astype(np.float64)
+        with Image.open(path) as opened:
+            return np.asarray(opened).astype(np.float64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the {what} '{path}': {error}") from error

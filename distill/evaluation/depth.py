@@ -1,0 +1,144 @@
+"""Monocular depth with a probe on a frozen encoder, as DINOv2, DINOv3 and Probe3D measure it."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from data.labelled.depth import DepthSample, DepthView
+from distill.evaluation.benchmark import BenchmarkConfig
+from distill.evaluation.depth_scores import ERRORS, NUM_SUMS, aligned, depth_scores, depth_sums
+from distill.evaluation.geometry import Geometry
+from distill.evaluation.geometry_config import GeometryConfig
+from distill.evaluation.geometry_heads import build_head
+
+_MEAN_ONLY_STEPS = 100  # of SigLoss
+_MEAN_SHARE = 0.15  # lambda is one minus it (Eigen et al. 2014; AdaBins)
+_EPS = 1e-3  # metres, in logarithms
+_LEAST = 0.1  # of a bin's weight
+
+
+class DepthConfig(GeometryConfig):
+    """A probe of depth.
+
+    Attributes:
+        bins: of depth, over all of the range in equal steps.
+        depth_range: in metres; truth outside is unknown, predictions are clamped to it.
+    """
+
+    kind: str = "depth"
+    bins: PositiveInt = 256
+    depth_range: tuple[PositiveFloat, PositiveFloat] = (0.001, 10.0)
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.depth_range[0] >= self.depth_range[1]:
+            raise ValueError(f"depth_range: {list(self.depth_range)} does not rise")
+        return self
+
+
+class BinnedDepth(nn.Module):
+    """Depth as the mean of bins, weighted by what a head says of each (AdaBins, linear norm).
+
+    Args:
+        head: maps to (B, bins, h, w).
+        bins: how many.
+        depth_range: of the first and the last, in metres.
+    """
+
+    centres: Tensor
+
+    def __init__(self, head: nn.Module, bins: int, depth_range: tuple[float, float]) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("centres", torch.linspace(*depth_range, bins).view(1, -1, 1, 1))
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Maps to depth (B, 1, h, w) in metres."""
+        weights = self.head(*maps).relu() + _LEAST
+        return (weights * self.centres).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+
+
+def sig_loss(prediction: Tensor, truth: Tensor, known: Tensor, step: int) -> Tensor:
+    """The scale-invariant error of logarithms, which is lenient with a common factor.
+
+    With g = log prediction - log truth: sqrt(var(g) + 0.15 mean(g)^2), and during the first 100
+    steps the second term alone, which brings the scale about right.
+
+    Args:
+        prediction: metres, of any shape.
+        truth: metres where it is known, of the same shape.
+        known: bool, of the same shape.
+        step: 0-based.
+    """
+    if not known.any():
+        return prediction.sum() * 0
+    g = (prediction[known] + _EPS).log() - (truth[known] + _EPS).log()
+    total = _MEAN_SHARE * g.mean().square()
+    if step >= _MEAN_ONLY_STEPS:
+        total = total + g.var(correction=0)
+    return (total + 1e-12).sqrt()  # whose slope at zero is infinite
+
+
+class Depth(Geometry):
+    """Depth in metres from one image, figures per image and pooled, as they are and aligned."""
+
+    Config: ClassVar[type[BenchmarkConfig]] = DepthConfig
+    headline: ClassVar[str] = "rmse_per_image"
+    num_sums: ClassVar[int] = 2 * NUM_SUMS
+    lower_is_better: ClassVar[frozenset[str]] = frozenset(
+        f"{prefix}{error}_{how}"
+        for prefix in ("", "aligned_", "mean_map_")
+        for error in ERRORS
+        for how in ("per_image", "pooled")
+    )
+    config: DepthConfig
+
+    def truth(self, view: DepthView, sample: DepthSample) -> Tensor:
+        """Depth (1, H, W), 0 outside of the range."""
+        depth = torch.tensor(view.depth)[None]
+        low, high = self.config.depth_range
+        return depth * ((depth >= low) & (depth <= high))
+
+    def build(self, dims: Sequence[int]) -> nn.Module:
+        """Bins on the head that the recipe asks for."""
+        config = self.config
+        head = build_head(config, dims, config.bins)
+        return BinnedDepth(head, config.bins, config.depth_range)
+
+    def loss(self, prediction: Tensor, truth: Tensor, step: int) -> Tensor:
+        """See `sig_loss`."""
+        return sig_loss(prediction, truth, truth > 0, step)
+
+    def finish(self, prediction: Tensor) -> Tensor:
+        """Clamped to the range."""
+        return prediction.clamp(*self.config.depth_range)
+
+    def mirror(self, maps: Tensor) -> Tensor:
+        """Left and right change places."""
+        return maps.flip(-1)
+
+    def sums(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        """Those of the prediction and of the aligned one."""
+        known = truth > 0
+        fitted = aligned(prediction, truth, known).clamp(*self.config.depth_range)
+        return torch.cat([depth_sums(each, truth, known) for each in (prediction, fitted)])
+
+    def scores(self, sums: Tensor) -> dict[str, float]:
+        """All figures of both."""
+        fitted = depth_scores(sums[:, NUM_SUMS:])
+        plain = depth_scores(sums[:, :NUM_SUMS])
+        return plain | {f"aligned_{name}": value for name, value in fitted.items()}
+
+    def colours(self, maps: Tensor, truth: Tensor) -> Tensor:
+        """Near is bright, black is unknown."""
+        import matplotlib
+
+        known = truth[truth > 0]
+        far: Any = known.quantile(0.98) if len(known) else self.config.depth_range[1]
+        near = known.min() if len(known) else self.config.depth_range[0]
+        shade = 1 - ((maps[0] - near) / (far - near).clamp(min=1e-6)).clamp(0, 1)
+        rgb = torch.tensor(matplotlib.colormaps["magma"](shade.numpy())[..., :3])
+        return (rgb.permute(2, 0, 1) * (maps > 0)).float()

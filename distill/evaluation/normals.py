@@ -1,0 +1,117 @@
+"""Surface normals with a probe on a frozen encoder, as Probe3D measures them."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from data.errors import DataError
+from data.labelled.depth import DepthSample, DepthView
+from distill.evaluation.benchmark import BenchmarkConfig
+from distill.evaluation.geometry import Geometry
+from distill.evaluation.geometry_config import GeometryConfig
+from distill.evaluation.geometry_heads import build_head
+from distill.evaluation.normal_scores import (
+    NUM_SUMS,
+    normal_scores,
+    normal_sums,
+    normals_of_depth,
+)
+
+_KAPPA_LEAST = 0.01
+_NEAR_ONE = 1 - 1e-6  # cosines whose arc cosine still has a slope
+
+
+class NormalsConfig(GeometryConfig):
+    """A probe of surface normals.
+
+    Where the set has no files of normals they are computed from its depth and focal length.
+
+    Attributes:
+        step: pixels that the differences of depth reach to either side, see `normals_of_depth`.
+    """
+
+    kind: str = "normals"
+    step: PositiveInt = 1
+
+
+def angular_loss(prediction: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+    """Negative log likelihood of angles whose spread is predicted too (Bae et al. 2021, eq. 5).
+
+    Args:
+        prediction: (B, 4, ...): a vector of any length, and what becomes its certainty kappa.
+        truth: (B, 3, ...) unit vectors where they are known.
+        known: bool (B, ...).
+    """
+    if not known.any():
+        return prediction.sum() * 0
+    vectors = F.normalize(prediction[:, :3], dim=1)
+    cosine = (vectors * truth).sum(1)[known].clamp(-_NEAR_ONE, _NEAR_ONE)
+    kappa = F.elu(prediction[:, 3][known]) + 1 + _KAPPA_LEAST
+    spread = -(kappa.square() + 1).log() + (1 + (-kappa * math.pi).exp()).log()
+    return (spread + kappa * cosine.acos()).mean()
+
+
+class Normals(Geometry):
+    """Unit normals from one image; angles per image and pooled."""
+
+    Config: ClassVar[type[BenchmarkConfig]] = NormalsConfig
+    headline: ClassVar[str] = "mean_angle_per_image"
+    num_sums: ClassVar[int] = NUM_SUMS
+    lower_is_better: ClassVar[frozenset[str]] = frozenset(
+        f"{prefix}{error}_{how}"
+        for prefix in ("", "mean_map_")
+        for error in ("mean_angle", "rmse_angle")
+        for how in ("per_image", "pooled")
+    )
+    config: NormalsConfig
+
+    def truth(self, view: DepthView, sample: DepthSample) -> Tensor:
+        """Normals (3, H, W), of a file or of depth.
+
+        Raises:
+            DataError: there is neither a file of normals nor a focal length.
+        """
+        if view.normals is not None:
+            return torch.tensor(view.normals).permute(2, 0, 1)
+        if view.focal_px is None:
+            raise DataError(
+                f"'{sample.key}' has no normals, and no focal length to compute them with; name "
+                "dataset.normals or dataset.focal_px"
+            )
+        return normals_of_depth(
+            torch.tensor(view.depth), view.focal_px, view.centre, self.config.step
+        )
+
+    def build(self, dims: Sequence[int]) -> nn.Module:
+        """A vector and its certainty for each cell."""
+        return build_head(self.config, dims, 4)
+
+    def loss(self, prediction: Tensor, truth: Tensor, step: int) -> Tensor:
+        """See `angular_loss`."""
+        return angular_loss(prediction, truth, (truth != 0).any(1))
+
+    def finish(self, prediction: Tensor) -> Tensor:
+        """The vector, of unit length."""
+        return F.normalize(prediction[:, :3], dim=1)
+
+    def mirror(self, maps: Tensor) -> Tensor:
+        """Left and right change places, and so does the sign of what points to the right."""
+        flipped = maps.flip(-1)
+        return torch.cat([-flipped[..., :1, :, :], flipped[..., 1:, :, :]], dim=-3)
+
+    def sums(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        """See `normal_sums`."""
+        return normal_sums(prediction, truth)
+
+    def scores(self, sums: Tensor) -> dict[str, float]:
+        """See `normal_scores`."""
+        return normal_scores(sums)
+
+    def colours(self, maps: Tensor, truth: Tensor) -> Tensor:
+        """Components from -1 to 1 as black to full colour; black where unknown."""
+        return (maps + 1) / 2 * (maps != 0).any(0, keepdim=True)
