@@ -63,7 +63,7 @@ class StudentEncoder(Teacher):
     def __init__(self, config: StudentEncoderConfig) -> None:
         student = _load(config)
         super().__init__(_spec(student, config), mean=(0, 0, 0), std=(1, 1, 1))
-self.student, self.head, self.config = student, config.head, config
+        self.student, self.head, self.config = student, config.head, config
         self.num_layers = len(student.trunk.blocks) if config.head is None else 0
 
     def extract(self, images: Tensor) -> Features:
