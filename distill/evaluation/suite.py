@@ -20,10 +20,10 @@ from pydantic import (
 
 from distill import distributed
 from distill.evaluation.benchmark import (
+    AnyBenchmark,
     Benchmark,
-    BenchmarkConfig,
     build_benchmark,
-    parse_benchmark,
+    measure_into,
 )
 from distill.evaluation.models import parse_model
 from distill.files import write_text
@@ -35,7 +35,6 @@ from teachers.teacher import Teacher, TeacherConfig
 RESULTS = "results.jsonl"
 _SAME = ("benchmark", "model", "seed", "entry", "encoder", "fingerprint")
 
-AnyBenchmark = Annotated[SerializeAsAny[BenchmarkConfig], BeforeValidator(parse_benchmark)]
 AnyModel = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_model)]
 
 
@@ -110,11 +109,8 @@ def _jobs(recipe: SuiteRecipe) -> Iterator[tuple[str, int, Benchmark]]:
 
 def _measure(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> dict[str, Any]:
     folder = folder / f"seed-{seed}"
-    if distributed.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    distributed.barrier()
     print(f"{folder.parent.parent.name}: {folder.parent.name}, seed {seed}", flush=True)
-    figures, protocol = benchmark.measure(encoder, seed, folder)
+    figures, protocol = measure_into(benchmark, encoder, seed, folder)
     return {
         "figures": figures,
         "lower_is_better": sorted(benchmark.lower_is_better & figures.keys()),
