@@ -185,7 +185,7 @@ def write_photographs(out: Path) -> tuple[int, int]:
     Raises:
         DataError: a library or one of its photographs is missing, or the folder cannot be written.
     """
-    originals = [(photograph, _find(photograph)) for photograph in PHOTOGRAPHS]
+    originals = [(photograph, photograph_path(photograph)) for photograph in PHOTOGRAPHS]
     crops = held_out = 0
     try:
         for folder in ("photographs", "held-out"):
@@ -202,7 +202,12 @@ def write_photographs(out: Path) -> tuple[int, int]:
     return crops, held_out
 
 
-def _find(photograph: Photograph) -> Path:
+def photograph_path(photograph: Photograph) -> Path:
+    """Where a photograph lies.
+
+    Raises:
+        DataError: its library is not installed, or does not carry it.
+    """
     spec = importlib.util.find_spec(photograph.library)
     if spec is None or spec.origin is None:
         raise DataError(

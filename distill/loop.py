@@ -7,7 +7,7 @@ misses nothing. It does not schedule anything by wall time, and it saves only be
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -19,7 +19,7 @@ from data.batch import Batch
 from distill import distributed
 from distill.engine import Engine, StepResult
 from distill.objective import LossTerms
-from distill.process import StopRequest, arm_watchdog
+from distill.process import StopRequest, arm_watchdog, disarm_watchdog
 from distill.schedule import ScheduleConfig, scheduled_ratio
 from distill.tracking import Tracker, log
 
@@ -87,6 +87,16 @@ class Saver(Protocol):
         """Called by every rank after optimiser step number `step`."""
 
 
+class Benchmarks(Protocol):
+    """Measures what is trained; every rank calls both."""
+
+    def due(self, step: int) -> list[str]:
+        """The names of what is to be measured after a step."""
+
+    def measure(self, names: Sequence[str], step: int, tracker: Tracker) -> None:
+        """Measures, changes nothing, and hands figures to the tracker."""
+
+
 class Loop:
     """Trains a task.
 
@@ -96,13 +106,20 @@ class Loop:
         tracker: where numbers go.
         save: writes a checkpoint.
         stop: becomes true when the process is asked to end.
+        benchmarks: what is measured on the way; None for nothing.
     """
 
     def __init__(
-        self, plan: Plan, task: Task, tracker: Tracker, save: Saver, stop: StopRequest
+        self,
+        plan: Plan,
+        task: Task,
+        tracker: Tracker,
+        save: Saver,
+        stop: StopRequest,
+        benchmarks: Benchmarks | None = None,
     ) -> None:
         self._plan, self._task, self._tracker = plan, task, tracker
-        self._save, self._stop = save, stop
+        self._save, self._stop, self._benchmarks = save, stop, benchmarks
         self._device = distributed.device()
         self._meter = _Meter()
         self._skipped = 0
@@ -118,6 +135,7 @@ class Loop:
             NonFiniteError: a loss or gradient was NaN or infinite.
         """
         plan = self._plan
+        self._measure(start_step)
         for step in range(start_step, plan.steps):
             arm_watchdog(plan.watchdog_s)
             stopping = self._step(step, batches)
@@ -128,7 +146,22 @@ class Loop:
                 self._meter.restart()
             if stopping and done < plan.steps:
                 return "preempted"
+            self._measure(done)
         return "done"
+
+    def _measure(self, step: int) -> None:
+        """Runs the benchmarks that are due, without the watchdog: nobody knows how long they take.
+
+        It comes after saving, and a resumed run does it again if it was cut off.
+        """
+        names = self._benchmarks.due(step) if self._benchmarks is not None else []
+        if self._benchmarks is None or not names:
+            return
+        disarm_watchdog()
+        with self._tracker.paused():
+            self._benchmarks.measure(names, step, self._tracker)
+        arm_watchdog(self._plan.watchdog_s)
+        self._meter.restart()
 
     def _step(self, step: int, batches: Iterator[Batch]) -> bool:
         """One optimiser step; returns whether any rank was asked to stop."""

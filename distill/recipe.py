@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from distill.config import load_recipe
+from distill.evaluation.during_training import TrainingBenchmarksConfig
 from distill.evaluation.fidelity import EvaluationConfig
 from distill.objective import ObjectiveConfig
 from distill.targets import TargetsConfig
@@ -38,6 +39,7 @@ class StudentRecipe(TrainingRecipe):
     targets: TargetsConfig = TargetsConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     evaluation: EvaluationConfig | None = None
+    benchmarks: TrainingBenchmarksConfig | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

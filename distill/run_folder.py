@@ -17,7 +17,7 @@ Status = Literal["running", "preempted", "done", "failed"]
 
 _PACKAGES = ("torch", "deepspeed", "timm", "open_clip_torch", "webdataset", "featsharp-distill")
 # What may differ when a run goes on: how long, how often, and how it is shown.
-_FREE = {"checkpoint", "tracking", "evaluation"}
+_FREE = {"benchmarks", "checkpoint", "tracking", "evaluation"}
 _FREE_OF_RUN = {"dir", "steps", "micro_batch_size", "watchdog_s"}
 
 

@@ -9,12 +9,13 @@ from torch import Tensor
 from distill import distributed
 from distill.engine import Engine
 from distill.errors import RecipeError
+from distill.evaluation.student_encoder import StudentEncoder
 from distill.feature_statistics import save_statistics
 from distill.objective import LossTerms, Objective
 from distill.recipe import StudentRecipe
 from distill.targets import Targets, teacher_input_size
 from student.model import Student, StudentOutput
-from student.storage import save_student
+from student.storage import save_student, student_of
 from teachers.build import build_teacher
 from teachers.check import check_teacher
 from teachers.errors import TeacherError
@@ -90,6 +91,7 @@ class StudentTask:
         self.engine = engine
         self._targets = targets
         self._config, self._specs = student.config, student.targets
+        self._resolution = recipe.run.resolution
         self._objective = Objective(recipe.objective, targets.dispersions())
 
     def loss(self, images: Tensor) -> LossTerms:
@@ -108,6 +110,14 @@ class StudentTask:
             for name, statistics in self._targets.statistics.items():
                 path = folder / "statistics" / f"{name}.safetensors"
                 save_statistics(path, statistics, fingerprint="checkpoint")
+
+    def encoder(self) -> StudentEncoder:
+        """A copy of the student as it would be exported now; every rank must call this.
+
+        Its native resolution is the one that the run trains at.
+        """
+        student = student_of(self._config, self._specs, self.engine.weights(), "the run's student")
+        return StudentEncoder(student.to(distributed.device()), resolution=self._resolution)
 
     def draw(self, images: Tensor, path: Path) -> None:
         """Draws PCA panels of the teachers and the student side by side."""

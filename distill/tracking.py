@@ -3,12 +3,14 @@
 Only rank 0 writes. This is the only module that imports wandb.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
 import secrets
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -105,10 +107,7 @@ class Tracker:
         """
         if not self._active:
             return
-        stored = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        self._file.write(json.dumps({"step": step, **stored}) + "\n")
-        if self._wandb is not None:
-            self._wandb.log(values, step=step)
+        self._store(step, values)
         if self._progress is None:
             parts = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
             parts.append(f"grad {values['grad_norm']:.3f}")
@@ -117,6 +116,31 @@ class Tracker:
             print(
                 f"step {step}/{self._num_steps}  " + "  ".join(parts), file=sys.stderr, flush=True
             )
+
+    def figures(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of what was measured, with names as those of `metrics`."""
+        if not self._active:
+            return
+        self._store(step, values)
+        parts = [f"{name} {value:.4g}" for name, value in values.items()]
+        print(f"step {step}/{self._num_steps}  " + "  ".join(parts), file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes the progress bar off the screen, for other work to show its own."""
+        if self._progress is not None:
+            self._progress.stop()
+        try:
+            yield
+        finally:
+            if self._progress is not None:
+                self._progress.start()
+
+    def _store(self, step: int, values: dict[str, float]) -> None:
+        stored = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        self._file.write(json.dumps({"step": step, **stored}) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Hands a picture file to wandb; it already lies in the run's folder."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from distill import distributed
 from distill.engine import Engine
 from distill.errors import command
+from distill.evaluation.during_training import TrainingBenchmarks
 from distill.optimizer import decay_groups
 from distill.process import arm_watchdog
 from distill.recipe import StudentRecipe, load_student_recipe
@@ -39,7 +40,11 @@ def assemble(recipe: StudentRecipe, micro_batch: int) -> Assembly:
     student = build_student(recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
     engine = Engine(student, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
-    return Assembly(StudentTask(recipe, student, engine, targets), stream)
+    task = StudentTask(recipe, student, engine, targets)
+    run, benchmarks = recipe.run, None
+    if recipe.benchmarks is not None:
+        benchmarks = TrainingBenchmarks(recipe.benchmarks, task.encoder, run.dir, run.steps)
+    return Assembly(task, stream, benchmarks)
 
 
 def _fit(recipe: StudentRecipe, targets: Targets, micro_batch: int) -> None:

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import logging
 import os
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,9 @@ from data.stream import TrainStream, merge_states
 from distill import distributed
 from distill.checkpoint import read_manifest, restore_latest, save_checkpoint
 from distill.config import dump_yaml
+from distill.evaluation.during_training import TrainingBenchmarks
 from distill.files import write_text
+from distill.generators import generator_states, restore_generators
 from distill.loop import Loop, NonFiniteError, Outcome, Plan, Task
 from distill.process import (
     StopRequest,
@@ -43,10 +44,12 @@ class Assembly(NamedTuple):
     Attributes:
         task: with its engine.
         stream: the images of the training steps.
+        benchmarks: what is measured on the way; None for nothing.
     """
 
     task: Task
     stream: TrainStream
+    benchmarks: TrainingBenchmarks | None = None
 
 
 class Assemble(Protocol[R]):
@@ -145,7 +148,7 @@ def _train(recipe: R, assemble: Assemble[R], micro_batch: int, stop: StopRequest
     run = recipe.run
     _on_rank_0(lambda: open_run_folder(run.dir, resolved(recipe)))
     _note(recipe, "running")
-    task, stream = assemble(recipe, micro_batch)
+    task, stream, benchmarks = assemble(recipe, micro_batch)
     session = _Session(recipe, task, stream)
     start_step = session.restore()
     with Tracker(
@@ -157,7 +160,8 @@ def _train(recipe: R, assemble: Assemble[R], micro_batch: int, stop: StopRequest
         active=distributed.rank() == 0,
     ) as tracker:
         plan = _plan(recipe, stream.micro_batches_per_step)
-        outcome = Loop(plan, task, tracker, session.save, stop).run(stream.batches(), start_step)
+        loop = Loop(plan, task, tracker, session.save, stop, benchmarks)
+        outcome = loop.run(stream.batches(), start_step)
     _on_rank_0(lambda: log.info("%s after step %d", outcome, session.saved_step))
     task.engine.close()
     return outcome
@@ -188,7 +192,7 @@ class _Session:
     def _write(self, folder: Path) -> None:
         self._task.engine.save(folder)
         self._task.save(folder)
-        torch.save(_generator_states(), folder / f"random_{distributed.rank()}.pt")
+        torch.save(generator_states(), folder / f"random_{distributed.rank()}.pt")
         if distributed.rank() == 0:
             write_text(folder / "recipe.yaml", dump_yaml(resolved(self._recipe)))
 
@@ -201,7 +205,7 @@ class _Session:
             )
         self._stream.restore(manifest["stream"])
         self._task.engine.load(folder)
-        _restore_generators(torch.load(folder / f"random_{distributed.rank()}.pt"))
+        restore_generators(torch.load(folder / f"random_{distributed.rank()}.pt"))
         self.saved_step = manifest["step"]
 
 
@@ -220,20 +224,6 @@ def _plan(recipe: TrainingRecipe, accumulation: int) -> Plan:
         watchdog_s=recipe.run.watchdog_s,
         patient=recipe.engine.precision == "fp16",
     )
-
-
-def _generator_states() -> dict[str, Any]:
-    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _restore_generators(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["python"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _on_rank_0(action: Callable[[], Any]) -> None:

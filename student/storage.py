@@ -119,10 +119,30 @@ def load_student(path: str | PathLike[str]) -> Student:
         RuntimeError: the file's weights are not those of the student it describes.
     """
     config, targets, state, _ = read_student(path)
+    return student_of(config, targets, state, f"student {path}")
+
+
+def student_of(
+    config: StudentConfig,
+    targets: Mapping[str, FeatureSpec],
+    state_dict: Mapping[str, Tensor],
+    where: str,
+) -> Student:
+    """A student of these weights, in eval mode; it keeps the tensors and makes no others.
+
+    Args:
+        config: `Student.config`, whose pixel normalisation is resolved.
+        targets: `Student.targets`.
+        state_dict: as of `save_student`.
+        where: they come from, for the message.
+
+    Raises:
+        RuntimeError: the weights are not those of such a student.
+    """
     with torch.device("meta"):
-        student = Student(config, targets)
-    _check_state(student, state, f"student {path}")
-    student.load_state_dict(state, assign=True)
+        student = Student(config.model_copy(update={"init": None}), targets)
+    _check_state(student, state_dict, where)
+    student.load_state_dict(state_dict, assign=True)
     return student.eval()
 
 

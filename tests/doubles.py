@@ -1,8 +1,15 @@
-"""Teachers that tests share."""
+"""Teachers and a benchmark that tests share."""
 
+import random
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from distill import distributed
+from distill.evaluation.benchmark import Benchmark, Measurement
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
 
@@ -23,3 +30,15 @@ class Curved(Teacher):
         self.seen.append(len(images))
         maps = self.net(images)
         return Features(images.mean((2, 3)), maps + maps.mean((2, 3), keepdim=True).sin())
+
+
+class Ramp(Benchmark):
+    """The largest feature of a fixed image; draws from every default generator on the way."""
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        random.random(), torch.rand(1), np.random.rand()
+        image = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32).to(encoder.mean.device)
+        figure = float(encoder(image).spatial.abs().max())
+        if distributed.rank() == 0:
+            Image.new("RGB", (2, 2)).save(folder / "ramp.png")
+        return Measurement({"largest": figure}, {})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.evaluation.models import StudentEncoder, StudentEncoderConfig
+from distill.evaluation.models import StoredStudent, StoredStudentConfig
 from student.config import HeadConfig, StudentConfig
 from student.model import Student
 from student.storage import save_student
@@ -13,7 +13,7 @@ from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 
 
-def encoder(folder: Path, head: str | None = None) -> StudentEncoder:
+def encoder(folder: Path, head: str | None = None) -> StoredStudent:
     torch.manual_seed(0)
     sizes = {"width": 16, "heads": 2, "depth": 2, "patch_size": 4, "max_resolution": 24}
     config = StudentConfig(**sizes, head=HeadConfig(hidden_dim=12, num_layers=1))
@@ -21,7 +21,7 @@ def encoder(folder: Path, head: str | None = None) -> StudentEncoder:
     student = Student(config, {"clip": target})
     path = folder / "student.safetensors"
     save_student(path, student.config, student.targets, student.state_dict(), {})
-    return StudentEncoder(StudentEncoderConfig(path=path, head=head))
+    return StoredStudent.from_config(StoredStudentConfig(path=path, head=head))
 
 
 def test_a_students_layers_end_with_its_backbones_map(tmp_path: Path) -> None:
@@ -33,5 +33,5 @@ def test_a_students_layers_end_with_its_backbones_map(tmp_path: Path) -> None:
 
 
 def test_a_head_shows_no_layers(tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match="StudentEncoder shows its last map only"):
+    with pytest.raises(TeacherError, match="StoredStudent shows its last map only"):
         encoder(tmp_path, head="clip").layers(torch.rand(1, 3, 8, 20), [0])

@@ -13,7 +13,10 @@ from PIL import Image
 
 import student
 from distill.checkpoint import find_checkpoints
+from distill.evaluation.benchmark import BenchmarkConfig
+from distill.evaluation.student_encoder import StudentEncoder
 from distill.tracking import read_metrics
+from tests.doubles import Ramp
 from tests.tiny_run import (
     STEPS,
     assert_same_weights,
@@ -24,6 +27,19 @@ from tests.tiny_run import (
     wait_for_metrics,
     write_recipe,
 )
+
+RAMP = {"every": 16, "run": {"ramp": {"kind": "tests.doubles:Ramp"}}}
+
+
+def _evaluations(folder: Path) -> list[tuple[int, float]]:
+    lines = read_metrics(folder / "run")
+    return [(x["step"], x["eval/ramp/largest"]) for x in lines if "eval/ramp/largest" in x]
+
+
+def _ramp_of_checkpoint(folder: Path, out: Path) -> float:
+    path = folder / f"run/checkpoints/step-{STEPS:08d}/student.safetensors"
+    benchmark = Ramp(BenchmarkConfig(kind="tests.doubles:Ramp"))
+    return benchmark.measure(StudentEncoder(student.load(path)), 0, out).figures["largest"]
 
 
 def _status(folder: Path) -> str:
@@ -110,17 +126,45 @@ def test_sigterm_saves_ends_with_0_and_the_rest_follows(finished: Path, tmp_path
     assert int(saved.name.removeprefix("step-")) == len(read_metrics(tmp_path / "run"))
 
 
+def test_benchmarks_on_the_way_change_no_bit_and_may_come_and_go(
+    finished: Path, tmp_path: Path
+) -> None:
+    """They measure what the checkpoint of that step holds, the moving average of the weights."""
+    shards = {"sources": [{"shards": str(finished / "shards")}]}
+    recipe = write_recipe(tmp_path, data=shards, benchmarks=RAMP)
+    done = run(plain_command(recipe), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(finished / "run", tmp_path / "run", STEPS)
+    figures = _evaluations(tmp_path)
+    assert [step for step, _ in figures] == [0, 16, STEPS]
+    assert len({figure for _, figure in figures}) == 3
+    assert figures[-1][1] == pytest.approx(_ramp_of_checkpoint(tmp_path, tmp_path), rel=1e-6)
+    assert "step 16/24  eval/ramp/largest" in done.stderr
+    assert (tmp_path / "run/benchmarks/ramp/step-00000016/ramp.png").exists()
+    other = "benchmarks.run={other: {kind: 'tests.doubles:Ramp'}}"
+    done = run(plain_command(recipe, other), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert _evaluations(tmp_path) == figures
+    last = read_metrics(tmp_path / "run")[-1]
+    assert last == {"step": STEPS, "eval/other/largest": figures[-1][1]}
+
+
 @pytest.mark.launcher
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_under_the_launcher(stage: int, finished: Path, tmp_path: Path) -> None:
-    """ZeRO 1, 2 and 3; one picture of a rank's images; nothing is left in /dev/shm."""
+    """ZeRO 1, 2 and 3; a picture of a rank's images, a benchmark; nothing is left in /dev/shm."""
     shared = set(os.listdir("/dev/shm"))
     shards = {"sources": [{"shards": str(finished / "shards")}]}
-    recipe = write_recipe(tmp_path, data=shards, tracking={"every": 1, "pictures_every": STEPS})
+    tracking = {"every": 1, "pictures_every": STEPS}
+    recipe = write_recipe(tmp_path, data=shards, tracking=tracking, benchmarks=RAMP)
     done = run(launcher_command(recipe, f"engine.zero_stage={stage}", ranks=2), tmp_path)
     assert done.returncode == 0, done.stderr
     assert _status(tmp_path) == "done"
+    figures = _evaluations(tmp_path)
+    assert [step for step, _ in figures] == [0, 16, STEPS]
+    assert figures[-1][1] == pytest.approx(_ramp_of_checkpoint(tmp_path, tmp_path), rel=1e-6)
     one, two = read_metrics(finished / "run"), read_metrics(tmp_path / "run")
+    two = [line for line in two if "loss" in line]
     # The same images, whatever the number of ranks; only position windows are drawn by rank.
     assert [line["images"] for line in two] == [line["images"] for line in one]
     with Image.open(tmp_path / f"run/pictures/step-{STEPS:08d}.png") as picture:
@@ -131,15 +175,18 @@ def test_two_ranks_under_the_launcher(stage: int, finished: Path, tmp_path: Path
 
 @pytest.mark.launcher
 def test_two_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
-    """Both with the launcher's own default port, which neither takes; pictures change nothing."""
+    """Both with the launcher's own default port, which neither takes.
+
+    Pictures and benchmarks, which one of them has, change nothing.
+    """
     shards = {"sources": [{"shards": str(finished / "shards")}]}
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
     processes = [
         start(launcher_command(recipe, f"tracking.pictures_every={every}", ranks=2), folder)
-        for folder, every in zip(folders, (0, 4), strict=True)
-        for recipe in [write_recipe(folder, data=shards)]
+        for folder, every, extra in zip(folders, (0, 4), ({}, {"benchmarks": RAMP}), strict=True)
+        for recipe in [write_recipe(folder, data=shards, **extra)]
     ]
     assert [process.wait(timeout=150) for process in processes] == [0, 0]
     assert [_status(folder) for folder in folders] == ["done", "done"]

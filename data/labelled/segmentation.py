@@ -4,15 +4,15 @@ Label maps leave here with classes 0 .. K-1 and 255 for what neither trains nor 
 for all: nothing after this shifts a label.
 """
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, model_validator
 
 from data.errors import DataError
+from data.labelled.embedded import EmbeddedSegmentation
 from data.labelled.files import IGNORED, read_indices, read_lines, read_rgb
 from data.labelled.layout import Layout, Split
 from data.labelled.segmentation_classes import (
@@ -24,49 +24,16 @@ from data.labelled.segmentation_classes import (
     PASCAL_CONTEXT,
     PASCAL_VOC,
 )
+from data.labelled.segmentation_set import PixelSample, SegmentationSet
 
 Colour = tuple[int, int, int]
 
 
-class PixelSample(NamedTuple):
-    """One image and its label map, as files.
-
-    Attributes:
-        image: the picture.
-        target: the label map.
-        key: the name that messages and pictures use.
-    """
-
-    image: Path
-    target: Path
-    key: str
-
-
-class SegmentationLayout(Layout):
-    """What every set of labelled pixels has."""
-
-    @property
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """The classes, in the order of their numbers."""
-
-    @abstractmethod
-    def samples(self, split: Split) -> list[PixelSample]:
-        """The images of a split, in an order that does not change.
-
-        Raises:
-            DataError: files are missing; shows the expected tree.
-        """
+class SegmentationLayout(Layout, SegmentationSet):
+    """A set of labelled pixels in files below one folder."""
 
     def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
-        """Reads an image and its labels.
-
-        Returns:
-            uint8 (H, W, 3), RGB, and uint8 (H, W), 255 where ignored.
-
-        Raises:
-            DataError: a file cannot be read, the sizes differ, or a number is no class.
-        """
+        """Reads an image and its labels; see `SegmentationSet.read`."""
         image, labels = read_rgb(sample.image), self._labels(sample.target)
         if image.shape[:2] != labels.shape:
             raise DataError(
@@ -365,6 +332,7 @@ AnySegmentation = Annotated[
     | CamVid
     | Cityscapes
     | COCOStuff
+    | EmbeddedSegmentation
     | FolderSegmentation
     | LabelMeFacade
     | PascalContext

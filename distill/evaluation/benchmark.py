@@ -7,10 +7,11 @@ name it by import path, `kind: my_package.module:MyBenchmark`; nothing here need
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
+from distill import distributed
 from teachers.kinds import Family
 from teachers.teacher import Teacher
 
@@ -114,3 +115,14 @@ def parse_benchmark(value: Any) -> BenchmarkConfig:
 def build_benchmark(config: BenchmarkConfig) -> Benchmark:
     """Builds a benchmark from its config."""
     return BENCHMARKS.resolve(config.kind).from_config(config)
+
+
+AnyBenchmark = Annotated[SerializeAsAny[BenchmarkConfig], BeforeValidator(parse_benchmark)]
+
+
+def measure_into(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+    """Makes the folder, then measures; see `Benchmark.measure`. Every rank calls this."""
+    if distributed.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+    return benchmark.measure(encoder, seed, folder)

@@ -3,10 +3,9 @@
 All are `Teacher`s: frozen encoders that take images in [0, 1] and own what they accept.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from pydantic import PositiveInt
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from distill.checkpoint import find_checkpoint
 from distill.errors import RecipeError
+from distill.evaluation.student_encoder import StudentEncoder
 from distill.recipe import load_student_recipe
 from distill.student_task import build_student, build_teachers
 from distill.trained import recipe_file
@@ -25,12 +25,12 @@ from teachers.kinds import did_you_mean
 from teachers.teacher import Teacher, TeacherConfig
 
 _KINDS = {
-    "student": "distill.evaluation.models:StudentEncoder",
+    "student": "distill.evaluation.models:StoredStudent",
     "pixels": "distill.evaluation.models:Pixels",
 }
 
 
-class StudentEncoderConfig(TeacherConfig):
+class StoredStudentConfig(TeacherConfig):
     """A student of ours.
 
     Attributes:
@@ -48,35 +48,26 @@ class StudentEncoderConfig(TeacherConfig):
     resolution: tuple[PositiveInt, PositiveInt] | None = None
 
 
-class StudentEncoder(Teacher):
-    """A student's backbone, or what one of its heads says, as an encoder.
+class StoredStudent(StudentEncoder):
+    """A student that lies on disk."""
 
-    Args:
-        config: where it lies and what is read from it.
+    Config: ClassVar[type[TeacherConfig]] = StoredStudentConfig
 
-    Raises:
-        RecipeError: there is no checkpoint, or no such head.
-    """
+    config: StoredStudentConfig
 
-    Config: ClassVar[type[TeacherConfig]] = StudentEncoderConfig
+    @classmethod
+    def from_config(cls, config: StoredStudentConfig) -> Self:
+        """Loads it.
 
-    def __init__(self, config: StudentEncoderConfig) -> None:
-        student = _load(config)
-        super().__init__(_spec(student, config), mean=(0, 0, 0), std=(1, 1, 1))
-        self.student, self.head, self.config = student, config.head, config
-        self.num_layers = len(student.trunk.blocks) if config.head is None else 0
-
-    def extract(self, images: Tensor) -> Features:
-        """Runs the student; see `Teacher.extract`. It normalises the pixels itself."""
-        output = self.student(images)
-        return output.backbone if self.head is None else output.heads[self.head]
-
-    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The backbone's maps after some blocks; a head has one map only."""
-        return self.student.forward_intermediates(images, indices)
+        Raises:
+            RecipeError: there is no checkpoint, or no such head.
+        """
+        found = cls(_load(config), head=config.head, resolution=config.resolution)
+        found.config = config
+        return found
 
 
-def _load(config: StudentEncoderConfig) -> Student:
+def _load(config: StoredStudentConfig) -> Student:
     if config.path.is_file():
         if config.untrained:
             raise RecipeError(f"untrained: needs the folder of a run, not a file, {config.path}")
@@ -85,32 +76,6 @@ def _load(config: StudentEncoderConfig) -> Student:
         recipe = load_student_recipe(recipe_file(config.path), [])
         return build_student(recipe, build_teachers(recipe))
     return load_student(find_checkpoint(config.path) / "student.safetensors")
-
-
-def _spec(student: Student, config: StudentEncoderConfig) -> FeatureSpec:
-    """What is read of the student promises; it takes any multiple of its patch."""
-    spec = replace(student.spec, resolution=config.resolution or student.spec.resolution)
-    if config.head is None:
-        return spec
-    if config.head not in student.heads:
-        known = list(student.heads)
-        raise RecipeError(
-            f"head: {config.path} has no head {config.head!r}{did_you_mean(config.head, known)}; "
-            f"there are {', '.join(known)}"
-        )
-    upsample = student.config.head.upsample.get(config.head, 1)
-    if spec.patch_size % upsample:
-        raise RecipeError(
-            f"head: the map of {config.head!r} has {upsample} cells a patch of {spec.patch_size} "
-            "px and side; only whole pixels a cell can be measured"
-        )
-    target = student.targets[config.head]
-    return replace(
-        spec,
-        summary_dim=target.summary_dim,
-        spatial_dim=target.spatial_dim,
-        patch_size=spec.patch_size // upsample,
-    )
 
 
 class PixelsConfig(TeacherConfig):

@@ -88,7 +88,8 @@ def _cells(figures: Sequence[float]) -> str:
 
 
 def _losses(run: Path) -> str:
-    lines = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
+    written = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
+    lines = [line for line in written if "loss" in line]
     if not lines:
         return "<p>The run has written no metrics.</p>"
     from matplotlib.figure import Figure  # without pyplot there is no window and no global state

@@ -18,7 +18,7 @@ from data.progress import track
 from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.fidelity import Agreement, measure
-from distill.evaluation.models import StudentEncoder
+from distill.evaluation.models import StoredStudent
 from distill.files import write_text
 from distill.trained import find_trained, load_trained
 from teachers.errors import TeacherError
@@ -58,7 +58,7 @@ class ResolutionSweep(Benchmark):
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Measures at all resolutions; see `Benchmark.measure`."""
         config: ResolutionSweepConfig = self.config
-        if not isinstance(encoder, StudentEncoder) or encoder.config.path.is_file():
+        if not isinstance(encoder, StoredStudent) or encoder.config.path.is_file():
             raise TeacherError(
                 "resolution_sweep: compares a student with the teachers of its run; the model has "
                 "to be {kind: student, path: RUN}, a run's folder or one of its checkpoints"

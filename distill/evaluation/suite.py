@@ -22,10 +22,10 @@ from pydantic import (
 
 from distill import distributed
 from distill.evaluation.benchmark import (
+    AnyBenchmark,
     Benchmark,
-    BenchmarkConfig,
     build_benchmark,
-    parse_benchmark,
+    measure_into,
 )
 from distill.evaluation.models import parse_model
 from distill.evaluation.report import require_known, split_task
@@ -39,7 +39,6 @@ RESULTS = "results.jsonl"
 _SAME = ("benchmark", "model", "seed", "entry", "encoder", "fingerprint")
 
 TaskGroups = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
-AnyBenchmark = Annotated[SerializeAsAny[BenchmarkConfig], BeforeValidator(parse_benchmark)]
 AnyModel = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_model)]
 
 
@@ -146,11 +145,8 @@ def _jobs(recipe: SuiteRecipe) -> Iterator[tuple[str, int, Benchmark]]:
 
 def _measure(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> dict[str, Any]:
     if distributed.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    distributed.barrier()
-    if distributed.rank() == 0:
         print(f"{folder.parent.parent.name}: {folder.parent.name}, seed {seed}", flush=True)
-    figures, protocol = benchmark.measure(encoder, seed, folder)
+    figures, protocol = measure_into(benchmark, encoder, seed, folder)
     return {
         "figures": figures,
         "lower_is_better": sorted(benchmark.lower_is_better & figures.keys()),

@@ -1,0 +1,211 @@
+"""The embedded benchmark: textured shapes on photographs, drawn here, with exact labels.
+
+It needs no download, so that a first run ends with a dense score. It is synthetic: figures on it
+compare encoders with one another, or a student with itself before training, and tell whether a
+map knows textures and where they end. They say nothing about objects, scenes or any real set, and
+no paper has them.
+
+A class is a pattern. Its angle, scale and outline are drawn alike for all classes, and its two
+colours are pixels of the photograph behind it, so neither colour nor silhouette tells classes
+apart. Backgrounds are crops of the photographs of
+`data.photographs`: training images show those that the quickstart trains on, test images the three
+that it holds out.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from PIL import Image
+from pydantic import NonNegativeInt, PositiveInt
+
+from data.labelled.layout import Split
+from data.labelled.segmentation_set import PixelSample, SegmentationSet
+from data.photographs import PHOTOGRAPHS, Photograph, photograph_path
+from data.seeds import sample_rng
+
+_T = TypeVar("_T")
+
+SIDE = 256  # pixels of an image
+
+_SHAPES = 7  # of an image; later ones cover earlier ones
+_RADIUS = (24.0, 64.0)  # mean of a shape, pixels
+_PERIOD = (12.0, 32.0)  # of a pattern, pixels
+_OPACITY = (0.75, 1.0)  # of a shape over the photograph
+_SHARPNESS = 4.0  # of a pattern's edges, so that they do not alias
+_LOBES = ((2, 0.35), (3, 0.2), (5, 0.1))  # of an outline: number, largest share of the radius
+_DRAWS = 6  # pixels of the photograph, of which two are a pattern's colours
+_NUM_WAVES = 12  # of the random field behind `blobs`
+
+# Coordinates (H, W) in periods, centred on the shape, to a wave in [-1, 1].
+Pattern = Callable[[np.ndarray, np.ndarray, random.Random], np.ndarray]
+
+
+def _plain(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+    return np.ones_like(u)
+
+
+def _stripes(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+    return _wave(u)
+
+
+def _checks(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+    return _wave(u / 1.4) * _wave(v / 1.4)
+
+
+def _dots(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+    return _wave(u) + _wave(v) - 0.6
+
+
+def _rings(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+    return _wave(np.hypot(u, v))
+
+
+def _zigzag(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+    return _wave(u + np.abs((v / 1.5) % 1 - 0.5) * 2)
+
+
+def _grid(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+    return np.maximum(_wave(u), _wave(v)) * 2 - 1.4
+
+
+def _blobs(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+    field = np.zeros_like(u)
+    for _ in range(_NUM_WAVES):
+        angle, phase = rng.uniform(0, 2 * math.pi), rng.random()
+        field += _wave(math.cos(angle) * u + math.sin(angle) * v + phase)
+    return field * (2 / _NUM_WAVES) ** 0.5
+
+
+def _wave(u: np.ndarray) -> np.ndarray:
+    return np.cos(2 * math.pi * u)
+
+
+_PATTERNS: dict[str, Pattern] = {
+    "plain": _plain,
+    "stripes": _stripes,
+    "checks": _checks,
+    "dots": _dots,
+    "rings": _rings,
+    "zigzag": _zigzag,
+    "grid": _grid,
+    "blobs": _blobs,
+}
+
+
+class EmbeddedSegmentation(SegmentationSet):
+    """Patterns on photographs, 256 x 256 px, nine classes; drawn when they are read.
+
+    Attributes:
+        train_images: how many there are to train on.
+        test_images: how many to measure on.
+        seed: another one draws another set.
+    """
+
+    kind: Literal["embedded"]
+    train_images: PositiveInt = 240
+    test_images: PositiveInt = 120
+    seed: NonNegativeInt = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The background, then the patterns."""
+        return ("photograph", *_PATTERNS)
+
+    def samples(self, split: Split) -> list[PixelSample]:
+        """As many as were asked for; the paths are names, no file is there."""
+        count = self.train_images if split == "train" else self.test_images
+        keys = [f"{split}-{number:04d}" for number in range(count)]
+        return [PixelSample(Path(f"{key}.jpg"), Path(f"{key}.png"), key) for key in keys]
+
+    def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
+        """Draws an image and its labels; no pixel is ignored.
+
+        Raises:
+            DataError: the photographs are not installed.
+        """
+        image, labels = _drawn(self.seed, sample.key)
+        return image.copy(), labels.copy()
+
+
+@lru_cache(maxsize=1024)  # every encoder of a suite sees the same images: 0.2 MB each
+def _drawn(seed: int, key: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = sample_rng(seed, 0, key)
+    held_out = key.startswith("test")
+    sources = [p for p in PHOTOGRAPHS if held_out == (not p.scales)]
+    photograph = _background(_one_of(sources, rng), rng)
+    image, labels = photograph.copy(), np.zeros((SIDE, SIDE), np.uint8)
+    for _ in range(_SHAPES):
+        label, colours = 1 + _below(len(_PATTERNS), rng), _two_colours(photograph, rng)
+        _draw_shape(image, labels, label, colours, rng)
+    return (image * 255).round().astype(np.uint8), labels
+
+
+@cache
+def _pixels(photograph: Photograph) -> Image.Image:
+    with Image.open(photograph_path(photograph)) as opened:
+        return opened.convert("RGB")
+
+
+def _background(photograph: Photograph, rng: random.Random) -> np.ndarray:
+    """A square crop, half to all of the shorter side, float64 (SIDE, SIDE, 3) in [0, 1]."""
+    whole = _pixels(photograph)
+    side = rng.uniform(0.5, 1.0) * min(whole.size)
+    left, top = (rng.random() * (length - side) for length in whole.size)
+    box = (left, top, left + side, top + side)
+    crop = np.asarray(whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box), np.float64) / 255
+    return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def _two_colours(photograph: np.ndarray, rng: random.Random) -> list[np.ndarray]:
+    """The darkest and the brightest of a few pixels, in either order."""
+    pixels = [photograph[_below(SIDE, rng), _below(SIDE, rng)] for _ in range(_DRAWS)]
+    pixels.sort(key=lambda colour: float(colour.mean()))
+    return [pixels[0], pixels[-1]] if rng.random() < 0.5 else [pixels[-1], pixels[0]]
+
+
+def _draw_shape(
+    image: np.ndarray,
+    labels: np.ndarray,
+    label: int,
+    colours: Sequence[np.ndarray],
+    rng: random.Random,
+) -> None:
+    """Draws one shape over an image and its labels."""
+    rows, columns = (rng.random() * SIDE for _ in range(2))
+    x, y = np.meshgrid(np.arange(SIDE) + 0.5 - columns, np.arange(SIDE) + 0.5 - rows)
+    near = np.hypot(x, y) < _RADIUS[1] * (1 + sum(depth for _, depth in _LOBES))
+    x, y = x[near], y[near]
+    inside = np.hypot(x, y) < _outline(np.arctan2(y, x), rng)
+    near[near] = inside
+    period, angle = rng.uniform(*_PERIOD), rng.random() * 2 * math.pi
+    along, across = math.cos(angle) / period, math.sin(angle) / period
+    u, v = (along * x + across * y)[inside], (along * y - across * x)[inside]
+    wave = list(_PATTERNS.values())[label - 1](u, v, rng)
+    share = 0.5 + 0.5 * np.tanh(_SHARPNESS * wave)[:, None]
+    painted = share * colours[0] + (1 - share) * colours[1]
+    opacity = rng.uniform(*_OPACITY)
+    image[near] = opacity * painted + (1 - opacity) * image[near]
+    labels[near] = label
+
+
+def _outline(angles: np.ndarray, rng: random.Random) -> np.ndarray:
+    """The radius of a smooth random shape at each angle, in pixels."""
+    radius = np.ones_like(angles)
+    for number, depth in _LOBES:
+        phase = rng.random() * 2 * math.pi
+        radius += depth * rng.random() * np.cos(number * angles + phase)
+    return rng.uniform(*_RADIUS) * radius
+
+
+def _one_of(items: Sequence[_T], rng: random.Random) -> _T:
+    return items[_below(len(items), rng)]
+
+
+def _below(limit: int, rng: random.Random) -> int:
+    # Of Python's generators only `random` is promised never to change.
+    return int(rng.random() * limit)

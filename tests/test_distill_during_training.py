@@ -1,0 +1,135 @@
+"""Benchmarks during training: when they are due, what they leave alone, what a user is told."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.errors import DataError
+from distill import loop as loop_module
+from distill.config import validate
+from distill.errors import RecipeError
+from distill.evaluation.during_training import TrainingBenchmarks, TrainingBenchmarksConfig
+from distill.evaluation.models import Pixels, PixelsConfig
+from distill.loop import Loop, Plan
+from distill.schedule import ScheduleConfig
+from distill.tracking import Tracker, TrackingConfig, read_metrics
+
+RAMP = {"ramp": {"kind": "tests.doubles:Ramp"}}
+
+
+def pixels() -> Pixels:
+    return Pixels(PixelsConfig(patch_size=8, resolution=(32, 32)))
+
+
+def benchmarks(folder: Path, run: dict[str, Any] = RAMP, every: int = 10) -> TrainingBenchmarks:
+    config = validate(TrainingBenchmarksConfig, {"every": every, "run": run}, "recipe")
+    return TrainingBenchmarks(config, pixels, folder, num_steps=25)
+
+
+def tracker(folder: Path, start_step: int = 0) -> Tracker:
+    return Tracker(folder, TrackingConfig(), {}, num_steps=25, start_step=start_step, active=True)
+
+
+def test_they_are_due_at_the_first_start_regularly_and_at_the_end(tmp_path: Path) -> None:
+    found = benchmarks(tmp_path)
+    with tracker(tmp_path) as open_tracker:
+        due = []
+        for step in range(26):
+            if found.due(step):
+                due.append(step)
+                found.measure(found.due(step), step, open_tracker)
+    assert due == [0, 10, 20, 25]
+    assert [line["step"] for line in read_metrics(tmp_path)] == due
+    assert read_metrics(tmp_path)[0]["eval/ramp/largest"] > 0
+
+
+def test_a_resumed_run_measures_what_has_no_figures_at_its_step(tmp_path: Path) -> None:
+    with tracker(tmp_path) as open_tracker:
+        for step in (0, 10):
+            benchmarks(tmp_path).measure(["ramp"], step, open_tracker)
+    assert benchmarks(tmp_path).due(10) == []
+    assert benchmarks(tmp_path, every=5).due(5) == ["ramp"]  # stopped before it was measured
+    assert benchmarks(tmp_path).due(5) == []
+    assert benchmarks(tmp_path, {**RAMP, "new": RAMP["ramp"]}).due(7) == ["new"]
+    with tracker(tmp_path, start_step=6):  # step 10 will be done again
+        assert benchmarks(tmp_path).due(10) == ["ramp"]
+
+
+def test_the_default_generators_are_left_as_they_were(tmp_path: Path) -> None:
+    def draws() -> list[float]:
+        return [random.random(), float(torch.rand(1)), float(np.random.rand())]
+
+    def seed() -> None:
+        random.seed(1), torch.manual_seed(1), np.random.seed(1)
+
+    seed()
+    expected = draws()
+    seed()
+    with tracker(tmp_path) as open_tracker:
+        benchmarks(tmp_path).measure(["ramp"], 0, open_tracker)
+    assert draws() == expected
+
+
+def test_the_watchdog_is_off_while_they_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is over already: nothing is left but to measure."""
+    events: list[str] = []
+    monkeypatch.setattr(loop_module, "arm_watchdog", lambda seconds: events.append(f"{seconds}"))
+    monkeypatch.setattr(loop_module, "disarm_watchdog", lambda: events.append("off"))
+
+    class Noted(TrainingBenchmarks):
+        def measure(self, *arguments: Any) -> None:
+            events.append("measure")
+
+    found = benchmarks(tmp_path)
+    plan = Plan(
+        folder=tmp_path,
+        seed=0,
+        steps=25,
+        accumulation=1,
+        batch_size=1,
+        lr=1.0,
+        schedule=ScheduleConfig(),
+        log_every=1,
+        pictures_every=0,
+        save_every=1,
+        watchdog_s=7,
+        patient=False,
+    )
+    noted = Noted(found._config, pixels, tmp_path, 25)
+    nothing: Any = None
+    with tracker(tmp_path) as open_tracker:
+        ended = Loop(plan, nothing, open_tracker, nothing, nothing, noted).run(iter([]), 25)
+    assert ended == "done"
+    assert events == ["off", "measure", "7"]
+
+
+def test_missing_data_are_told_with_the_place_in_the_recipe(tmp_path: Path) -> None:
+    entry = {
+        "kind": "segmentation",
+        "dataset": {"kind": "camvid", "root": str(tmp_path / "nowhere")},
+        "probe": {"steps": 1, "batch_size": 1, "lr": 0.1},
+    }
+    found = benchmarks(tmp_path, {"streets": entry})
+    message = r"(?s)benchmarks\.run\.streets: there is no .*nowhere.*expected under"
+    with tracker(tmp_path) as open_tracker, pytest.raises(DataError, match=message):
+        found.measure(["streets"], 0, open_tracker)
+
+
+@pytest.mark.parametrize(
+    "tree, message",
+    [
+        ({"every": 0, "run": RAMP}, "every"),
+        ({"every": 1, "run": {}}, "run"),
+        ({"every": 1, "run": {"a/b": RAMP["ramp"]}}, r"run\.a/b"),
+        ({"every": 1, "run": {"x": {"kind": "segmentatio"}}}, r"run\.x: .*'segmentation'"),
+    ],
+)
+def test_a_wrong_entry_is_refused(tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        validate(TrainingBenchmarksConfig, tree, "recipe")
