@@ -38,6 +38,8 @@ def test_seven_scenes_pairs_all_frames_of_a_sequence(tmp_path: Path) -> None:
     pairs = SevenScenes(kind="seven_scenes", root=tmp_path).pairs()
     assert [(a.pose[0, 3], b.pose[0, 3]) for a, b in pairs] == [(0, 1), (0, 2), (1, 2)]
     assert len(SevenScenes(kind="seven_scenes", root=tmp_path, every=2).pairs()) == 1
+    near = SevenScenes(kind="seven_scenes", root=tmp_path, max_gap=1).pairs()
+    assert [(a.pose[0, 3], b.pose[0, 3]) for a, b in near] == [(0, 1), (1, 2)]
 
 
 def test_a_frame_has_metres_and_none_where_nothing_was_measured(tmp_path: Path) -> None:

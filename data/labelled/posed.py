@@ -77,10 +77,12 @@ class PosedLayout(Layout):
 
 
 class SevenScenes(PosedLayout):
-    """7-Scenes, and any folder of that form; a sequence's frames are all matched with each other.
+    """7-Scenes, and any folder of that form; frames of a sequence are matched with each other.
 
     Attributes:
         every: of a sequence's sorted frames, one in so many is taken.
+        max_gap: how many of these frames two of a pair are apart at most; None for all pairs, also
+            those that have nothing in common.
         focal_px: the set does not state it; 585 is its authors' suggestion.
     """
 
@@ -92,6 +94,7 @@ class SevenScenes(PosedLayout):
 
     kind: Literal["seven_scenes"]
     every: PositiveInt = 1
+    max_gap: PositiveInt | None = None
     focal_px: PositiveFloat = 585.0
 
     def pairs(self) -> list[tuple[View, View]]:
@@ -99,11 +102,13 @@ class SevenScenes(PosedLayout):
         sequences: dict[Path, list[Path]] = {}
         for path in self.found("**/frame-*.pose.txt"):
             sequences.setdefault(path.parent, []).append(path)
-        return [
-            pair
-            for poses in sequences.values()
-            for pair in combinations([self._view(path) for path in poses[:: self.every]], 2)
-        ]
+        pairs = []
+        for poses in sequences.values():
+            views = [self._view(path) for path in poses[:: self.every]]
+            for i, first in enumerate(views):
+                last = len(views) if self.max_gap is None else i + 1 + self.max_gap
+                pairs += [(first, second) for second in views[i + 1 : last]]
+        return pairs
 
     def _view(self, pose: Path) -> View:
         stem = pose.name.removesuffix(".pose.txt")
