@@ -157,17 +157,19 @@ class ScanNet(PosedLayout):
 class Navi(PosedLayout):
     """NAVI (arXiv 2306.09109): scenes of several views of one object; depth on the object alone.
 
-    Frames are cropped to a square around the object. Depth maps hold 65535 / depth.
+    Frames are cropped to a square around the object. Whether depths and poses are understood, the
+    protocol's `pose_residual_m` shows: it is of millimetres, or a unit is wrong.
 
     Attributes:
         size_px: side that the crops are resized to.
-        unit_m: metres of a unit of depth and translation; the protocol's `pose_residual_m` shows
-            whether depths and poses agree.
+        depth_unit_m: metres of a step of the stored depth.
+        translation_unit_m: metres of a unit of the cameras' translations.
+        downsampled: whether to read `downsampled_images` and `downsampled_depth`.
     """
 
     tree: ClassVar[str] = (
         "  <object>/multiview_*/images/*.jpg\n"
-        "  <object>/multiview_*/depth/*.png       uint16, 65535 / depth, 0 off the object\n"
+        "  <object>/multiview_*/depth/*.png       uint16, 0 off the object\n"
         "  <object>/multiview_*/annotations.json  a list of filename, image_size, and camera:\n"
         "                                         q (w, x, y, z) and t from object to camera,\n"
         "                                         focal_length in px"
@@ -175,7 +177,9 @@ class Navi(PosedLayout):
 
     kind: Literal["navi"]
     size_px: PositiveInt = 512
-    unit_m: PositiveFloat = 0.001
+    depth_unit_m: PositiveFloat = 0.001
+    translation_unit_m: PositiveFloat = 0.001
+    downsampled: bool = False
 
     def pairs(self) -> list[tuple[View, View]]:
         """All pairs inside the multi-view scenes; see `PosedLayout.pairs`."""
@@ -190,7 +194,7 @@ class Navi(PosedLayout):
         raw = read_indices(view.depth).astype(np.float64)
         if not raw.any():
             raise DataError(f"the depth map '{view.depth}' shows no object")
-        depth = np.divide(_BEYOND, raw, out=np.zeros_like(raw), where=raw > 0) * self.unit_m
+        depth = raw * self.depth_unit_m
         image = Image.fromarray(read_rgb(view.image))
         image = image.resize(raw.shape[::-1], Image.Resampling.BILINEAR)
         box, side = _square(raw > 0), self.size_px
@@ -214,12 +218,13 @@ class Navi(PosedLayout):
         scene, camera = str(path.parent.relative_to(self.root)), facts["camera"]
         to_camera = np.eye(4)
         to_camera[:3, :3] = _rotation(np.array(camera["q"], dtype=np.float64))
-        to_camera[:3, 3] = np.array(camera["t"], dtype=np.float64) * self.unit_m
-        depth = self.place(scene, "depth", f"{Path(facts['filename']).stem}.png")
-        # The set is also given out smaller than annotated.
+        to_camera[:3, 3] = np.array(camera["t"], dtype=np.float64) * self.translation_unit_m
+        prefix = "downsampled_" if self.downsampled else ""
+        depth = self.place(scene, f"{prefix}depth", f"{Path(facts['filename']).stem}.png")
+        # Annotations are of the full size.
         shrunk = read_size(depth)[0] / facts["image_size"][0]
         return View(
-            self.place(scene, "images", facts["filename"]),
+            self.place(scene, f"{prefix}images", facts["filename"]),
             depth,
             np.linalg.inv(to_camera),
             float(camera["focal_length"]) * shrunk,
