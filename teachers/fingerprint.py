@@ -7,7 +7,8 @@ import torch
 
 from teachers.teacher import Teacher
 
-_IRRELEVANT = {"chunk_size", "training"}
+# Neither changes a feature; a number of layers follows from the modules, which count already.
+_IRRELEVANT = {"chunk_size", "num_layers", "training"}
 _BLOCK = 1 << 24  # elements hashed at once: bounds what is copied from the device
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from teachers.build import build_teacher, parse_teacher
 from teachers.small.augment import cell_centres, crop, random_boxes, to_picture
 from teachers.small.captions import CONTEXT, Captions
 from teachers.small.knn import NAMES, classify
@@ -146,3 +147,12 @@ def test_a_shipped_folder_loads_strictly_and_tells_images_apart(name):
 def test_the_shipped_weights_stay_under_the_byte_limit():
     files = [SMALL / name / "open_clip_model.safetensors" for name in NAMES]
     assert sum(f.stat().st_size for f in files) <= BYTE_LIMIT
+
+
+@pytest.mark.parametrize("kind, name", [("dfn_clip", "clip"), ("siglip", "siglip")])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_shipped_upsamplers_are_those_of_the_shipped_teachers(kind, name, factor):
+    """Their fingerprints agree: whatever it covers must not change, or files in use are refused."""
+    model = f"{name}_ti16_128"
+    entry = {"kind": kind, "model": model, "upsampler": f"{model}_featsharp_{factor}x"}
+    assert build_teacher(parse_teacher(entry)).spec.resolution == (128 * factor, 128 * factor)
