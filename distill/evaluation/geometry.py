@@ -139,14 +139,13 @@ class Geometry(Benchmark):
                     f"input: '{samples[number].key}' is {_size(truth)} px, the first "
                     f"image {size}; set input.window or input.crop to bring all to one size"
                 )
-            return reader.resized(image), truth
+            return reader.resized(image), truth[places]
 
         step = config.loss_stride
         places = (..., slice(step // 2, None, step), slice(step // 2, None, step))
 
         def loss(maps: Tensor, truth: Tensor, number: int) -> Tensor:
-            dense = reader.on_pixels(maps, seen, size)
-            return self.loss(dense[places], truth[places], number)
+            return self.loss(reader.on_pixels(maps, seen, size, step), truth, number)
 
         count = len(samples)
         features = probe_features(config.probe, sample, reader.encode, count, seed, folder)
