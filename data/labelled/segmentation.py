@@ -148,11 +148,11 @@ class COCOStuff(SegmentationLayout):
     def samples(self, split: Split) -> list[PixelSample]:
         """About 118,000 to train on, 5,000 to measure on."""
         part = "train2017" if split == "train" else "val2017"
-        pairs = pairs(self, f"images/{part}", f"annotations/{part}")
+        found = pairs(self, f"images/{part}", f"annotations/{part}")
         if not self.curated:
-            return pairs
+            return found
         kept = read_lines(self.place("curated", part, "Coco164kFull_Stuff_Coarse.txt"))
-        by_key = {pair.key: pair for pair in pairs}
+        by_key = {pair.key: pair for pair in found}
         missing = [key for key in kept if key not in by_key]
         if missing:
             raise DataError(f"images/{part} has no {missing[0]}.jpg, which the curated list names")
