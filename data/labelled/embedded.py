@@ -7,9 +7,8 @@ no paper has them.
 
 A class is a pattern. Its angle, scale and outline are drawn alike for all classes, and its two
 colours are pixels of the photograph behind it, so neither colour nor silhouette tells classes
-apart. Backgrounds are crops of the photographs of
-`data.photographs`: training images show those that the quickstart trains on, test images the three
-that it holds out.
+apart. Backgrounds are crops of the three photographs that the quickstart holds out, in training and
+in test images: no student of it has seen them.
 """
 
 import math
@@ -17,7 +16,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -27,8 +26,6 @@ from data.labelled.layout import Split
 from data.labelled.segmentation_set import PixelSample, SegmentationSet
 from data.photographs import PHOTOGRAPHS, Photograph, photograph_path
 from data.seeds import sample_rng
-
-_T = TypeVar("_T")
 
 SIDE = 256  # pixels of an image
 
@@ -121,9 +118,8 @@ class EmbeddedSegmentation(SegmentationSet):
 @lru_cache(maxsize=1024)  # every encoder of a suite sees the same images: 0.2 MB each
 def _drawn(seed: int, key: str) -> tuple[np.ndarray, np.ndarray]:
     rng = sample_rng(seed, 0, key)
-    held_out = key.startswith("test")
-    sources = [p for p in PHOTOGRAPHS if held_out == (not p.scales)]
-    photograph = _background(_one_of(sources, rng), rng)
+    held_out = [photograph for photograph in PHOTOGRAPHS if not photograph.scales]
+    photograph = _background(held_out[_below(len(held_out), rng)], rng)
     image, labels = photograph.copy(), np.zeros((SIDE, SIDE), np.uint8)
     for _ in range(_SHAPES):
         label, colours = 1 + _below(len(_PATTERNS), rng), _two_colours(photograph, rng)
@@ -189,10 +185,6 @@ def _outline(angles: np.ndarray, rng: random.Random) -> np.ndarray:
         phase = rng.random() * 2 * math.pi
         radius += depth * rng.random() * np.cos(number * angles + phase)
     return rng.uniform(*_RADIUS) * radius
-
-
-def _one_of(items: Sequence[_T], rng: random.Random) -> _T:
-    return items[_below(len(items), rng)]
 
 
 def _below(limit: int, rng: random.Random) -> int:
