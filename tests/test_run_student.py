@@ -150,7 +150,7 @@ def test_benchmarks_on_the_way_change_no_bit_and_may_come_and_go(
 
 
 def _shared_memory() -> set[str]:
-    """Files in /dev/shm, but for joblib's locks, which other tests' scikit-learn makes meanwhile."""
+    """Files in /dev/shm, but for joblib's locks, which other tests make meanwhile."""
     return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky-")}
 
 
