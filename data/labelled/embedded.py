@@ -81,7 +81,7 @@ _PATTERNS: dict[str, Pattern] = {
 
 
 class EmbeddedSegmentation(SegmentationSet):
-    """Patterns on photographs, 256 x 256 px, seven classes; drawn when they are read.
+    """Six patterns on photographs, 256 x 256 px, seven classes; drawn when they are read.
 
     Attributes:
         train_images: how many there are to train on.
