@@ -1,5 +1,6 @@
 """Normals: of analytic surfaces, the angles, the loss, and what a mirror does."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
 from distill.evaluation.benchmark import build_benchmark, parse_benchmark
+from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.normal_scores import (
     angles,
     normal_scores,
@@ -174,3 +177,40 @@ def test_normals_come_from_the_file_or_from_depth_or_it_is_a_message() -> None:
     assert torch.allclose(benchmark().truth(computed, sample)[:, 2, 3], torch.tensor([0.0, 0, -1]))
     with pytest.raises(DataError, match="'a' has no normals.*dataset.normals or dataset.focal_px"):
         benchmark().truth(DepthView(image, depth, None, None, (2.5, 3.5)), sample)
+
+
+def write(root: Path) -> Path:
+    """Images of nine walls, whose colours are their normals; the top rows are unknown."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for kind in ("rgb", "depth", "normals"):
+            (root / split / kind).mkdir(parents=True)
+        for number in range(6):
+            walls = generator.uniform(-1, 1, (3, 3, 3)) - (0, 0, 2)
+            normals = (walls / np.linalg.norm(walls, axis=2, keepdims=True)).repeat(8, 0)
+            normals = normals.repeat(8, 1)
+            rgb = ((normals + 1) * 127.5).round().astype(np.uint8)
+            Image.fromarray(rgb).save(root / split / "rgb" / f"{number}.png")
+            normals[:2] = 0
+            np.save(root / split / "normals" / f"{number}.npy", normals)
+            np.save(root / split / "depth" / f"{number}.npy", np.ones((24, 24)))
+    return root
+
+
+def test_a_probe_beats_the_mean_map_where_colours_are_normals(tmp_path: Path) -> None:
+    chosen = benchmark(
+        dataset={
+            "kind": "folder",
+            "root": str(write(tmp_path)),
+            "normals": ("train/normals", "test/normals"),
+        },
+        probe={"steps": 150, "batch_size": 3, "lr": 0.03},
+        input={"flip": False},  # a colour that says "to the right" does not when mirrored
+    )
+    encoder = Pixels(PixelsConfig(patch_size=4, resolution=(24, 24)))
+    figures = chosen.measure(encoder, 0, tmp_path).figures
+    assert next(iter(figures)) == "mean_angle_per_image"
+    assert figures["mean_angle_per_image"] < 0.6 * figures["mean_map_mean_angle_per_image"]
+    floor = json.loads((tmp_path / "figures.json").read_text())["mean map"]
+    assert figures["within_30_pooled"] > floor["within_30_pooled"]
+    assert (tmp_path / "predictions.png").is_file()

@@ -96,6 +96,17 @@ def test_a_table_has_means_spreads_and_the_best_in_bold(tmp_path: Path) -> None:
     assert cells[3] == ["5 ± 1.4", "[bold]0.5 ± 0[/bold]"]
 
 
+def test_a_table_too_wide_for_a_screen_has_a_line_for_each_figure(tmp_path: Path) -> None:
+    rows = [
+        {**row, "figures": {f"figure{i}": float(i) for i in range(9)}}
+        for row in run_suite(recipe(tmp_path))
+    ]
+    table = screen_table(*results_sheets(rows))
+    assert [column.header for column in table.columns] == ["model", "colours"]
+    assert list(table.columns[0].cells) == ["seeds", *(f"figure{i}" for i in range(9))]
+    assert list(table.columns[1].cells)[:3] == ["2", "[bold]0 ± 0[/bold]", "[bold]1 ± 0[/bold]"]
+
+
 def test_pixels_are_mean_colours() -> None:
     encoder = Pixels(PixelsConfig(patch_size=2, resolution=(4, 4)))
     images = torch.rand(1, 3, 4, 6, generator=torch.Generator().manual_seed(0))

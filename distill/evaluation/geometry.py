@@ -1,5 +1,6 @@
 """What the probes of depth and of normals share: images and truth, heads, training, counting."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,8 @@ class Geometry(Benchmark):
         """The figures of the best learning rate on the test images, and those of the mean map.
 
         The mean map is the mean of the training images' truth at each place: what is known
-        without looking at an image. The folder gets the probe, and predictions beside truth.
+        without looking at an image. The folder gets the probe, the figures of every rate and all
+        of the mean map, and predictions beside truth.
         """
         reader = Reader(encoder, self.config)
         heads = self._train(reader, seed, folder)
@@ -84,21 +86,19 @@ class Geometry(Benchmark):
         sign = 1 if headline in self.lower_is_better else -1
         best = min(range(len(heads)), key=lambda i: sign * scores[i][headline])
         if distributed.rank() == 0:
+            rates = (f"lr {lr:g}" for lr in self.config.probe.lr)
+            by_name = {"mean map": floor, **dict(zip(rates, scores, strict=True))}
+            (folder / "figures.json").write_text(json.dumps(by_name, indent=1))
             self._keep(reader, heads[best], folder)
-        config = self.config
+        labels = self.config.labels
         protocol = {
-            "train_images": len(config.dataset.samples("train")),
+            "train_images": len(self.config.dataset.samples("train")),
             "test_images": len(sums),
             "test_images_without_truth": int((sums[:, 0, 0] == 0).sum()),
             "input_size": "as stored" if reader.size is None else list(reader.size),
-            "layers": "last" if reader.layers is None else list(reader.layers),
-            "metric_grid": "as stored" if config.labels is None else list(config.labels),
-            f"{headline}_by_lr": {
-                f"{lr:g}": s[headline] for lr, s in zip(config.probe.lr, scores, strict=True)
-            },
+            "metric_grid": "as stored" if labels is None else list(labels),
         }
-        figures = scores[best] | {f"mean_map_{headline}": floor[headline]}
-        return Measurement(figures, protocol | {"mean_map": floor})
+        return Measurement(scores[best] | {f"mean_map_{headline}": floor[headline]}, protocol)
 
     def _pixels(self, sample: DepthSample) -> tuple[Tensor, Tensor]:
         """An image (3, H, W) in [0, 1] and its truth."""
@@ -139,14 +139,13 @@ class Geometry(Benchmark):
                     f"input: '{samples[number].key}' is {_size(truth)} px, the first "
                     f"image {size}; set input.window or input.crop to bring all to one size"
                 )
-            return reader.resized(image), truth
+            return reader.resized(image), truth[places]
 
         step = config.loss_stride
         places = (..., slice(step // 2, None, step), slice(step // 2, None, step))
 
         def loss(maps: Tensor, truth: Tensor, number: int) -> Tensor:
-            dense = reader.on_pixels(maps, seen, size)
-            return self.loss(dense[places], truth[places], number)
+            return self.loss(reader.on_pixels(maps, seen, size, step), truth, number)
 
         count = len(samples)
         features = probe_features(config.probe, sample, reader.encode, count, seed, folder)

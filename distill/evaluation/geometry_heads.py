@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.evaluation.dense_map import dense_layers, dense_map, padded_size, to_pixels
+from distill.evaluation.dense_map import dense_layers, dense_map, padded_size
 from distill.evaluation.dpt import NUM_LAYERS, DPTHead
 from distill.evaluation.geometry_config import DPTHeadConfig, GeometryConfig
 from teachers.teacher import Teacher, even_layers
@@ -58,21 +59,34 @@ class Reader:
         """An image (3, H, W) at its input size."""
         return image if self.size is None else resize(image[None], self.size)[0]
 
-    def on_pixels(self, maps: Tensor, seen: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    def on_pixels(
+        self, maps: Tensor, seen: tuple[int, int], size: tuple[int, int], stride: int = 1
+    ) -> Tensor:
         """Predictions of cells, brought to pixels.
 
         Args:
             maps: (B, K, h, w).
             seen: (height, width) of the images that were encoded.
             size: (H, W) that is wanted.
+            stride: every n-th of these pixels only, from n // 2 on; the others cost nothing.
 
         Returns:
             (B, K, H, W), bilinear with half-pixel centres, without what covered padding.
         """
-        dense = to_pixels(maps, padded_size(self.encoder.spec, *seen), seen)
-        if seen == size:
-            return dense
-        return F.interpolate(dense, size, mode="bilinear", align_corners=False)
+        covers = padded_size(self.encoder.spec, *seen)
+        rows, columns = (
+            _weights(maps, *lengths)[stride // 2 :: stride]
+            for lengths in zip(maps.shape[-2:], covers, seen, size, strict=True)
+        )
+        return rows @ maps @ columns.T
+
+
+def _weights(like: Tensor, cells: int, covers: int, seen: int, size: int) -> Tensor:
+    """What each cell of a line counts for each pixel of it, (size, cells)."""
+    unit = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
+    for length, kept in ((covers, seen), (size, size)):
+        unit = F.interpolate(unit, length, mode="linear", align_corners=False)[..., :kept]
+    return unit[0].T
 
 
 def build_head(config: GeometryConfig, dims: Sequence[int], out_dim: int) -> nn.Module:

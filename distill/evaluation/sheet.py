@@ -5,6 +5,8 @@ from typing import NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
+_MOST_COLUMNS = 10  # of a table on a screen
+
 
 class Cell(NamedTuple):
     """A cell.
@@ -35,11 +37,16 @@ class Sheet(NamedTuple):
 
 
 def screen_table(sheet: Sheet) -> Table:
-    """The sheet for a terminal, the best in bold."""
-    table = Table(title=escape(sheet.title), caption=escape(sheet.note) or None)
-    for number, head in enumerate(sheet.head):
-        table.add_column(escape(head), justify="right" if number else "left")
+    """The sheet for a terminal, the best in bold; lines become columns where it is too wide."""
+    grid = [[escape(head) for head in sheet.head]]
     for name, cells in sheet.lines:
         bold = (f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in cells)
-        table.add_row(escape(name), *bold)
+        grid.append([escape(name), *bold])
+    if len(sheet.head) > _MOST_COLUMNS:
+        grid = [list(line) for line in zip(*grid, strict=True)]
+    table = Table(title=escape(sheet.title), caption=escape(sheet.note) or None)
+    for number, head in enumerate(grid[0]):
+        table.add_column(head, justify="right" if number else "left")
+    for line in grid[1:]:
+        table.add_row(*line)
     return table

@@ -1,0 +1,78 @@
+"""What a probe's step costs on cached features beside the on-line one.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_probe
+
+Both are the linear depth probe on a ViT-S/16 at 224 px, on images in memory: on-line encodes eight
+of them each step, cached reads what it encoded once, and its figure is without that. Process CPU
+time, the median over rounds. Target: on-line at least 20 times the cached step.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distill.evaluation.depth import BinnedDepth, sig_loss
+from distill.evaluation.geometry_heads import LinearHead
+from distill.evaluation.probe_training import ProbeConfig, probe_features, train_heads
+from teachers.build import build_teacher, parse_teacher
+from tests.benchmarks.figure import Figure
+
+BATCH, SIDE, STRIDE, COUNT, DIM = 8, 224, 4, 32, 384
+
+
+def seconds_a_step(mode: str, steps: int, folder: Path) -> float:
+    """Process CPU time of a step, features of the cache not counted."""
+    teacher = build_teacher(
+        parse_teacher({"kind": "timm", "model": "vit_small_patch16_224", "weights": "none"})
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(COUNT, 3, SIDE, SIDE, generator=generator)
+    truth = 1 + 8 * torch.rand(COUNT, 1, SIDE // STRIDE, SIDE // STRIDE, generator=generator)
+
+    def sample(number: int, _: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        return images[number], truth[number]
+
+    def encode(pixels: Tensor) -> tuple[Tensor, ...]:
+        return (teacher(pixels).spatial,)
+
+    def loss(depth: Tensor, wanted: Tensor, step: int) -> Tensor:
+        dense = nn.functional.interpolate(depth, SIDE // STRIDE, mode="bilinear")
+        return sig_loss(dense, wanted, wanted > 0, step)
+
+    def head() -> nn.Module:
+        return BinnedDepth(LinearHead(DIM, 256), 256, (0.001, 10.0))
+
+    config = ProbeConfig.model_validate(
+        {"steps": steps, "batch_size": BATCH, "lr": 1e-3, "mode": mode}
+    )
+    features = probe_features(config, sample, encode, COUNT, 0, folder)
+    start = time.process_time()
+    train_heads(head, config, features, loss, COUNT, 0)
+    return (time.process_time() - start) / steps
+
+
+def main(arguments: list[str] | None = None) -> list[Figure]:
+    """Measures and prints; returns the figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(chosen.rounds + 1):
+            online = seconds_a_step("online", 4, Path(folder))
+            cached = seconds_a_step("cached", 80, Path(folder))
+            print(f"on-line {online * 1e3:.0f} ms, cached {cached * 1e3:.1f} ms of CPU a step")
+            if number:  # the first round only warms up
+                ratios.append(online / cached)
+    return [Figure("probe: on-line step over cached step", statistics.median(ratios), 20, False)]
+
+
+if __name__ == "__main__":
+    for figure in main():
+        print(figure.line())
