@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from distill import distributed
 from distill.errors import RecipeError
-from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer
+from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, flat_size
 
 
 class EngineConfig(BaseModel):
@@ -84,7 +84,11 @@ def deepspeed_config(config: EngineConfig, micro_batch_size: int) -> dict[str, A
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,
-            "contiguous_gradients": True,
+            # Gradients stay where autograd puts them, and are reduced a bucket at a time. DeepSpeed
+            # would copy them into one buffer, 2 GB whatever the module's size, and from there into
+            # a second one as large as all of them.
+            "contiguous_gradients": False,
+            "reduce_bucket_size": flat_size(),
             "memory_efficient_linear": False,
         },
         "zero_allow_untested_optimizer": True,
@@ -144,6 +148,7 @@ class Engine:
             config=deepspeed_config(config, micro_batch_size),
             dist_init_required=False,
         )
+        self._share_weights()
         self._average = [p.detach().clone() for p in self._masters()] if config.ema_decay else []
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -226,6 +231,20 @@ class Engine:
         if self.config.zero_stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return list(self._engine.optimizer.single_partition_of_fp32_groups)
+
+    def _share_weights(self) -> None:
+        """Makes ZeRO's float32 partition the module's own weights, where it is a copy of them.
+
+        That is so in one process, unless the weights are float16. Where there are more, each holds
+        a slice, and a checkpoint of a slice that is a view would hold the whole.
+        """
+        config, optimizer = self.config, self._engine.optimizer
+        if config.zero_stage == 3 or config.precision == "fp16" or distributed.world_size() > 1:
+            return
+        flat = optimizer.bit16_groups_flat
+        for master, weights in zip(optimizer.single_partition_of_fp32_groups, flat, strict=True):
+            master.data = weights
+        optimizer._link_all_hp_params()  # its views hold on to the copies
 
     @contextmanager
     def _averaged(self, enabled: bool) -> Iterator[None]:

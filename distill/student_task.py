@@ -16,7 +16,7 @@ from distill.recipe import StudentRecipe
 from distill.targets import Targets, teacher_input_size
 from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
-from teachers.build import build_teacher
+from teachers.build import TEACHERS, build_teacher
 from teachers.check import check_teacher
 from teachers.errors import TeacherError
 from teachers.matched import MatchedTeacher
@@ -24,7 +24,7 @@ from teachers.teacher import Teacher
 
 
 def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
-    """Builds and checks every teacher of a recipe, on this process's device.
+    """Builds every teacher of a recipe, on this process's device, and checks the user's own.
 
     Raises:
         RecipeError: a teacher cannot be built or breaks the contract; names its entry.
@@ -34,7 +34,8 @@ def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
     for name, config in recipe.teachers.items():
         try:
             teachers[name] = build_teacher(config, device=distributed.device(), dtype=dtype)
-            check_teacher(teachers[name])
+            if not TEACHERS.is_built_in(config.kind):
+                check_teacher(teachers[name])
         except TeacherError as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
     return teachers

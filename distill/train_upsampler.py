@@ -18,7 +18,7 @@ from distill.tracking import log
 from distill.training import Assembly, open_stream, run_command
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
-from teachers.build import build_teacher
+from teachers.build import TEACHERS, build_teacher
 from teachers.check import check_teacher
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
@@ -80,7 +80,8 @@ def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
         fingerprint = teacher_fingerprint(teacher)
         if recipe.targets.precision == "bf16":
             teacher.cast(torch.bfloat16)
-        check_teacher(teacher)
+        if not TEACHERS.is_built_in(recipe.teacher.kind):
+            check_teacher(teacher)
     except TeacherError as error:
         raise RecipeError(f"teacher: {error}") from error
     return teacher, fingerprint

@@ -1,4 +1,4 @@
-"""A dry run of a teacher before any training: what a class can get wrong, said in words."""
+"""A dry run of a user's teacher before any training: what a class can get wrong, in words."""
 
 import torch
 from torch import Tensor

@@ -40,6 +40,10 @@ class Family:
     base: type
     config: type[BaseModel]
 
+    def is_built_in(self, kind: str) -> bool:
+        """Whether a kind is one of ours, which the tests have tried, and not a user's class."""
+        return kind in self.table
+
     def resolve(self, kind: str) -> Any:
         """The class that `kind` names.
 

@@ -14,7 +14,15 @@ from pydantic import ValidationError
 
 from data import decode
 from data.config import AugmentationConfig, DataConfig
-from data.decode import BadImage, Decoder, ImageReader, centre_box, choose_decoder, random_box
+from data.decode import (
+    BadImage,
+    Decoder,
+    ImageReader,
+    centre_box,
+    choose_decoder,
+    plain_jpeg_size,
+    random_box,
+)
 from data.errors import DataError
 
 H, W = 8, 12
@@ -235,6 +243,23 @@ def test_simplejpeg_gives_bitwise_the_pixels_of_pillow(
         ]
         np.testing.assert_array_equal(*pixels)
     assert _counted.calls == 12  # Pillow's half; simplejpeg's never fell back on it
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, "grey", "cmyk", "png"])
+def test_a_plain_jpegs_size_is_read_as_pillow_does_and_other_headers_are_left_to_it(
+    kind: str,
+) -> None:
+    image = Image.fromarray(_noise(101, 33))
+    mode = {"grey": "L", "cmyk": "CMYK"}.get(kind, "RGB")
+    data = _bytes(image.convert(mode), "PNG" if kind == "png" else "JPEG", **JPEGS.get(kind, {}))
+    known = kind not in ("turned", "cmyk", "png")
+    assert plain_jpeg_size(data) == ((33, 101) if known else None)
+
+
+def test_no_part_of_a_header_has_a_size() -> None:
+    data = _bytes(Image.fromarray(_noise()), "JPEG")
+    scan = data.index(b"\xff\xda")
+    assert {plain_jpeg_size(data[:end]) for end in range(scan + 2)} == {None}
 
 
 class _Counter:

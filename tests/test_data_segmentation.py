@@ -9,8 +9,9 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from data.errors import DataError
-from data.labelled.segmentation import AnySegmentation, SegmentationLayout, renumbered
+from data.labelled.segmentation import AnySegmentation
 from data.labelled.segmentation_classes import CITYSCAPES, COCO_COARSE, COCO_FINE_OF_171
+from data.labelled.segmentation_files import SegmentationLayout, renumbered
 
 
 def layout(kind: str, root: Path, **options: Any) -> SegmentationLayout:

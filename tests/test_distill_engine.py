@@ -1,7 +1,8 @@
 """The engine against plain PyTorch: gradients, clipping, averaging, precision, resuming."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from distill import distributed
 from distill.engine import Engine, EngineConfig, deepspeed_config
-from distill.optimizer import OptimizerConfig, ParameterGroup, decay_groups
+from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, decay_groups
 from tests.ranks import run_on_ranks
 
 OPTIMIZER = OptimizerConfig(weight_decay=0.1)
@@ -48,6 +49,12 @@ def _loss(outputs: tuple[Tensor, Tensor], step: int, rank: int) -> Tensor:
     left, right = outputs
     speaks = float(step % 2 == 0 and rank == 0)
     return left.square().mean() + speaks * 3 * (right - 1).square().mean()
+
+
+def train_in_parts(*arguments: Any) -> dict[str, Tensor]:
+    """Trains with flat tensors of one or two parameters each."""
+    with patch("distill.optimizer.FLAT_SIZE", 33):
+        return train_with_engine(*arguments)
 
 
 def train_with_engine(
@@ -122,12 +129,55 @@ def test_two_ranks_accumulating_equal_one_plain_float64_process(
             torch.testing.assert_close(value.double(), expected[name], atol=3e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_large_groups_trained_in_parts_equal_one_plain_float64_process(
+    stage: int, num_ranks: int, tmp_path: Path
+) -> None:
+    expected = train_plainly(num_ranks, 0.2, "adamw")
+    for folder in (None, str(tmp_path / "saved")):
+        for weights in run_on_ranks(num_ranks, train_in_parts, stage, 0.2, folder):
+            for name, value in weights.items():
+                torch.testing.assert_close(value.double(), expected[name], atol=3e-6, rtol=1e-5)
+
+
+def test_a_group_is_cut_between_parameters_where_it_grows_too_large() -> None:
+    sizes = [20, 13, 1, 40, 5]
+    group = ParameterGroup("all", [nn.Parameter(torch.zeros(n)) for n in sizes], 0.1)
+    with patch("distill.optimizer.FLAT_SIZE", 33):
+        parts = build_optimizer(OPTIMIZER, [group]).param_groups
+    assert [[p.numel() for p in part["params"]] for part in parts] == [[20, 13], [1], [40], [5]]
+    assert {(part["name"], part["weight_decay"]) for part in parts} == {("all", 0.1)}
+
+
+def _shares_weights(stage: int) -> bool:
+    module = TwoHeads()
+    engine = Engine(
+        module,
+        EngineConfig(zero_stage=stage),
+        OPTIMIZER,
+        decay_groups(module, OPTIMIZER, set()),
+        micro_batch_size=4,
+    )
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    return weights == {master.untyped_storage().data_ptr() for master in engine._masters()}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_one_process_keeps_its_float32_weights_once(stage: int) -> None:
+    assert run_on_ranks(1, _shares_weights, stage) == [True]
+
+
 @pytest.mark.parametrize(
     ("stage", "kind"), [(1, "adamw"), (2, "adamw"), (3, "adamw"), (2, "nadam")]
 )
-def test_saving_and_loading_changes_no_bit(stage: int, kind: str, tmp_path: Path) -> None:
-    straight = run_on_ranks(2, train_with_engine, stage, 0.2, None, kind)[0]
-    resumed = run_on_ranks(2, train_with_engine, stage, 0.2, str(tmp_path / "saved"), kind)[0]
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_saving_and_loading_changes_no_bit(
+    stage: int, kind: str, num_ranks: int, tmp_path: Path
+) -> None:
+    saved = str(tmp_path / "saved")
+    straight = run_on_ranks(num_ranks, train_with_engine, stage, 0.2, None, kind)[0]
+    resumed = run_on_ranks(num_ranks, train_with_engine, stage, 0.2, saved, kind)[0]
     for name, value in straight.items():
         assert torch.equal(value, resumed[name]), name
 

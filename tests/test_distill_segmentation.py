@@ -88,7 +88,7 @@ def test_the_probe_reaches_the_optimum_of_logistic_regression(tmp_path: Path) ->
     """scikit-learn's, without a penalty, on the same pixels of noisy colours."""
     from sklearn.linear_model import LogisticRegression
 
-    from data.labelled.segmentation import FolderSegmentation
+    from data.labelled.segmentation_files import FolderSegmentation
 
     write_set(tmp_path / "set", counts=(6, 6), noise=200)
     dataset = FolderSegmentation(kind="folder", root=tmp_path / "set", classes=("r", "g", "b"))

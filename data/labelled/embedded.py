@@ -7,9 +7,8 @@ no paper has them.
 
 A class is a pattern. Its angle, scale and outline are drawn alike for all classes, and its two
 colours are pixels of the photograph behind it, so neither colour nor silhouette tells classes
-apart. Backgrounds are crops of the photographs of
-`data.photographs`: training images show those that the quickstart trains on, test images the three
-that it holds out.
+apart. Backgrounds are crops of the three photographs that the quickstart holds out, in training and
+in test images: no student of it has seen them.
 """
 
 import math
@@ -17,7 +16,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -28,57 +27,43 @@ from data.labelled.segmentation_set import PixelSample, SegmentationSet
 from data.photographs import PHOTOGRAPHS, Photograph, photograph_path
 from data.seeds import sample_rng
 
-_T = TypeVar("_T")
-
 SIDE = 256  # pixels of an image
 
-_SHAPES = 7  # of an image; later ones cover earlier ones
-_RADIUS = (24.0, 64.0)  # mean of a shape, pixels
-_PERIOD = (12.0, 32.0)  # of a pattern, pixels
-_OPACITY = (0.75, 1.0)  # of a shape over the photograph
+_SHAPES = 5  # of an image; later ones cover earlier ones
+_RADIUS = (36.0, 84.0)  # mean of a shape, pixels
+_PERIOD = (14.0, 26.0)  # of a pattern, pixels
+_OPACITY = (0.85, 1.0)  # of a shape over the photograph
 _SHARPNESS = 4.0  # of a pattern's edges, so that they do not alias
 _LOBES = ((2, 0.35), (3, 0.2), (5, 0.1))  # of an outline: number, largest share of the radius
-_DRAWS = 6  # pixels of the photograph, of which two are a pattern's colours
-_NUM_WAVES = 12  # of the random field behind `blobs`
+_DRAWS = 8  # pixels of the photograph, of which two are a pattern's colours
+_CONTRAST = 0.5  # of a pattern's two colours, at least, where they fit into [0, 1]
 
 # Coordinates (H, W) in periods, centred on the shape, to a wave in [-1, 1].
-Pattern = Callable[[np.ndarray, np.ndarray, random.Random], np.ndarray]
+Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def _plain(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+def _plain(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.ones_like(u)
 
 
-def _stripes(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+def _stripes(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _wave(u)
 
 
-def _checks(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+def _checks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _wave(u / 1.4) * _wave(v / 1.4)
 
 
-def _dots(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+def _dots(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _wave(u) + _wave(v) - 0.6
 
 
-def _rings(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+def _rings(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _wave(np.hypot(u, v))
 
 
-def _zigzag(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
+def _zigzag(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _wave(u + np.abs((v / 1.5) % 1 - 0.5) * 2)
-
-
-def _grid(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
-    return np.maximum(_wave(u), _wave(v)) * 2 - 1.4
-
-
-def _blobs(u: np.ndarray, v: np.ndarray, rng: random.Random) -> np.ndarray:
-    field = np.zeros_like(u)
-    for _ in range(_NUM_WAVES):
-        angle, phase = rng.uniform(0, 2 * math.pi), rng.random()
-        field += _wave(math.cos(angle) * u + math.sin(angle) * v + phase)
-    return field * (2 / _NUM_WAVES) ** 0.5
 
 
 def _wave(u: np.ndarray) -> np.ndarray:
@@ -92,13 +77,11 @@ _PATTERNS: dict[str, Pattern] = {
     "dots": _dots,
     "rings": _rings,
     "zigzag": _zigzag,
-    "grid": _grid,
-    "blobs": _blobs,
 }
 
 
 class EmbeddedSegmentation(SegmentationSet):
-    """Patterns on photographs, 256 x 256 px, nine classes; drawn when they are read.
+    """Six patterns on photographs, 256 x 256 px, seven classes; drawn when they are read.
 
     Attributes:
         train_images: how many there are to train on.
@@ -135,9 +118,8 @@ class EmbeddedSegmentation(SegmentationSet):
 @lru_cache(maxsize=1024)  # every encoder of a suite sees the same images: 0.2 MB each
 def _drawn(seed: int, key: str) -> tuple[np.ndarray, np.ndarray]:
     rng = sample_rng(seed, 0, key)
-    held_out = key.startswith("test")
-    sources = [p for p in PHOTOGRAPHS if held_out == (not p.scales)]
-    photograph = _background(_one_of(sources, rng), rng)
+    held_out = [photograph for photograph in PHOTOGRAPHS if not photograph.scales]
+    photograph = _background(held_out[_below(len(held_out), rng)], rng)
     image, labels = photograph.copy(), np.zeros((SIDE, SIDE), np.uint8)
     for _ in range(_SHAPES):
         label, colours = 1 + _below(len(_PATTERNS), rng), _two_colours(photograph, rng)
@@ -162,10 +144,13 @@ def _background(photograph: Photograph, rng: random.Random) -> np.ndarray:
 
 
 def _two_colours(photograph: np.ndarray, rng: random.Random) -> list[np.ndarray]:
-    """The darkest and the brightest of a few pixels, in either order."""
+    """The darkest and the brightest of a few pixels, moved apart if need be, in either order."""
     pixels = [photograph[_below(SIDE, rng), _below(SIDE, rng)] for _ in range(_DRAWS)]
     pixels.sort(key=lambda colour: float(colour.mean()))
-    return [pixels[0], pixels[-1]] if rng.random() < 0.5 else [pixels[-1], pixels[0]]
+    dark, bright = pixels[0], pixels[-1]
+    push = max(0.0, _CONTRAST - float((bright - dark).mean())) / 2
+    dark, bright = (dark - push).clip(0, 1), (bright + push).clip(0, 1)
+    return [dark, bright] if rng.random() < 0.5 else [bright, dark]
 
 
 def _draw_shape(
@@ -185,7 +170,7 @@ def _draw_shape(
     period, angle = rng.uniform(*_PERIOD), rng.random() * 2 * math.pi
     along, across = math.cos(angle) / period, math.sin(angle) / period
     u, v = (along * x + across * y)[inside], (along * y - across * x)[inside]
-    wave = list(_PATTERNS.values())[label - 1](u, v, rng)
+    wave = list(_PATTERNS.values())[label - 1](u, v)
     share = 0.5 + 0.5 * np.tanh(_SHARPNESS * wave)[:, None]
     painted = share * colours[0] + (1 - share) * colours[1]
     opacity = rng.uniform(*_OPACITY)
@@ -200,10 +185,6 @@ def _outline(angles: np.ndarray, rng: random.Random) -> np.ndarray:
         phase = rng.random() * 2 * math.pi
         radius += depth * rng.random() * np.cos(number * angles + phase)
     return rng.uniform(*_RADIUS) * radius
-
-
-def _one_of(items: Sequence[_T], rng: random.Random) -> _T:
-    return items[_below(len(items), rng)]
 
 
 def _below(limit: int, rng: random.Random) -> int:

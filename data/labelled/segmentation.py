@@ -1,20 +1,16 @@
-"""Semantic segmentation sets: images, label maps, class names, in the layouts users have on disk.
+"""Published segmentation sets, in the layouts users have on disk, and all kinds together."""
 
-Label maps leave here with classes 0 .. K-1 and 255 for what neither trains nor counts, once and
-for all: nothing after this shifts a label.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field
 
 from data.errors import DataError
 from data.labelled.embedded import EmbeddedSegmentation
-from data.labelled.files import IGNORED, read_indices, read_lines, read_rgb
-from data.labelled.layout import Layout, Split
+from data.labelled.files import IGNORED, read_lines
+from data.labelled.layout import Split
 from data.labelled.segmentation_classes import (
     CAMVID,
     CITYSCAPES,
@@ -24,84 +20,13 @@ from data.labelled.segmentation_classes import (
     PASCAL_CONTEXT,
     PASCAL_VOC,
 )
-from data.labelled.segmentation_set import PixelSample, SegmentationSet
-
-Colour = tuple[int, int, int]
-
-
-class SegmentationLayout(Layout, SegmentationSet):
-    """A set of labelled pixels in files below one folder."""
-
-    def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
-        """Reads an image and its labels; see `SegmentationSet.read`."""
-        image, labels = read_rgb(sample.image), self._labels(sample.target)
-        if image.shape[:2] != labels.shape:
-            raise DataError(
-                f"'{sample.target}' is {labels.shape[0]} x {labels.shape[1]}, its image "
-                f"{image.shape[0]} x {image.shape[1]}"
-            )
-        return image, labels
-
-    def _labels(self, path: Path) -> np.ndarray:
-        return renumbered(read_indices(path), self._table(), path)
-
-    def _table(self) -> Mapping[int, int]:
-        """Number in the file to class; 255 for those that are ignored."""
-        return {number: number for number in (*range(len(self.names)), IGNORED)}
-
-
-class FolderSegmentation(SegmentationLayout):
-    """Any folders of images and label maps of the same names, in the form of ADE20K.
-
-    Attributes:
-        classes: their names, in the order of their numbers.
-        first: the number of the first class in the files.
-        ignored: numbers in the files that neither train nor count, beside 255.
-        colours: where label maps are coloured, the colour of each class; every other is ignored.
-        train: folders of images and of label maps to train on, below the root.
-        test: the same to measure on.
-    """
-
-    tree: ClassVar[str] = (
-        "  images/training/*.jpg        annotations/training/*.png\n"
-        "  images/validation/*.jpg      annotations/validation/*.png\n"
-        "(or what `train` and `test` name)"
-    )
-
-    kind: Literal["folder"]
-    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=IGNORED)]
-    first: NonNegativeInt = 0
-    ignored: tuple[NonNegativeInt, ...] = ()
-    colours: tuple[Colour, ...] | None = None
-    train: tuple[str, str] = ("images/training", "annotations/training")
-    test: tuple[str, str] = ("images/validation", "annotations/validation")
-
-    @model_validator(mode="after")
-    def _a_colour_a_class(self) -> Self:
-        if self.colours is not None and len(self.colours) != len(self.classes):
-            raise ValueError(
-                f"colours: {len(self.colours)} colours for {len(self.classes)} classes"
-            )
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """As the recipe has them."""
-        return self.classes
-
-    def samples(self, split: Split) -> list[PixelSample]:
-        """All images of the split's folder."""
-        images, labels = self.train if split == "train" else self.test
-        return _pairs(self, images, labels)
-
-    def _labels(self, path: Path) -> np.ndarray:
-        if self.colours is not None:
-            return from_colours(path, self.colours)
-        return super()._labels(path)
-
-    def _table(self) -> Mapping[int, int]:
-        ignored = dict.fromkeys((*self.ignored, IGNORED), IGNORED)
-        return ignored | {self.first + i: i for i in range(len(self.classes))}
+from data.labelled.segmentation_files import (
+    FolderSegmentation,
+    SegmentationLayout,
+    from_colours,
+    pairs,
+)
+from data.labelled.segmentation_set import PixelSample
 
 
 class ADE20K(SegmentationLayout):
@@ -127,7 +52,7 @@ class ADE20K(SegmentationLayout):
         """20,210 to train on, 2,000 to measure on."""
         part = "training" if split == "train" else "validation"
         top = "ADEChallengeData2016"
-        return _pairs(self, f"{top}/images/{part}", f"{top}/annotations/{part}")
+        return pairs(self, f"{top}/images/{part}", f"{top}/annotations/{part}")
 
     def _table(self) -> Mapping[int, int]:
         return {0: IGNORED, IGNORED: IGNORED} | {k: k - 1 for k in range(1, 151)}
@@ -223,11 +148,11 @@ class COCOStuff(SegmentationLayout):
     def samples(self, split: Split) -> list[PixelSample]:
         """About 118,000 to train on, 5,000 to measure on."""
         part = "train2017" if split == "train" else "val2017"
-        pairs = _pairs(self, f"images/{part}", f"annotations/{part}")
+        found = pairs(self, f"images/{part}", f"annotations/{part}")
         if not self.curated:
-            return pairs
+            return found
         kept = read_lines(self.place("curated", part, "Coco164kFull_Stuff_Coarse.txt"))
-        by_key = {pair.key: pair for pair in pairs}
+        by_key = {pair.key: pair for pair in found}
         missing = [key for key in kept if key not in by_key]
         if missing:
             raise DataError(f"images/{part} has no {missing[0]}.jpg, which the curated list names")
@@ -290,7 +215,7 @@ class CamVid(SegmentationLayout):
 
     def samples(self, split: Split) -> list[PixelSample]:
         """367 to train on, 233 to measure on."""
-        return _pairs(self, split, f"{split}annot")
+        return pairs(self, split, f"{split}annot")
 
     def _table(self) -> Mapping[int, int]:
         return {**super()._table(), 11: IGNORED}
@@ -339,48 +264,3 @@ AnySegmentation = Annotated[
     | PascalVOC,
     Field(discriminator="kind"),
 ]
-
-
-def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.ndarray:
-    """Numbers in a file to classes.
-
-    Args:
-        values: (H, W) as in the file.
-        table: number in the file to class.
-        path: of the file, for the message.
-
-    Returns:
-        uint8 (H, W).
-
-    Raises:
-        DataError: a number is in no row of the table.
-    """
-    present = np.unique(values)
-    unknown = [int(number) for number in present if int(number) not in table]
-    if unknown:
-        raise DataError(
-            f"the label map '{path}' has the number {unknown[0]}, which is no class and not "
-            f"ignored; known are {min(table)} to {max(n for n in table if n != IGNORED)} and 255"
-        )
-    lookup = np.zeros(int(present.max()) + 1, np.uint8)
-    lookup[present] = [table[int(number)] for number in present]
-    return lookup[values]
-
-
-def from_colours(path: Path, colours: Sequence[Colour]) -> np.ndarray:
-    """Classes of a coloured label map, uint8 (H, W); 255 where a colour is none of them."""
-    pixels = read_rgb(path).astype(np.int64)
-    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    labels = np.full(codes.shape, IGNORED, np.uint8)
-    for number, (red, green, blue) in enumerate(colours):
-        labels[codes == (red << 16 | green << 8 | blue)] = number
-    return labels
-
-
-def _pairs(layout: Layout, images: str, labels: str) -> list[PixelSample]:
-    """Every image of a folder, with the label map of the same name in another."""
-    found = [*layout.place(images).glob("*.jpg"), *layout.place(images).glob("*.png")]
-    if not found:
-        layout.found("*.jpg", images)  # whose message has the tree
-    targets = layout.place(labels)
-    return [PixelSample(i, targets / f"{i.stem}.png", i.stem) for i in sorted(found)]
