@@ -61,8 +61,10 @@ class PascalContextLayout(Layout):
         "  ImageSets/Context/{train,val}.txt     (a name a line)"
     )
     tasks: ClassVar[tuple[Task, ...]] = ("semseg", "parts", "saliency", "normals")
-    semseg_classes: ClassVar[tuple[str, ...]] = PASCAL_VOC
-    part_classes: ClassVar[tuple[str, ...]] = pascal_context.PART_CLASSES
+    num_classes: ClassVar[dict[Task, int]] = {
+        "semseg": len(PASCAL_VOC),
+        "parts": len(pascal_context.PART_CLASSES),
+    }
 
     kind: Literal["pascal_context"]
 
@@ -122,7 +124,7 @@ class NyudLayout(Layout):
         "  gt_sets/{train,val}.txt   (a name a line)"
     )
     tasks: ClassVar[tuple[Task, ...]] = ("semseg", "normals", "depth")
-    num_classes: ClassVar[int] = 40
+    num_classes: ClassVar[dict[Task, int]] = {"semseg": 40}
 
     kind: Literal["nyud"]
 
@@ -152,11 +154,9 @@ class NyudLayout(Layout):
         return _same_size(sample, self.root)
 
     def _semseg(self, path: Path) -> np.ndarray:
-        values = read_indices(path)
-        if values.max(initial=0) > self.num_classes:
-            raise DataError(
-                f"the label map '{path}' has {values.max()}; 0 to {self.num_classes} are due"
-            )
+        values, most = read_indices(path), self.num_classes["semseg"]
+        if values.max(initial=0) > most:
+            raise DataError(f"the label map '{path}' has {values.max()}; 0 to {most} are due")
         return (values.astype(np.uint8) - 1).astype(np.uint8)  # 0 wraps round to 255, ignored
 
 

@@ -91,6 +91,7 @@ BENCHMARKS = Family(
         "knn": "distill.evaluation.knn:KNN",
         "linear": "distill.evaluation.linear:Linear",
         "logistic": "distill.evaluation.logistic:Logistic",
+        "multitask": "distill.evaluation.multitask:MultiTask",
         "normals": "distill.evaluation.normals:Normals",
         "posed": "distill.evaluation.posed:Posed",
         "resolution_sweep": "distill.evaluation.resolution_sweep:ResolutionSweep",

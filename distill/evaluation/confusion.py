@@ -37,6 +37,12 @@ def class_ious(matrix: Tensor) -> list[float | None]:
     ]
 
 
+def miou_absent_as_0(matrix: Tensor) -> float:
+    """Mean IoU in per cent where a class without a union counts as 0, as multi-task papers do."""
+    ious = class_ious(matrix)
+    return sum(iou or 0.0 for iou in ious) / len(ious)
+
+
 def segmentation_scores(matrix: Tensor) -> dict[str, float]:
     """mIoU, pixel accuracy and the mean of the classes' accuracies, in per cent.
 

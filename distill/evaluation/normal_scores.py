@@ -49,6 +49,11 @@ def normals_of_depth(
     return result.float()
 
 
+def normal_colours(normals: Tensor) -> Tensor:
+    """A picture of normals (3, H, W): -1 to 1 as black to full colour; black where unknown."""
+    return (normals + 1) / 2 * (normals != 0).any(0, keepdim=True)
+
+
 def angles(prediction: Tensor, truth: Tensor) -> Tensor:
     """Angles in degrees between vectors (3, N) of any length; (N,) float64.
 

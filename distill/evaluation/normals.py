@@ -17,6 +17,7 @@ from distill.evaluation.geometry_config import GeometryConfig
 from distill.evaluation.geometry_heads import build_head
 from distill.evaluation.normal_scores import (
     NUM_SUMS,
+    normal_colours,
     normal_scores,
     normal_sums,
     normals_of_depth,
@@ -113,5 +114,5 @@ class Normals(Geometry):
         return normal_scores(sums)
 
     def colours(self, maps: Tensor, truth: Tensor) -> Tensor:
-        """Components from -1 to 1 as black to full colour; black where unknown."""
-        return (maps + 1) / 2 * (maps != 0).any(0, keepdim=True)
+        """See `normal_colours`."""
+        return normal_colours(maps)

@@ -1,6 +1,7 @@
 """Predictions for every pixel of an image: of the whole image, or of windows that slide over it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from distill.evaluation.pixel_samples import ResolvedInput, cut, input_size, win
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
 
+_probabilities = partial(torch.softmax, dim=1)
+
 
 @torch.no_grad()
 def predict(
@@ -20,19 +23,21 @@ def predict(
     config: ResolvedInput,
     size: tuple[int, int],
     batch_size: int,
+    averaged: Callable[[Tensor], Tensor] = _probabilities,
 ) -> list[Tensor]:
-    """Scores of an image's classes, larger for the likelier.
+    """What heads say of each pixel of an image; of classes, larger for the likelier.
 
     Args:
         encoder: frozen.
-        heads: each maps (B, D, h, w) to logits (B, K, h, w).
+        heads: each maps (B, D, h, w) to (B, K, h, w), logits for example.
         image: (3, H, W) in [0, 1].
         config: resolved for the encoder.
         size: (height, width) of the scores in pixels.
         batch_size: windows that are encoded at once.
+        averaged: what the mean over windows is of; gets and gives (B, K, H, W).
 
     Returns:
-        (K, *size) a head: logits, or, where windows slide, the mean of their probabilities.
+        (K, *size) a head: what it says, or, where windows slide, the mean of `averaged`.
     """
     pixels = image[None].to(encoder.mean.device)
     pixels = resize(pixels, input_size(config, image.shape[-2], image.shape[-1]))
@@ -42,7 +47,7 @@ def predict(
         scores = [to_pixels(head(maps), covers, inside) for head in heads]
     else:
         assert config.crop is not None
-        scores = _slide(encoder, heads, pixels, config.crop, config.stride, batch_size)
+        scores = _slide(encoder, heads, pixels, config.crop, config.stride, batch_size, averaged)
     return [_fitted(each, size)[0] for each in scores]
 
 
@@ -53,8 +58,9 @@ def _slide(
     crop: tuple[int, int],
     stride: tuple[int, int],
     batch_size: int,
+    averaged: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
-    """Mean probabilities of the windows over each pixel, (1, K, H, W) a head."""
+    """The mean of the windows over each pixel, (1, K, H, W) a head."""
     height, width = pixels.shape[-2:]
     rim = (0, max(0, crop[1] - width), 0, max(0, crop[0] - height))
     pixels = F.pad(pixels, rim)  # black, as the training crops are
@@ -65,7 +71,7 @@ def _slide(
         part = corners[start : start + batch_size]
         maps, covers = dense_map(encoder, torch.cat([cut(pixels, c, crop) for c in part]))
         for number, head in enumerate(heads):
-            seen = to_pixels(head(maps), covers, crop).softmax(1)
+            seen = averaged(to_pixels(head(maps), covers, crop))
             if len(sums) <= number:
                 sums.append(pixels.new_zeros(1, seen.shape[1], *pixels.shape[-2:]))
             for one, corner in zip(seen, part, strict=True):

@@ -5,6 +5,7 @@ The augmentation is mmsegmentation's for ADE20K, which the linear probes of DINO
 random scale, a crop in which no class has more than three quarters, flip, photometric distortion.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
@@ -17,6 +18,9 @@ from data.labelled.files import IGNORED
 from teachers.features import FeatureSpec
 from teachers.upsamplers.resize import Factor, resize
 
+# Labels that were enlarged by a ratio, and mirrored or not: with the values that this changes.
+Adapt = Callable[[Tensor, float, bool], Tensor]
+
 _MOST_OF_ONE_CLASS = 0.75
 _TRIES = 10
 
@@ -26,11 +30,17 @@ class LabelledPixels(NamedTuple):
 
     Attributes:
         image: (3, H, W) in [0, 1].
-        labels: uint8 (H, W), 255 where ignored.
+        labels: uint8 (H, W), 255 where ignored; or float (C, H, W) of several kinds, of which
+            the first is classes, 255 where ignored in all of them.
     """
 
     image: Tensor
     labels: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image.shape[-2], self.image.shape[-1]
 
 
 class InputConfig(BaseModel):
@@ -93,9 +103,10 @@ def to_tensors(image: np.ndarray, labels: np.ndarray) -> LabelledPixels:
 
 def resized(pixels: LabelledPixels, size: tuple[int, int]) -> LabelledPixels:
     """Both at another size: the image with antialias, the labels by their nearest."""
-    labels = pixels.labels[None, None]
-    nearest = F.interpolate(labels, size, mode="nearest-exact")[0, 0]
-    return LabelledPixels(resize(pixels.image[None], size)[0], nearest)
+    labels = pixels.labels.view(1, -1, *pixels.size)
+    nearest = F.interpolate(labels, size, mode="nearest-exact")
+    shape = (*pixels.labels.shape[:-2], *size)
+    return LabelledPixels(resize(pixels.image[None], size)[0], nearest.view(shape))
 
 
 def input_size(config: ResolvedInput, height: int, width: int) -> tuple[int, int]:
@@ -108,17 +119,35 @@ def input_size(config: ResolvedInput, height: int, width: int) -> tuple[int, int
     return round(height * ratio), round(width * ratio)
 
 
+def unchanged(labels: Tensor, ratio: float, mirrored: bool) -> Tensor:
+    """Classes are the same however an image is moved."""
+    return labels
+
+
 def augmented(
-    pixels: LabelledPixels, config: ResolvedInput, generator: torch.Generator
+    pixels: LabelledPixels,
+    config: ResolvedInput,
+    generator: torch.Generator,
+    adapt: Adapt = unchanged,
 ) -> LabelledPixels:
-    """One training sample, from an image that has its input size."""
+    """One training sample, from an image that has its input size.
+
+    Args:
+        pixels: the image.
+        config: how it is changed.
+        generator: of the changes.
+        adapt: gives labels, which were moved already, the values that the move calls for.
+    """
+    ratio, mirrored = 1.0, False
     if config.crop is not None:
         ratio = _between(*config.scale, generator)
-        height, width = pixels.labels.shape
+        height, width = pixels.size
         size = max(1, round(height * ratio)), max(1, round(width * ratio))
         pixels = _varied_crop(padded(resized(pixels, size), config.crop), config.crop, generator)
     if config.flip and _between(0, 1, generator) < 0.5:
+        mirrored = True
         pixels = LabelledPixels(pixels.image.flip(-1), pixels.labels.flip(-1))
+    pixels = pixels._replace(labels=adapt(pixels.labels, ratio, mirrored))
     if config.photometric:
         pixels = pixels._replace(image=photometric(pixels.image, generator))
     return pixels
@@ -126,7 +155,7 @@ def augmented(
 
 def padded(pixels: LabelledPixels, size: tuple[int, int]) -> LabelledPixels:
     """Grown to at least `size` on the right and below: black, and ignored."""
-    height, width = pixels.labels.shape
+    height, width = pixels.size
     rim = (0, max(0, size[1] - width), 0, max(0, size[0] - height))
     return LabelledPixels(F.pad(pixels.image, rim), F.pad(pixels.labels, rim, value=IGNORED))
 
@@ -135,12 +164,13 @@ def _varied_crop(
     pixels: LabelledPixels, size: tuple[int, int], generator: torch.Generator
 ) -> LabelledPixels:
     """A crop in which no class has too much, if ten tries find one."""
-    height, width = pixels.labels.shape
+    height, width = pixels.size
     for _ in range(_TRIES):
         top = int(torch.randint(height - size[0] + 1, (), generator=generator))
         left = int(torch.randint(width - size[1] + 1, (), generator=generator))
         found = LabelledPixels(*(cut(each, (top, left), size) for each in pixels))
-        counts = found.labels[found.labels != IGNORED].long().bincount()
+        classes = found.labels.view(-1, *size)[0]
+        counts = classes[classes != IGNORED].long().bincount()
         if len(counts.nonzero()) > 1 and counts.max() < _MOST_OF_ONE_CLASS * counts.sum():
             break
     return found

@@ -5,39 +5,31 @@ whole test set, from one confusion matrix.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.errors import DataError
-from data.labelled.files import IGNORED
 from data.labelled.segmentation import AnySegmentation
 from data.progress import track
 from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.confusion import class_ious, confusion_matrix, segmentation_scores
-from distill.evaluation.dense_map import dense_map, padded_size, to_pixels
 from distill.evaluation.label_pictures import draw_labels
 from distill.evaluation.pixel_inference import predict
 from distill.evaluation.pixel_samples import (
     InputConfig,
     LabelledPixels,
     ResolvedInput,
-    augmented,
-    cut,
-    input_size,
-    padded,
     resized,
     to_tensors,
-    windows,
 )
-from distill.evaluation.probe_training import ProbeConfig, probe_features, train_heads
+from distill.evaluation.pixel_views import PixelViews, cross_entropy
+from distill.evaluation.probe_training import ProbeConfig
 from distill.evaluation.sharing import own_share
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Factor
@@ -104,8 +96,21 @@ class Segmentation(Benchmark):
         """
         config: SegmentationConfig = self.config
         seen = config.input.resolved(encoder.spec)
-        views = _TrainingViews(config, seen)
-        heads = views.train(encoder, seed, folder)
+        samples = config.dataset.samples("train")
+        views = PixelViews(
+            lambda number: to_tensors(*config.dataset.read(samples[number])),
+            [sample.key for sample in samples],
+            seen,
+            config.probe,
+        )
+        heads = views.train(
+            encoder,
+            lambda dim: LinearProbe(dim, len(config.dataset.names), config.dropout),
+            cross_entropy,
+            config.loss_stride,
+            seed,
+            folder,
+        )
         matrices = _count(config, seen, encoder, heads)
         scores = [segmentation_scores(matrix) for matrix in matrices]
         best = max(range(len(heads)), key=lambda i: scores[i]["miou"])
@@ -114,7 +119,7 @@ class Segmentation(Benchmark):
             by_rate = {f"{r:g}": s["miou"] for r, s in zip(config.probe.lr, scores, strict=True)}
             (folder / "miou_by_lr.json").write_text(json.dumps(by_rate, indent=1))
         protocol = {
-            "train_images": views.num_images,
+            "train_images": len(samples),
             "test_images": len(config.dataset.samples("test")),
             "classes": len(config.dataset.names),
             "input": seen.model_dump(mode="json"),
@@ -122,75 +127,6 @@ class Segmentation(Benchmark):
             "metric_grid": "as labelled" if config.labels is None else list(config.labels),
         }
         return Measurement(scores[best], protocol)
-
-
-class _TrainingViews:
-    """What the probe trains on: images, or, where features are cached, all windows of them."""
-
-    def __init__(self, config: SegmentationConfig, seen: ResolvedInput) -> None:
-        self._config, self._seen = config, seen
-        self._samples = config.dataset.samples("train")
-        self.num_images = len(self._samples)
-        self._views: list[tuple[int, tuple[int, int] | None]] = [
-            (number, None) for number in range(self.num_images)
-        ]
-        if config.probe.mode == "cached" and seen.crop is not None:
-            self._views = list(self._windows(seen.crop))
-
-    def _windows(self, crop: tuple[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
-        for number in range(self.num_images):
-            height, width = padded(self._image(number), crop).labels.shape
-            for corner in windows((height, width), crop, self._seen.stride or crop):
-                yield number, corner
-
-    def train(self, encoder: Teacher, seed: int, folder: Path) -> list[nn.Module]:
-        """A head for each learning rate."""
-        config, step = self._config, self._config.loss_stride
-        shape = self._image(0).labels.shape
-        size = self._seen.crop or (shape[0], shape[1])
-        covers = padded_size(encoder.spec, *size)
-
-        def sample(number: int, generator: torch.Generator | None) -> LabelledPixels:
-            pixels = self._view(number, generator)
-            if pixels.labels.shape != size:
-                raise DataError(
-                    f"input: '{self._samples[number].key}' is {tuple(pixels.labels.shape)} px, the "
-                    f"first image {size}; set input.size or input.crop to bring all to one size"
-                )
-            return pixels
-
-        def loss(logits: Tensor, labels: Tensor, _: int) -> Tensor:
-            dense = to_pixels(logits, covers, size, step)
-            wanted = labels[:, step // 2 :: step, step // 2 :: step].long()
-            total = F.cross_entropy(dense, wanted, ignore_index=IGNORED, reduction="sum")
-            return total / (wanted != IGNORED).sum().clamp(min=1)
-
-        def encode(images: Tensor) -> tuple[Tensor]:
-            return (dense_map(encoder, images).features,)
-
-        def build_head() -> LinearProbe:
-            classes = len(config.dataset.names)
-            return LinearProbe(encoder.spec.spatial_dim, classes, config.dropout)
-
-        count = len(self._views)
-        features = probe_features(config.probe, sample, encode, count, seed, folder)
-        return train_heads(build_head, config.probe, features, loss, count, seed)
-
-    def _view(self, number: int, generator: torch.Generator | None) -> LabelledPixels:
-        image, corner = self._views[number]
-        pixels = self._image(image)
-        if generator is not None:
-            return augmented(pixels, self._seen, generator)
-        crop = self._seen.crop
-        if corner is None or crop is None:
-            return pixels
-        return LabelledPixels(*(cut(each, corner, crop) for each in padded(pixels, crop)))
-
-    def _image(self, number: int) -> LabelledPixels:
-        """An image at its input size."""
-        pixels = to_tensors(*self._config.dataset.read(self._samples[number]))
-        height, width = pixels.labels.shape
-        return resized(pixels, input_size(self._seen, height, width))
 
 
 def _count(
