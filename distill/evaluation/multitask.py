@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -32,7 +33,6 @@ from distill.evaluation.probe_training import ProbeConfig
 from distill.evaluation.sharing import own_share
 from distill.pictures import draw_columns
 from teachers.teacher import Teacher
-from teachers.upsamplers.resize import resize
 
 SHOWN = 4  # test images of a picture
 
@@ -195,9 +195,9 @@ class _Run:
             ):
                 columns.setdefault(task.name, []).append(task.colours(truth))
                 columns.setdefault(f"{task.name}: probe", []).append(task.colours(each.cpu()))
-        height, width = columns["image"][0].shape[-2:]
+        size = columns["image"][0].shape[-2:]  # nearest: blended colours would be other classes
         stacked = {
-            title: torch.stack([resize(each[None], (height, width))[0] for each in panels])
+            title: torch.cat([F.interpolate(p[None], size, mode="nearest-exact") for p in panels])
             for title, panels in columns.items()
         }
         draw_columns(folder / "predictions.png", stacked)
