@@ -76,7 +76,7 @@ def test_classes_that_are_linearly_separable_reach_100(tmp_path: Path, mode: str
     probe = {"steps": 60, "batch_size": 4, "lr": 0.05, "mode": mode}
     figures, protocol = measure(tmp_path / "set", tmp_path / "out", probe=probe)
     assert figures == {"miou": 100.0, "pixel_accuracy": 100.0, "mean_accuracy": 100.0}
-    assert protocol["train_images"], protocol["test_images"] == (4, 3)
+    assert (protocol["train_images"], protocol["test_images"]) == (4, 3)
     assert protocol["metric_grid"] == "as labelled"
     assert json.loads((tmp_path / "out/iou.json").read_text()) == {"r": 100, "g": 100, "b": 100}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
