@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_gpu_student
 
 The teachers of RADIOv2.5-L that take any size or 378 px (DFN CLIP ViT-H/14-378, SigLIP SO400M,
-DINOv2-g with registers; SAM apart), with random weights, compiled, in bf16; a ViT-L/16 of 432 px, so
+DINOv2-g with registers; SAM apart), with random weights, compiled, in bf16; a ViT-L/16 of 432 px so
 that all grids are 27 x 27; 48 images a step, AdamW, ZeRO 1, EMA. The run goes through the
 `deepspeed` launcher, images from shards. Beside it, in this process, the bare work: each teacher's
 forward pass, the student's forward and backward pass and an AdamW step. FLOPs are counted by
