@@ -48,7 +48,7 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 def upsampled(teacher: Teacher, factor: int) -> UpsampledTeacher:
     """As a trained one is carried, with random weights."""
-    config = parse_upsampler({"kind": "featsharp", "factor": factor})
+    config = parse_upsampler({"kind": "featsharp", "inputs": ["jbu", "tiles"], "factor": factor})
     assert config is not None
     phi_s = _any_phi_s(teacher.spec.spatial_dim)
     upsampler = Standardised(build_upsampler(config, teacher.spec), phi_s).cuda()
