@@ -1,4 +1,4 @@
-"""The paper's table 2 in miniature: one student for each kind of target, on benchmarks of real labels.
+"""The paper's table 2 in miniature: a student for each kind of target, on real labels.
 
     python -m tests.quality.ablate_targets --data ../shared/data --out OUT
 
