@@ -136,7 +136,8 @@ class Embedding(nn.Module):
             (B, class tokens + registers + h * w, D), in the parameters' dtype.
         """
         p = self.patch_size
-        batch, grid = len(images), (images.shape[2] // p, images.shape[3] // p)
+        # Not len(images): torch.export would take it for a constant.
+        batch, grid = images.shape[0], (images.shape[2] // p, images.shape[3] // p)
         patches = rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
         tokens = self.projection(patches.to(self.positions.dtype))
         tokens = tokens + self._positions(batch, grid).to(tokens.dtype)

@@ -78,9 +78,7 @@ def write_run(folder: Path, student: Student, *, step: int = 7, phi_s: str = "ph
 
 
 def export(checkpoint: Path, out: Path, **options: object) -> Student:
-    export_student(
-        checkpoint, out, **({"head": None, "teacher_space": False, "force": False} | options)
-    )
+    export_student(checkpoint, out, **options)
     return load_student(out)
 
 
@@ -109,28 +107,39 @@ def test_the_export_returns_what_the_checkpoint_does_bit_for_bit(tmp_path: Path)
 @pytest.mark.parametrize("head", TARGETS)
 def test_the_kept_head_and_the_backbone_return_the_same_bits(tmp_path: Path, head: str) -> None:
     student = build()
-    exported = export(write_run(tmp_path, student), tmp_path / "s", head=head)
+    exported = export(write_run(tmp_path, student), tmp_path / "s", heads=(head,))
     due, came = outputs(student), outputs(exported)
     assert came.keys() == {n for n in due if n.startswith(("backbone/", f"{head}/"))}
     assert all(torch.equal(came[name], due[name]) for name in came)
     assert not [n for n in exported.state_dict() if n.startswith("heads.") and head not in n]
 
 
-def test_a_student_of_one_head_can_be_exported_again(tmp_path: Path) -> None:
-    checkpoint = write_run(tmp_path, build())
-    export(checkpoint, tmp_path / "s", head="clip")
-    (checkpoint / "student.safetensors").write_bytes((tmp_path / "s").read_bytes())
-    again = export(checkpoint, tmp_path / "t")
+def test_an_exported_file_can_be_exported_again(tmp_path: Path) -> None:
+    export(write_run(tmp_path, build()), tmp_path / "s", heads=("clip",))
+    again = export(tmp_path / "s", tmp_path / "t")
     assert list(again.heads) == ["clip"]
+    assert read_student(tmp_path / "t") == read_student(tmp_path / "s")._replace(
+        state_dict=read_student(tmp_path / "t").state_dict
+    )
     with pytest.raises(RecipeError, match="no head 'siglip'.*there are clip"):
-        export(checkpoint, tmp_path / "u", head="siglip")
+        export(tmp_path / "s", tmp_path / "u", heads=("siglip",))
+    with pytest.raises(RecipeError, match="what standardised 'clip' is in the run's checkpoints"):
+        export(tmp_path / "s", tmp_path / "u", teacher_space=True)
+
+
+def test_a_backbone_alone_returns_the_same_bits(tmp_path: Path) -> None:
+    student = build()
+    exported = export(write_run(tmp_path, student), tmp_path / "s", heads=(), teacher_space=True)
+    due, came = outputs(student), outputs(exported)
+    assert came.keys() == {"backbone/summary", "backbone/spatial"}
+    assert all(torch.equal(came[name], due[name]) for name in came)
 
 
 @pytest.mark.parametrize("head", ["siglip", "clip"])  # clip's head is twice as dense as the grid
 def test_a_folded_head_speaks_the_teachers_own_space(tmp_path: Path, head: str) -> None:
     student = build()
     checkpoint = write_run(tmp_path, student)
-    folded = export(checkpoint, tmp_path / "s", head=head, teacher_space=True)
+    folded = export(checkpoint, tmp_path / "s", heads=(head,), teacher_space=True)
     before, came = outputs(student), outputs(folded)
     due = statistics(head).inverse(before[f"{head}/spatial"])
     assert (due - before[f"{head}/spatial"]).abs().max() > 1  # else folding did nothing
@@ -141,7 +150,7 @@ def test_a_folded_head_speaks_the_teachers_own_space(tmp_path: Path, head: str) 
 
 def test_the_file_tells_where_it_comes_from(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path, build())
-    export(checkpoint, tmp_path / "s", head="clip", teacher_space=True)
+    export(checkpoint, tmp_path / "s", heads=("clip",), teacher_space=True)
     metadata = read_student(tmp_path / "s").metadata
     assert metadata["recipe"] == (checkpoint / "recipe.yaml").read_text()
     assert json.loads(metadata["versions"]) == {"torch": "2.13"}
@@ -210,7 +219,7 @@ def test_a_head_that_was_never_trained_has_no_teacher_space(tmp_path: Path) -> N
 def test_there_is_nothing_to_fold_where_nothing_was_standardised(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path, build(), phi_s="none")
     with pytest.raises(RecipeError, match="standardisation=none, so its heads already"):
-        export(checkpoint, tmp_path / "s", head="clip", teacher_space=True)
+        export(checkpoint, tmp_path / "s", heads=("clip",), teacher_space=True)
 
 
 def test_a_student_of_one_unknown_head_is_refused() -> None:
