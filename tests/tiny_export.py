@@ -24,11 +24,11 @@ TARGETS = {
 IMAGES = torch.rand(2, 3, 8, 20, generator=torch.Generator().manual_seed(1))
 
 
-def build(**changes: Any) -> Student:
+def build(targets: dict[str, FeatureSpec] = TARGETS, **changes: Any) -> Student:
     torch.manual_seed(0)
     head = HeadConfig(hidden_dim=12, num_layers=1, upsample={"clip": 2})
     sizes = {"width": 16, "heads": 2, "depth": 2, "patch_size": 4, "max_resolution": 24}
-    return Student(StudentConfig(**(sizes | {"head": head} | changes)), TARGETS).eval()
+    return Student(StudentConfig(**(sizes | {"head": head} | changes)), targets).eval()
 
 
 def statistics(name: str) -> PhiS:
@@ -46,7 +46,7 @@ def write_run(folder: Path, student: Student, *, step: int = 7, phi_s: str = "ph
 
     def write(path: Path) -> None:
         save_student(
-            path / "student.safetensors", student.config, TARGETS, student.state_dict(), {}
+            path / "student.safetensors", student.config, student.targets, student.state_dict(), {}
         )
         for name in ("siglip", "clip"):
             each = TargetStatistics(statistics(name), torch.ones(()))
