@@ -154,7 +154,7 @@ def _write(file: StudentFile, format: str, out: Path) -> None:
         save_student(out, file.config, file.targets, file.state_dict, file.metadata)
     elif format == "onnx":
         student = student_of(file.config, file.targets, file.state_dict, "the student")
-        difference = save_onnx(out, student)
+        difference = save_onnx(out, student.float())
         print(f"onnxruntime and PyTorch differ by at most {difference:.0e} at two sizes")
     else:
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")

@@ -60,9 +60,8 @@ def save_onnx(path: Path, student: Student) -> float:
             f"--format onnx: {error.name} is missing; pip install 'featsharp-distill[onnx]'"
         ) from None
     model = _Outputs(student).eval()
-    p, side = student.spec.patch_size, student.config.table_side
-    # Tracing follows one way: that of grids which are not the position table's.
-    example = torch.rand(2, 3, 3 * p, (4 if side != 4 else 5) * p)
+    p = student.spec.patch_size
+    example = torch.rand(2, 3, 3 * p, 4 * p)
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about torch's own internals

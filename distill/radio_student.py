@@ -36,7 +36,7 @@ def read_radio_student(path: Path) -> StudentFile:
     """Reads a model of the family as a student.
 
     Heads that are not MLPs of version v2, or not of the first one's size, are left out, with a
-    line in the log. The others return their teachers' own spaces, as the metadata say.
+    warning each. The others return their teachers' own spaces, as the metadata say.
 
     Args:
         path: as of `teachers.radio_format.read_radio`.
@@ -119,7 +119,7 @@ def _read_heads(checkpoint: RadioCheckpoint, path: Path) -> tuple[HeadConfig, di
             continue
         own = {_mlp2_sizes(tensors) for tensors in parts.values()}
         if None in own or len(own | sizes) > 1:
-            log.info("%s: left out the head of %s, no MLP v2 of the first head's size", path, name)
+            log.warning("%s: left out the head of %s, no MLP v2 of the first's size", path, name)
             continue
         sizes = own
         kept.append(name)
