@@ -1,8 +1,8 @@
 """The model card of an exported student: what a stranger must know before using it.
 
 Markdown with the front matter of the Hugging Face hub, where it goes as README.md. Recipe, teachers
-and their licences, resolutions and results are the run's own; no place of the machine that trained
-it is named.
+and their licences (the `licences` of the student's metadata), resolutions and results are the run's
+own; no place of the machine that trained it is named.
 """
 
 import json
@@ -20,12 +20,6 @@ license: other
 tags: [vision, feature-extraction, distillation, agglomerative]
 ---
 """
-# Until every teacher has its row in a catalogue.
-_LICENCES = {
-    "dfn_clip": "Apple's research licence for DFN CLIP",
-    "siglip": "Apache-2.0 for SigLIP",
-    "radio": "NVIDIA's for RADIO (research only) and C-RADIO (open model licence)",
-}
 _UNKNOWN_LICENCE = "not known here: that of its weights' source"
 _LOAD = {
     "safetensors": "import student\nmodel = student.load({name!r})",
@@ -52,7 +46,7 @@ def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | Non
         f"# {out.name}",
         _summary(file),
         f"```python\n{load}\n```",
-        *_section("Teachers", _teachers(recipe.get("teachers", {}))),
+        *_section("Teachers", _teachers(file, recipe.get("teachers", {}))),
         *_section("Resolutions", _resolutions(file, recipe)),
         *_section("Outputs", _outputs(file, heads)),
         *_section("Results", _results(checkpoint)),
@@ -78,9 +72,10 @@ def _summary(file: StudentFile) -> str:
     )
 
 
-def _teachers(teachers: Mapping[str, Mapping[str, Any]]) -> str:
+def _teachers(file: StudentFile, teachers: Mapping[str, Mapping[str, Any]]) -> str:
     if not teachers:
         return ""
+    licences = json.loads(file.metadata.get("licences", "{}"))
     rows = [
         (
             name,
@@ -88,7 +83,7 @@ def _teachers(teachers: Mapping[str, Mapping[str, Any]]) -> str:
             _without_places(entry.get("model")),
             _without_places(entry.get("weights")),
             _upsampler(entry.get("upsampler")),
-            _LICENCES.get(str(entry.get("kind")), _UNKNOWN_LICENCE),
+            licences.get(name, _UNKNOWN_LICENCE),
         )
         for name, entry in teachers.items()
     ]
