@@ -63,16 +63,14 @@ def main() -> None:
     arguments = parse_arguments()
     path, out = arguments.checkpoint, arguments.out
     if _is_upsampler(path):
-        checkpoint = find_checkpoint(path)
-        for option in ("head", "no_heads", "teacher_space"):
-            if getattr(arguments, option):
-                raise RecipeError(
-                    f"--{option.replace('_', '-')}: is for students; this is an upsampler"
-                )
-        if arguments.format != FORMATS[0]:
-            raise RecipeError(f"--format {arguments.format}: is for students; this is an upsampler")
-        export_upsampler(checkpoint, out, half=arguments.half, force=arguments.force)
-        path = checkpoint
+        asked = arguments.head or arguments.no_heads or arguments.teacher_space
+        if asked or arguments.format != FORMATS[0]:
+            raise RecipeError(
+                "--head, --no-heads, --teacher-space, --format: are for students; this is an "
+                "upsampler"
+            )
+        path = find_checkpoint(path)
+        export_upsampler(path, out, half=arguments.half, force=arguments.force)
     elif arguments.half:
         raise RecipeError("--half: is for upsamplers; this is a student")
     else:
@@ -114,7 +112,9 @@ def export_student(
     Raises:
         RecipeError: no such head, no statistics to fold, or `out` is there or cannot be written.
     """
-    check_out(out, force)
+    card = out.with_name(f"{out.name}.md")
+    for each in (out, card):
+        check_out(each, force)
     source = read_source(path)
     if heads is not None:
         source = source._replace(file=keep_heads(source.file, heads))

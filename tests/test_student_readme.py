@@ -5,13 +5,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.nn.utils import parametrize
 
 from distill.config import parse_yaml
 from distill.export import main
 from student.config import StudentConfig
-from student.storage import load_student
+from student.storage import load_student, save_student
 from teachers.build import parse_teacher
 from tests.tiny_export import TARGETS, build, write_run
 from tests.tiny_run import REPOSITORY, environment
@@ -70,6 +73,33 @@ def test_the_code_runs_without_the_trainer(folder: Path) -> None:
     assert str([(1, 16, 16, 24)] * 3) in done.stdout
     assert "(1, 16, 16, 16)\n(4, 16, 10, 20)" in done.stdout
     assert "torch.Size([1, 384, 16]) 16" in done.stdout
+    probe, lora, full = map(int, re.findall(r"(\d+) parameters train", done.stdout))
+    assert probe == 5 * 16 + 5
+    # Six blocks; qkv, proj, fc1 and fc2 of 16 channels, at rank 8.
+    assert lora - probe == 6 * 8 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))
+    backbone = load_student(folder / "backbone.safetensors")
+    assert full - probe == sum(p.numel() for p in backbone.parameters())
+
+
+def test_low_rank_updates_become_a_file_again(folder: Path, tmp_path: Path) -> None:
+    """The functions of the page's code, and its last words."""
+    (code,) = [text for text in blocks("python") if "class LowRank" in text]
+    page: dict[str, Any] = {}
+    exec(code.partition("images, labels")[0], page)
+    model = page["adapted"](folder / "backbone.safetensors", "lora")
+    images = torch.rand(1, 3, 64, 96)
+    before = load_student(folder / "backbone.safetensors")(images).backbone.spatial
+    assert torch.equal(model(images).backbone.spatial, before)  # B is zero
+    linears = [m for m in model.modules() if parametrize.is_parametrized(m)]
+    for linear in linears:
+        torch.nn.init.normal_(linear.parametrizations.weight[0].b, std=0.1)
+    due = model(images).backbone.spatial
+    for linear in linears:
+        parametrize.remove_parametrizations(linear, "weight")
+    save_student(tmp_path / "s", model.config, model.targets, model.state_dict(), {})
+    came = load_student(tmp_path / "s")(images).backbone.spatial
+    assert not torch.allclose(came, before, atol=1e-3)
+    torch.testing.assert_close(came, due, atol=1e-6, rtol=1e-6)
 
 
 def test_all_three_are_reloaded_by_ten_lines() -> None:
