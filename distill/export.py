@@ -157,9 +157,12 @@ def _write(file: StudentFile, format: str, out: Path) -> None:
         difference = save_onnx(out, student.float())
         print(f"onnxruntime and PyTorch differ by at most {difference:.0e} at two sizes")
     else:
+        from distill.radio_student import check_radio  # builds timm's models
+
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
         try:
             save_radio(partial, file)
+            check_radio(partial, file)
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)

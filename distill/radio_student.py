@@ -63,6 +63,36 @@ def read_radio_student(path: Path) -> StudentFile:
     return file
 
 
+@torch.no_grad()
+def check_radio(path: Path, file: StudentFile) -> None:
+    """Makes sure that a written file is the student, bit for bit.
+
+    Args:
+        path: what `distill.export_radio` wrote.
+        file: the student that it was given.
+
+    Raises:
+        RecipeError: the format cannot hold this student.
+    """
+    again = read_radio_student(path)
+    p = file.config.patch_size
+    images = torch.rand(1, 3, 2 * p, 3 * p, generator=torch.Generator().manual_seed(0))
+    due, came = (student_of(f.config, f.targets, f.state_dict, "")(images) for f in (file, again))
+    for name, features in {"backbone": due.backbone, **due.heads}.items():
+        other = came.backbone if name == "backbone" else came.heads.get(name)
+        if other is None or not all(map(_equal, features, other)):
+            raise RecipeError(
+                f"--format radio: the format cannot hold this student; of its {name}, readers "
+                "would get something else. Choose another format, or keep no heads, --no-heads"
+            )
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
 def _read_trunk(tensors: Mapping[str, Tensor], num_class_tokens: int) -> dict[str, Tensor]:
     """A student's trunk from that of timm's NaFlexVit."""
     rest = dict(tensors)
@@ -136,14 +166,12 @@ def _read_heads(checkpoint: RadioCheckpoint, path: Path) -> tuple[HeadConfig, di
 
 
 def _find(checkpoint: RadioCheckpoint, kind: str, name: str, place: int) -> dict[str, Tensor]:
-    """A teacher's head, under its name or its number."""
-    prefixes = f"{kind}{name}.", f"{kind}{place}."
-    return {
-        key.removeprefix(prefix): value
-        for key, value in checkpoint.heads.items()
-        for prefix in prefixes
-        if key.startswith(prefix)
-    }
+    """A teacher's head, under its name or, in older files, its number."""
+    for prefix in (f"{kind}{name}.", f"{kind}{place}."):
+        found = {k[len(prefix) :]: v for k, v in checkpoint.heads.items() if k.startswith(prefix)}
+        if found:
+            return found
+    return {}
 
 
 def _mlp2_sizes(state: Mapping[str, Tensor]) -> tuple[int, int] | None:

@@ -126,6 +126,22 @@ def test_a_trunk_that_is_no_students_is_refused(
         read_radio_student(tmp_path / "s")
 
 
+def test_what_the_format_cannot_hold_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lossy(path: Path, file: StudentFile) -> None:
+        state = dict(file.state_dict)
+        state["heads.clip.summary.fc1.bias"] = state["heads.clip.summary.fc1.bias"] + 1
+        save_radio(path, file._replace(state_dict=state))
+
+    monkeypatch.setattr("distill.export.save_radio", lossy)
+    checkpoint = write_run(tmp_path, build())
+    out = tmp_path / "out" / "s.pth"
+    with pytest.raises(RecipeError, match="cannot hold this student; of its clip, readers would"):
+        export_student(checkpoint, out, format="radio", heads=("clip",))
+    assert not list(out.parent.iterdir())
+
+
 def test_what_is_neither_a_run_nor_a_file_of_a_known_format_is_refused(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(1)}, tmp_path / "x.pth")
     with pytest.raises(TeacherError, match="no RADIO checkpoint"):
