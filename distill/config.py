@@ -43,12 +43,25 @@ def load_yaml(path: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """Parses a YAML 1.2 mapping.
+
+    Args:
+        text: the YAML.
+        where: it comes from, for the message.
+
+    Raises:
+        RecipeError: not YAML, a key written twice, or not a mapping.
+    """
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        raise RecipeError(f"{path}: {_one_line(error)}") from None
+        raise RecipeError(f"{where}: {_one_line(error)}") from None
     if not isinstance(value, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(value).__name__}")
+        raise RecipeError(f"{where}: a recipe is a mapping of sections, got {type(value).__name__}")
     return value
 
 

@@ -1,27 +1,26 @@
-"""Takes what was trained away: `python -m distill.export CHECKPOINT --format safetensors OUT`.
+"""Takes what was trained away: `python -m distill.export CHECKPOINT --format FORMAT OUT`.
 
-The file holds the averaged weights where the run kept an average, the architecture and, as
-metadata, the recipe, the versions and the step. `student.storage.load_student` reads it with
-neither deepspeed nor this package.
+A file holds the averaged weights where the run kept an average. `safetensors` is read by
+`student.load` with neither deepspeed nor this package, `onnx` by onnxruntime alone, `radio` by
+whatever reads the RADIO family's public checkpoints. A model card is written beside each.
 """
 
 import argparse
-import difflib
-import json
-from collections.abc import Mapping
+import os
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
-from distill.checkpoint import find_checkpoint, read_manifest
-from distill.config import load_yaml
+from distill.checkpoint import find_checkpoint
 from distill.errors import RecipeError, command
+from distill.export_onnx import save_onnx
+from distill.export_radio import save_radio
+from distill.export_source import Source, is_standardised, keep_heads, read_source, to_teacher_space
 from distill.export_upsampler import NAME as UPSAMPLER
 from distill.export_upsampler import check_out, export_upsampler
-from student.config import StudentConfig
-from student.storage import StudentFile, read_student, save_student
-from teachers.phi_s import PhiS, load_phi_s
+from distill.files import write_text
+from distill.model_card import model_card
+from student.storage import StudentFile, save_student, student_of
+
+FORMATS = ("safetensors", "onnx", "radio")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,23 +28,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m distill.export",
         description="Write a trained student, or a trained upsampler, as one file that loads "
-        "without the trainer.",
+        "without the trainer. A student's file gets a model card beside it, OUT.md.",
     )
     parser.add_argument(
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="a checkpoint's folder, or a run's, whose newest whole checkpoint is taken",
+        help="a checkpoint's folder, or a run's, whose newest whole checkpoint is taken; or a "
+        "student's file, or a model of the RADIO family in its public format",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the file to write")
-    parser.add_argument("--format", choices=["safetensors"], default="safetensors")
-    parser.add_argument(
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
+    heads = parser.add_mutually_exclusive_group()
+    heads.add_argument(
         "--head", metavar="NAME", help="keep the backbone and this teacher's head only"
     )
+    heads.add_argument("--no-heads", action="store_true", help="keep the backbone only")
     parser.add_argument(
         "--teacher-space",
         action="store_true",
-        help="fold PHI-S into the heads, whose maps then are in their teachers' own spaces",
+        help="fold PHI-S into the heads, whose maps then are in their teachers' own spaces; "
+        "always so with --format radio",
     )
     parser.add_argument(
         "--half", action="store_true", help="an upsampler only: store its weights in float16"
@@ -58,105 +61,111 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """The command."""
     arguments = parse_arguments()
-    checkpoint = find_checkpoint(arguments.checkpoint)
-    head, teacher_space, force = arguments.head, arguments.teacher_space, arguments.force
-    if (checkpoint / UPSAMPLER).is_file():
-        if head or teacher_space:
-            raise RecipeError("--head, --teacher-space: are for students; this is an upsampler")
-        export_upsampler(checkpoint, arguments.out, half=arguments.half, force=force)
+    path, out = arguments.checkpoint, arguments.out
+    if _is_upsampler(path):
+        asked = arguments.head or arguments.no_heads or arguments.teacher_space
+        if asked or arguments.format != FORMATS[0]:
+            raise RecipeError(
+                "--head, --no-heads, --teacher-space, --format: are for students; this is an "
+                "upsampler"
+            )
+        path = find_checkpoint(path)
+        export_upsampler(path, out, half=arguments.half, force=arguments.force)
     elif arguments.half:
         raise RecipeError("--half: is for upsamplers; this is a student")
     else:
-        export_student(
-            checkpoint, arguments.out, head=head, teacher_space=teacher_space, force=force
+        heads = (arguments.head,) if arguments.head else () if arguments.no_heads else None
+        path = export_student(
+            path,
+            out,
+            format=arguments.format,
+            heads=heads,
+            teacher_space=arguments.teacher_space,
+            force=arguments.force,
         )
-    size = arguments.out.stat().st_size / 1e6
-    print(f"{arguments.out}: {size:.1f} MB, from {checkpoint}")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path}")
 
 
 def export_student(
-    checkpoint: Path, out: Path, *, head: str | None, teacher_space: bool, force: bool
-) -> None:
-    """Writes a checkpoint's student as one safetensors file; whole or not at all.
+    path: Path,
+    out: Path,
+    *,
+    format: str = FORMATS[0],
+    heads: tuple[str, ...] | None = None,
+    teacher_space: bool = False,
+    force: bool = False,
+) -> Path:
+    """Writes a student as one file, whole or not at all, and its model card.
 
     Args:
-        checkpoint: the folder of a whole checkpoint.
+        path: see `export_source.read_source`.
         out: the file to write; missing folders above it are made.
-        head: the one teacher whose head is kept; None for all. The backbone and the kept head
-            return the same numbers, bit for bit, as all class tokens stay.
+        format: one of `FORMATS`.
+        heads: of the teachers whose heads are kept; None for all.
         teacher_space: whether the heads' maps come out in their teachers' own spaces, and not in
-            the standardised ones that they were trained on.
+            the standardised ones that they were trained in. The RADIO format has no other.
         force: whether `out` may be overwritten.
+
+    Returns:
+        What was exported: the checkpoint's folder, or the file.
 
     Raises:
         RecipeError: no such head, no statistics to fold, or `out` is there or cannot be written.
     """
-    check_out(out, force)
-    file = read_student(checkpoint / "student.safetensors")
-    config, state = _keep_head(file, head)
-    kept = [name for name in file.targets if config.head.has(name)]
-    if teacher_space:
-        for name in kept:
-            state = _fold(state, name, _statistics(checkpoint, name))
-    manifest = read_manifest(checkpoint)
-    metadata = {
-        **file.metadata,
-        "recipe": (checkpoint / "recipe.yaml").read_text(encoding="utf-8"),
-        "versions": json.dumps(manifest["versions"]),
-        "step": str(manifest["step"]),
-        "head_space": "teacher" if teacher_space else "training",
-    }
+    card = out.with_name(f"{out.name}.md")
+    for each in (out, card):
+        check_out(each, force)
+    source = read_source(path)
+    if heads is not None:
+        source = source._replace(file=keep_heads(source.file, heads))
+    file = _in_space(source, format, teacher_space)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_student(out, config, file.targets, state, metadata)
+        _write(file, format, out)
+        write_text(
+            out.with_name(f"{out.name}.md"), model_card(file, out, format, source.checkpoint)
+        )
     except OSError as error:
         raise RecipeError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return source.checkpoint or path
 
 
-def _keep_head(file: StudentFile, head: str | None) -> tuple[StudentConfig, dict[str, Tensor]]:
-    """The configuration and weights with the MLPs of one teacher only."""
-    if head is None:
-        return file.config, file.state_dict
-    known = [name for name in file.targets if file.config.head.has(name)]
-    if head not in known:
-        near = difflib.get_close_matches(head, known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise RecipeError(f"--head: no head {head!r}{hint}; there are {', '.join(known)}")
-    only = file.config.head.model_copy(update={"only": (head,)})
-    state = {
-        name: value
-        for name, value in file.state_dict.items()
-        if not name.startswith("heads.") or name.startswith(f"heads.{head}.")
-    }
-    return file.config.model_copy(update={"head": only}), state
+def _is_upsampler(path: Path) -> bool:
+    return path.is_dir() and any(
+        (folder / UPSAMPLER).is_file() for folder in (path, *path.glob("checkpoints/step-*"))
+    )
 
 
-def _statistics(checkpoint: Path, name: str) -> PhiS:
-    """What the map of one teacher was standardised with."""
-    recipe = load_yaml(checkpoint / "recipe.yaml")
-    if recipe["objective"]["standardisation"] == "none":
+def _in_space(source: Source, format: str, teacher_space: bool) -> StudentFile:
+    checkpoint = source.checkpoint
+    raw = checkpoint is not None and not is_standardised(checkpoint)
+    if teacher_space and raw:
         raise RecipeError(
             "--teacher-space: the run has objective.standardisation=none, so its heads already "
             "are in their teachers' own spaces; leave the option out"
         )
-    path = checkpoint / "statistics" / f"{name}.safetensors"
-    if not path.is_file():
-        raise RecipeError(
-            f"--teacher-space: {checkpoint} has no statistics of {name!r}, whose losses have "
-            "weight zero; its head was not trained. Choose another with --head"
-        )
-    return load_phi_s(path, "checkpoint")
+    if teacher_space or (format == "radio" and not raw):
+        return to_teacher_space(source)
+    return source.file
 
 
-def _fold(state: Mapping[str, Tensor], name: str, phi_s: PhiS) -> dict[str, Tensor]:
-    """The weights with the inverse of PHI-S in the last layer of a spatial head."""
-    last = f"heads.{name}.spatial.final.2"
-    weight, bias = state[f"{last}.weight"], state[f"{last}.bias"]
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    linear.load_state_dict({"weight": weight, "bias": bias}, assign=True)
-    folded = phi_s.fold_into_linear(linear)
-    new: dict[str, Tensor] = {f"{last}.weight": folded.weight, f"{last}.bias": folded.bias}
-    return {**state, **{key: torch.as_tensor(value).detach() for key, value in new.items()}}
+def _write(file: StudentFile, format: str, out: Path) -> None:
+    if format == "safetensors":
+        save_student(out, file.config, file.targets, file.state_dict, file.metadata)
+    elif format == "onnx":
+        student = student_of(file.config, file.targets, file.state_dict, "the student")
+        difference = save_onnx(out, student.float())
+        print(f"onnxruntime and PyTorch differ by at most {difference:.0e} at two sizes")
+    else:
+        from distill.radio_student import check_radio  # builds timm's models
+
+        partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+        try:
+            save_radio(partial, file)
+            check_radio(partial, file)
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -92,12 +92,14 @@ class StudentInit(_Config):
     """Initial weights from a student that `save_student` wrote.
 
     Attributes:
-        path: its file. The trunk must be the same; heads of teachers that are still there, with
-            the same dimensions, are taken too.
+        path: its file. The trunk must be the same.
+        heads: whether heads of teachers that are still there, with the same dimensions, are taken
+            too; without, all start fresh.
     """
 
     kind: Literal["student"]
     path: Path
+    heads: bool = True
 
 
 class StudentConfig(_Config):
@@ -115,6 +117,7 @@ class StudentConfig(_Config):
         register_multiple: choose registers so that class tokens and registers together are a
             multiple of this; a full multiple is added where the class tokens alone are one.
         layer_scale: initial LayerScale; None for none.
+        final_norm: whether a LayerNorm follows the last block; public RADIO models have none.
         head: the MLPs for each teacher.
         init: initial weights; None for random ones.
         mean: pixel normalisation; None for that of `init`, and OpenAI CLIP's without one.
@@ -132,6 +135,7 @@ class StudentConfig(_Config):
     num_registers: NonNegativeInt | None = None
     register_multiple: PositiveInt | None = None
     layer_scale: PositiveFloat | None = None
+    final_norm: bool = True
     head: HeadConfig = HeadConfig()
     init: Annotated[TimmInit | StudentInit, Field(discriminator="kind")] | None = None
     mean: Colour | None = None

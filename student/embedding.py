@@ -82,15 +82,16 @@ def fit_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
         grid: (h, w) cells, of any size.
 
     Returns:
-        (h * w, D) float32; the table itself where the grid is the table's.
+        (h * w, D) float32; the table's own bits where the grid is the table's.
     """
     height, width = grid
     square = max(grid)
-    if square != table.shape[0]:
-        channels_first = rearrange(table, "y x d -> 1 d y x")
-        resized = F.interpolate(channels_first, (square, square), mode="bilinear")
-        table = rearrange(resized, "1 d y x -> y x d")
-    return table[:height, :width].flatten(0, 1)
+    # Resized where the sides agree too, which gives the same bits, and contiguous: torch.export
+    # would guard a branch on sizes, or on strides, and its program refuse one side of it.
+    channels_first = rearrange(table, "y x d -> 1 d y x")
+    resized = F.interpolate(channels_first, (square, square), mode="bilinear")
+    corner = rearrange(resized, "1 d y x -> y x d")[:height, :width]
+    return rearrange(corner.contiguous(), "y x d -> (y x) d")
 
 
 class Embedding(nn.Module):
@@ -136,7 +137,8 @@ class Embedding(nn.Module):
             (B, class tokens + registers + h * w, D), in the parameters' dtype.
         """
         p = self.patch_size
-        batch, grid = len(images), (images.shape[2] // p, images.shape[3] // p)
+        # Not len(images): torch.export would take it for a constant.
+        batch, grid = images.shape[0], (images.shape[2] // p, images.shape[3] // p)
         patches = rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
         tokens = self.projection(patches.to(self.positions.dtype))
         tokens = tokens + self._positions(batch, grid).to(tokens.dtype)

@@ -7,7 +7,6 @@ has no counterpart (registers, class tokens, heads) is logged.
 import difflib
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -43,7 +42,7 @@ def initialise(student: Student, config: StudentConfig) -> tuple[Colour, Colour]
         StudentError: the source cannot be read, or its trunk is not the student's.
     """
     if isinstance(config.init, StudentInit):
-        return _from_student(student, config, config.init.path)
+        return _from_student(student, config, config.init)
     assert isinstance(config.init, TimmInit)
     return _from_timm(student.trunk, config, config.init)
 
@@ -147,16 +146,19 @@ def _take_prefix(
     return state
 
 
-def _from_student(student: Student, config: StudentConfig, path: Path) -> tuple[Colour, Colour]:
-    where = f"student.init: {path}"
-    source = read_student(path)
-    if source.metadata.get("head_space") == "teacher":
+def _from_student(
+    student: Student, config: StudentConfig, init: StudentInit
+) -> tuple[Colour, Colour]:
+    where = f"student.init: {init.path}"
+    source = read_student(init.path)
+    if init.heads and source.metadata.get("head_space") == "teacher":
         raise StudentError(
             f"{where} was exported with --teacher-space: its heads return maps in their teachers' "
             "own spaces, but training goes on in standardised ones; give the checkpoint's "
-            "student.safetensors, or export it again without the option"
+            "student.safetensors, export it again without the option, or leave its heads with "
+            "student.init.heads=false"
         )
-    for name in ("shape", "patch_size", "max_resolution"):
+    for name in ("shape", "patch_size", "max_resolution", "final_norm"):
         ours, came = getattr(config, name), getattr(source.config, name)
         if ours != came:
             raise StudentError(f"{where} has {name} {came}, but the student has {ours}")
@@ -175,12 +177,13 @@ def _from_student(student: Student, config: StudentConfig, path: Path) -> tuple[
     )
     for name in student.targets:
         head = _head_state(own, name)
-        theirs = _head_state(source.state_dict, name)
+        theirs = _head_state(source.state_dict, name) if init.heads else {}
         if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in theirs.items()}:
             state |= theirs
             log.info("%s: took the head of %s", where, name)
         else:
-            reason = "it has other dimensions there" if theirs else "it is not there"
+            missing = "it is not there" if init.heads else "as heads: false says"
+            reason = "it has other dimensions there" if theirs else missing
             log.info("%s: the head of %s starts fresh, %s", where, name, reason)
     student.load_state_dict(state)
     assert source.config.mean is not None

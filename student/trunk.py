@@ -1,8 +1,8 @@
 """The student's backbone: a pre-norm ViT made of timm's blocks.
 
-It ends with a LayerNorm, as timm's ViTs do and as the RADIO family's do with `model_norm` on:
-backbone features then have a scale that does not grow with depth, and weights of a timm ViT keep
-their meaning.
+It ends with a LayerNorm unless the configuration says otherwise, as timm's ViTs do and as the RADIO
+family's do with `model_norm` on: backbone features then have a scale that does not grow with depth,
+and weights of a timm ViT keep their meaning.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Trunk(nn.Module):
             )
             for _ in range(depth)
         )
-        self.norm = LayerNorm(width)
+        self.norm = LayerNorm(width) if config.final_norm else nn.Identity()
         self.apply(_init_linear)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -45,10 +45,11 @@ class FeatureSpec:
 
     def accepts(self, height: int, width: int) -> bool:
         """Whether images of (height, width) pixels may be given to the encoder."""
-        if (height, width) == self.resolution:
-            return True
         sides = (height, width)
-        return self.any_resolution and all(s > 0 and s % self.patch_size == 0 for s in sides)
+        # The general rule first: torch.export guards against whatever was compared and differed.
+        if self.any_resolution and all(s > 0 and s % self.patch_size == 0 for s in sides):
+            return True
+        return sides == self.resolution
 
     def nearest(self, height: int, width: int) -> tuple[int, int]:
         """The accepted (height, width) in pixels that is closest to the one asked for."""

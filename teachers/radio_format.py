@@ -2,12 +2,14 @@
 
 Facts: ../shared/reference/radio-format.md, and radio-training.md 1.1 to 1.4. A file is a
 `torch.save` of `args`, a namespace, and a state dict; the same `args` in a `config.json` beside a
-`.safetensors` file is the form of the Hugging Face hub. No code in a file is ever run.
+`.safetensors` file is the form of the Hugging Face hub. No code in a file is ever run. Students of
+ours are written in the format by `distill.export_radio`.
 
 Those documents are silent on how the trunk is wrapped in a DINOv2 student (RADIOv2.5-g) and on the
 names in the hub's files. So the trunk's prefix, `base_model.` in the format, is whatever stands
 before `patch_generator.`, and the hub's names are those that timm's own converter reads. Heads
-into other teachers' spaces are left out; all else in a file has to be known here, or it is refused.
+into other teachers' spaces are handed on as they are; all else in a file has to be known here, or
+it is refused.
 """
 
 import argparse
@@ -37,12 +39,13 @@ TO_TIMM = {
     "patch_generator.embedder.bias": "embeds.proj.bias",
     _TABLE: "embeds.pos_embed",
 }
-_SPLIT_TOKENS = ("embeds.cls_token", "embeds.reg_token")
+SPLIT_TOKENS = ("embeds.cls_token", "embeds.reg_token")
 
 # Within the names of blocks: DINOv2's gated MLP, and the hub's spelling of LayerScale's weight.
 _IN_BLOCKS = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2.", ".grandma": ".gamma"}
 
-_HEADS = ("_heads.", "_feature_projections.")
+SUMMARY_HEADS, SPATIAL_HEADS = "_heads.", "_feature_projections."
+_HEADS = (SUMMARY_HEADS, SPATIAL_HEADS)
 _NORMALIZERS = ("_feature_normalizer.", "_intermediate_feature_normalizer.")
 
 
@@ -87,14 +90,18 @@ class RadioCheckpoint:
     Attributes:
         architecture: of its trunk.
         tensors: the trunk's, by the names of timm's NaFlexVit.
+        teachers: what `args` say of each, in order; names may come twice.
+        heads: tensors of the heads into the teachers' spaces, by public names.
     """
 
     architecture: RadioArchitecture
     tensors: dict[str, Tensor]
+    teachers: tuple[Mapping[str, Any], ...]
+    heads: dict[str, Tensor]
 
 
 def read_radio(path: Path) -> RadioCheckpoint:
-    """Reads a checkpoint's trunk.
+    """Reads a checkpoint.
 
     Args:
         path: a file in the public format; or a `.safetensors` file with its `config.json` beside
@@ -120,7 +127,8 @@ def read_radio(path: Path) -> RadioCheckpoint:
             f"{path}: summary_idxs {slots.tolist()} are not the class tokens {names} that its "
             "teachers have a summary from"
         )
-    return RadioCheckpoint(architecture, to_timm(trunk))
+    heads = {k: v for k, v in others.items() if k.startswith(_HEADS)}
+    return RadioCheckpoint(architecture, to_timm(trunk), tuple(args.get("teachers") or ()), heads)
 
 
 def to_timm(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,7 +142,7 @@ def to_timm(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in trunk.items():
         if name == TOKENS:
             parts = value[None, :1], value[None, 1:]
-            tensors |= {k: v for k, v in zip(_SPLIT_TOKENS, parts, strict=True) if v.numel()}
+            tensors |= {k: v for k, v in zip(SPLIT_TOKENS, parts, strict=True) if v.numel()}
         elif name == _TABLE:
             side = math.isqrt(value.shape[1])
             tensors[TO_TIMM[name]] = value.unflatten(1, (side, side))

@@ -7,27 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from distill.checkpoint import save_checkpoint
-from distill.config import dump_yaml, validate
+from distill.config import validate
 from distill.errors import RecipeError
-from distill.export import export_student, main
-from distill.feature_statistics import TargetStatistics, save_statistics
+from distill.export import main
 from distill.recipe import StudentRecipe
-from student.config import HeadConfig, StudentConfig
 from student.errors import StudentError
 from student.model import Student
-from student.storage import load_student, read_student, save_student
-from teachers.features import FeatureSpec
-from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
+from student.storage import load_student, read_student
+from tests.tiny_export import IMAGES, TARGETS, build, export, outputs, statistics, write_run
 
-TARGETS = {
-    "siglip": FeatureSpec(summary_dim=5, spatial_dim=6, patch_size=14, resolution=(28, 42)),
-    "clip": FeatureSpec(summary_dim=9, spatial_dim=8, patch_size=16, resolution=(32, 32)),
-    "muted": FeatureSpec(summary_dim=None, spatial_dim=3, patch_size=16, resolution=(32, 32)),
-}
-IMAGES = torch.rand(2, 3, 8, 20, generator=torch.Generator().manual_seed(1))
 BLOCKING = """
 import sys
 class Blocker:
@@ -40,57 +29,6 @@ model = student.load(sys.argv[1])
 output = model(torch.load(sys.argv[2]))
 torch.save({n: tuple(f) for n, f in output.heads.items()}, sys.argv[3])
 """
-
-
-def build() -> Student:
-    torch.manual_seed(0)
-    head = HeadConfig(hidden_dim=12, num_layers=1, upsample={"clip": 2})
-    return Student(
-        StudentConfig(width=16, heads=2, depth=2, patch_size=4, max_resolution=24, head=head),
-        TARGETS,
-    ).eval()
-
-
-def statistics(name: str) -> PhiS:
-    """PHI-S of features with an offset and unequal channels, as teachers have."""
-    generator = torch.Generator().manual_seed(len(name))
-    dim = TARGETS[name].spatial_dim
-    sums = FeatureStatistics.zeros(dim)
-    mixing = torch.randn(dim, dim, generator=generator)
-    sums.update(torch.randn(500, dim, generator=generator) @ mixing + 3)
-    return fit_phi_s(sums)
-
-
-def write_run(folder: Path, student: Student, *, step: int = 7, phi_s: str = "phi_s") -> Path:
-    """A checkpoint as training leaves it: the teacher of weight zero has no statistics."""
-
-    def write(path: Path) -> None:
-        save_student(
-            path / "student.safetensors", student.config, TARGETS, student.state_dict(), {}
-        )
-        for name in ("siglip", "clip"):
-            each = TargetStatistics(statistics(name), torch.ones(()))
-            save_statistics(path / "statistics" / f"{name}.safetensors", each, "checkpoint")
-        (path / "recipe.yaml").write_text(dump_yaml({"objective": {"standardisation": phi_s}}))
-
-    facts = {"versions": {"torch": "2.13"}}
-    return save_checkpoint(folder / "checkpoints", step, write, facts, keep=2)
-
-
-def export(checkpoint: Path, out: Path, **options: object) -> Student:
-    export_student(
-        checkpoint, out, **({"head": None, "teacher_space": False, "force": False} | options)
-    )
-    return load_student(out)
-
-
-def outputs(student: Student) -> dict[str, Tensor]:
-    with torch.no_grad():
-        output = student(IMAGES)
-    named = {"backbone": output.backbone, **output.heads}
-    return {
-        f"{n}/{p}": v for n, f in named.items() for p, v in f._asdict().items() if v is not None
-    }
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -109,28 +47,37 @@ def test_the_export_returns_what_the_checkpoint_does_bit_for_bit(tmp_path: Path)
 @pytest.mark.parametrize("head", TARGETS)
 def test_the_kept_head_and_the_backbone_return_the_same_bits(tmp_path: Path, head: str) -> None:
     student = build()
-    exported = export(write_run(tmp_path, student), tmp_path / "s", head=head)
+    exported = export(write_run(tmp_path, student), tmp_path / "s", heads=(head,))
     due, came = outputs(student), outputs(exported)
     assert came.keys() == {n for n in due if n.startswith(("backbone/", f"{head}/"))}
     assert all(torch.equal(came[name], due[name]) for name in came)
     assert not [n for n in exported.state_dict() if n.startswith("heads.") and head not in n]
 
 
-def test_a_student_of_one_head_can_be_exported_again(tmp_path: Path) -> None:
-    checkpoint = write_run(tmp_path, build())
-    export(checkpoint, tmp_path / "s", head="clip")
-    (checkpoint / "student.safetensors").write_bytes((tmp_path / "s").read_bytes())
-    again = export(checkpoint, tmp_path / "t")
+def test_an_exported_file_can_be_exported_again(tmp_path: Path) -> None:
+    export(write_run(tmp_path, build()), tmp_path / "s", heads=("clip",))
+    again = export(tmp_path / "s", tmp_path / "t")
     assert list(again.heads) == ["clip"]
+    assert read_student(tmp_path / "t").metadata == read_student(tmp_path / "s").metadata
     with pytest.raises(RecipeError, match="no head 'siglip'.*there are clip"):
-        export(checkpoint, tmp_path / "u", head="siglip")
+        export(tmp_path / "s", tmp_path / "u", heads=("siglip",))
+    with pytest.raises(RecipeError, match="what standardised 'clip' is in the run's checkpoints"):
+        export(tmp_path / "s", tmp_path / "u", teacher_space=True)
+
+
+def test_a_backbone_alone_returns_the_same_bits(tmp_path: Path) -> None:
+    student = build()
+    exported = export(write_run(tmp_path, student), tmp_path / "s", heads=(), teacher_space=True)
+    due, came = outputs(student), outputs(exported)
+    assert came.keys() == {"backbone/summary", "backbone/spatial"}
+    assert all(torch.equal(came[name], due[name]) for name in came)
 
 
 @pytest.mark.parametrize("head", ["siglip", "clip"])  # clip's head is twice as dense as the grid
 def test_a_folded_head_speaks_the_teachers_own_space(tmp_path: Path, head: str) -> None:
     student = build()
     checkpoint = write_run(tmp_path, student)
-    folded = export(checkpoint, tmp_path / "s", head=head, teacher_space=True)
+    folded = export(checkpoint, tmp_path / "s", heads=(head,), teacher_space=True)
     before, came = outputs(student), outputs(folded)
     due = statistics(head).inverse(before[f"{head}/spatial"])
     assert (due - before[f"{head}/spatial"]).abs().max() > 1  # else folding did nothing
@@ -141,7 +88,7 @@ def test_a_folded_head_speaks_the_teachers_own_space(tmp_path: Path, head: str) 
 
 def test_the_file_tells_where_it_comes_from(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path, build())
-    export(checkpoint, tmp_path / "s", head="clip", teacher_space=True)
+    export(checkpoint, tmp_path / "s", heads=("clip",), teacher_space=True)
     metadata = read_student(tmp_path / "s").metadata
     assert metadata["recipe"] == (checkpoint / "recipe.yaml").read_text()
     assert json.loads(metadata["versions"]) == {"torch": "2.13"}
@@ -210,7 +157,7 @@ def test_a_head_that_was_never_trained_has_no_teacher_space(tmp_path: Path) -> N
 def test_there_is_nothing_to_fold_where_nothing_was_standardised(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path, build(), phi_s="none")
     with pytest.raises(RecipeError, match="standardisation=none, so its heads already"):
-        export(checkpoint, tmp_path / "s", head="clip", teacher_space=True)
+        export(checkpoint, tmp_path / "s", heads=("clip",), teacher_space=True)
 
 
 def test_a_student_of_one_unknown_head_is_refused() -> None:

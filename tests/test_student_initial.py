@@ -237,6 +237,7 @@ def test_a_student_starts_from_another_ones_trunk_and_heads_by_teacher(
         ({"width": 32}, r"has shape Shape\(width=16.*student has Shape\(width=32"),
         ({"patch_size": 8}, "has patch_size 4, but the student has 8"),
         ({"max_resolution": 48}, "has max_resolution 24, but the student has 48"),
+        ({"final_norm": False}, "has final_norm True, but the student has False"),
         ({"num_registers": 2}, r"registers of shape \(4, 16\), but the student has \(2, 16\)"),
         ({"num_registers": 0}, "has trunk.embedding.registers, which .* does not have"),
         ({"layer_scale": 0.1}, "has no trunk.blocks.0.ls1.gamma and 1 more weights, which"),
@@ -259,3 +260,19 @@ def test_a_student_whose_heads_left_the_training_space_is_refused(
     config = StudentConfig(**SMALL, init={"kind": "student", "path": path})
     with pytest.raises(StudentError, match="was exported with --teacher-space: its heads return"):
         Student(config, {"a": CLIP})
+
+
+def test_such_a_student_gives_its_trunk_where_its_heads_are_left(
+    exported: tuple[Student, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    source, path = exported
+    folded = {"head_space": "teacher"}
+    save_student(path, source.config, source.targets, source.state_dict(), folded)
+    init = {"kind": "student", "path": path, "heads": False}
+    with caplog.at_level(logging.INFO, "student"):
+        student = Student(StudentConfig(**SMALL, init=init), {"a": CLIP})
+    for name, value in weights(source, "trunk.blocks.").items():
+        assert torch.equal(student.state_dict()[name], value)
+    for name, value in weights(student, "heads.a.").items():
+        assert not (name.endswith("fc1.weight") and torch.equal(value, source.state_dict()[name]))
+    assert "the head of a starts fresh, as heads: false says" in caplog.text

@@ -1,0 +1,98 @@
+"""Writes a student as an ONNX graph for any batch, height and width.
+
+Its input, `images`, is float32 (B, 3, H, W) in [0, 1], H and W multiples of the patch size, which
+nothing in a graph can check. Its outputs are `summary` and `spatial` of the backbone, and
+`NAME_summary` and `NAME_spatial` of each head; a summary that a teacher lacks is absent.
+"""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import RecipeError
+from student.model import Student
+
+TOLERANCE = 1e-4  # absolute and relative
+
+
+class _Outputs(nn.Module):
+    """The student with its outputs in one flat mapping, as graphs have them."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        backbone, heads = self.student(images)
+        named = {"": backbone, **{f"{name}_": features for name, features in heads.items()}}
+        return {
+            f"{prefix}{part}": value
+            for prefix, features in named.items()
+            for part, value in features._asdict().items()
+            if value is not None
+        }
+
+
+@torch.no_grad()
+def save_onnx(path: Path, student: Student) -> float:
+    """Writes a student, after a look at what the graph returns at two sizes, one not square.
+
+    Args:
+        path: the file to write; the weights go beside it, as `*.data`, above 1.5 GiB.
+        student: in float32.
+
+    Returns:
+        The largest difference from PyTorch.
+
+    Raises:
+        RecipeError: the extra `onnx` is not installed.
+        RuntimeError: the graph returns something else than the student.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  what torch.onnx translates by
+    except ImportError as error:
+        raise RecipeError(
+            f"--format onnx: {error.name} is missing; pip install 'featsharp-distill[onnx]'"
+        ) from None
+    model = _Outputs(student).eval()
+    p = student.spec.patch_size
+    example = torch.rand(2, 3, 3 * p, 4 * p)
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about torch's own internals
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=["images"],
+            output_names=list(model(example)),
+            dynamic_shapes={"images": {0: batch, 2: p * height, 3: p * width}},
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # names places on this machine
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        written = Path(folder) / path.name
+        program.save(written)
+        session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
+        difference = max(_compare(model, session, (h * p, w * p)) for h, w in ((6, 6), (4, 9)))
+        for each in sorted(Path(folder).iterdir(), reverse=True):  # the graph after its weights
+            each.replace(path.parent / each.name)
+    return difference
+
+
+def _compare(model: nn.Module, session: Any, size: tuple[int, int]) -> float:
+    images = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
+    due = model(images)
+    came = map(torch.from_numpy, session.run(list(due), {"images": images.numpy()}))
+    largest = 0.0
+    for (name, value), other in zip(due.items(), came, strict=True):
+        if not torch.allclose(other, value, rtol=TOLERANCE, atol=TOLERANCE):
+            raise RuntimeError(f"--format onnx: {name} of the graph differs at {size} px")
+        largest = max(largest, float((other - value).abs().max()))
+    return largest

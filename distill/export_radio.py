@@ -1,0 +1,139 @@
+"""Writes a student in the public format of the RADIO family.
+
+NVlabs/RADIO reads it, at c0f3701, by `radio_model(version=PATH, adaptor_names=[...])`. Of the
+format's versions this is the one of RADIOv2.5 and later: a trunk with cropped position embeddings,
+a class token for each teacher, registers and a final norm (`model_norm`), materialised weights, and
+heads of MLP version v2 under their teachers' names. Facts: ../shared/reference/radio-format.md.
+`distill.radio_student` reads it back.
+
+That loader builds both heads of a teacher; for one without a summary the file has a summary head
+that returns one zero. Its generic adaptor is asked for everywhere, so no text tower comes along.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from student.config import SHAPES, StudentConfig
+from student.heads import MLP2
+from student.storage import StudentFile
+from teachers.radio_format import SPATIAL_HEADS, SUMMARY_HEADS, TOKENS
+
+# Ours to theirs, where the names of the trunk differ.
+_TO_PUBLIC = {
+    "embedding.projection.weight": "patch_generator.embedder.weight",
+    "embedding.positions": "patch_generator.pos_embed",
+}
+
+# timm's own names of our shapes: readers of the format look them up, for a width or a depth.
+_TIMM_NAMES = {
+    SHAPES["tiny"]: ("vit_tiny_patch16_224", 16),
+    SHAPES["small"]: ("vit_small_patch16_224", 16),
+    SHAPES["base"]: ("vit_base_patch16_224", 16),
+    SHAPES["large"]: ("vit_large_patch16_224", 16),
+    SHAPES["huge"]: ("vit_huge_patch14_224", 14),
+}
+_NOMINAL_SIDE = 224  # of all of them, in pixels
+
+# Fields that the public loader hands to `timm.create_model`; none of them changes a student.
+_UNUSED = {
+    "pretrained": False,
+    "in_chans": None,
+    "input_size": None,
+    "num_classes": 0,
+    "drop": 0.0,
+    "drop_path": None,
+    "drop_block": None,
+    "gp": None,
+    "bn_momentum": None,
+    "bn_eps": None,
+    "torchscript": False,
+    "initial_checkpoint": "",
+    "spectral_reparam": False,
+    "spectral_heads": False,
+    "damp": None,
+    "register_multiple": None,
+    "spatial_mlp_version": None,
+}
+
+
+def save_radio(path: Path, file: StudentFile) -> None:
+    """Writes a student.
+
+    Args:
+        path: the file to write, usually `*.pth.tar`.
+        file: the student. Heads return what they return: fold PHI-S into them first, as readers
+            of the format expect the teachers' own spaces.
+    """
+    config = file.config
+    teachers = []
+    for name, target in file.targets.items():
+        with_summary = target.summary_dim is not None
+        teachers.append({"name": name, "type": "generic", "use_summary": with_summary})
+        if config.head.upsample.get(name, 1) > 1:
+            teachers[-1]["fd_upsample_factor"] = config.head.upsample[name]
+    registers = config.count_registers(len(file.targets))
+    args = argparse.Namespace(
+        **_UNUSED,
+        **_model(config),
+        model_norm=config.final_norm,
+        cpe_max_size=config.max_resolution,
+        cls_token_per_teacher=True,
+        cpe_num_registers=registers,
+        mlp_version="v2",
+        dtype=next(iter(file.state_dict.values())).dtype,
+        teachers=teachers,
+    )
+    torch.save({"args": args, "state_dict": _to_public(file)}, path)
+
+
+def _model(config: StudentConfig) -> dict[str, Any]:
+    """timm's name, and what it does not say."""
+    shape = config.shape
+    name, patch_size = _TIMM_NAMES.get(shape, _TIMM_NAMES[SHAPES["base"]])
+    kwargs: dict[str, Any] = {}
+    if shape not in _TIMM_NAMES:
+        kwargs = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads}
+        kwargs["mlp_ratio"] = (shape.mlp_dim + 0.5) / shape.width  # timm truncates the product
+    if config.patch_size != patch_size:
+        kwargs["patch_size"] = config.patch_size
+    if config.layer_scale is not None:
+        kwargs["init_values"] = config.layer_scale
+    if config.max_resolution == _NOMINAL_SIDE:
+        # The loader takes a table of the model's nominal side for one that is not to be resized.
+        kwargs["img_size"] = config.patch_size
+    return {"model": name, "model_kwargs": kwargs}
+
+
+def _to_public(file: StudentFile) -> dict[str, Tensor]:
+    trunk = {
+        k.removeprefix("trunk."): v for k, v in file.state_dict.items() if k.startswith("trunk.")
+    }
+    tokens = [trunk.pop(f"embedding.{k}", None) for k in ("class_tokens", "registers")]
+    trunk["embedding.positions"] = rearrange(trunk["embedding.positions"], "y x c -> 1 (y x) c")
+    state = {f"base_model.{_TO_PUBLIC.get(k, k)}": v for k, v in trunk.items()}
+    state[f"base_model.{TOKENS}"] = torch.cat([each for each in tokens if each is not None])
+    for key, values in (("norm_mean", file.config.mean), ("norm_std", file.config.std)):
+        state[f"input_conditioner.{key}"] = torch.tensor(values).view(3, 1, 1)
+    for name, value in file.state_dict.items():
+        if name.startswith("heads."):
+            _, teacher, part, rest = name.split(".", 3)
+            prefix = SUMMARY_HEADS if part == "summary" else SPATIAL_HEADS
+            state[f"{prefix}{teacher}.{rest}"] = value
+    for name, target in file.targets.items():
+        if target.summary_dim is None and file.config.head.has(name):
+            zero = _zero_head(file.config.shape.width).state_dict()
+            state |= {f"{SUMMARY_HEADS}{name}.{k}": v for k, v in zero.items()}
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+@torch.no_grad()
+def _zero_head(width: int) -> MLP2:
+    head = MLP2(width, 1, hidden_dim=1, num_layers=0)
+    for parameter in head.parameters():
+        parameter.zero_()
+    return head

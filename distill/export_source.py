@@ -1,0 +1,140 @@
+"""What an export starts from, and what it may change: which heads, and the space of their maps."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from distill.checkpoint import find_checkpoint, read_manifest
+from distill.config import load_yaml
+from distill.errors import RecipeError
+from student.storage import FORMAT, StudentFile, read_student
+from teachers.phi_s import PhiS, load_phi_s
+
+
+class Source(NamedTuple):
+    """A student to export.
+
+    Attributes:
+        file: it, with where it comes from in the metadata.
+        checkpoint: the folder with its teachers' statistics; None for a student's file.
+    """
+
+    file: StudentFile
+    checkpoint: Path | None
+
+
+def read_source(path: Path) -> Source:
+    """Reads a student.
+
+    Args:
+        path: a run's folder, a checkpoint's, a file of `save_student`, or a model of the RADIO
+            family in its public format.
+
+    Raises:
+        RecipeError: a folder without a whole checkpoint, or a RADIO model that no student is.
+        TeacherError: a file of neither format.
+    """
+    if path.is_dir() and not (path / "config.json").is_file():
+        checkpoint = find_checkpoint(path)
+        file = read_student(checkpoint / "student.safetensors")
+        manifest = read_manifest(checkpoint)
+        metadata = {
+            **file.metadata,
+            "recipe": (checkpoint / "recipe.yaml").read_text(encoding="utf-8"),
+            "versions": json.dumps(manifest["versions"]),
+            "step": str(manifest["step"]),
+            "head_space": "training",
+        }
+        return Source(file._replace(metadata=metadata), checkpoint)
+    if _is_student(path):
+        return Source(read_student(path), None)
+    from distill.radio_student import read_radio_student  # builds timm's models
+
+    return Source(read_radio_student(path), None)
+
+
+def _is_student(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def keep_heads(file: StudentFile, names: tuple[str, ...]) -> StudentFile:
+    """The student with some heads only.
+
+    The backbone and the kept heads return the same numbers, bit for bit, as all class tokens stay.
+
+    Raises:
+        RecipeError: no such head.
+    """
+    known = [name for name in file.targets if file.config.head.has(name)]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise RecipeError(f"--head: no head {name!r}{hint}; there are {', '.join(known)}")
+    head = file.config.head.model_copy(update={"only": names})
+    state = {
+        key: value
+        for key, value in file.state_dict.items()
+        if not key.startswith("heads.") or key.split(".")[1] in names
+    }
+    config = file.config.model_copy(update={"head": head})
+    return file._replace(config=config, state_dict=state)
+
+
+def to_teacher_space(source: Source) -> StudentFile:
+    """The student with PHI-S folded into its heads: their maps are in the teachers' own spaces.
+
+    Raises:
+        RecipeError: there are no statistics to fold.
+    """
+    file, checkpoint = source
+    if file.metadata.get("head_space") == "teacher":
+        return file
+    names = [name for name in file.targets if file.config.head.has(name)]
+    state = file.state_dict
+    for name in names:
+        if checkpoint is None:
+            raise RecipeError(
+                f"heads of a student's file in the space of its training cannot leave it: what "
+                f"standardised {name!r} is in the run's checkpoints; give one of these"
+            )
+        state = _fold(state, name, _statistics(checkpoint, name))
+    return file._replace(state_dict=state, metadata=file.metadata | {"head_space": "teacher"})
+
+
+def is_standardised(checkpoint: Path) -> bool:
+    """Whether a run's heads were trained in standardised spaces."""
+    recipe = load_yaml(checkpoint / "recipe.yaml")
+    return bool(recipe["objective"]["standardisation"] != "none")
+
+
+def _statistics(checkpoint: Path, name: str) -> PhiS:
+    """What the map of one teacher was standardised with."""
+    path = checkpoint / "statistics" / f"{name}.safetensors"
+    if not path.is_file():
+        raise RecipeError(
+            f"{checkpoint} has no statistics of {name!r}, whose losses have weight zero; its head "
+            "was not trained, and has no teacher's space. Choose another with --head"
+        )
+    return load_phi_s(path, "checkpoint")
+
+
+def _fold(state: Mapping[str, Tensor], name: str, phi_s: PhiS) -> dict[str, Tensor]:
+    """The weights with the inverse of PHI-S in the last layer of a spatial head."""
+    last = f"heads.{name}.spatial.final.2"
+    weight, bias = state[f"{last}.weight"], state[f"{last}.bias"]
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+    folded = phi_s.fold_into_linear(linear)
+    new: dict[str, Tensor] = {f"{last}.weight": folded.weight, f"{last}.bias": folded.bias}
+    return {**state, **{key: torch.as_tensor(value).detach() for key, value in new.items()}}

@@ -1,0 +1,208 @@
+"""Reads a model of the RADIO family, in its public format, as a student.
+
+So public checkpoints, and what `distill.export_radio` wrote, become students: files that start
+another training, run, or are exported. Facts: ../shared/reference/radio-format.md.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import RecipeError
+from student.config import HeadConfig, Shape, StudentConfig
+from student.heads import MLP2
+from student.storage import StudentFile, student_of
+from teachers.features import FeatureSpec
+from teachers.radio_format import (
+    SPATIAL_HEADS,
+    SPLIT_TOKENS,
+    SUMMARY_HEADS,
+    RadioCheckpoint,
+    read_radio,
+)
+from teachers.radio_teacher import build_trunk
+
+log = logging.getLogger(__name__)
+
+_NORM_EPS = 1e-6  # of timm's LayerNorm
+
+
+def read_radio_student(path: Path) -> StudentFile:
+    """Reads a model of the family as a student.
+
+    Heads that are not MLPs of version v2, or not of the first one's size, are left out, with a
+    warning each. The others return their teachers' own spaces, as the metadata say.
+
+    Args:
+        path: as of `teachers.radio_format.read_radio`.
+
+    Raises:
+        TeacherError: no checkpoint of the format.
+        RecipeError: its trunk is not made as a student's.
+    """
+    checkpoint = read_radio(path)
+    names = checkpoint.architecture.class_tokens
+    if names == ("",):
+        raise RecipeError(f"{path}: its teachers share one class token; a student's have their own")
+    head, heads = _read_heads(checkpoint, path)
+    file = StudentFile(
+        _config(checkpoint, head, path),
+        {name: _target(checkpoint, heads, head, name) for name in names},
+        {k: v.clone() for k, v in (_read_trunk(checkpoint.tensors, len(names)) | heads).items()},
+        {"head_space": "teacher"},
+    )
+    try:
+        student_of(file.config, file.targets, file.state_dict, f"{path}")
+    except RuntimeError as error:
+        raise RecipeError(f"{error}: a student is a plain ViT of timm's") from None
+    return file
+
+
+@torch.no_grad()
+def check_radio(path: Path, file: StudentFile) -> None:
+    """Makes sure that a written file is the student, bit for bit.
+
+    Args:
+        path: what `distill.export_radio` wrote.
+        file: the student that it was given.
+
+    Raises:
+        RecipeError: the format cannot hold this student.
+    """
+    again = read_radio_student(path)
+    p = file.config.patch_size
+    images = torch.rand(1, 3, 2 * p, 3 * p, generator=torch.Generator().manual_seed(0))
+    due, came = (student_of(f.config, f.targets, f.state_dict, "")(images) for f in (file, again))
+    for name, features in {"backbone": due.backbone, **due.heads}.items():
+        other = came.backbone if name == "backbone" else came.heads.get(name)
+        if other is None or not all(map(_equal, features, other)):
+            raise RecipeError(
+                f"--format radio: the format cannot hold this student; of its {name}, readers "
+                "would get something else. Choose another format, or keep no heads, --no-heads"
+            )
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
+def _read_trunk(tensors: Mapping[str, Tensor], num_class_tokens: int) -> dict[str, Tensor]:
+    """A student's trunk from that of timm's NaFlexVit."""
+    rest = dict(tensors)
+    tokens = torch.cat([rest.pop(k)[0] for k in SPLIT_TOKENS if k in rest])
+    trunk = {
+        "embedding.class_tokens": tokens[:num_class_tokens],
+        "embedding.registers": tokens[num_class_tokens:],
+        "embedding.positions": rest.pop("embeds.pos_embed")[0],
+        "embedding.projection.weight": rest.pop("embeds.proj.weight"),
+        **rest,
+    }
+    return {f"trunk.{name}": value for name, value in trunk.items() if value.numel()}
+
+
+def _config(checkpoint: RadioCheckpoint, head: HeadConfig, path: Path) -> StudentConfig:
+    architecture = checkpoint.architecture
+    with torch.device("meta"):
+        network = build_trunk(architecture)
+    block: Any = network.blocks[0]
+    if type(block.mlp.act) is not nn.GELU or block.norm1.eps != _NORM_EPS:
+        raise RecipeError(
+            f"{path}: {architecture.model} has {block.mlp.act} and {block.norm1}; "
+            "a student has GELU and timm's LayerNorm"
+        )
+    shape = Shape(
+        network.embed_dim, len(network.blocks), block.attn.num_heads, block.mlp.fc1.out_features
+    )
+    return StudentConfig(
+        width=shape.width,
+        depth=shape.depth,
+        heads=shape.heads,
+        mlp_ratio=shape.mlp_dim / shape.width,
+        patch_size=architecture.patch_size,
+        max_resolution=architecture.table_side * architecture.patch_size,
+        num_registers=architecture.registers,
+        layer_scale=1e-5 if architecture.layer_scale else None,
+        final_norm=architecture.final_norm,
+        head=head,
+        mean=architecture.mean,
+        std=architecture.std,
+    )
+
+
+def _read_heads(checkpoint: RadioCheckpoint, path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
+    """The heads that a student can have, and their weights by a student's names."""
+    state, upsample, sizes = dict[str, Tensor](), dict[str, int](), set[tuple[int, int] | None]()
+    kept = list[str]()
+    for place, teacher in enumerate(checkpoint.teachers):
+        name = teacher["name"]
+        parts = {"spatial": _find(checkpoint, SPATIAL_HEADS, name, place)}
+        if name in checkpoint.architecture.summary:
+            parts["summary"] = _find(checkpoint, SUMMARY_HEADS, name, place)
+        if name in kept or not any(parts.values()):
+            continue
+        own = {_mlp2_sizes(tensors) for tensors in parts.values()}
+        if None in own or len(own | sizes) > 1:
+            log.warning("%s: left out the head of %s, no MLP v2 of the first's size", path, name)
+            continue
+        sizes = own
+        kept.append(name)
+        if (teacher.get("fd_upsample_factor") or 1) > 1:
+            upsample[name] = teacher["fd_upsample_factor"]
+        for part, tensors in parts.items():
+            state |= {f"heads.{name}.{part}.{k}": v for k, v in tensors.items()}
+    config = HeadConfig(upsample=upsample)
+    if set(kept) != set(checkpoint.architecture.class_tokens):
+        config = config.model_copy(update={"only": tuple(kept)})
+    for hidden_dim, num_layers in filter(None, sizes):
+        config = config.model_copy(update={"hidden_dim": hidden_dim, "num_layers": num_layers})
+    return config, state
+
+
+def _find(checkpoint: RadioCheckpoint, kind: str, name: str, place: int) -> dict[str, Tensor]:
+    """A teacher's head, under its name or, in older files, its number."""
+    for prefix in (f"{kind}{name}.", f"{kind}{place}."):
+        found = {k[len(prefix) :]: v for k, v in checkpoint.heads.items() if k.startswith(prefix)}
+        if found:
+            return found
+    return {}
+
+
+def _mlp2_sizes(state: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Hidden channels and inner layers of an MLP of version v2; None for another one."""
+    if not {"fc1.weight", "final.2.weight"} <= state.keys():
+        return None
+    hidden, width = state["fc1.weight"].shape
+    layers = sum(re.fullmatch(r"blocks\.\d+\.2\.weight", k) is not None for k in state)
+    with torch.device("meta"):
+        due = MLP2(width, len(state["final.2.weight"]), hidden_dim=hidden, num_layers=layers)
+    fits = {k: v.shape for k, v in due.state_dict().items()} == {
+        k: v.shape for k, v in state.items()
+    }
+    return (hidden, layers) if fits else None
+
+
+def _target(
+    checkpoint: RadioCheckpoint, heads: Mapping[str, Tensor], head: HeadConfig, name: str
+) -> FeatureSpec:
+    """What a head returns; the format does not say for which size of image."""
+    architecture = checkpoint.architecture
+    side = architecture.table_side * architecture.patch_size
+    # Of a teacher without a head only counts whether it has a summary.
+    dims = {
+        part: len(heads.get(f"heads.{name}.{part}.final.2.bias", ())) or 1
+        for part in ("summary", "spatial")
+    }
+    return FeatureSpec(
+        summary_dim=dims["summary"] if name in architecture.summary else None,
+        spatial_dim=dims["spatial"] // head.upsample.get(name, 1) ** 2 or 1,
+        patch_size=architecture.patch_size,
+        resolution=(side, side),
+        any_resolution=True,
+    )

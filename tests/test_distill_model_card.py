@@ -1,0 +1,102 @@
+"""The card beside an exported student: what the run and the student are, and no places."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distill.config import dump_yaml, parse_yaml
+from distill.export import export_student
+from distill.export_source import read_source
+from distill.model_card import model_card
+from student.storage import StudentFile
+from tests.tiny_export import build, write_run
+
+RECIPE = {
+    "run": {"dir": "/home/me/runs/x", "resolution": [32, 64]},
+    "data": {"sources": [{"shards": ["/data/photos/a.tar"]}]},
+    "teachers": {
+        "siglip": {"kind": "siglip", "model": "/models/so400m", "weights": None, "upsampler": None},
+        "clip": {
+            "kind": "dfn_clip",
+            "model": "ViT-H-14",
+            "weights": "dfn5b",
+            "upsampler": {"kind": "trained", "path": "/runs/clip_3x.safetensors"},
+        },
+        "muted": {"kind": "mine:Teacher"},
+    },
+    "objective": {"standardisation": "phi_s"},
+}
+
+
+def file(**metadata: str) -> StudentFile:
+    student = build()
+    return StudentFile(student.config, student.targets, dict(student.state_dict()), metadata)
+
+
+def card(**metadata: str) -> str:
+    return model_card(file(**metadata), Path("out/s.safetensors"), "safetensors", None)
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_teachers_are_told_with_their_licences() -> None:
+    licences = json.dumps({"siglip": "Apache-2.0", "clip": "research only"})
+    told = card(recipe=dump_yaml(RECIPE), licences=licences)
+    siglip, clip, muted = rows(told, "Teachers")
+    assert siglip == ["siglip", "siglip", "so400m", "-", "-", "Apache-2.0"]
+    assert clip[3:] == ["dfn5b", "clip_3x.safetensors", "research only"]
+    assert muted[5] == "not known here: that of its weights' source"
+
+
+def test_outputs_are_told_with_their_sizes_and_space() -> None:
+    training, teacher = card(), card(head_space="teacher")
+    assert rows(training, "Outputs") == [
+        ["backbone", "32", "16", "1", "its own"],
+        ["siglip", "5", "6", "1", "that of training"],
+        ["clip", "9", "8", "2", "that of training"],
+        ["muted", "-", "3", "1", "that of training"],
+    ]
+    assert rows(teacher, "Outputs")[1][4] == "its teacher's"
+
+
+def test_resolutions_recipe_and_versions_are_told_but_no_place_of_the_machine() -> None:
+    text = card(recipe=dump_yaml(RECIPE), step="7", versions=json.dumps({"torch": "2.13"}))
+    assert "Trained at 32 x 64 px. Takes images in [0, 1] of any height and width" in text
+    assert "in multiples of 4 px; its positions were learned up to 24 x 24 px" in text
+    assert "distilled after 7 steps from siglip, clip, muted" in text
+    assert "torch 2.13" in text
+    assert not [place for place in ("/home", "/data", "/models", "/runs") if place in text]
+    told = parse_yaml(text.partition("```yaml\n")[2].partition("```")[0], "the card")
+    assert told["data"]["sources"][0]["shards"] == ["a.tar"]
+
+
+def test_results_are_those_of_the_exported_checkpoint(tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path, build())
+    (tmp_path / "evaluation").mkdir()
+    figures = {"fidelity": 0.94, "spatial_cosine": 0.3, "summary_cosine": None}
+    row = {"teacher": "clip", "resolution": [32, 64], "student": "trained", **figures}
+    lines = [
+        row | {"checkpoint": f"elsewhere/{checkpoint.name}"},
+        row | {"checkpoint": f"elsewhere/{checkpoint.name}", "student": "untrained"},
+        row | {"checkpoint": "elsewhere/step-00000003", "fidelity": 0.1},
+    ]
+    text = "".join(json.dumps(each) + "\n" for each in lines)
+    (tmp_path / "evaluation/fidelity.jsonl").write_text(text)
+    source = read_source(tmp_path)
+    told = model_card(source.file, tmp_path / "s", "onnx", source.checkpoint)
+    assert rows(told, "Results") == [["clip", "32 x 64", "0.940", "0.300", "-"]]
+    assert "## Results" not in card()
+
+
+@pytest.mark.parametrize("format", ["safetensors", "radio"])
+def test_every_format_has_its_card_with_the_line_that_loads_it(tmp_path: Path, format: str) -> None:
+    export_student(write_run(tmp_path, build()), tmp_path / "s", format=format, heads=("clip",))
+    text = (tmp_path / "s.md").read_text()
+    assert text.startswith("---\nlibrary_name: featsharp-distill\n")
+    assert ("student.load('s')" in text) == (format == "safetensors")
+    assert ("adaptor_names=['clip']" in text) == (format == "radio")
