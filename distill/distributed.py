@@ -98,7 +98,8 @@ def connected(timeout_s: float, folder: Path) -> Iterator[None]:
 def barrier() -> None:
     """Waits for every process."""
     if dist.is_initialized():
-        dist.barrier()
+        index = device().index  # NCCL guesses the GPU, with a warning, unless it is told
+        dist.barrier(device_ids=None if index is None else [index])
 
 
 def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
