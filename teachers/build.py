@@ -18,6 +18,8 @@ TEACHERS = Family(
     noun="teacher",
     table={
         "dfn_clip": "teachers.open_clip_teacher:DFNCLIP",
+        "hf": "teachers.hf_teacher:HFTeacher",
+        "open_clip": "teachers.open_clip_teacher:AnyTower",
         "radio": "teachers.radio_teacher:RadioTeacher",
         "siglip": "teachers.open_clip_teacher:SigLIP",
         "timm": "teachers.timm_teacher:TimmTeacher",

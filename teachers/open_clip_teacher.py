@@ -1,4 +1,4 @@
-"""Teachers from open_clip: the vision towers of CLIP models (DFN CLIP) and of SigLIP models.
+"""Teachers from open_clip: the vision towers of CLIP models (DFN CLIP), of SigLIP models, of any.
 
 Only the vision tower is built and read; of a published checkpoint, only its `visual.*` tensors.
 The small teachers that this package ships (`teachers/small/`) load through the same classes.
@@ -61,8 +61,14 @@ class SigLIPConfig(OpenClipConfig):
     kind: str = "siglip"
 
 
+class AnyTowerConfig(OpenClipConfig):
+    """Any open_clip tower; its summary is the projected image embedding."""
+
+    kind: str = "open_clip"
+
+
 class OpenClipTeacher(Teacher):
-    """The vision tower of an open_clip model; its two subclasses say what is read from it."""
+    """The vision tower of an open_clip model; its subclasses say what is read from it."""
 
     def __init__(self, config: OpenClipConfig) -> None:
         source = find_source(config.model, config.weights)
@@ -136,16 +142,16 @@ class DFNCLIP(OpenClipTeacher):
     @staticmethod
     def _refuse(visual: Any, model: str) -> None:
         if isinstance(visual, TimmModel):
-            raise TeacherError(f"model: {model!r} has a timm tower; take kind siglip or timm")
+            raise TeacherError(f"model: {model!r} has a timm tower; take kind siglip or open_clip")
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
             raise TeacherError(
                 f"model: the tower of {model!r} ({type(visual).__name__}) has no map of patch "
-                "tokens beside a class token; kind dfn_clip takes plain CLIP ViTs"
+                "tokens beside a class token; kind dfn_clip takes plain CLIP ViTs, open_clip any"
             )
         if visual.pool_type != "tok" or visual.final_ln_after_pool:
             raise TeacherError(
                 f"model: {model!r} does not pool a normed class token; kind dfn_clip takes "
-                "plain CLIP ViTs"
+                "plain CLIP ViTs, open_clip any"
             )
 
     @staticmethod
@@ -156,6 +162,9 @@ class DFNCLIP(OpenClipTeacher):
             spatial_dim=width,
             patch_size=_square(visual.patch_size),
             resolution=visual.image_size,
+            spatial_from="last block, after the final norm, before the projection",
+            summary_from="class token after the final norm"
+            + (", projected" if config.summary == "embedding" else ""),
         )
 
 
@@ -197,7 +206,7 @@ class SigLIP(OpenClipTeacher):
         if getattr(trunk, "attn_pool", None) is None or not hasattr(trunk, "patch_embed"):
             raise TeacherError(
                 f"model: {model!r} has no attention pool over patch tokens, so it is no SigLIP; "
-                "take kind dfn_clip or timm"
+                "take kind dfn_clip or open_clip"
             )
 
     @staticmethod
@@ -209,7 +218,102 @@ class SigLIP(OpenClipTeacher):
             spatial_dim=trunk.embed_dim,
             patch_size=_square(trunk.patch_embed.patch_size),
             resolution=tuple(trunk.patch_embed.img_size),
+            spatial_from="last block, after the final norm",
+            summary_from="attention pool" + (", projected" if layers else ""),
         )
+
+
+class AnyTower(OpenClipTeacher):
+    """Any tower of open_clip: EVA, ConvNeXt, CLIPA, CoCa, MobileCLIP, the ResNets of CLIP, ...
+
+    Spatial: the last block's (or stage's) map, after the final norm where that takes it: a norm
+    behind the pooling does not. Summary: the image embedding that the text tower is compared with.
+    `dfn_clip` and `siglip` give the same of plain CLIP ViTs and SigLIPs, and their other summary.
+
+    Args:
+        config: model and weights.
+
+    Raises:
+        TeacherError: no such model or weights, weights that do not fit, or a tower without a map.
+    """
+
+    Config: ClassVar[type[TeacherConfig]] = AnyTowerConfig
+
+    def __init__(self, config: AnyTowerConfig) -> None:
+        super().__init__(config)
+        self.normed = _norms_tokens(self.visual)
+        trunk = getattr(self.visual, "trunk", None)
+        if trunk is not None:
+            self.num_layers = len(trunk.feature_info)
+        elif isinstance(self.visual, VisionTransformer):
+            self.num_layers = self.visual.transformer.layers
+        else:
+            self.num_layers = 5  # the stem and the stages of open_clip's ModifiedResNet
+
+    def extract(self, images: Tensor) -> Features:
+        """Runs the tower; see `Teacher.extract`."""
+        found = self.visual.forward_intermediates(
+            images, indices=[self.num_layers - 1], normalize_intermediates=self.normed
+        )
+        return Features(found["image_features"], found["image_intermediates"][0])
+
+    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The maps of some blocks or stages, as that of the last one."""
+        maps: list[Tensor] = self.visual.forward_intermediates(
+            images,
+            indices=list(indices),
+            normalize_intermediates=self.normed,
+            intermediates_only=True,
+        )["image_intermediates"]
+        return maps
+
+    @staticmethod
+    def _refuse(visual: Any, model: str) -> None:
+        trunk = getattr(visual, "trunk", visual)
+        if not hasattr(trunk, "forward_intermediates"):
+            raise TeacherError(f"model: open_clip gives no feature maps of {model!r}")
+
+    @staticmethod
+    def _spec(visual: Any, config: OpenClipConfig) -> FeatureSpec:
+        height, width = _pair(visual.image_size)
+        # Towers say their shapes in as many ways as there are libraries behind them: one is run.
+        with torch.device("meta"), torch.no_grad():
+            found = _without_storage(visual).forward_intermediates(
+                torch.empty(2, 3, height, width), indices=1
+            )
+        summary, spatial = found["image_features"], found["image_intermediates"][0]
+        return FeatureSpec(
+            summary_dim=summary.shape[1],
+            spatial_dim=spatial.shape[1],
+            patch_size=height // spatial.shape[2],
+            resolution=(height, width),
+            spatial_from="last block, "
+            + ("after the final norm" if _norms_tokens(visual) else "without a final norm"),
+            summary_from="image embedding",
+        )
+
+
+def _norms_tokens(visual: Any) -> bool:
+    """Whether a tower's final norm is of the tokens, and not of what was pooled from them."""
+    if isinstance(visual, TimmModel):
+        norm = getattr(visual.trunk, "norm", None)
+        return isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity)
+    if not isinstance(visual, VisionTransformer):
+        return False
+    return visual.attn_pool is None and not visual.final_ln_after_pool
+
+
+def _without_storage(module: nn.Module) -> Any:
+    """A copy on the meta device, in eval mode; the weights are not copied on the way."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+    return deepcopy(module, memo).eval()
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _square(patch_size: Sequence[int]) -> int:
@@ -223,6 +327,11 @@ def _resize(visual: Any, resolution: tuple[int, int]) -> None:
     if isinstance(visual, TimmModel):
         visual.set_input_size(resolution)
         return
+    if not isinstance(visual, VisionTransformer):
+        raise TeacherError(
+            f"resolution: a tower of {type(visual).__name__} takes only the size it was trained "
+            f"at, {_pair(visual.image_size)}"
+        )
     h, w = visual.grid_size
     grid = resolution[0] // visual.patch_size[0], resolution[1] // visual.patch_size[1]
     # open_clip's own resize compares numbers of tokens only: it would take 4 x 16 for 8 x 8.

@@ -292,6 +292,9 @@ def _spec(config: RadioConfig, architecture: RadioArchitecture, network: NaFlexV
         patch_size=patch,
         resolution=resolution or (side, side),
         any_resolution=True,
+        spatial_from=f"last block, {'after the' if architecture.final_norm else 'without a'} final "
+        "norm",
+        summary_from=f"class tokens of {', '.join(config.summary or architecture.summary)}",
     )
     if any(length % patch for length in spec.resolution):
         raise TeacherError(f"resolution: {resolution} is no multiple of patches of {patch} px")

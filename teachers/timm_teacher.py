@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import timm
 import torch
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
@@ -39,7 +39,8 @@ class TimmConfig(TeacherConfig):
             hands to its classifier; `none`; or `auto`, the class token where there is one, else
             the pooling.
         resolution: (height, width) in pixels to run at, and from then on any multiple of the patch
-            size; None for the resolution that the weights were trained at.
+            size; None for the resolution that the weights were trained at. A ViT's positions and
+            SAM's are interpolated.
     """
 
     kind: str = "timm"
@@ -129,7 +130,7 @@ def _build(config: TimmConfig) -> Any:
             probe: Any = timm.create_model(name, pretrained=False)
         if hasattr(probe, "dynamic_img_size"):
             kwargs["dynamic_img_size"] = True
-        elif probe.pretrained_cfg.get("fixed_input_size", False):
+        elif not _resamples(probe) and probe.pretrained_cfg.get("fixed_input_size", False):
             raise TeacherError(
                 f"resolution: {config.model!r} takes only the size it was trained at, "
                 f"{probe.pretrained_cfg['input_size'][1:]}"
@@ -144,6 +145,11 @@ def _build(config: TimmConfig) -> Any:
         raise TeacherError(f"model: timm gives no feature maps of {config.model!r}")
     network.reset_classifier(0)
     return network
+
+
+def _resamples(network: Any) -> bool:
+    """Whether a model interpolates its positions to every image by itself, as timm's SAM does."""
+    return getattr(getattr(network, "patch_embed", None), "strict_img_size", None) is False
 
 
 def _local_weights(config: TimmConfig, name: str) -> dict[str, Any]:
@@ -187,6 +193,17 @@ def _create(name: str, config: TimmConfig, kwargs: dict[str, Any]) -> Any:
         raise TeacherError(f"{asked} from {origin}: {shorten(str(error))}") from None
 
 
+def _place(network: Any, features: Literal["norm"] | int, module: str) -> str:
+    """Where the map is taken, in words; timm's name of a block is `blocks.11`, of a stage `layer4`."""
+    if features != "norm":
+        return f"{module}, before any final norm"
+    if hasattr(network, "neck"):
+        return f"{module}, after the neck"
+    norm = getattr(network, "norm", None)
+    has = isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity)
+    return f"{module}, {'after the' if has else 'without a'} final norm"
+
+
 def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
     infos = network.feature_info
     index = -1 if config.features == "norm" else config.features
@@ -200,6 +217,8 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
     if config.features == "norm":
         channels = info.get("num_chs_norm", channels)
     fixed = network.pretrained_cfg.get("fixed_input_size", False)
+    if config.resolution is not None and _resamples(network):
+        fixed = False
     patch_embed = getattr(network, "patch_embed", None)
     native = getattr(patch_embed, "img_size", None) or network.pretrained_cfg["input_size"][1:]
     spec = FeatureSpec(
@@ -212,6 +231,12 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
         patch_size=info["reduction"],
         resolution=config.resolution or tuple(native),
         any_resolution=getattr(network, "dynamic_img_size", not fixed),
+        spatial_from=_place(network, config.features, info["module"]),
+        summary_from={
+            "cls": "class token after the final norm",
+            "pool": "the model's own pooling",
+            "none": "",
+        }[summary],
     )
     if config.resolution and any(side % spec.patch_size for side in config.resolution):
         raise TeacherError(
