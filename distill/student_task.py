@@ -17,7 +17,7 @@ from distill.targets import Targets, teacher_input_size
 from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
 from teachers.build import TEACHERS, build_teacher
-from teachers.check import check_teacher
+from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.matched import MatchedTeacher
 from teachers.teacher import Teacher
@@ -35,7 +35,7 @@ def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
         try:
             teachers[name] = build_teacher(config, device=distributed.device(), dtype=dtype)
             if not TEACHERS.is_built_in(config.kind):
-                check_teacher(teachers[name])
+                dry_run(teachers[name])
         except TeacherError as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
     return teachers

@@ -19,7 +19,7 @@ from distill.training import Assembly, open_stream, run_command
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from teachers.build import TEACHERS, build_teacher
-from teachers.check import check_teacher
+from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.fingerprint import teacher_fingerprint
@@ -81,7 +81,7 @@ def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
         if recipe.targets.precision == "bf16":
             teacher.cast(torch.bfloat16)
         if not TEACHERS.is_built_in(recipe.teacher.kind):
-            check_teacher(teacher)
+            dry_run(teacher)
     except TeacherError as error:
         raise RecipeError(f"teacher: {error}") from error
     return teacher, fingerprint

@@ -22,6 +22,8 @@ TEACHERS = Family(
         "open_clip": "teachers.open_clip_teacher:AnyTower",
         "radio": "teachers.radio_teacher:RadioTeacher",
         "siglip": "teachers.open_clip_teacher:SigLIP",
+        # Its class needs the student's package, which no module here imports: a name only.
+        "student": "distill.evaluation.models:StoredStudent",
         "timm": "teachers.timm_teacher:TimmTeacher",
     },
     base=Teacher,

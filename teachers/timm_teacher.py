@@ -193,15 +193,17 @@ def _create(name: str, config: TimmConfig, kwargs: dict[str, Any]) -> Any:
         raise TeacherError(f"{asked} from {origin}: {shorten(str(error))}") from None
 
 
-def _place(network: Any, features: Literal["norm"] | int, module: str) -> str:
-    """Where the map is taken, in words; timm's name of a block is `blocks.11`, of a stage `layer4`."""
-    if features != "norm":
-        return f"{module}, before any final norm"
-    if hasattr(network, "neck"):
-        return f"{module}, after the neck"
+def _place(network: Any, features: Literal["norm"] | int, info: dict[str, Any]) -> str:
+    """Where the map is taken, in words."""
+    where = "last block" if info is network.feature_info[-1] else info["module"]
     norm = getattr(network, "norm", None)
-    has = isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity)
-    return f"{module}, {'after the' if has else 'without a'} final norm"
+    if hasattr(network, "neck"):  # of timm's SAM
+        end = "the neck"
+    elif isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
+        end = "the final norm"
+    else:
+        return f"{where}, without a final norm"
+    return f"{where}, {'after' if features == 'norm' else 'before'} {end}"
 
 
 def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
@@ -231,7 +233,7 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
         patch_size=info["reduction"],
         resolution=config.resolution or tuple(native),
         any_resolution=getattr(network, "dynamic_img_size", not fixed),
-        spatial_from=_place(network, config.features, info["module"]),
+        spatial_from=_place(network, config.features, info),
         summary_from={
             "cls": "class token after the final norm",
             "pool": "the model's own pooling",

@@ -24,14 +24,11 @@ from teachers.features import Features, FeatureSpec
 from teachers.kinds import did_you_mean
 from teachers.teacher import Teacher, TeacherConfig
 
-_KINDS = {
-    "student": "distill.evaluation.models:StoredStudent",
-    "pixels": "distill.evaluation.models:Pixels",
-}
+_KINDS = {"pixels": "distill.evaluation.models:Pixels"}
 
 
 class StoredStudentConfig(TeacherConfig):
-    """A student of ours.
+    """A student of ours, to be measured or to teach another one.
 
     Attributes:
         path: a run's folder (its newest whole checkpoint), a checkpoint's, or an exported file.
@@ -41,7 +38,7 @@ class StoredStudentConfig(TeacherConfig):
             the largest that the position table covers.
     """
 
-    kind: str = _KINDS["student"]
+    kind: str = "student"
     path: Path
     head: str | None = None
     untrained: bool = False

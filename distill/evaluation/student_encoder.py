@@ -69,4 +69,6 @@ def _spec(student: Student, head: str | None) -> FeatureSpec:
         summary_dim=student.targets[head].summary_dim,
         spatial_dim=student.targets[head].spatial_dim,
         patch_size=student.spec.patch_size // upsample,
+        spatial_from=f"head of {head}",
+        summary_from=f"head of {head}",
     )
