@@ -42,7 +42,7 @@ def check_teacher(teacher: Teacher) -> None:
     On the meta device only what has no numbers is checked.
 
     Args:
-        teacher: built, on its device; left as it was.
+        teacher: built, on its device; left as it was, and copied on the way.
 
     Raises:
         TeacherError: it breaks the contract; says where and how.
@@ -106,7 +106,7 @@ def _check_half(teacher: Teacher, images: Tensor, whole: Features) -> None:
 
 def _check_compiled(teacher: Teacher, images: Tensor, whole: Features) -> None:
     torch._dynamo.reset()  # what was traced before counts against its limit of recompilations
-    compiled = torch.compile(teacher, backend="eager")
+    compiled = torch.compile(deepcopy(teacher), backend="eager")  # which leaves attributes behind
     features = _run(f"torch.compile of {_name(teacher)}", lambda: compiled(images))
     _same(teacher, features, whole, "under torch.compile")
     torch._dynamo.reset()

@@ -39,7 +39,7 @@ def small_teacher(row: Row, folder: Path, monkeypatch: pytest.MonkeyPatch, **opt
 
 
 def small_spec_side(row: Row) -> int:
-    """Pixels of the toy's native image: four patches, five of a hierarchy's coarsest."""
+    """Pixels of the toy's native, square image: four patches."""
     return 4 * row.patch
 
 
@@ -55,7 +55,6 @@ def _write_timm(folder: Path, model: str, side: int) -> None:
     args: dict[str, Any] = dict(_BLOCKS)
     if architecture.startswith("davit"):
         args = {"embed_dims": [8, 8, 16, WIDTH], "depths": [1] * 4, "num_heads": [2] * 4}
-        args |= {"num_groups": [2] * 4}
     elif architecture.startswith("samvit"):
         args |= {"img_size": side, "global_attn_indexes": [1], "window_size": 3, "neck_chans": 8}
     elif architecture.startswith("naflexvit"):
