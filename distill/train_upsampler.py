@@ -19,6 +19,7 @@ from distill.training import Assembly, open_stream, run_command
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from teachers.build import TEACHERS, build_teacher
+from teachers.catalog import licence_of
 from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
@@ -82,6 +83,7 @@ def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
             teacher.cast(torch.bfloat16)
         if not TEACHERS.is_built_in(recipe.teacher.kind):
             dry_run(teacher)
+        log.info("teacher: %s", licence_of(recipe.teacher))
     except TeacherError as error:
         raise RecipeError(f"teacher: {error}") from error
     return teacher, fingerprint
