@@ -7,6 +7,7 @@ is, and under which licence its weights come.
 import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -64,9 +65,11 @@ def _licence_elsewhere(kind: str, entry: dict[str, Any]) -> str:
 
         published = timm.get_pretrained_cfg(str(model)) if timm.is_model(str(model)) else None
         if published is not None:
-            return licence_text(published.license, f"https://huggingface.co/{published.hf_hub_id}")
-    if kind == "hf":
-        return licence_text(None, f"https://huggingface.co/{model}, where that is its name")
+            return licence_text(
+                published.license, f"at https://huggingface.co/{published.hf_hub_id}"
+            )
+    if kind == "hf" and not Path(str(model)).is_dir():
+        return licence_text(None, f"at https://huggingface.co/{model}")
     if kind == "student":
         return f"that of our code, Apache-2.0, and of its own teachers, in {entry['path']}"
     return licence_text(None, f"where {weights or model or 'the weights'} came from")

@@ -50,9 +50,9 @@ def licence_text(identifier: str | None, source: str) -> str:
 
     Args:
         identifier: of the hub or of timm; None where nobody says.
-        source: of the weights, where to read it.
+        source: of the weights, `at https://...` or in other words.
     """
     if identifier is None or identifier == "unknown":
-        return f"not known here; read it at {source}"
+        return f"not known here; read it {source}"
     found = LICENCES.get(identifier)
-    return str(found) if found else f"{identifier}; read at {source} whether it limits the student"
+    return str(found) if found else f"{identifier}; read {source} whether it limits the student"

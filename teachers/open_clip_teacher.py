@@ -23,7 +23,7 @@ from teachers.features import Features, FeatureSpec
 from teachers.open_clip_source import find_source, locate_weights
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.timm_teacher import layer_maps
-from teachers.weights import load_strictly, read_tensors, seeded
+from teachers.weights import load_strictly, read_tensors, seeded, without_storage
 
 
 class OpenClipConfig(TeacherConfig):
@@ -278,7 +278,7 @@ class AnyTower(OpenClipTeacher):
         height, width = _pair(visual.image_size)
         # Towers say their shapes in as many ways as there are libraries behind them: one is run.
         with torch.device("meta"), torch.no_grad():
-            found = _without_storage(visual).forward_intermediates(
+            found = without_storage(visual).forward_intermediates(
                 torch.empty(2, 3, height, width), indices=1
             )
         summary, spatial = found["image_features"], found["image_intermediates"][0]
@@ -301,15 +301,6 @@ def _norms_tokens(visual: Any) -> bool:
     if not isinstance(visual, VisionTransformer):
         return False
     return visual.attn_pool is None and not visual.final_ln_after_pool
-
-
-def _without_storage(module: nn.Module) -> Any:
-    """A copy on the meta device, in eval mode; the weights are not copied on the way."""
-    memo: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        empty = tensor.detach().to("meta")
-        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
-    return deepcopy(module, memo).eval()
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

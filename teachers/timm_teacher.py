@@ -1,12 +1,16 @@
 """Teachers from timm: any ViT, or any CNN with a feature map."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import timm
 import torch
 from pydantic import PositiveInt
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from teachers.errors import TeacherError
@@ -20,8 +24,10 @@ from teachers.weights import (
     read_tensors,
     seeded,
     shorten,
+    without_storage,
 )
 
+_PLAIN = (VisionTransformer, Eva, NaFlexVit)  # whose grid is known without a look
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -225,7 +231,7 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
     native = getattr(patch_embed, "img_size", None) or network.pretrained_cfg["input_size"][1:]
     spec = FeatureSpec(
         summary_dim={
-            "cls": getattr(network, "embed_dim", None),
+            "cls": getattr(network, "embed_dim", network.num_features),
             "pool": getattr(network, "head_hidden_size", network.num_features),
             "none": None,
         }[summary],
@@ -245,4 +251,37 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
             f"resolution: {config.resolution} is no multiple of {config.model!r}'s patches of "
             f"{spec.patch_size} px"
         )
-    return spec
+    return spec if isinstance(network, _PLAIN) else _looked_at(network, spec, config)
+
+
+def _looked_at(network: Any, spec: FeatureSpec, config: TimmConfig) -> FeatureSpec:
+    """The spec with the grid that a pass without storage gives: strides divide in many ways."""
+    empty = without_storage(network)
+
+    def grid(height: int, width: int) -> tuple[int, int]:
+        with torch.no_grad():
+            images = torch.empty(2, 3, height, width, device="meta")
+            maps = empty.forward_intermediates(
+                images,
+                indices=[-1 if config.features == "norm" else config.features],
+                norm=config.features == "norm",
+                output_fmt="NCHW",
+                intermediates_only=True,
+            )
+        return maps[0].shape[2], maps[0].shape[3]
+
+    try:
+        native = grid(*spec.resolution)
+    except AssertionError as error:  # timm's word for what a model cannot
+        raise TeacherError(
+            f"features: {config.features} of {config.model!r}: {error}; choose the number of a "
+            "stage, -1 for the last"
+        ) from None
+    except (NotImplementedError, RuntimeError):
+        return spec  # some models cannot be run without storage; `Teacher.forward` looks too
+    if native == spec.grid(*spec.resolution):
+        return spec
+    patch = spec.patch_size
+    whole = tuple(-(-side // patch) * patch for side in spec.resolution)
+    free = spec.any_resolution and grid(*whole) == (whole[0] // patch, whole[1] // patch)
+    return replace(spec, native_grid=native, any_resolution=free)

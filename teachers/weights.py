@@ -8,6 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ _DRAWS = {
 def on_meta() -> bool:
     """Whether modules are being built on the meta device, without storage."""
     return torch.empty(0).device.type == "meta"
+
+
+def without_storage(module: nn.Module) -> Any:
+    """A copy on the meta device, in eval mode; the weights are not copied on the way."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+    return deepcopy(module, memo).eval()
 
 
 class _Undrawn(TorchFunctionMode):

@@ -278,7 +278,7 @@ B32 = {"kind": "dfn_clip", "model": "ViT-B-32"}
         ({"kind": "timm", "model": "resnet18", "weights": "none", "features": 5}, "0 to 4"),
         ({"kind": "timm", "model": "resnet18", "weights": "nowhere.pt"}, "not a file or directory"),
         (
-            {"kind": "timm", "model": "samvit_base_patch16", "resolution": [64, 64]},
+            {"kind": "timm", "model": "cait_s24_224", "resolution": [64, 64]},
             "takes only the size",
         ),
         (

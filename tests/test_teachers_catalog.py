@@ -7,20 +7,19 @@ import open_clip
 import pytest
 import torch
 
-from teachers.build import build_teacher, parse_teacher
-from teachers.catalog import find_rows, licence_of, main
+from distill.config import load_yaml
+from teachers import catalog
+from teachers.build import TEACHERS, build_teacher, parse_teacher
+from teachers.catalog import licence_of, main
 from teachers.catalog_rows import OPEN_KINDS, PIXELS, ROWS, Row
-from teachers.errors import TeacherError
 from teachers.licences import LICENCES
 from teachers.radio_teacher import PUBLISHED, timm
 from teachers.testing import check_teacher
-from tests.small_teachers import DEPTH, small_spec_side, small_teacher
+from tests.small_teachers import small_teacher
+from tests.tiny_run import REPOSITORY
 
-# timm says Apache-2.0 where it was told nothing, and Apple's card has another licence by now.
-OVERRULED = {
-    "gemma": "apache-2.0",  # PaliGemma's own card
-    "mit": "apache-2.0",  # Florence-2's own card
-}
+# timm says Apache-2.0 of weights that it was told nothing about; their own cards say these.
+OVERRULED = {"gemma", "mit"}
 
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
@@ -84,6 +83,112 @@ def test_a_row_keeps_the_contract_at_toy_size(
     assert teacher.normalization == PIXELS[row.pixels]
 
 
+@rows
+def test_a_rows_licence_is_the_one_that_timm_states(row: Row) -> None:
+    if row.kind != "timm":
+        pytest.skip("only timm states licences")
+    published = timm.get_pretrained_cfg(row.model)
+    assert published is not None
+    assert published.license == ("apache-2.0" if row.licence in OVERRULED else row.licence)
+
+
 def test_names_are_unique_and_no_entry_is_listed_twice() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
     assert len({str(row.entry) for row in ROWS}) == len(ROWS)
+
+
+def test_every_encoder_of_the_eight_recipes_is_listed() -> None:
+    listed = {(row.kind, row.model, row.weights) for row in ROWS}
+    for path in sorted((REPOSITORY / "recipes").glob("upsampler_*.yaml")):
+        entry = load_yaml(path)["teacher"]
+        file = entry["kind"] == "radio"  # its weights are a path
+        weights = None if file else entry.get("weights")
+        assert (entry["kind"], entry["model"], weights) in listed, path.name
+
+
+def test_every_radio_that_we_know_is_listed() -> None:
+    assert {row.model for row in ROWS if row.kind == "radio"} == set(PUBLISHED)
+
+
+def test_the_open_kinds_are_built_in_or_a_users_own() -> None:
+    for kind in OPEN_KINDS:
+        assert TEACHERS.is_built_in(kind.kind) or ":" in kind.kind
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in ROWS if LICENCES[r.licence].limits], ids=lambda r: r.name
+)
+def test_a_licence_that_limits_the_student_says_so(row: Row) -> None:
+    entry = row.entry | ({"weights": "file.safetensors"} if row.kind == "radio" else {})
+    assert "; limits the student: " in licence_of(parse_teacher(entry))
+
+
+@pytest.mark.parametrize(
+    "entry, due",
+    [
+        ({"kind": "siglip", "model": "ViT-SO400M-14-SigLIP-384", "weights": "webli"}, "Apache-2.0"),
+        ({"kind": "open_clip", "model": "ViT-B-16-quickgelu", "weights": "openai"}, "MIT"),
+        ({"kind": "dfn_clip", "model": "clip_ti16_128"}, "Apache-2.0"),
+        (
+            {"kind": "radio", "model": "c-radio_v3-b", "weights": "/data/c.pth"},
+            "NVIDIA Open Model licence",
+        ),
+        (
+            {"kind": "timm", "model": "convnext_tiny.fb_in22k_ft_in1k"},  # of no row: timm knows
+            "Apache-2.0",
+        ),
+        (
+            {"kind": "timm", "model": "vit_base_patch14_dinov2.lvd142m", "weights": "none"},
+            "random weights, no licence",
+        ),
+        (
+            {"kind": "timm", "model": "vit_base_patch14_dinov2.lvd142m", "weights": "/data/x.pt"},
+            "not known here; read it where /data/x.pt came from",
+        ),
+        (
+            {"kind": "open_clip", "model": "coca_ViT-B-32", "weights": "laion2b_s13b_b90k"},
+            "not known here; read it where laion2b_s13b_b90k came from",
+        ),
+        (
+            {"kind": "hf", "model": "org/name"},
+            "not known here; read it at https://huggingface.co/org/name",
+        ),
+        (
+            {"kind": "student", "path": "runs/x"},
+            "that of our code, Apache-2.0, and of its own teachers, in runs/x",
+        ),
+    ],
+)
+def test_the_licence_of_a_recipes_teacher(entry: dict[str, Any], due: str) -> None:
+    assert licence_of(parse_teacher(entry)) == due
+
+
+def test_the_command_prints_every_encoder_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    lines = {line.split("  ")[0].strip(): line for line in out.splitlines()}
+    for each in (*ROWS, *OPEN_KINDS):
+        assert each.kind in lines[each.name]
+        assert each.model in lines[each.name]
+
+
+def test_words_narrow_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dinov2", "REG4"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("reg4_dinov2") == 4
+    assert "DINOv3" not in out
+
+
+def test_words_that_fit_nothing_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["DINOv4"])
+    assert end.value.code == 2
+    assert "nothing is called 'DINOv4' (did you mean 'DINOv" in capsys.readouterr().err
+
+
+def test_an_extra_that_is_not_installed_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "find_spec", lambda name: None if name == "transformers" else 1)
+    assert main(["transformers"]) == 0
+    assert "not here: needs transformers" in capsys.readouterr().out
