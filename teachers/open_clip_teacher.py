@@ -1,4 +1,4 @@
-"""Teachers from open_clip: the vision towers of CLIP models (DFN CLIP), of SigLIP models, of any.
+"""Teachers from open_clip: the vision towers of CLIP models (DFN CLIP) and of SigLIP models.
 
 Only the vision tower is built and read; of a published checkpoint, only its `visual.*` tensors.
 The small teachers that this package ships (`teachers/small/`) load through the same classes.
@@ -23,7 +23,7 @@ from teachers.features import Features, FeatureSpec
 from teachers.open_clip_source import find_source, locate_weights
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.timm_teacher import layer_maps
-from teachers.weights import load_strictly, read_tensors, seeded, without_storage
+from teachers.weights import load_strictly, read_tensors, seeded
 
 
 class OpenClipConfig(TeacherConfig):
@@ -59,12 +59,6 @@ class SigLIPConfig(OpenClipConfig):
     """A SigLIP teacher; its summary is the output of the attention pool."""
 
     kind: str = "siglip"
-
-
-class AnyTowerConfig(OpenClipConfig):
-    """Any open_clip tower; its summary is the projected image embedding."""
-
-    kind: str = "open_clip"
 
 
 class OpenClipTeacher(Teacher):
@@ -223,90 +217,6 @@ class SigLIP(OpenClipTeacher):
         )
 
 
-class AnyTower(OpenClipTeacher):
-    """Any tower of open_clip: EVA, ConvNeXt, CLIPA, CoCa, MobileCLIP, the ResNets of CLIP, ...
-
-    Spatial: the last block's (or stage's) map, after the final norm where that takes it: a norm
-    behind the pooling does not. Summary: the image embedding that the text tower is compared with.
-    `dfn_clip` and `siglip` give the same of plain CLIP ViTs and SigLIPs, and their other summary.
-
-    Args:
-        config: model and weights.
-
-    Raises:
-        TeacherError: no such model or weights, weights that do not fit, or a tower without a map.
-    """
-
-    Config: ClassVar[type[TeacherConfig]] = AnyTowerConfig
-
-    def __init__(self, config: AnyTowerConfig) -> None:
-        super().__init__(config)
-        self.normed = _norms_tokens(self.visual)
-        trunk = getattr(self.visual, "trunk", None)
-        if trunk is not None:
-            self.num_layers = len(trunk.feature_info)
-        elif isinstance(self.visual, VisionTransformer):
-            self.num_layers = self.visual.transformer.layers
-        else:
-            self.num_layers = 5  # the stem and the stages of open_clip's ModifiedResNet
-
-    def extract(self, images: Tensor) -> Features:
-        """Runs the tower; see `Teacher.extract`."""
-        found = self.visual.forward_intermediates(
-            images, indices=[self.num_layers - 1], normalize_intermediates=self.normed
-        )
-        return Features(found["image_features"], found["image_intermediates"][0])
-
-    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The maps of some blocks or stages, as that of the last one."""
-        maps: list[Tensor] = self.visual.forward_intermediates(
-            images,
-            indices=list(indices),
-            normalize_intermediates=self.normed,
-            intermediates_only=True,
-        )["image_intermediates"]
-        return maps
-
-    @staticmethod
-    def _refuse(visual: Any, model: str) -> None:
-        trunk = getattr(visual, "trunk", visual)
-        if not hasattr(trunk, "forward_intermediates"):
-            raise TeacherError(f"model: open_clip gives no feature maps of {model!r}")
-
-    @staticmethod
-    def _spec(visual: Any, config: OpenClipConfig) -> FeatureSpec:
-        height, width = _pair(visual.image_size)
-        # Towers say their shapes in as many ways as there are libraries behind them: one is run.
-        with torch.device("meta"), torch.no_grad():
-            found = without_storage(visual).forward_intermediates(
-                torch.empty(2, 3, height, width), indices=1
-            )
-        summary, spatial = found["image_features"], found["image_intermediates"][0]
-        return FeatureSpec(
-            summary_dim=summary.shape[1],
-            spatial_dim=spatial.shape[1],
-            patch_size=height // spatial.shape[2],
-            resolution=(height, width),
-            spatial_from="last block, "
-            + ("after the final norm" if _norms_tokens(visual) else "without a final norm"),
-            summary_from="image embedding",
-        )
-
-
-def _norms_tokens(visual: Any) -> bool:
-    """Whether a tower's final norm is of the tokens, and not of what was pooled from them."""
-    if isinstance(visual, TimmModel):
-        norm = getattr(visual.trunk, "norm", None)
-        return isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity)
-    if not isinstance(visual, VisionTransformer):
-        return False
-    return visual.attn_pool is None and not visual.final_ln_after_pool
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
 def _square(patch_size: Sequence[int]) -> int:
     if patch_size[0] != patch_size[1]:
         raise TeacherError(f"patches of {tuple(patch_size)} px: a teacher needs square ones")
@@ -321,7 +231,7 @@ def _resize(visual: Any, resolution: tuple[int, int]) -> None:
     if not isinstance(visual, VisionTransformer):
         raise TeacherError(
             f"resolution: a tower of {type(visual).__name__} takes only the size it was trained "
-            f"at, {_pair(visual.image_size)}"
+            f"at, {visual.image_size}"
         )
     h, w = visual.grid_size
     grid = resolution[0] // visual.patch_size[0], resolution[1] // visual.patch_size[1]

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import timm
 import torch
 from pydantic import PositiveInt
 from timm.models.eva import Eva
@@ -15,20 +13,11 @@ from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.kinds import did_you_mean
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.weights import (
-    download_failed,
-    find_weights,
-    on_meta,
-    read_tensors,
-    seeded,
-    shorten,
-    without_storage,
-)
+from teachers.timm_source import build_network, resamples
+from teachers.weights import without_storage
 
 _PLAIN = (VisionTransformer, Eva, NaFlexVit)  # whose grid is known without a look
-_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 class TimmConfig(TeacherConfig):
@@ -73,7 +62,7 @@ class TimmTeacher(Teacher):
     Config: ClassVar[type[TeacherConfig]] = TimmConfig
 
     def __init__(self, config: TimmConfig) -> None:
-        network = _build(config)
+        network = build_network(config.model, config.weights, config.resolution)
         has_cls = getattr(network, "cls_token", None) is not None
         summary = config.summary
         if summary == "auto":
@@ -116,89 +105,6 @@ def layer_maps(network: Any, images: Tensor, indices: Sequence[int]) -> list[Ten
     return maps
 
 
-def _name(config: TimmConfig) -> str:
-    """The name that timm knows the model by."""
-    if Path(config.model).is_dir():
-        return f"local-dir:{config.model}"
-    if ":" not in config.model and not timm.is_model(config.model):
-        architecture = config.model.split(".")[0]
-        raise TeacherError(
-            f"model: {config.model!r} is no timm model and no directory"
-            f"{did_you_mean(architecture, timm.list_models())}; see timm.list_models()"
-        )
-    return config.model
-
-
-def _build(config: TimmConfig) -> Any:
-    name, kwargs = _name(config), dict[str, Any]()
-    if config.resolution is not None:
-        with torch.device("meta"):
-            probe: Any = timm.create_model(name, pretrained=False)
-        if hasattr(probe, "dynamic_img_size"):
-            kwargs["dynamic_img_size"] = True
-        elif not _resamples(probe) and probe.pretrained_cfg.get("fixed_input_size", False):
-            raise TeacherError(
-                f"resolution: {config.model!r} takes only the size it was trained at, "
-                f"{probe.pretrained_cfg['input_size'][1:]}"
-            )
-    if config.weights not in (None, "none"):
-        kwargs |= _local_weights(config, name)
-    elif config.weights is None:
-        kwargs["pretrained"] = not on_meta()
-    with seeded(loaded=kwargs.get("pretrained", False)):
-        network = _create(name, config, kwargs)
-    if not hasattr(network, "forward_intermediates"):
-        raise TeacherError(f"model: timm gives no feature maps of {config.model!r}")
-    network.reset_classifier(0)
-    return network
-
-
-def _resamples(network: Any) -> bool:
-    """Whether a model interpolates its positions to every image by itself, as timm's SAM does."""
-    return getattr(getattr(network, "patch_embed", None), "strict_img_size", None) is False
-
-
-def _local_weights(config: TimmConfig, name: str) -> dict[str, Any]:
-    """Arguments that make timm load a local file, through its own conversions."""
-    path = Path(str(config.weights))
-    if not path.exists():
-        raise TeacherError(
-            f"weights: {config.weights!r} is not a file or directory here; leave weights out for "
-            f"those that timm publishes as {config.model!r}, or give a path or none"
-        )
-    path = find_weights(path, _WEIGHT_NAMES)
-    if on_meta():
-        return {}
-    tensors = read_tensors(path)
-    with torch.device("meta"):
-        probe: Any = timm.create_model(name, pretrained=False)
-    classifier = probe.pretrained_cfg.get("classifier")
-    head = tensors.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-    # timm loads strictly only where it need not drop a classifier: build the one in the file.
-    num_classes = 0 if head is None else head.shape[0]
-    overlay = {"state_dict": tensors, "num_classes": num_classes, "source": "", "label_offset": 0}
-    return {
-        "pretrained": True,
-        "num_classes": num_classes,
-        "pretrained_cfg_overlay": overlay,
-    }
-
-
-def _create(name: str, config: TimmConfig, kwargs: dict[str, Any]) -> Any:
-    asked = f"timm {config.model!r}"
-    try:
-        return timm.create_model(name, **kwargs)
-    except OSError as error:
-        raise download_failed(
-            f"{asked} with its published weights",
-            "copy its model.safetensors here and give that path as weights",
-            error,
-        ) from None
-    except RuntimeError as error:
-        origin = config.weights or "its published weights"
-        raise TeacherError(f"{asked} from {origin}: {shorten(str(error))}") from None
-
-
 def _place(network: Any, features: Literal["norm"] | int, info: dict[str, Any]) -> str:
     """Where the map is taken, in words."""
     where = "last block" if info is network.feature_info[-1] else info["module"]
@@ -225,7 +131,7 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
     if config.features == "norm":
         channels = info.get("num_chs_norm", channels)
     fixed = network.pretrained_cfg.get("fixed_input_size", False)
-    if config.resolution is not None and _resamples(network):
+    if config.resolution is not None and resamples(network):
         fixed = False
     patch_embed = getattr(network, "patch_embed", None)
     native = getattr(patch_embed, "img_size", None) or network.pretrained_cfg["input_size"][1:]

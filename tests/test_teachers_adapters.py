@@ -17,7 +17,7 @@ from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.teacher import OPENAI_MEAN, OPENAI_STD, Teacher
 from teachers.testing import check_teacher
-from teachers.timm_teacher import timm  # imported after torchvision's operators are repaired
+from teachers.timm_source import timm  # imported after torchvision's operators are repaired
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 TIMM_PART = {
