@@ -18,7 +18,7 @@ from torch import Tensor
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.weights import download_failed, on_meta, seeded, shorten
+from teachers.weights import download_failed, fetch, on_meta, seeded, shorten
 
 
 class HFConfig(TeacherConfig):
@@ -131,7 +131,7 @@ def _fetched(model: str, what: str, read: Callable[[], Any]) -> Any:
             raise TeacherError(f"model: {what} in {model}: {shorten(str(error))}") from None
         raise download_failed(
             f"{what} of Hugging Face's {model!r}",
-            f"fetch it elsewhere with `hf download {model} --local-dir DIR` and give DIR as model",
+            fetch(model, "model"),
             error,
         ) from None
 

@@ -13,6 +13,7 @@ from teachers.errors import TeacherError
 from teachers.kinds import did_you_mean
 from teachers.weights import (
     download_failed,
+    fetch,
     find_weights,
     on_meta,
     read_tensors,
@@ -103,9 +104,17 @@ def _create(name: str, model: str, weights: str | None, kwargs: dict[str, Any]) 
     except OSError as error:
         raise download_failed(
             f"{asked} with its published weights",
-            "copy its model.safetensors here and give that path as weights",
+            _how_to_fetch(model),
             error,
         ) from None
     except RuntimeError as error:
         origin = weights or "its published weights"
         raise TeacherError(f"{asked} from {origin}: {shorten(str(error))}") from None
+
+
+def _how_to_fetch(model: str) -> str:
+    published = timm.get_pretrained_cfg(model)
+    if published is None or not published.hf_hub_id:
+        return f"Copy its {_WEIGHT_NAMES[0]} here and give that path as weights"
+    file = published.hf_hub_filename or _WEIGHT_NAMES[0]
+    return fetch(f"{published.hf_hub_id} {file}", "weights")

@@ -296,20 +296,27 @@ def test_a_model_that_cannot_be_built_is_refused_in_words(
 
 
 @pytest.mark.parametrize(
-    "value",
+    "value, command",
     [
-        {"kind": "dfn_clip", "model": "ViT-B-32", "weights": "laion2b_s34b_b79k"},
-        {"kind": "timm", "model": "vit_tiny_patch16_224.augreg_in21k"},
+        (
+            {"kind": "dfn_clip", "model": "ViT-B-32", "weights": "laion2b_s34b_b79k"},
+            'hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K --include "open_clip_*"',
+        ),
+        (
+            {"kind": "timm", "model": "vit_tiny_patch16_224.augreg_in21k"},
+            "hf download timm/vit_tiny_patch16_224.augreg_in21k model.safetensors",
+        ),
     ],
 )
 def test_a_missing_download_says_what_was_sought_where_and_what_to_do(
-    value: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: dict[str, str], command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(TeacherError) as caught:
         build(**value)
-    for part in (value["model"], str(tmp_path), "HF_HUB_OFFLINE", "give that path as weights"):
+    told = (f"`{command} --local-dir DIR`", "give that path as weights")
+    for part in (value["model"], str(tmp_path), "HF_HUB_OFFLINE", *told):
         assert part in str(caught.value)
 
 
