@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill import distributed
 from distill.engine import Engine
-from distill.errors import RecipeError
+from distill.errors import USER_ERRORS, RecipeError
 from distill.evaluation.student_encoder import StudentEncoder
 from distill.feature_statistics import save_statistics
 from distill.objective import LossTerms, Objective
@@ -40,7 +40,7 @@ def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
             if not TEACHERS.is_built_in(config.kind):
                 dry_run(teachers[name])
             log.info("teacher %s: %s", name, licence_of(config))
-        except TeacherError as error:
+        except USER_ERRORS as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
     return teachers
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill import distributed
 from distill.engine import Engine
-from distill.errors import RecipeError, command
+from distill.errors import USER_ERRORS, RecipeError, command
 from distill.process import arm_watchdog
 from distill.targets import Targets
 from distill.tracking import log
@@ -84,7 +84,7 @@ def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
         if not TEACHERS.is_built_in(recipe.teacher.kind):
             dry_run(teacher)
         log.info("teacher: %s", licence_of(recipe.teacher))
-    except TeacherError as error:
+    except USER_ERRORS as error:
         raise RecipeError(f"teacher: {error}") from error
     return teacher, fingerprint
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import RecipeError
 from student.model import Student
@@ -46,6 +46,10 @@ class StudentEncoder(Teacher):
     def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """The backbone's maps after some blocks; a head has one map only."""
         return self.student.forward_intermediates(images, indices)
+
+    def kept_whole(self) -> list[nn.Module]:
+        """The heads, which compute in float32 whatever the trunk does."""
+        return [self.student.heads]
 
 
 def _spec(student: Student, head: str | None) -> FeatureSpec:
