@@ -89,11 +89,11 @@ def _check_half(teacher: Teacher, images: Tensor, whole: Features) -> None:
         half = encode(deepcopy(teacher).cast(torch.bfloat16), images)
     except TeacherError as error:
         raise TeacherError(f"{error}; in bfloat16, see Teacher.kept_whole") from error
-    for name, a, b in _pairs(half, whole):
-        error = float((a - b).norm() / b.norm())
-        if not error < _HALF_TOLERANCE:  # NaN too
+    for name, came, due in _pairs(half, whole):
+        off = float((came - due).norm() / due.norm())
+        if not off < _HALF_TOLERANCE:  # NaN too
             raise TeacherError(
-                f"{_name(teacher)}: in bfloat16 the {name} is {error:.0%} off; rounding explains "
+                f"{_name(teacher)}: in bfloat16 the {name} is {off:.0%} off; rounding explains "
                 f"at most {_HALF_TOLERANCE:.0%}"
             )
 
