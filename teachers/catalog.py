@@ -8,7 +8,6 @@ import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -40,39 +39,53 @@ def licence_of(config: TeacherConfig) -> str:
     """The licence of a teacher's weights in words, and how it may limit a student's use.
 
     Args:
-        config: of the teacher, as a recipe has it.
+        config: of the teacher, as a recipe has it; a class of a user's own overrides its
+            `licence`.
 
     Returns:
         One line; for weights that we do not know, where to read it.
     """
+    own = config.licence()
+    if own is not None:
+        return own
     entry = config.model_dump()
     model, weights = entry.get("model"), entry.get("weights")
     if weights == "none":
         return "random weights, no licence"
-    found = {row.licence for row in ROWS if (row.model, row.weights) == (model, weights)}
-    if not found and config.kind == "radio":  # its weights are a file always
-        found = {row.licence for row in ROWS if row.model == model}
-    if len(found) == 1:
-        return str(LICENCES[found.pop()])
-    return _licence_elsewhere(config.kind, entry)
+    published = None if config.kind == "radio" else weights  # a RADIO's are a file always
+    for row in ROWS:
+        if (row.model, row.weights) == (model, published):
+            return str(LICENCES[row.licence])
+    return _licence_elsewhere(config.kind, model, weights)
 
 
-def _licence_elsewhere(kind: str, entry: dict[str, Any]) -> str:
-    """The licence of weights that are no row's."""
-    model, weights = entry.get("model"), entry.get("weights")
+def _licence_elsewhere(kind: str, model: str | None, weights: str | None) -> str:
+    """The licence of weights that are no row's: timm knows many, and where the others lie."""
     if kind == "timm" and weights is None:
-        import timm
+        found = _timm_licence(str(model))
+        if found is not None:
+            return found
+    if kind in ("dfn_clip", "siglip", "open_clip"):
+        import open_clip
 
-        published = timm.get_pretrained_cfg(str(model)) if timm.is_model(str(model)) else None
-        if published is not None:
-            return licence_text(
-                published.license, f"at https://huggingface.co/{published.hf_hub_id}"
-            )
+        tag = open_clip.get_pretrained_cfg(str(model), str(weights)) or {}
+        repository = tag.get("hf_hub", "").rpartition("/")[0]
+        if repository:
+            found = _timm_licence(repository.removeprefix("timm/"))
+            return found or licence_text(None, f"at https://huggingface.co/{repository}")
     if kind == "hf" and not Path(str(model)).is_dir():
         return licence_text(None, f"at https://huggingface.co/{model}")
-    if kind == "student":
-        return f"that of our code, Apache-2.0, and of its own teachers, in {entry['path']}"
     return licence_text(None, f"where {weights or model or 'the weights'} came from")
+
+
+def _timm_licence(model: str) -> str | None:
+    """What timm states of a model by its name and tag; None where it knows no such."""
+    import timm
+
+    published = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    if published is None:
+        return None
+    return licence_text(published.license, f"at https://huggingface.co/{published.hf_hub_id}")
 
 
 def find_rows(words: Sequence[str]) -> tuple[list[Row], list[OpenKind]]:

@@ -48,6 +48,10 @@ class TeacherConfig(BaseModel):
         BeforeValidator(parse_upsamplers),
     ] = None
 
+    def licence(self) -> str | None:
+        """The licence of the weights in words, where the class knows it; see `licence_of`."""
+        return None
+
 
 class Teacher(nn.Module, ABC):
     """A frozen encoder: images in [0, 1] in, float32 `Features` out.

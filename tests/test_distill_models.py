@@ -1,5 +1,6 @@
 """A student as an encoder: of benchmarks, of another student as its teacher, layer by layer."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from student.config import HeadConfig, StudentConfig
 from student.model import Student
 from student.storage import save_student
 from teachers.build import build_teacher, parse_teacher
+from teachers.catalog import licence_of
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.testing import check_teacher
@@ -63,3 +65,15 @@ def test_a_student_that_is_not_there_is_named_with_its_entry(tmp_path: Path) -> 
     changed = recipe.model_copy(update={"teachers": {"old": parse_teacher(entry)}})
     with pytest.raises(RecipeError, match=r"teachers\.old: .*nowhere.safetensors"):
         build_teachers(changed)
+
+
+def test_a_students_licence_tells_those_of_its_teachers(tmp_path: Path) -> None:
+    entry = {"kind": "student", "path": str(tmp_path / "student.safetensors")}
+    student = encoder(tmp_path).student
+    assert licence_of(parse_teacher(entry)).endswith("of its teachers: not kept in its file")
+    kept = {"licences": json.dumps({"clip": "MIT", "dino": "Apache-2.0"})}
+    parts = (student.config, student.targets, student.state_dict(), kept)
+    save_student(entry["path"], *parts)
+    assert licence_of(parse_teacher(entry)) == (
+        "Apache-2.0; of its teachers: clip, MIT; dino, Apache-2.0"
+    )

@@ -147,15 +147,20 @@ def test_a_licence_that_limits_the_student_says_so(row: Row) -> None:
         ),
         (
             {"kind": "open_clip", "model": "coca_ViT-B-32", "weights": "laion2b_s13b_b90k"},
-            "not known here; read it where laion2b_s13b_b90k came from",
+            "not known here; read it at https://huggingface.co/laion/"
+            "CoCa-ViT-B-32-laion2B-s13B-b90k",
+        ),
+        (
+            {"kind": "open_clip", "model": "ViT-B-32", "weights": "laion2b_e16"},  # by timm
+            "MIT",
+        ),
+        (
+            {"kind": "open_clip", "model": "ViT-L-14", "weights": "/data/x.pt"},
+            "not known here; read it where /data/x.pt came from",
         ),
         (
             {"kind": "hf", "model": "org/name"},
             "not known here; read it at https://huggingface.co/org/name",
-        ),
-        (
-            {"kind": "student", "path": "runs/x"},
-            "that of our code, Apache-2.0, and of its own teachers, in runs/x",
         ),
     ],
 )
