@@ -26,7 +26,9 @@ class Licence(NamedTuple):
 LICENCES = {
     "apache-2.0": Licence("Apache-2.0"),
     "apple-amlr": Licence("Apple ML Research Model licence (apple-amlr)", "research only"),
-    "apple-ascl": Licence("Apple Sample Code licence (apple-ascl)", "read it"),
+    "apple-ascl": Licence(
+        "Apple licence (apple-ascl; their cards now say apple-amlr)", "research only"
+    ),
     "bsd-3-clause": Licence("BSD-3-Clause"),
     "cc-by-4.0": Licence("CC BY 4.0"),
     "cc-by-nc-4.0": Licence("CC BY-NC 4.0", "no commercial use"),
