@@ -52,10 +52,11 @@ def licence_of(config: TeacherConfig) -> str:
     model, weights = entry.get("model"), entry.get("weights")
     if weights == "none":
         return "random weights, no licence"
-    published = None if config.kind == "radio" else weights  # a RADIO's are a file always
-    for row in ROWS:
-        if (row.model, row.weights) == (model, published):
-            return str(LICENCES[row.licence])
+    of_model = {row.weights: str(LICENCES[row.licence]) for row in ROWS if row.model == model}
+    if weights in of_model:
+        return of_model[weights]
+    if len(set(of_model.values())) == 1 and Path(str(weights)).exists():
+        return f"{of_model.popitem()[1]}; {weights} is taken for the published weights"
     return _licence_elsewhere(config.kind, model, weights)
 
 

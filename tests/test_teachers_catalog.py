@@ -117,8 +117,7 @@ def test_the_open_kinds_are_built_in_or_a_users_own() -> None:
     "row", [r for r in ROWS if LICENCES[r.licence].limits], ids=lambda r: r.name
 )
 def test_a_licence_that_limits_the_student_says_so(row: Row) -> None:
-    entry = row.entry | ({"weights": "file.safetensors"} if row.kind == "radio" else {})
-    assert "; limits the student: " in licence_of(parse_teacher(entry))
+    assert "; limits the student: " in licence_of(parse_teacher(row.entry))
 
 
 @pytest.mark.parametrize(
@@ -127,10 +126,6 @@ def test_a_licence_that_limits_the_student_says_so(row: Row) -> None:
         ({"kind": "siglip", "model": "ViT-SO400M-14-SigLIP-384", "weights": "webli"}, "Apache-2.0"),
         ({"kind": "open_clip", "model": "ViT-B-16-quickgelu", "weights": "openai"}, "MIT"),
         ({"kind": "dfn_clip", "model": "clip_ti16_128"}, "Apache-2.0"),
-        (
-            {"kind": "radio", "model": "c-radio_v3-b", "weights": "/data/c.pth"},
-            "NVIDIA Open Model licence",
-        ),
         (
             {"kind": "timm", "model": "convnext_tiny.fb_in22k_ft_in1k"},  # of no row: timm knows
             "Apache-2.0",
@@ -169,6 +164,28 @@ def test_a_licence_that_limits_the_student_says_so(row: Row) -> None:
 )
 def test_the_licence_of_a_recipes_teacher(entry: dict[str, Any], due: str) -> None:
     assert licence_of(parse_teacher(entry)) == due
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"kind": "radio", "model": "c-radio_v3-b"},
+        {"kind": "dfn_clip", "model": "ViT-H-14-378-quickgelu"},
+    ],
+)
+def test_a_local_file_is_taken_for_the_published_weights_of_its_model(
+    entry: dict[str, Any], tmp_path: Path
+) -> None:
+    (file := tmp_path / "weights.pt").touch()
+    (row,) = [row for row in ROWS if row.model == entry["model"]]
+    due = f"{LICENCES[row.licence]}; {file} is taken for the published weights"
+    assert licence_of(parse_teacher(entry | {"weights": str(file)})) == due
+
+
+def test_a_local_file_of_a_model_with_two_licences_is_not_guessed(tmp_path: Path) -> None:
+    (file := tmp_path / "weights.pt").touch()  # DFN's or MetaCLIP's
+    entry = {"kind": "dfn_clip", "model": "ViT-H-14-quickgelu", "weights": str(file)}
+    assert licence_of(parse_teacher(entry)).startswith("not known here")
 
 
 def test_the_command_prints_every_encoder_once(capsys: pytest.CaptureFixture[str]) -> None:
