@@ -127,19 +127,17 @@ def _fetched(model: str, what: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (OSError, ValueError, KeyError) as error:
-        if Path(model).is_dir():
-            raise TeacherError(f"model: {what} in {model}: {shorten(str(error))}") from None
-        raise download_failed(
-            f"{what} of Hugging Face's {model!r}",
-            fetch(model, "model"),
-            error,
-        ) from None
+        if Path(model).is_dir() or not isinstance(error, OSError):
+            raise TeacherError(f"model: {what} of {model}: {shorten(str(error))}") from None
+        asked = f"{what} of Hugging Face's {model!r}"
+        raise download_failed(asked, fetch(model, "model"), error) from None
 
 
 def _describe(model: str) -> Any:
     """The config of the vision model."""
     transformers = _library()
-    config = _fetched(model, "config.json", lambda: transformers.AutoConfig.from_pretrained(model))
+    read = transformers.AutoConfig.from_pretrained
+    config = _fetched(model, "config.json", lambda: read(model, trust_remote_code=False))
     return getattr(config, "vision_config", config)
 
 
@@ -179,7 +177,11 @@ def _build(described: Any, config: HFConfig) -> tuple[Any, bool]:
         config.model,
         "the weights",
         lambda: auto.from_pretrained(
-            config.model, config=described, dtype=torch.float32, output_loading_info=True
+            config.model,
+            config=described,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         ),
     )
     wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}

@@ -38,13 +38,13 @@ def small_teacher(row: Row, folder: Path, monkeypatch: pytest.MonkeyPatch, **opt
     return teacher
 
 
-def small_spec_side(row: Row) -> int:
+def native_side(row: Row) -> int:
     """Pixels of the toy's native, square image: four patches."""
     return 4 * row.patch
 
 
 def _timm(row: Row, folder: Path, _: pytest.MonkeyPatch) -> str:
-    _write_timm(folder, row.model, small_spec_side(row))
+    _write_timm(folder, row.model, native_side(row))
     return str(folder)
 
 
@@ -69,7 +69,7 @@ def _write_timm(folder: Path, model: str, side: int) -> None:
 
 
 def _open_clip(row: Row, folder: Path, _: pytest.MonkeyPatch) -> str:
-    side = small_spec_side(row)
+    side = native_side(row)
     if row.weights is None:  # shipped here, and small
         return row.model
     model_cfg = open_clip.get_model_config(row.model)

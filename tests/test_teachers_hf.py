@@ -187,7 +187,7 @@ def test_weights_or_pixels_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match="has no image_mean and image_std"):
         build(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(TeacherError, match="model: preprocessor_config.json in"):
+    with pytest.raises(TeacherError, match="model: preprocessor_config.json of"):
         build(tmp_path)
 
 
@@ -195,6 +195,18 @@ def test_weights_or_pixels_that_are_missing_are_named(tmp_path: Path) -> None:
 def test_a_missing_download_says_the_command() -> None:
     with pytest.raises(TeacherError, match="run `hf download org/no-such-model --local-dir DIR`"):
         build(Path("org/no-such-model"))
+
+
+@needs_transformers
+def test_code_of_a_repository_is_not_run(tmp_path: Path) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(TeacherError, match="model: config.json of .*custom code"):
+        build(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
