@@ -2,6 +2,7 @@
 
 To add one, subclass `Teacher`, build the network in `__init__` and implement `extract`. A recipe
 names the class by import path, `kind: my_package.module:MyTeacher`; nothing here needs an edit.
+README.md beside this module has a whole one, and `teachers.testing.check_teacher` tries it.
 """
 
 from abc import ABC, abstractmethod

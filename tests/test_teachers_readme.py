@@ -62,8 +62,12 @@ def test_the_upsampler_trains_and_its_file_loads(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     file = tmp_path / "runs/sharpen/checkpoints/step-00000002/upsampler.safetensors"
     sys.path.append(str(tmp_path))
+    assert "teacher: Apache-2.0" in done.stderr  # its licence
     try:
-        assert load_upsampler(file).card.upsampler["kind"] == "my_upsampler:Sharpen"
+        card = load_upsampler(file).card
+        assert card.upsampler["kind"] == "my_upsampler:Sharpen"
+        assert card.facts["licence"] == "Apache-2.0"
+        assert card.spec.spatial_from == "last block, after the final norm, before the projection"
     finally:
         sys.path.remove(str(tmp_path))
 
