@@ -20,6 +20,7 @@ from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
 from teachers.build import TEACHERS, build_teacher
 from teachers.catalog import licence_of
+from teachers.compiled import compile_teacher
 from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.matched import MatchedTeacher
@@ -42,6 +43,8 @@ def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
             log.info("teacher %s: %s", name, licence_of(config))
         except USER_ERRORS as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
+        if recipe.targets.compile:
+            compile_teacher(teachers[name])
     return teachers
 
 

@@ -20,6 +20,7 @@ from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from teachers.build import TEACHERS, build_teacher
 from teachers.catalog import licence_of
+from teachers.compiled import compile_teacher
 from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
@@ -86,6 +87,8 @@ def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
         log.info("teacher: %s", licence_of(recipe.teacher))
     except USER_ERRORS as error:
         raise RecipeError(f"teacher: {error}") from error
+    if recipe.targets.compile:
+        compile_teacher(teacher)
     return teacher, fingerprint
 
 
