@@ -1,5 +1,6 @@
 """What the loop trains when it trains a student: teachers, objective, student, and its files."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,17 +9,19 @@ from torch import Tensor
 
 from distill import distributed
 from distill.engine import Engine
-from distill.errors import RecipeError
+from distill.errors import USER_ERRORS, RecipeError
 from distill.evaluation.student_encoder import StudentEncoder
 from distill.feature_statistics import save_statistics
 from distill.objective import LossTerms, Objective
 from distill.recipe import StudentRecipe
 from distill.targets import Targets, teacher_input_size
+from distill.tracking import log
 from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
 from teachers.build import TEACHERS, build_teacher
-from teachers.check import check_teacher
+from teachers.catalog import licence_of
 from teachers.compiled import compile_teacher
+from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.matched import MatchedTeacher
 from teachers.teacher import Teacher
@@ -36,8 +39,9 @@ def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
         try:
             teachers[name] = build_teacher(config, device=distributed.device(), dtype=dtype)
             if not TEACHERS.is_built_in(config.kind):
-                check_teacher(teachers[name])
-        except TeacherError as error:
+                dry_run(teachers[name])
+            log.info("teacher %s: %s", name, licence_of(config))
+        except USER_ERRORS as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
         if recipe.targets.compile:
             compile_teacher(teachers[name])
@@ -96,6 +100,7 @@ class StudentTask:
         self._targets = targets
         self._config, self._specs = student.config, student.targets
         self._resolution = recipe.run.resolution
+        self._licences = {name: licence_of(config) for name, config in recipe.teachers.items()}
         self._objective = Objective(recipe.objective, targets.dispersions())
 
     def loss(self, images: Tensor) -> LossTerms:
@@ -105,11 +110,22 @@ class StudentTask:
         return self._objective(output.heads, targets)
 
     def save(self, folder: Path) -> None:
-        """Writes the student as it would be exported, and its targets' statistics."""
+        """Writes the student as it would be exported, and its targets' statistics.
+
+        Its metadata have every teacher's licence in words, and a fingerprint of the weights of
+        those that are run.
+        """
         weights = self.engine.weights()
         if distributed.rank() == 0:
             save_student(
-                folder / "student.safetensors", self._config, self._specs, weights, metadata={}
+                folder / "student.safetensors",
+                self._config,
+                self._specs,
+                weights,
+                {
+                    "licences": json.dumps(self._licences),
+                    "fingerprints": json.dumps(self._targets.fingerprints()),
+                },
             )
             for name, statistics in self._targets.statistics.items():
                 path = folder / "statistics" / f"{name}.safetensors"

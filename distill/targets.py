@@ -75,6 +75,14 @@ class Targets:
         self.teachers = dict(teachers)
         self.statistics: dict[str, TargetStatistics] = {}
         self._patch, self._phi_s = student_patch, phi_s
+        self._fingerprints: dict[str, str] = {}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Teacher name to its fingerprint, see `teacher_fingerprint`; taken once."""
+        for name, teacher in self.teachers.items():
+            if name not in self._fingerprints:
+                self._fingerprints[name] = teacher_fingerprint(teacher)
+        return dict(self._fingerprints)
 
     def features(self, images: Tensor) -> dict[str, Features]:
         """Every teacher's own features.
@@ -124,8 +132,8 @@ class Targets:
             Teacher name to `estimated` or `cached`.
         """
         prints = {
-            name: statistics_fingerprint(teacher_fingerprint(teacher), facts)
-            for name, teacher in self.teachers.items()
+            name: statistics_fingerprint(fingerprint, facts)
+            for name, fingerprint in self.fingerprints().items()
         }
         found = {
             name: load_statistics(folder / f"{name}.safetensors", fingerprint)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill import distributed
 from distill.engine import Engine
-from distill.errors import RecipeError, command
+from distill.errors import USER_ERRORS, RecipeError, command
 from distill.process import arm_watchdog
 from distill.targets import Targets
 from distill.tracking import log
@@ -19,8 +19,9 @@ from distill.training import Assembly, open_stream, run_command
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from teachers.build import TEACHERS, build_teacher
-from teachers.check import check_teacher
+from teachers.catalog import licence_of
 from teachers.compiled import compile_teacher
+from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.fingerprint import teacher_fingerprint
@@ -82,8 +83,9 @@ def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
         if recipe.targets.precision == "bf16":
             teacher.cast(torch.bfloat16)
         if not TEACHERS.is_built_in(recipe.teacher.kind):
-            check_teacher(teacher)
-    except TeacherError as error:
+            dry_run(teacher)
+        log.info("teacher: %s", licence_of(recipe.teacher))
+    except USER_ERRORS as error:
         raise RecipeError(f"teacher: {error}") from error
     if recipe.targets.compile:
         compile_teacher(teacher)

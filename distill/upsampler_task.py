@@ -14,6 +14,7 @@ from distill.run_folder import versions
 from distill.spectral import SpectralScale, materialised, spectral_reparametrise
 from distill.training_recipe import resolved
 from distill.upsampler_recipe import UpsamplerRecipe
+from teachers.catalog import licence_of
 from teachers.features import Features, FeatureSpec
 from teachers.phi_s import PhiS
 from teachers.teacher import Teacher
@@ -220,5 +221,5 @@ def upsampler_card(recipe: UpsamplerRecipe, spec: FeatureSpec, fingerprint: str)
         spec=spec,
         teacher=plain["teacher"],
         fingerprint=fingerprint,
-        facts={"recipe": plain, "versions": versions()},
+        facts={"recipe": plain, "versions": versions(), "licence": licence_of(recipe.teacher)},
     )

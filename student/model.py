@@ -69,6 +69,8 @@ class Student(nn.Module):
             patch_size=config.patch_size,
             resolution=(config.max_resolution, config.max_resolution),
             any_resolution=True,
+            spatial_from="last block, after the final norm",
+            summary_from="class tokens of the teachers that have a summary",
         )
         mean, std = CLIP_MEAN, CLIP_STD
         if config.init is not None:

@@ -18,8 +18,12 @@ TEACHERS = Family(
     noun="teacher",
     table={
         "dfn_clip": "teachers.open_clip_teacher:DFNCLIP",
+        "hf": "teachers.hf_teacher:HFTeacher",
+        "open_clip": "teachers.open_clip_tower:OpenClipTower",
         "radio": "teachers.radio_teacher:RadioTeacher",
         "siglip": "teachers.open_clip_teacher:SigLIP",
+        # Its class needs the student's package, which no module here imports: a name only.
+        "student": "distill.evaluation.models:StoredStudent",
         "timm": "teachers.timm_teacher:TimmTeacher",
     },
     base=Teacher,

@@ -3,7 +3,7 @@
 Imports torch only, so that the student can use it without the teachers' libraries.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,6 +34,9 @@ class FeatureSpec:
         native_grid: (h, w) cells of the map at `resolution`, where it is not
             `resolution // patch_size`: nine 27 x 27 tiles of a 384 px SigLIP with 14 px patches
             make 81 x 81 cells of 1152 px, not 82 x 82, because each tile leaves 6 px unused.
+        spatial_from: in words, where in the encoder the map is taken, `last block, after the final
+            norm`; empty where its author did not say. Kept wherever a spec is stored.
+        summary_from: the same of the summary.
     """
 
     summary_dim: int | None
@@ -42,6 +45,9 @@ class FeatureSpec:
     resolution: tuple[int, int]
     any_resolution: bool = False
     native_grid: tuple[int, int] | None = None
+    # Words only: what they tell of is in the encoder's own attributes, which a fingerprint counts.
+    spatial_from: str = field(default="", compare=False, repr=False)
+    summary_from: str = field(default="", compare=False, repr=False)
 
     def accepts(self, height: int, width: int) -> bool:
         """Whether images of (height, width) pixels may be given to the encoder."""

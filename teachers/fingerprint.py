@@ -7,8 +7,8 @@ import torch
 
 from teachers.teacher import Teacher
 
-# Neither changes a feature; a number of layers follows from the modules, which count already.
-_IRRELEVANT = {"chunk_size", "num_layers", "training"}
+# None changes a feature; a number of layers follows from the modules, which count already.
+_IRRELEVANT = {"chunk_size", "num_layers", "training", "_is_torch_compile"}
 _BLOCK = 1 << 24  # elements hashed at once: bounds what is copied from the device
 
 

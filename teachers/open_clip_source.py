@@ -12,7 +12,7 @@ import open_clip
 
 from teachers.errors import TeacherError
 from teachers.kinds import did_you_mean
-from teachers.weights import download_failed, find_weights, on_meta, read_json
+from teachers.weights import download_failed, fetch, find_weights, on_meta, read_json
 
 SHIPPED = Path(__file__).parent / "small"
 _CONFIG_NAME = "open_clip_config.json"
@@ -122,7 +122,11 @@ def _download(source: OpenClipSource) -> Path:
         return Path(open_clip.download_pretrained(tag))
     except (OSError, RuntimeError, ValueError) as error:
         raise download_failed(
-            f"open_clip {model!r} with weights {weights!r} ({tag.get('hf_hub') or tag.get('url')})",
-            f"copy its {' or '.join(_WEIGHT_NAMES[1:3])} here and give that path as weights",
-            error,
+            f"open_clip {model!r} with weights {weights!r}", _how_to_fetch(tag), error
         ) from None
+
+
+def _how_to_fetch(tag: dict[str, Any]) -> str:
+    repository, _, file = tag["hf_hub"].rpartition("/")  # `org/name/`, or with a file
+    wanted = file or '--include "open_clip_*"'
+    return fetch(f"{repository} {wanted}", "weights")

@@ -62,7 +62,7 @@ class SigLIPConfig(OpenClipConfig):
 
 
 class OpenClipTeacher(Teacher):
-    """The vision tower of an open_clip model; its two subclasses say what is read from it."""
+    """The vision tower of an open_clip model; its subclasses say what is read from it."""
 
     def __init__(self, config: OpenClipConfig) -> None:
         source = find_source(config.model, config.weights)
@@ -136,16 +136,16 @@ class DFNCLIP(OpenClipTeacher):
     @staticmethod
     def _refuse(visual: Any, model: str) -> None:
         if isinstance(visual, TimmModel):
-            raise TeacherError(f"model: {model!r} has a timm tower; take kind siglip or timm")
+            raise TeacherError(f"model: {model!r} has a timm tower; take kind siglip or open_clip")
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
             raise TeacherError(
                 f"model: the tower of {model!r} ({type(visual).__name__}) has no map of patch "
-                "tokens beside a class token; kind dfn_clip takes plain CLIP ViTs"
+                "tokens beside a class token; kind dfn_clip takes plain CLIP ViTs, open_clip any"
             )
         if visual.pool_type != "tok" or visual.final_ln_after_pool:
             raise TeacherError(
                 f"model: {model!r} does not pool a normed class token; kind dfn_clip takes "
-                "plain CLIP ViTs"
+                "plain CLIP ViTs, open_clip any"
             )
 
     @staticmethod
@@ -156,6 +156,9 @@ class DFNCLIP(OpenClipTeacher):
             spatial_dim=width,
             patch_size=_square(visual.patch_size),
             resolution=visual.image_size,
+            spatial_from="last block, after the final norm, before the projection",
+            summary_from="class token after the final norm"
+            + (", projected" if config.summary == "embedding" else ""),
         )
 
 
@@ -197,7 +200,7 @@ class SigLIP(OpenClipTeacher):
         if getattr(trunk, "attn_pool", None) is None or not hasattr(trunk, "patch_embed"):
             raise TeacherError(
                 f"model: {model!r} has no attention pool over patch tokens, so it is no SigLIP; "
-                "take kind dfn_clip or timm"
+                "take kind dfn_clip or open_clip"
             )
 
     @staticmethod
@@ -209,6 +212,8 @@ class SigLIP(OpenClipTeacher):
             spatial_dim=trunk.embed_dim,
             patch_size=_square(trunk.patch_embed.patch_size),
             resolution=tuple(trunk.patch_embed.img_size),
+            spatial_from="last block, after the final norm",
+            summary_from="attention pool" + (", projected" if layers else ""),
         )
 
 
@@ -223,6 +228,11 @@ def _resize(visual: Any, resolution: tuple[int, int]) -> None:
     if isinstance(visual, TimmModel):
         visual.set_input_size(resolution)
         return
+    if not isinstance(visual, VisionTransformer):
+        raise TeacherError(
+            f"resolution: a tower of {type(visual).__name__} takes only the size it was trained "
+            f"at, {visual.image_size}"
+        )
     h, w = visual.grid_size
     grid = resolution[0] // visual.patch_size[0], resolution[1] // visual.patch_size[1]
     # open_clip's own resize compares numbers of tokens only: it would take 4 x 16 for 8 x 8.

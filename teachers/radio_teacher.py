@@ -36,7 +36,7 @@ from teachers.teacher import (
     TeacherConfig,
 )
 from teachers.timm_teacher import layer_maps
-from teachers.weights import load_strictly, on_meta, seeded, shorten
+from teachers.weights import fetch, load_strictly, on_meta, seeded, shorten
 
 # Width, depth, heads and MLP ratio (radio-training.md 1.1) behind names that timm does not have.
 _SIZES = {
@@ -256,12 +256,19 @@ def _read(config: RadioConfig, *, known: bool) -> RadioCheckpoint | None:
             raise TeacherError("model: missing, and so is a file of weights; give one or both")
         if config.weights is None and not on_meta():
             raise TeacherError(
-                f"weights: {config.model!r} is not downloaded here; fetch its checkpoint, from "
-                "huggingface.co/nvidia or through NVlabs/RADIO, and give the path, or none for "
-                "random weights"
+                f"weights: {config.model!r} is not downloaded by itself. "
+                f"{fetch(_repository(str(config.model)), 'weights')}; or none for random weights"
             )
         return None
     return None if known and on_meta() else read_radio(Path(str(config.weights)))
+
+
+def _repository(model: str) -> str:
+    """Where a published model lies on the hub: C-RADIOv3-L, and RADIO-L for radio_v2.5-l."""
+    family, _, version = model.partition("_v")
+    number, _, size = version.partition("-")
+    size = size if size == "g" else size.upper()
+    return f"nvidia/{family.upper()}{'' if family == 'radio' else f'v{number}'}-{size}"
 
 
 def _slots(config: RadioConfig, architecture: RadioArchitecture) -> tuple[int, ...]:
@@ -292,6 +299,9 @@ def _spec(config: RadioConfig, architecture: RadioArchitecture, network: NaFlexV
         patch_size=patch,
         resolution=resolution or (side, side),
         any_resolution=True,
+        spatial_from=f"last block, {'after the' if architecture.final_norm else 'without a'} final "
+        "norm",
+        summary_from=f"class tokens of {', '.join(config.summary or architecture.summary)}",
     )
     if any(length % patch for length in spec.resolution):
         raise TeacherError(f"resolution: {resolution} is no multiple of patches of {patch} px")

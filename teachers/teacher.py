@@ -2,6 +2,7 @@
 
 To add one, subclass `Teacher`, build the network in `__init__` and implement `extract`. A recipe
 names the class by import path, `kind: my_package.module:MyTeacher`; nothing here needs an edit.
+README.md beside this module has a whole one, and `teachers.testing.check_teacher` tries it.
 """
 
 from abc import ABC, abstractmethod
@@ -47,6 +48,10 @@ class TeacherConfig(BaseModel):
         SerializeAsAny[UpsamplerConfig] | tuple[SerializeAsAny[UpsamplerConfig], ...] | None,
         BeforeValidator(parse_upsamplers),
     ] = None
+
+    def licence(self) -> str | None:
+        """The licence of the weights in words, where the class knows it; see `licence_of`."""
+        return None
 
 
 class Teacher(nn.Module, ABC):
@@ -196,7 +201,7 @@ class Teacher(nn.Module, ABC):
 
         Norms, biases and position tables stay float32, and norms compute in it: norms in
         bfloat16 collapse the features of large encoders (reported for DINOv3-7B). So do the
-        weights of an upsampler, which is small and is trained so.
+        weights of `kept_whole`.
 
         Args:
             dtype: float32, bfloat16 or float16.
@@ -209,8 +214,8 @@ class Teacher(nn.Module, ABC):
                 f"dtype: {dtype} is no precision of a teacher; choose torch.float32, "
                 "torch.bfloat16 or torch.float16"
             )
-        upsamplers = [module for module in self.modules() if isinstance(module, Upsampler)]
-        kept = {module for upsampler in upsamplers for module in upsampler.modules()}
+        teachers = [module for module in self.modules() if isinstance(module, Teacher)]
+        kept = {m for t in teachers for part in t.kept_whole() for m in part.modules()}
         for module in self.modules():
             if isinstance(module, Teacher):
                 module.compute_dtype = dtype
@@ -221,6 +226,10 @@ class Teacher(nn.Module, ABC):
                     if parameter.ndim > 1:
                         parameter.data = parameter.data.to(dtype)
         return self
+
+    def kept_whole(self) -> list[nn.Module]:
+        """Parts that `cast` leaves in float32: upsamplers, which are small and are trained so."""
+        return [module for module in self.modules() if isinstance(module, Upsampler)]
 
     def _precision(self, device_type: str) -> AbstractContextManager[Any]:
         """The teacher's own precision, whatever the caller's autocast is."""

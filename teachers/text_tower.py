@@ -118,8 +118,8 @@ def _load_tokenizer(source: OpenClipSource) -> Callable[[list[str]], Tensor]:
             ) from None
         raise download_failed(
             f"the tokenizer of open_clip {source.model!r} ({asked})",
-            "put the model into a directory with its open_clip_config.json and the tokenizer's "
-            "files, and give that as text.model",
+            "Put the model into a directory with its open_clip_config.json and the tokenizer's "
+            f"files (`hf download {asked} --local-dir DIR`), and give that as text.model",
             error,
         ) from None
     return tokenizer

@@ -1,28 +1,23 @@
 """Teachers from timm: any ViT, or any CNN with a feature map."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import timm
 import torch
 from pydantic import PositiveInt
-from torch import Tensor
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.kinds import did_you_mean
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.weights import (
-    download_failed,
-    find_weights,
-    on_meta,
-    read_tensors,
-    seeded,
-    shorten,
-)
+from teachers.timm_source import build_network, resamples
+from teachers.weights import without_storage
 
-_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+_PLAIN = (VisionTransformer, Eva, NaFlexVit)  # whose grid is known without a look
 
 
 class TimmConfig(TeacherConfig):
@@ -39,7 +34,8 @@ class TimmConfig(TeacherConfig):
             hands to its classifier; `none`; or `auto`, the class token where there is one, else
             the pooling.
         resolution: (height, width) in pixels to run at, and from then on any multiple of the patch
-            size; None for the resolution that the weights were trained at.
+            size; None for the resolution that the weights were trained at. A ViT's positions and
+            SAM's are interpolated.
     """
 
     kind: str = "timm"
@@ -66,7 +62,7 @@ class TimmTeacher(Teacher):
     Config: ClassVar[type[TeacherConfig]] = TimmConfig
 
     def __init__(self, config: TimmConfig) -> None:
-        network = _build(config)
+        network = build_network(config.model, config.weights, config.resolution)
         has_cls = getattr(network, "cls_token", None) is not None
         summary = config.summary
         if summary == "auto":
@@ -109,82 +105,17 @@ def layer_maps(network: Any, images: Tensor, indices: Sequence[int]) -> list[Ten
     return maps
 
 
-def _name(config: TimmConfig) -> str:
-    """The name that timm knows the model by."""
-    if Path(config.model).is_dir():
-        return f"local-dir:{config.model}"
-    if ":" not in config.model and not timm.is_model(config.model):
-        architecture = config.model.split(".")[0]
-        raise TeacherError(
-            f"model: {config.model!r} is no timm model and no directory"
-            f"{did_you_mean(architecture, timm.list_models())}; see timm.list_models()"
-        )
-    return config.model
-
-
-def _build(config: TimmConfig) -> Any:
-    name, kwargs = _name(config), dict[str, Any]()
-    if config.resolution is not None:
-        with torch.device("meta"):
-            probe: Any = timm.create_model(name, pretrained=False)
-        if hasattr(probe, "dynamic_img_size"):
-            kwargs["dynamic_img_size"] = True
-        elif probe.pretrained_cfg.get("fixed_input_size", False):
-            raise TeacherError(
-                f"resolution: {config.model!r} takes only the size it was trained at, "
-                f"{probe.pretrained_cfg['input_size'][1:]}"
-            )
-    if config.weights not in (None, "none"):
-        kwargs |= _local_weights(config, name)
-    elif config.weights is None:
-        kwargs["pretrained"] = not on_meta()
-    with seeded(loaded=kwargs.get("pretrained", False)):
-        network = _create(name, config, kwargs)
-    if not hasattr(network, "forward_intermediates"):
-        raise TeacherError(f"model: timm gives no feature maps of {config.model!r}")
-    network.reset_classifier(0)
-    return network
-
-
-def _local_weights(config: TimmConfig, name: str) -> dict[str, Any]:
-    """Arguments that make timm load a local file, through its own conversions."""
-    path = Path(str(config.weights))
-    if not path.exists():
-        raise TeacherError(
-            f"weights: {config.weights!r} is not a file or directory here; leave weights out for "
-            f"those that timm publishes as {config.model!r}, or give a path or none"
-        )
-    path = find_weights(path, _WEIGHT_NAMES)
-    if on_meta():
-        return {}
-    tensors = read_tensors(path)
-    with torch.device("meta"):
-        probe: Any = timm.create_model(name, pretrained=False)
-    classifier = probe.pretrained_cfg.get("classifier")
-    head = tensors.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-    # timm loads strictly only where it need not drop a classifier: build the one in the file.
-    num_classes = 0 if head is None else head.shape[0]
-    overlay = {"state_dict": tensors, "num_classes": num_classes, "source": "", "label_offset": 0}
-    return {
-        "pretrained": True,
-        "num_classes": num_classes,
-        "pretrained_cfg_overlay": overlay,
-    }
-
-
-def _create(name: str, config: TimmConfig, kwargs: dict[str, Any]) -> Any:
-    asked = f"timm {config.model!r}"
-    try:
-        return timm.create_model(name, **kwargs)
-    except OSError as error:
-        raise download_failed(
-            f"{asked} with its published weights",
-            "copy its model.safetensors here and give that path as weights",
-            error,
-        ) from None
-    except RuntimeError as error:
-        origin = config.weights or "its published weights"
-        raise TeacherError(f"{asked} from {origin}: {shorten(str(error))}") from None
+def _place(network: Any, features: Literal["norm"] | int, info: dict[str, Any]) -> str:
+    """Where the map is taken, in words."""
+    where = "last block" if info is network.feature_info[-1] else info["module"]
+    norm = getattr(network, "norm", None)
+    if hasattr(network, "neck"):  # of timm's SAM
+        end = "the neck"
+    elif isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
+        end = "the final norm"
+    else:
+        return f"{where}, without a final norm"
+    return f"{where}, {'after' if features == 'norm' else 'before'} {end}"
 
 
 def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
@@ -200,11 +131,13 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
     if config.features == "norm":
         channels = info.get("num_chs_norm", channels)
     fixed = network.pretrained_cfg.get("fixed_input_size", False)
+    if config.resolution is not None and resamples(network):
+        fixed = False
     patch_embed = getattr(network, "patch_embed", None)
     native = getattr(patch_embed, "img_size", None) or network.pretrained_cfg["input_size"][1:]
     spec = FeatureSpec(
         summary_dim={
-            "cls": getattr(network, "embed_dim", None),
+            "cls": getattr(network, "embed_dim", network.num_features),
             "pool": getattr(network, "head_hidden_size", network.num_features),
             "none": None,
         }[summary],
@@ -212,10 +145,49 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
         patch_size=info["reduction"],
         resolution=config.resolution or tuple(native),
         any_resolution=getattr(network, "dynamic_img_size", not fixed),
+        spatial_from=_place(network, config.features, info),
+        summary_from={
+            "cls": "class token after the final norm",
+            "pool": "the model's own pooling",
+            "none": "",
+        }[summary],
     )
     if config.resolution and any(side % spec.patch_size for side in config.resolution):
         raise TeacherError(
             f"resolution: {config.resolution} is no multiple of {config.model!r}'s patches of "
             f"{spec.patch_size} px"
         )
-    return spec
+    return spec if isinstance(network, _PLAIN) else _looked_at(network, spec, config)
+
+
+def _looked_at(network: Any, spec: FeatureSpec, config: TimmConfig) -> FeatureSpec:
+    """The spec with the grid that a pass without storage gives: strides divide in many ways."""
+    empty = without_storage(network)
+
+    def grid(height: int, width: int) -> tuple[int, int]:
+        with torch.no_grad():
+            images = torch.empty(2, 3, height, width, device="meta")
+            maps = empty.forward_intermediates(
+                images,
+                indices=[-1 if config.features == "norm" else config.features],
+                norm=config.features == "norm",
+                output_fmt="NCHW",
+                intermediates_only=True,
+            )
+        return maps[0].shape[2], maps[0].shape[3]
+
+    try:
+        native = grid(*spec.resolution)
+    except AssertionError as error:  # timm's word for what a model cannot
+        raise TeacherError(
+            f"features: {config.features} of {config.model!r}: {error}; choose the number of a "
+            "stage, -1 for the last"
+        ) from None
+    except (NotImplementedError, RuntimeError):
+        return spec  # some models cannot be run without storage; `Teacher.forward` looks too
+    if native == spec.grid(*spec.resolution):
+        return spec
+    patch = spec.patch_size
+    whole = tuple(-(-side // patch) * patch for side in spec.resolution)
+    free = spec.any_resolution and grid(*whole) == (whole[0] // patch, whole[1] // patch)
+    return replace(spec, native_grid=native, any_resolution=free)

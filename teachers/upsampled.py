@@ -17,11 +17,10 @@ def upsampled_spec(spec: FeatureSpec, factor: tuple[int, int]) -> FeatureSpec:
     The image it takes grows by the same factor, so that a cell still covers `patch_size` pixels.
     One size only: the factor times the encoder's native resolution.
     """
-    return FeatureSpec(
-        summary_dim=spec.summary_dim,
-        spatial_dim=spec.spatial_dim,
-        patch_size=spec.patch_size,
+    return replace(
+        spec,
         resolution=scaled(spec.resolution, factor),
+        any_resolution=False,
         native_grid=scaled(spec.grid(*spec.resolution), factor),
     )
 

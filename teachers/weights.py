@@ -8,6 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ _DRAWS = {
 def on_meta() -> bool:
     """Whether modules are being built on the meta device, without storage."""
     return torch.empty(0).device.type == "meta"
+
+
+def without_storage(module: nn.Module) -> Any:
+    """A copy on the meta device, in eval mode; the weights are not copied on the way."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+    return deepcopy(module, memo).eval()
 
 
 class _Undrawn(TorchFunctionMode):
@@ -171,12 +181,25 @@ def shorten(message: str, limit: int = 400) -> str:
     return line if len(line) <= limit else f"{line[:limit]} ..."
 
 
+def fetch(what: str, key: str) -> str:
+    """The sentence that says how to fetch something of the hub by hand, and where to name it.
+
+    Args:
+        what: a repository, and a file of it where one is enough.
+        key: of the recipe's entry.
+    """
+    return (
+        f"Where there is a network, run `hf download {what} --local-dir DIR`, copy DIR here and "
+        f"give that path as {key}"
+    )
+
+
 def download_failed(asked: str, local: str, error: Exception) -> TeacherError:
     """The message for weights that are neither in the cache nor reachable.
 
     Args:
         asked: what was asked for, by its published name.
-        local: how a recipe points to a local copy.
+        local: the command that fetches it elsewhere, and how a recipe points to that copy.
         error: what the library said.
     """
     from huggingface_hub import constants
@@ -184,5 +207,5 @@ def download_failed(asked: str, local: str, error: Exception) -> TeacherError:
     offline = " (offline: HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
     return TeacherError(
         f"{asked} is not in the cache {constants.HF_HUB_CACHE} and could not be downloaded"
-        f"{offline}. Where there is no network, {local}. The library said: {shorten(str(error))}"
+        f"{offline}. {local}. The library said: {shorten(str(error))}"
     )

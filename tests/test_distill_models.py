@@ -1,16 +1,24 @@
-"""What a benchmark measures: the layers of a student."""
+"""A student as an encoder: of benchmarks, of another student as its teacher, layer by layer."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from distill.errors import RecipeError
 from distill.evaluation.models import StoredStudent, StoredStudentConfig
+from distill.recipe import load_student_recipe
+from distill.student_task import build_teachers
 from student.config import HeadConfig, StudentConfig
 from student.model import Student
 from student.storage import save_student
+from teachers.build import build_teacher, parse_teacher
+from teachers.catalog import licence_of
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
+from teachers.testing import check_teacher
+from tests.tiny_run import write_recipe
 
 
 def encoder(folder: Path, head: str | None = None) -> StoredStudent:
@@ -35,3 +43,37 @@ def test_a_students_layers_end_with_its_backbones_map(tmp_path: Path) -> None:
 def test_a_head_shows_no_layers(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match="StoredStudent shows its last map only"):
         encoder(tmp_path, head="clip").layers(torch.rand(1, 3, 8, 20), [0])
+
+
+@pytest.mark.parametrize("head", [None, "clip"])
+def test_a_student_teaches_by_its_kind(tmp_path: Path, head: str | None) -> None:
+    due, images = encoder(tmp_path, head), torch.rand(2, 3, 8, 12)
+    entry = {"kind": "student", "path": str(tmp_path / "student.safetensors"), "head": head}
+    config = parse_teacher(entry)
+    assert parse_teacher(config.model_dump()) == config
+    teacher = build_teacher(config)
+    check_teacher(teacher)
+    assert torch.equal(teacher(images).spatial, due(images).spatial)
+    where = "head of clip" if head else "last block, after the final norm"
+    assert teacher.spec.spatial_from == where
+
+
+def test_a_student_that_is_not_there_is_named_with_its_entry(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    entry = {"kind": "student", "path": str(tmp_path / "nowhere.safetensors")}
+    recipe = load_student_recipe(tmp_path / "recipe.yaml", [])
+    changed = recipe.model_copy(update={"teachers": {"old": parse_teacher(entry)}})
+    with pytest.raises(RecipeError, match=r"teachers\.old: .*nowhere.safetensors"):
+        build_teachers(changed)
+
+
+def test_a_students_licence_tells_those_of_its_teachers(tmp_path: Path) -> None:
+    entry = {"kind": "student", "path": str(tmp_path / "student.safetensors")}
+    student = encoder(tmp_path).student
+    assert licence_of(parse_teacher(entry)).endswith("of its teachers: not kept in its file")
+    kept = {"licences": json.dumps({"clip": "MIT", "dino": "Apache-2.0"})}
+    parts = (student.config, student.targets, student.state_dict(), kept)
+    save_student(entry["path"], *parts)
+    assert licence_of(parse_teacher(entry)) == (
+        "Apache-2.0; of its teachers: clip, MIT; dino, Apache-2.0"
+    )

@@ -10,8 +10,8 @@ from torchvision.models import squeezenet1_0
 from distill.config import load_recipe
 from distill.evaluation.comparison import ComparisonRecipe
 from teachers.build import build_teacher, parse_teacher
-from teachers.check import check_teacher
 from teachers.features import Features, FeatureSpec
+from teachers.testing import check_teacher
 from teachers.upsamplers.downsampler import AttentionDownsampler
 from teachers.upsamplers.featup import FeatUp
 from tests.quality.aliased import OffCentre

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from teachers.build import build_teacher, parse_teacher
-from teachers.check import check_teacher
 from teachers.errors import TeacherError
 from teachers.teacher import OPENAI_MEAN, OPENAI_STD, Teacher
-from teachers.timm_teacher import timm  # imported after torchvision's operators are repaired
+from teachers.testing import check_teacher
+from teachers.timm_source import timm  # imported after torchvision's operators are repaired
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 TIMM_PART = {
@@ -278,9 +278,10 @@ B32 = {"kind": "dfn_clip", "model": "ViT-B-32"}
         ({"kind": "timm", "model": "resnet18", "weights": "none", "features": 5}, "0 to 4"),
         ({"kind": "timm", "model": "resnet18", "weights": "nowhere.pt"}, "not a file or directory"),
         (
-            {"kind": "timm", "model": "samvit_base_patch16", "resolution": [64, 64]},
+            {"kind": "timm", "model": "cait_s24_224", "resolution": [64, 64]},
             "takes only the size",
         ),
+        ({"kind": "timm", "model": "hiera_tiny_224", "weights": "none"}, "norm of 'hiera_tiny.*-1"),
         (
             {"kind": "timm", "model": "vit_tiny_patch16_224", "resolution": [64, 65]},
             r"\(64, 65\) is no multiple .* 16 px",
@@ -296,20 +297,27 @@ def test_a_model_that_cannot_be_built_is_refused_in_words(
 
 
 @pytest.mark.parametrize(
-    "value",
+    "value, command",
     [
-        {"kind": "dfn_clip", "model": "ViT-B-32", "weights": "laion2b_s34b_b79k"},
-        {"kind": "timm", "model": "vit_tiny_patch16_224.augreg_in21k"},
+        (
+            {"kind": "dfn_clip", "model": "ViT-B-32", "weights": "laion2b_s34b_b79k"},
+            'hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K --include "open_clip_*"',
+        ),
+        (
+            {"kind": "timm", "model": "vit_tiny_patch16_224.augreg_in21k"},
+            "hf download timm/vit_tiny_patch16_224.augreg_in21k model.safetensors",
+        ),
     ],
 )
 def test_a_missing_download_says_what_was_sought_where_and_what_to_do(
-    value: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: dict[str, str], command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(TeacherError) as caught:
         build(**value)
-    for part in (value["model"], str(tmp_path), "HF_HUB_OFFLINE", "give that path as weights"):
+    told = (f"`{command} --local-dir DIR`", "give that path as weights")
+    for part in (value["model"], str(tmp_path), "HF_HUB_OFFLINE", *told):
         assert part in str(caught.value)
 
 
@@ -416,3 +424,35 @@ def test_layers_of_a_timm_vit_and_cnn_are_those_of_its_blocks_and_stages() -> No
     assert [tuple(each.shape[1:]) for each in maps] == [(64, 16, 16), (256, 4, 4)]
     of_stage = build(kind="timm", model="resnet18", weights="none", features=3)
     torch.testing.assert_close(maps[1], of_stage(images).spatial)
+
+
+@pytest.mark.parametrize(
+    "model, size, grid, free",
+    [
+        ("resnet10t", 176, (6, 6), True),  # ceil(176 / 32)
+        ("xception41", 299, (10, 10), True),
+        ("inception_v3", 299, (8, 8), False),  # convolutions without padding
+        ("levit_128", 224, (4, 4), False),
+    ],
+)
+def test_a_cnn_whose_size_is_no_multiple_of_its_stride_has_its_own_grid(
+    model: str, size: int, grid: tuple[int, int], free: bool
+) -> None:
+    teacher = build("meta", kind="timm", model=model, weights="none")
+    assert teacher.spec.grid(size, size) == grid
+    assert teacher.spec.any_resolution == free
+    check_teacher(teacher)
+
+
+def test_sam_interpolates_its_positions_where_the_recipe_says_so(tmp_path: Path) -> None:
+    args = TIMM_PART["model_args"] | {"global_attn_indexes": [1], "window_size": 3, "neck_chans": 8}
+    part = TIMM_PART | {"architecture": "samvit_base_patch16", "model_args": args}
+    (tmp_path / "config.json").write_text(json.dumps(part))
+    entry = {"kind": "timm", "model": str(tmp_path), "weights": "none", "features": -1}
+    native = build(**entry, summary="none")
+    asked = build(**entry, summary="none", resolution=[32, 32])
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(asked(images).spatial, native(images).spatial)
+    assert asked(torch.rand(1, 3, 48, 64)).spatial.shape == (1, 64, 6, 8)
+    assert native.spec.spatial_from == "last block, before the neck"
+    assert build(**(entry | {"features": "norm"})).spec.spatial_from == "last block, after the neck"

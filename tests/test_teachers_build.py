@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from teachers.build import build_teacher, parse_teacher
-from teachers.check import check_teacher
+from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.fingerprint import teacher_fingerprint
@@ -60,7 +60,7 @@ def test_a_users_own_teacher_of_twenty_lines_is_built_by_its_import_path(own: st
     assert len([line for line in OWN.splitlines() if line.strip()]) <= 20
     config = parse_teacher({"kind": f"{own}:Colour", "width": 6, "chunk_size": 2})
     teacher = build_teacher(config)
-    check_teacher(teacher)
+    dry_run(teacher)
     assert teacher(torch.rand(3, 3, 16, 40)).spatial.shape == (3, 6, 2, 5)
     assert teacher.chunk_size == 2  # though its constructor does not pass it on
 
@@ -69,7 +69,7 @@ def test_a_users_own_teacher_takes_an_upsampler_like_any_other(own: str) -> None
     value = {"kind": f"{own}:Colour", "upsampler": {"kind": "tile", "factor": [2, 3]}}
     teacher = build_teacher(parse_teacher(value))
     assert isinstance(teacher, UpsampledTeacher)
-    check_teacher(teacher)
+    dry_run(teacher)
     assert teacher(torch.rand(1, 3, 64, 96)).spatial.shape == (1, 4, 8, 12)
 
 
@@ -118,7 +118,7 @@ def test_a_config_of_another_type_is_refused(own: str) -> None:
 def test_the_libraries_of_unused_teachers_are_not_imported() -> None:
 
     code = (
-        "import sys, teachers.build, teachers.check; print({'timm','open_clip'} & {*sys.modules})"
+        "import sys, teachers.build, teachers.dry_run; print({'timm','open_clip'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -217,7 +217,7 @@ class Waking(Good):
 )
 def test_the_check_says_what_a_teacher_does_wrong(kind: type[Good], message: str) -> None:
     with pytest.raises(TeacherError, match=message):
-        check_teacher(kind())
+        dry_run(kind())
 
 
 def test_the_check_passes_a_good_teacher_and_costs_three_images() -> None:
@@ -228,7 +228,7 @@ def test_the_check_passes_a_good_teacher_and_costs_three_images() -> None:
             seen.append(len(images))
             return super().extract(images)
 
-    check_teacher(Counting())
+    dry_run(Counting())
     assert sum(seen) == 3
 
 
@@ -236,7 +236,7 @@ def test_a_teacher_in_half_precision_keeps_norms_whole_and_returns_close_float32
     images = torch.rand(2, 3, 224, 224)
     whole = build_teacher(parse_teacher(TIMM))
     half = build_teacher(parse_teacher(TIMM), dtype=torch.bfloat16)
-    check_teacher(half)
+    dry_run(half)
     blocks = half.network.blocks  # type: ignore[union-attr]
     assert blocks[0].attn.qkv.weight.dtype == torch.bfloat16  # type: ignore[index, union-attr]
     assert blocks[0].norm1.weight.dtype == torch.float32  # type: ignore[index, union-attr]

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from teachers.build import build_teacher, parse_teacher
-from teachers.check import check_teacher
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.matched import MatchedTeacher
 from teachers.teacher import Teacher
+from teachers.testing import check_teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.s2 import S2
 from teachers.upsamplers.tile import Tile

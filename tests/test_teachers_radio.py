@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from teachers.build import build_teacher, parse_teacher
-from teachers.check import check_teacher
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
 from teachers.radio_teacher import PUBLISHED, build_trunk, timm
 from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from teachers.testing import check_teacher
 
 C, DEPTH, HEADS, P, SIDE, HIDDEN = 16, 2, 2, 4, 5, 24
 TEACHERS = [
@@ -458,7 +458,7 @@ def test_a_recipe_that_says_too_little_is_told_what_is_missing(file: str) -> Non
         build(None)
     with pytest.raises(TeacherError, match="did you mean 'radio_v2.5-l'"):
         build("none", model="radio_v25-l")
-    with pytest.raises(TeacherError, match=r"'radio_v2\.5-l' is not downloaded here"):
+    with pytest.raises(TeacherError, match=r"`hf download nvidia/RADIO-L --local-dir DIR`"):
         build(None, model="radio_v2.5-l")
     with pytest.raises(TeacherError, match="resolution: missing; .* multiples of 4 px"):
         build(file, resolution=None)

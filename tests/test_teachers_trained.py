@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from teachers.build import build_teacher, parse_teacher
-from teachers.check import check_teacher
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.fingerprint import teacher_fingerprint
 from teachers.phi_s import FeatureStatistics, fit_phi_s
 from teachers.teacher import Teacher
+from teachers.testing import check_teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.bilinear import Bilinear
 from teachers.upsamplers.build import build_upsampler, parse_upsampler

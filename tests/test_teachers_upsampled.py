@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teachers.check import check_teacher
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
+from teachers.testing import check_teacher
 from teachers.upsampled import UpsampledTeacher, upsampled_spec
 from teachers.upsamplers.bilinear import Bilinear
 from teachers.upsamplers.build import build_upsampler, parse_upsampler

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from teachers.errors import TeacherError
@@ -39,6 +40,16 @@ def test_a_fixed_encoder_refuses_another_size_and_names_its_own() -> None:
 def test_a_free_encoder_refuses_a_partial_patch_and_names_the_nearest_size() -> None:
     with pytest.raises(ValueError, match="multiples of 16 px.*nearest size is 96 x 160 px"):
         FREE.grid(100, 160)
+
+
+def test_words_about_where_features_are_taken_change_no_identity_and_are_stored() -> None:
+    told = replace(FREE, spatial_from="last block", summary_from="class token")
+    assert told == FREE
+    assert repr(told) == repr(FREE)  # a fingerprint counts it
+    specs = TypeAdapter(FeatureSpec)
+    assert specs.validate_json(specs.dump_json(told)).spatial_from == "last block"
+    old = specs.dump_python(FREE, exclude={"spatial_from", "summary_from"})
+    assert specs.validate_python(old).spatial_from == ""
 
 
 class Pool(Teacher):

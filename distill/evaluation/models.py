@@ -3,12 +3,14 @@
 All are `Teacher`s: frozen encoders that take images in [0, 1] and own what they accept.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from pydantic import PositiveInt
+from safetensors import safe_open
 from torch import Tensor
 
 from distill.checkpoint import find_checkpoint
@@ -24,14 +26,11 @@ from teachers.features import Features, FeatureSpec
 from teachers.kinds import did_you_mean
 from teachers.teacher import Teacher, TeacherConfig
 
-_KINDS = {
-    "student": "distill.evaluation.models:StoredStudent",
-    "pixels": "distill.evaluation.models:Pixels",
-}
+_KINDS = {"pixels": "distill.evaluation.models:Pixels"}
 
 
 class StoredStudentConfig(TeacherConfig):
-    """A student of ours.
+    """A student of ours, to be measured or to teach another one.
 
     Attributes:
         path: a run's folder (its newest whole checkpoint), a checkpoint's, or an exported file.
@@ -41,11 +40,21 @@ class StoredStudentConfig(TeacherConfig):
             the largest that the position table covers.
     """
 
-    kind: str = _KINDS["student"]
+    kind: str = "student"
     path: Path
     head: str | None = None
     untrained: bool = False
     resolution: tuple[PositiveInt, PositiveInt] | None = None
+
+    def licence(self) -> str:
+        """That of this code, and those of the teachers that it learned from."""
+        if self.untrained:
+            return "random weights, no licence"
+        with safe_open(_file(self), framework="pt") as file:
+            kept = json.loads((file.metadata() or {}).get("metadata", "{}"))
+        teachers = json.loads(kept.get("licences", "{}"))
+        known = "; ".join(f"{name}, {licence}" for name, licence in teachers.items())
+        return f"Apache-2.0; of its teachers: {known or 'not kept in its file'}"
 
 
 class StoredStudent(StudentEncoder):
@@ -68,14 +77,18 @@ class StoredStudent(StudentEncoder):
 
 
 def _load(config: StoredStudentConfig) -> Student:
-    if config.path.is_file():
-        if config.untrained:
-            raise RecipeError(f"untrained: needs the folder of a run, not a file, {config.path}")
-        return load_student(config.path)
     if config.untrained:
+        if config.path.is_file():
+            raise RecipeError(f"untrained: needs the folder of a run, not a file, {config.path}")
         recipe = load_student_recipe(recipe_file(config.path), [])
         return build_student(recipe, build_teachers(recipe))
-    return load_student(find_checkpoint(config.path) / "student.safetensors")
+    return load_student(_file(config))
+
+
+def _file(config: StoredStudentConfig) -> Path:
+    if config.path.is_file():
+        return config.path
+    return find_checkpoint(config.path) / "student.safetensors"
 
 
 class PixelsConfig(TeacherConfig):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import RecipeError
 from student.model import Student
@@ -47,6 +47,10 @@ class StudentEncoder(Teacher):
         """The backbone's maps after some blocks; a head has one map only."""
         return self.student.forward_intermediates(images, indices)
 
+    def kept_whole(self) -> list[nn.Module]:
+        """The heads, which compute in float32 whatever the trunk does."""
+        return [self.student.heads]
+
 
 def _spec(student: Student, head: str | None) -> FeatureSpec:
     """What is read of the student promises; it takes any multiple of its patch."""
@@ -69,4 +73,6 @@ def _spec(student: Student, head: str | None) -> FeatureSpec:
         summary_dim=student.targets[head].summary_dim,
         spatial_dim=student.targets[head].spatial_dim,
         patch_size=student.spec.patch_size // upsample,
+        spatial_from=f"head of {head}",
+        summary_from=f"head of {head}",
     )

@@ -1,4 +1,7 @@
-"""A dry run of a user's teacher before any training: what a class can get wrong, in words."""
+"""A dry run of a user's teacher before any training: what a class can get wrong, in words.
+
+Three images, as large encoders take their time; `teachers.testing` has the whole contract.
+"""
 
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from teachers.teacher import Teacher
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def check_teacher(teacher: Teacher) -> None:
+def dry_run(teacher: Teacher) -> None:
     """Encodes two random images, then the first alone, and looks at what came back.
 
     A teacher that accepts any resolution sees 2 x 3 cells, another one its native size: three
@@ -32,8 +35,8 @@ def check_teacher(teacher: Teacher) -> None:
     for method in ("forward", "train"):
         if getattr(type(teacher), method) is not getattr(Teacher, method):
             raise TeacherError(f"{name} overrides {method}; implement extract alone")
-    images = _images(teacher)
-    both = _encode(teacher, images)
+    images = probe_images(teacher)
+    both = encode(teacher, images)
     if both.spatial.requires_grad or any(p.requires_grad for p in teacher.parameters()):
         raise TeacherError(f"{name} is not frozen: some of its parameters require gradients")
     training = [key or name for key, module in teacher.named_modules() if module.training]
@@ -41,7 +44,7 @@ def check_teacher(teacher: Teacher) -> None:
         raise TeacherError(f"{name} is not in eval mode: {', '.join(training[:3])}")
     if images.is_meta:
         return
-    once = _encode(teacher, images[:1])
+    once = encode(teacher, images[:1])
     for field in ("summary", "spatial"):
         two, one = getattr(both, field), getattr(once, field)
         if two is None:
@@ -51,10 +54,9 @@ def check_teacher(teacher: Teacher) -> None:
             raise TeacherError(f"{what} holds NaN or infinity")
         if two.dtype != torch.float32:
             raise TeacherError(f"{what} is {two.dtype}, not float32")
-        tolerance = _TOLERANCE[_precision(teacher)]
-        if _differ(two[:1], one, tolerance):
-            again = getattr(_encode(teacher, images[:1]), field)
-            raise TeacherError(f"{what} {_reason(_differ(one, again, tolerance))}")
+        if differ(teacher, two[:1], one):
+            again = getattr(encode(teacher, images[:1]), field)
+            raise TeacherError(f"{what} {_reason(differ(teacher, one, again))}")
     if torch.equal(both.spatial[0], both.spatial[1]):
         raise TeacherError(f"{name}.extract: two different images have the same map")
 
@@ -68,7 +70,11 @@ def _reason(random: bool) -> str:
     )
 
 
-def _images(teacher: Teacher) -> Tensor:
+def probe_images(teacher: Teacher) -> Tensor:
+    """Two random images (2, 3, H, W) in [0, 1], on the teacher's device.
+
+    Of 2 x 3 cells where it accepts any resolution, of its native size where not.
+    """
     spec = teacher.spec
     size = (2 * spec.patch_size, 3 * spec.patch_size) if spec.any_resolution else spec.resolution
     device = teacher.mean.device
@@ -78,7 +84,8 @@ def _images(teacher: Teacher) -> Tensor:
     return torch.rand(2, 3, *size, generator=generator, device="cpu").to(device)
 
 
-def _encode(teacher: Teacher, images: Tensor) -> Features:
+def encode(teacher: Teacher, images: Tensor) -> Features:
+    """Runs the teacher; whatever its code raises becomes a TeacherError that says on what."""
     try:
         features = teacher(images)
     except Exception as error:  # whatever a user's own code raises
@@ -90,11 +97,13 @@ def _encode(teacher: Teacher, images: Tensor) -> Features:
     return features
 
 
-def _precision(teacher: Teacher) -> torch.dtype:
+def differ(teacher: Teacher, a: Tensor, b: Tensor) -> bool:
+    """Whether two results differ by more than the teacher's precision explains."""
+    tolerance = _TOLERANCE[_coarsest(teacher)]
+    return bool((a - b).abs().max() > tolerance * b.abs().max())
+
+
+def _coarsest(teacher: Teacher) -> torch.dtype:
     """The coarsest precision inside: an upsampled teacher has one of its own."""
     found = {m.compute_dtype for m in teacher.modules() if isinstance(m, Teacher)}
     return max(found, key=_TOLERANCE.__getitem__)
-
-
-def _differ(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    return bool((a - b).abs().max() > tolerance * b.abs().max())

@@ -1,0 +1,248 @@
+"""Teachers from Hugging Face's transformers, an extra: `pip install 'featsharp-distill[hf]'`.
+
+Any vision model that `AutoModel` knows, and the vision tower of any model whose config has a
+`vision_config` (CLIP, SigLIP, PaliGemma, LLaVA, ...). No code of a repository is ever run.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from inspect import signature
+from math import isqrt
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from teachers.errors import TeacherError
+from teachers.features import Features, FeatureSpec
+from teachers.teacher import Teacher, TeacherConfig
+from teachers.weights import download_failed, fetch, on_meta, seeded, shorten
+
+
+class HFConfig(TeacherConfig):
+    """A model of transformers.
+
+    Attributes:
+        model: a repository on the hub, `facebook/dinov2-base`, or a local directory of the same
+            layout (`config.json`, `preprocessor_config.json` and the weights).
+        weights: None for those of the model's own repository or directory, or `none` for random
+            ones.
+        summary: `pool`, the model's `pooler_output`; `cls`, its first token; `none`; or `auto`,
+            the first of these that there is.
+        resolution: (height, width) in pixels to interpolate the positions to; None for the size
+            that the model was made for.
+    """
+
+    kind: str = "hf"
+    model: str
+    weights: Literal["none"] | None = None
+    summary: Literal["auto", "pool", "cls", "none"] = "auto"
+    resolution: tuple[PositiveInt, PositiveInt] | None = None
+
+
+class HFTeacher(Teacher):
+    """A vision model of transformers, read at its `last_hidden_state`.
+
+    Whether that is after the final norm is the model's own choice: it is for ViT, DINOv2 and
+    SigLIP; CLIP's comes before the norm of its pooled token.
+
+    Args:
+        config: model, weights and summary.
+
+    Raises:
+        TeacherError: transformers is not installed, there is no such model, or it gives no map.
+    """
+
+    Config: ClassVar[type[TeacherConfig]] = HFConfig
+
+    def __init__(self, config: HFConfig) -> None:
+        mean, std = _normalization(config.model)
+        described = _describe(config.model)
+        size = config.resolution or _native_size(described, config.model)
+        seen = _look(described, size, config)
+        network, missing = _build(described, config)
+        summary = _choose_summary(config, seen, pooler=seen.pooled_dim is not None and not missing)
+        super().__init__(
+            FeatureSpec(
+                summary_dim={"pool": seen.pooled_dim, "cls": seen.dim, "none": None}[summary],
+                spatial_dim=seen.dim,
+                patch_size=size[0] // seen.grid[0],
+                resolution=size,
+                native_grid=seen.grid,
+                spatial_from=f"last_hidden_state of {type(network).__name__}",
+                summary_from={"pool": "pooler_output", "cls": "first token", "none": ""}[summary],
+            ),
+            mean=mean,
+            std=std,
+            chunk_size=config.chunk_size,
+        )
+        self.network, self.summary, self.prefix = network, summary, seen.num_prefix_tokens
+        self.interpolates = config.resolution is not None
+
+    def extract(self, images: Tensor) -> Features:
+        """Runs the model; see `Teacher.extract`."""
+        output = _run(self.network, images, interpolate=self.interpolates)
+        hidden, summary = output.last_hidden_state, None
+        if self.summary == "pool":
+            summary = output.pooler_output.flatten(1)
+        elif self.summary == "cls":
+            summary = hidden[:, 0]
+        if self.prefix is not None:
+            patches = hidden[:, self.prefix :].transpose(1, 2)
+            hidden = patches.unflatten(2, self.spec.grid(*images.shape[-2:]))
+        return Features(summary, hidden)
+
+
+class _Seen(NamedTuple):
+    """What came back from one pass on the meta device.
+
+    Attributes:
+        dim: channels of the map.
+        grid: its (h, w) cells.
+        num_prefix_tokens: tokens before the patches'; None where the map is no token list.
+        pooled_dim: channels of `pooler_output`; None where there is none.
+    """
+
+    dim: int
+    grid: tuple[int, int]
+    num_prefix_tokens: int | None
+    pooled_dim: int | None
+
+
+def _library() -> Any:
+    """The package, which is an extra."""
+    try:
+        return import_module("transformers")
+    except ImportError as error:
+        raise TeacherError(
+            f"kind hf needs Hugging Face's transformers ({error}); run "
+            "`pip install 'featsharp-distill[hf]'`"
+        ) from None
+
+
+def _fetched(model: str, what: str, read: Callable[[], Any]) -> Any:
+    """What `read` finds in a repository or directory; its errors as one message."""
+    try:
+        return read()
+    except (OSError, ValueError, KeyError) as error:
+        if Path(model).is_dir() or not isinstance(error, OSError):
+            raise TeacherError(f"model: {what} of {model}: {shorten(str(error))}") from None
+        asked = f"{what} of Hugging Face's {model!r}"
+        raise download_failed(asked, fetch(model, "model"), error) from None
+
+
+def _describe(model: str) -> Any:
+    """The config of the vision model."""
+    transformers = _library()
+    read = transformers.AutoConfig.from_pretrained
+    config = _fetched(model, "config.json", lambda: read(model, trust_remote_code=False))
+    return getattr(config, "vision_config", config)
+
+
+def _normalization(model: str) -> tuple[Sequence[float], Sequence[float]]:
+    """The pixels' mean and std, for images in [0, 1]."""
+    mixin = _library().image_processing_base.ImageProcessingMixin
+    stored, _ = _fetched(
+        model, "preprocessor_config.json", lambda: mixin.get_image_processor_dict(model)
+    )
+    if not stored.get("do_normalize", True):
+        return (0, 0, 0), (1, 1, 1)
+    if "image_mean" not in stored or "image_std" not in stored:
+        raise TeacherError(
+            f"model: the preprocessor_config.json of {model} has no image_mean and image_std, so "
+            "nobody knows how its pixels are normalised; write them there"
+        )
+    return stored["image_mean"], stored["image_std"]
+
+
+def _native_size(described: Any, model: str) -> tuple[int, int]:
+    size = getattr(described, "image_size", None)
+    if size is None:
+        raise TeacherError(
+            f"resolution: missing; the config of {model} has no image_size, so give the "
+            "(height, width) in pixels to run at"
+        )
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _build(described: Any, config: HFConfig) -> tuple[Any, bool]:
+    """The network, and whether the repository lacks its pooler, which is then random."""
+    auto = _library().AutoModel
+    if config.weights == "none" or on_meta():
+        with seeded():
+            return auto.from_config(described), False
+    network, report = _fetched(
+        config.model,
+        "the weights",
+        lambda: auto.from_pretrained(
+            config.model,
+            config=described,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+        ),
+    )
+    wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    lost = sorted(key for key in wrong if not key.startswith("pooler."))
+    if lost:
+        raise TeacherError(
+            f"weights: {config.model} lacks {len(lost)} tensors of its {type(network).__name__}, "
+            f"{lost[0]} first"
+        )
+    return network, bool(wrong)
+
+
+def _look(described: Any, size: tuple[int, int], config: HFConfig) -> _Seen:
+    """Runs the model once, without storage, to learn its shapes."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network = _library().AutoModel.from_config(described).eval()
+            images = torch.empty(2, 3, *size)
+            output = _run(network, images, interpolate=config.resolution is not None)
+        hidden: Tensor = output.last_hidden_state
+    except Exception as error:  # whatever a model of another kind of input raises
+        raise TeacherError(
+            f"model: {config.model} ({type(described).__name__}) gives no last_hidden_state of "
+            f"images of {size[0]} x {size[1]} px alone: {shorten(str(error))}"
+        ) from None
+    pooled = getattr(output, "pooler_output", None)
+    pooled_dim = None if pooled is None else pooled.flatten(1).shape[1]
+    if hidden.ndim == 4:
+        return _Seen(hidden.shape[1], (hidden.shape[2], hidden.shape[3]), None, pooled_dim)
+    grid = _grid(described, size, hidden.shape[1])
+    if grid is None:
+        raise TeacherError(
+            f"model: {config.model} returns {hidden.shape[1]} tokens for {size[0]} x {size[1]} px, "
+            "which are no grid of patches"
+        )
+    return _Seen(hidden.shape[2], grid, hidden.shape[1] - grid[0] * grid[1], pooled_dim)
+
+
+def _grid(described: Any, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
+    """The (h, w) cells behind a list of tokens, of which only whole grids may have a prefix."""
+    patch = getattr(described, "patch_size", None)
+    if isinstance(patch, int):
+        h, w = size[0] // patch, size[1] // patch
+        if h * w <= tokens:
+            return h, w
+    side = isqrt(tokens)  # stages of a Swin have larger cells than its patches
+    return (side, side) if side * side == tokens and size[0] == size[1] else None
+
+
+def _choose_summary(config: HFConfig, seen: _Seen, *, pooler: bool) -> str:
+    there = {"pool": pooler, "cls": bool(seen.num_prefix_tokens), "none": True}
+    if config.summary == "auto":
+        return next(name for name, is_there in there.items() if is_there)
+    if not there[config.summary]:
+        known = ", ".join(name for name, is_there in there.items() if is_there)
+        raise TeacherError(f"summary: {config.model} has no {config.summary}; choose {known}")
+    return config.summary
+
+
+def _run(network: Any, images: Tensor, *, interpolate: bool) -> Any:
+    """A pass; models that interpolate their positions on request are asked to."""
+    asked = interpolate and "interpolate_pos_encoding" in signature(network.forward).parameters
+    options = {"interpolate_pos_encoding": True} if asked else {}
+    return network(pixel_values=images, **options)

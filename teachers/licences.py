@@ -1,0 +1,60 @@
+"""Licences of teachers' weights, and whether they limit what a student may be used for.
+
+What was known when this was written, and no legal advice: the licence that comes with the weights
+decides, and whether a student derives from its teachers is for its user's lawyers.
+"""
+
+from typing import NamedTuple
+
+
+class Licence(NamedTuple):
+    """A licence.
+
+    Attributes:
+        name: as people call it.
+        limits: how it may limit the use of a student; empty where it does not.
+    """
+
+    name: str
+    limits: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}; limits the student: {self.limits}" if self.limits else self.name
+
+
+# By the identifiers of the Hugging Face hub and of timm's pretrained configs.
+LICENCES = {
+    "apache-2.0": Licence("Apache-2.0"),
+    "apple-amlr": Licence("Apple ML Research Model licence (apple-amlr)", "research only"),
+    "apple-ascl": Licence(
+        "Apple licence (apple-ascl; their cards now say apple-amlr)", "research only"
+    ),
+    "bsd-3-clause": Licence("BSD-3-Clause"),
+    "cc-by-4.0": Licence("CC BY 4.0"),
+    "cc-by-nc-4.0": Licence("CC BY-NC 4.0", "no commercial use"),
+    "dinov3-license": Licence(
+        "DINOv3 licence (gated)", "its terms bind what derives from it; no military use"
+    ),
+    "fair-noncommercial-research-license": Licence(
+        "FAIR Noncommercial Research licence", "non-commercial research only"
+    ),
+    "gemma": Licence(
+        "Gemma Terms of Use (gated)", "models distilled from it are bound by its use restrictions"
+    ),
+    "mit": Licence("MIT"),
+    "nsclv1": Licence("NVIDIA Source Code licence (NSCLv1)", "no commercial use"),
+    "nvidia-open-model-license": Licence("NVIDIA Open Model licence"),
+}
+
+
+def licence_text(identifier: str | None, source: str) -> str:
+    """A licence in words.
+
+    Args:
+        identifier: of the hub or of timm; None where nobody says.
+        source: of the weights, `at https://...` or in other words.
+    """
+    if identifier is None or identifier == "unknown":
+        return f"not known here; read it {source}"
+    found = LICENCES.get(identifier)
+    return str(found) if found else f"{identifier}; read {source} whether it limits the student"
