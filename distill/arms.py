@@ -49,6 +49,7 @@ class Pass(NamedTuple):
 
     Attributes:
         arm: its name; empty where a recipe has no arms.
+        first: place of its first image among those of the step, over all ranks.
         images: how many.
         share: of a loss that every image of the step takes part in; those of all passes of all
             ranks sum to 1.
@@ -58,6 +59,7 @@ class Pass(NamedTuple):
     """
 
     arm: str
+    first: int
     images: int
     share: float
     shares: Mapping[str, float]
@@ -120,6 +122,7 @@ class StepPlan:
             of_arm = part.micro_batch_size / part.batch_size
             one = Pass(
                 arm=name,
+                first=0,
                 images=part.micro_batch_size,
                 share=of_arm * weights[name] / sum(weights.values()),
                 shares={t: of_arm * weights[name] / totals[t] for t in self._teachers[name]},
@@ -127,7 +130,8 @@ class StepPlan:
                 routes={t: self.arms[name].routes.get(t, "auto") for t in self._teachers[name]},
             )
             passes += [one] * part.micro_batches
-        return passes
+        places = self.layout.slices(rank, step, 0)
+        return [one._replace(first=p.first) for one, p in zip(passes, places, strict=True)]
 
     def _parts(self, step: int) -> list[Part]:
         return [

@@ -1,7 +1,7 @@
 """The one training loop: next batch, loss, step, log, save; the same for everything trained here.
 
 It knows no teacher and no student: a `Task` turns a micro-batch of images into a loss. Everything
-random is seeded from (seed, purpose, rank, step, micro-batch), so a resumed run repeats nothing and
+random is seeded from (seed, purpose, step, place in the step), so a resumed run repeats nothing and
 misses nothing. It does not schedule anything by wall time, and it saves only between two steps.
 """
 
@@ -178,15 +178,14 @@ class Loop:
         plan, keys = self._plan, []
         sums: dict[str, Tensor] = {}
         passes = plan.passes(step)
-        for micro, part in enumerate(passes):
+        for part in passes:
             started = time.perf_counter()
             batch = next(batches)
             self._meter.waited += time.perf_counter() - started
             keys += batch.keys
             images = batch.images.to(self._device, non_blocking=True).float() / 255
-            distributed.seed_default_generators(
-                plan.seed, "forward", distributed.rank(), step, micro
-            )
+            # By the images' place: whichever rank they fall to, they meet the same numbers.
+            distributed.seed_default_generators(plan.seed, "forward", step, part.first)
             terms = self._task.loss(images, part)
             # The engine takes the mean over the ranks, and the shares of all of them sum to 1.
             self._task.engine.backward(terms.total * distributed.world_size())
