@@ -248,7 +248,7 @@ def _check_lanes(config: DataConfig, part: Part, shards: Sequence[int]) -> None:
     advice = f"use {', '.join(map(str, sorted(fitting[:3])))}"
     if not fitting:
         advice = "no number fits: use fewer workers, more shards or another batch_size"
-    shared = "" if share == 1 else f", of which {share} are read by an arm,"
+    shared = "" if share == 1 else f", of which {share} are read by one part of a step,"
     raise DataError(
         f"data.lanes={lanes}{shared} must be a multiple of {len(part.ranks)} ranks x "
         f"{max(config.workers, 1)} workers, divide batch_size {part.batch_size} and be at most "
