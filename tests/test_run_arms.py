@@ -61,7 +61,7 @@ def recipe_in(folder: Path, shards: Path | None = None, **others: Any) -> Path:
     return write_recipe(folder, **found, run={"resolution": None, "batch_size": None, **run_of})
 
 
-def keys_of_states(folder: Path, step: int) -> dict[str, int]:
+def position_of(folder: Path, step: int) -> dict[str, int]:
     manifest = folder / f"run/checkpoints/step-{step:08d}/MANIFEST.json"
     position: dict[str, int] = json.loads(manifest.read_text())["stream"]["position"]
     return position
@@ -86,11 +86,10 @@ def test_every_arm_is_logged_with_its_teachers(finished: Path) -> None:
             for part in ("summary", "spatial"):
                 assert line[f"loss/{name}/{part}"] > 0
         assert not any(name.startswith("loss/high/other") for name in line)
-        mean = (4 * line["loss/low/expert/spatial"]) + (
-            (line["images"] - images[0]) * 0 + (4 if line["step"] > 3 else 2)
-        ) * line["loss/high/expert/spatial"]
-        count = 8 if line["step"] > 3 else 6
-        assert line["loss/expert/spatial"] == pytest.approx(mean / count, rel=1e-5)
+        large = 4 if line["step"] > 3 else 2
+        arms = [line[f"loss/{arm}/expert/spatial"] for arm in ("low", "high")]
+        mean = (4 * arms[0] + large * arms[1]) / (4 + large)
+        assert line["loss/expert/spatial"] == pytest.approx(mean, rel=1e-5)
         assert line["loss/other/spatial"] == pytest.approx(line["loss/low/other/spatial"])
 
 
@@ -129,7 +128,7 @@ def test_from_two_ranks_to_one_and_back_no_sample_is_lost_or_repeated(
             command = launcher_command(recipe, override, ranks=ranks)
         done = run(command, tmp_path)
         assert done.returncode == 0, done.stderr
-        assert keys_of_states(tmp_path, steps) == {
+        assert position_of(tmp_path, steps) == {
             "step": steps,
             "samples": {2: 12, 4: 26, 6: 42}[steps],
         }
