@@ -24,6 +24,7 @@ from distill.schedule import ScheduleConfig, scheduled_ratio
 from distill.tracking import Tracker, log
 
 Outcome = Literal["done", "preempted"]
+LEFT_OUT = "non_finite/"  # a task's metrics of this prefix are above 0 where it left a loss out
 _MAX_SKIPPED = 20  # fp16 halves its loss scale at each: 2^16 has reached 2^-4 by then
 
 
@@ -41,6 +42,9 @@ class Task(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes what a resumed run needs beside the engine; called by every rank."""
+
+    def load(self, folder: Path) -> None:
+        """Goes back to what `save` wrote, the engine aside; called by every rank."""
 
     def draw(self, images: Tensor, path: Path) -> None:
         """Draws a picture of the progress; called by every rank, rank 0 writes the file."""
@@ -202,7 +206,14 @@ class Loop:
         if not all(map(_is_finite, means.values())):
             bad = [] if finite else [n for n, v in sums.items() if not v.isfinite()]
             self._give_up(step, bad, keys)
+        if any(value for name, value in means.items() if name.startswith(LEFT_OUT)):
+            self._warn(step, sums, keys)
         return means, shared[-1] > 0
+
+    def _warn(self, step: int, sums: dict[str, Tensor], keys: list[str]) -> None:
+        """Says on rank 0 what the task left out on which rank, and of which keys."""
+        bad = [n.removeprefix(LEFT_OUT) for n, v in sums.items() if n.startswith(LEFT_OUT) and v]
+        log.warning("step %d: not finite, so left out:\n%s", step, _by_rank(bad, keys))
 
     def _check_gradient(self, step: int, result: StepResult, keys: list[str]) -> None:
         if not result.skipped:
@@ -215,13 +226,8 @@ class Loop:
 
     def _give_up(self, step: int, bad: list[str], keys: list[str]) -> None:
         """Raises on every rank, naming the ranks, the losses and the keys they saw."""
-        found = distributed.gather_objects((bad, keys))
-        lines = [
-            f"  rank {rank}: {', '.join(names)}; keys: {', '.join(seen)}"
-            for rank, (names, seen) in enumerate(found)
-            if names
-        ]
-        raise NonFiniteError(f"step {step}: not finite, so the run stops:\n" + "\n".join(lines))
+        lines = _by_rank(bad, keys)
+        raise NonFiniteError(f"step {step}: not finite, so the run stops:\n{lines}")
 
     def _report(self, step: int, means: dict[str, float], lr: float, result: StepResult) -> None:
         plan, meter = self._plan, self._meter
@@ -279,6 +285,16 @@ def _named(terms: LossTerms) -> dict[str, Tensor]:
     """What a micro-batch logs."""
     parts = {f"loss/{name}": value for name, value in terms.parts.items()}
     return {"loss": terms.total.detach(), **parts, **terms.metrics}
+
+
+def _by_rank(bad: list[str], keys: list[str]) -> str:
+    """A line for each rank where something was wrong; every rank must call this."""
+    found = distributed.gather_objects((bad, keys))
+    return "\n".join(
+        f"  rank {rank}: {', '.join(names)}; keys: {', '.join(seen)}"
+        for rank, (names, seen) in enumerate(found)
+        if names
+    )
 
 
 def _is_finite(value: float) -> bool:

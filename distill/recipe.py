@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from distill.config import load_recipe
+from distill.engine import why_no_whole_average
+from distill.equivariance import ShiftConfig
 from distill.evaluation.during_training import TrainingBenchmarksConfig
 from distill.evaluation.fidelity import EvaluationConfig
 from distill.objective import ObjectiveConfig
@@ -56,6 +58,10 @@ class StudentRecipe(TrainingRecipe):
                 "teachers, or set its weights in objective.weights to 0"
             )
         self._check_resolution("run.resolution", self.run.resolution)
+        self._check_shifts(self.run.resolution)
+        problem = why_no_whole_average(self.engine) if self.objective.mesa else None
+        if problem:
+            raise ValueError(f"{problem}; or leave objective.mesa out")
         for number, resolution in enumerate(self.evaluation.resolutions if self.evaluation else ()):
             self._check_resolution(f"evaluation.resolutions.{number}", resolution)
         return self
@@ -67,6 +73,14 @@ class StudentRecipe(TrainingRecipe):
             raise ValueError(
                 f"{path}: {list(resolution)} px is no multiple of the student's "
                 f"patch size of {patch}; the nearest that is: {near}"
+            )
+
+    def _check_shifts(self, resolution: tuple[int, int]) -> None:
+        config, tokens = self.objective.equivariance, min(resolution) // self.student.patch_size
+        if isinstance(config, ShiftConfig) and config.limit >= tokens:
+            raise ValueError(
+                f"objective.equivariance.limit: crops {config.limit} tokens apart share nothing "
+                f"where a side has {tokens}; use at most {tokens - 1}, or a larger run.resolution"
             )
 
 

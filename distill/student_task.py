@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill import distributed
+from distill import distributed, mesa
 from distill.engine import Engine
+from distill.equivariance import build_views, central_crop
 from distill.errors import RecipeError
 from distill.evaluation.student_encoder import StudentEncoder
-from distill.feature_statistics import save_statistics
 from distill.objective import LossTerms, Objective
 from distill.recipe import StudentRecipe
 from distill.targets import Targets, teacher_input_size
@@ -92,25 +92,49 @@ class StudentTask:
         self.engine = engine
         self._targets = targets
         self._config, self._specs = student.config, student.targets
-        self._resolution = recipe.run.resolution
+        self._resolution, self._patch = recipe.run.resolution, recipe.student.patch_size
+        self._equivariance, self._mesa = recipe.objective.equivariance, recipe.objective.mesa
         self._objective = Objective(recipe.objective, targets.dispersions())
 
     def loss(self, images: Tensor) -> LossTerms:
-        """The loss of one micro-batch (B, 3, H, W) in [0, 1]."""
-        targets = self._targets(images)
-        output: StudentOutput = self.engine(images)
-        return self._objective(output.heads, targets)
+        """The loss of one micro-batch (B, 3, H, W) in [0, 1], of `frame_size`."""
+        generator = distributed.derived_generator("views")
+        readers = [*self._targets.teachers, *([mesa.READER] if self._mesa else [])]
+        views = build_views(self._equivariance, images, self._patch, readers, generator)
+        targets = self._targets(views.student, views.of)
+        output: StudentOutput = self.engine(views.student)
+        terms = self._objective(output.heads, targets, views.pairs)
+        if self._mesa is None or self.engine.steps < self._mesa.start_step:
+            return terms
+        average = self._average_map(views.of(mesa.READER))
+        loss = mesa.mesa_loss(output.backbone.spatial, average, views.pairs)
+        total = terms.total + self._mesa.weight * loss
+        return terms._replace(total=total, parts={**terms.parts, "mesa": loss.detach()})
+
+    def _average_map(self, images: Tensor) -> Tensor:
+        """The backbone map of the averaged weights."""
+        average, autocast = self.engine.averaged, self.engine.config.precision == "bf16"
+        assert isinstance(average, Student)
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+            return average.forward_intermediates(images, [len(average.trunk.blocks) - 1])[0]
 
     def save(self, folder: Path) -> None:
-        """Writes the student as it would be exported, and its targets' statistics."""
+        """Writes the student as it would be exported, its targets' statistics and the state."""
         weights = self.engine.weights()
         if distributed.rank() == 0:
             save_student(
                 folder / "student.safetensors", self._config, self._specs, weights, metadata={}
             )
-            for name, statistics in self._targets.statistics.items():
-                path = folder / "statistics" / f"{name}.safetensors"
-                save_statistics(path, statistics, fingerprint="checkpoint")
+            self._targets.save(folder / "statistics")
+            if state := self._objective.state():
+                torch.save(state, folder / "objective.pt")
+
+    def load(self, folder: Path) -> None:
+        """Goes back to a checkpoint's statistics, which stay as they are, and state."""
+        self._targets.load(folder / "statistics")
+        self._objective.dispersions = self._targets.dispersions()
+        if self._objective.state():
+            self._objective.restore(torch.load(folder / "objective.pt"))
 
     def encoder(self) -> StudentEncoder:
         """A copy of the student as it would be exported now; every rank must call this.
@@ -124,9 +148,10 @@ class StudentTask:
         """Draws PCA panels of the teachers and the student side by side."""
         from distill.pictures import draw_panels
 
+        shown = central_crop(self._equivariance, images[:4], self._patch)
         self.engine.train(False)
         with torch.no_grad():
-            output: StudentOutput = self.engine(images[:4])
+            output: StudentOutput = self.engine(shown)
         self.engine.train(True)
         if distributed.rank() == 0:
-            draw_panels(path, images[:4], self._targets(images[:4]), {"student": output})
+            draw_panels(path, shown, self._targets(shown), {"student": output})

@@ -4,7 +4,7 @@ Teachers live here, outside the module that DeepSpeed trains, so that they never
 optimiser or a checkpoint.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,8 @@ from teachers.features import Features, FeatureSpec
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
+
+_IN_CHECKPOINT = "checkpoint"  # in the place of a fingerprint
 
 
 class TargetsConfig(BaseModel):
@@ -73,15 +75,20 @@ class Targets:
         self.statistics: dict[str, TargetStatistics] = {}
         self._patch, self._phi_s = student_patch, phi_s
 
-    def features(self, images: Tensor) -> dict[str, Features]:
+    def features(
+        self, images: Tensor, view: Callable[[str], Tensor] | None = None
+    ) -> dict[str, Features]:
         """Every teacher's own features.
 
         Args:
             images: (B, 3, H, W) in [0, 1], at the student's size where there is one.
+            view: teacher name to what it sees in their place, of the same shape.
         """
         size = (images.shape[-2], images.shape[-1])
         return {
-            name: teacher(resize(images, self._input_size(teacher.spec, size)))
+            name: teacher(
+                resize(view(name) if view else images, self._input_size(teacher.spec, size))
+            )
             for name, teacher in self.teachers.items()
         }
 
@@ -90,9 +97,12 @@ class Targets:
             return spec.resolution
         return teacher_input_size(spec, images, self._patch)
 
-    def __call__(self, images: Tensor) -> dict[str, Features]:
+    def __call__(
+        self, images: Tensor, view: Callable[[str], Tensor] | None = None
+    ) -> dict[str, Features]:
         """Every teacher's target: its features, the map standardised where the recipe asks."""
-        return {name: self.standardise(name, f) for name, f in self.features(images).items()}
+        found = self.features(images, view)
+        return {name: self.standardise(name, features) for name, features in found.items()}
 
     def standardise(self, name: str, features: Features) -> Features:
         """Standardises one teacher's map, where the recipe asks for it."""
@@ -105,6 +115,25 @@ class Targets:
         """Teacher name to angular dispersion of its summaries, ()."""
         device = distributed.device()
         return {name: s.dispersion.to(device) for name, s in self.statistics.items()}
+
+    def save(self, folder: Path) -> None:
+        """Writes the statistics as a checkpoint keeps them."""
+        for name, statistics in self.statistics.items():
+            save_statistics(folder / f"{name}.safetensors", statistics, _IN_CHECKPOINT)
+
+    def load(self, folder: Path) -> None:
+        """Goes back to the statistics of a checkpoint, whatever has been estimated since.
+
+        Raises:
+            ValueError: those of a teacher are missing.
+        """
+        for name in self.statistics:
+            path = folder / f"{name}.safetensors"
+            statistics = load_statistics(path, _IN_CHECKPOINT)
+            if statistics is None:
+                raise ValueError(f"{path}: missing, or not the statistics of a checkpoint")
+            phi_s = statistics.phi_s.to(distributed.device())
+            self.statistics[name] = statistics._replace(phi_s=phi_s)
 
     def fit(
         self, batches: Iterator[Tensor], folder: Path, facts: Mapping[str, object], num_images: int

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill import distributed
 from distill.engine import Engine
+from distill.equivariance import frame_size
 from distill.errors import command
 from distill.evaluation.during_training import TrainingBenchmarks
 from distill.optimizer import decay_groups
@@ -33,15 +34,24 @@ def main() -> None:
 
 def assemble(recipe: StudentRecipe, micro_batch: int) -> Assembly:
     """Builds teachers, their targets and the student, and opens the images."""
-    stream = open_stream(recipe, recipe.run.resolution, micro_batch)
+    run, objective = recipe.run, recipe.objective
+    size = frame_size(objective.equivariance, run.resolution, recipe.student.patch_size)
+    stream = open_stream(recipe, size, micro_batch)
     teachers = build_teachers(recipe)
     targets = build_targets(recipe, teachers)
     _fit(recipe, targets, micro_batch)
     student = build_student(recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
-    engine = Engine(student, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
+    engine = Engine(
+        student,
+        recipe.engine,
+        recipe.optimizer,
+        groups,
+        micro_batch_size=micro_batch,
+        whole_average=objective.mesa is not None,
+    )
     task = StudentTask(recipe, student, engine, targets)
-    run, benchmarks = recipe.run, None
+    benchmarks = None
     if recipe.benchmarks is not None:
         benchmarks = TrainingBenchmarks(recipe.benchmarks, task.encoder, run.dir, run.steps)
     return Assembly(task, stream, benchmarks)

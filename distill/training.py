@@ -205,6 +205,7 @@ class _Session:
             )
         self._stream.restore(manifest["stream"])
         self._task.engine.load(folder)
+        self._task.load(folder)
         restore_generators(torch.load(folder / f"random_{distributed.rank()}.pt"))
         self.saved_step = manifest["step"]
 

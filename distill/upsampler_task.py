@@ -162,6 +162,9 @@ class UpsamplerTask:
             card = upsampler_card(self._recipe, self._teacher.spec, self._fingerprint)
             save_upsampler(folder / "upsampler.safetensors", carried(weights), card)
 
+    def load(self, folder: Path) -> None:
+        """Nothing: all that training changes is in the engine."""
+
     def draw(self, images: Tensor, path: Path) -> None:
         """Draws PCA panels of the encoder's map, bilinear and upsampled."""
         from distill.pictures import draw_maps
