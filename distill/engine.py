@@ -121,8 +121,8 @@ class Autocast(nn.Module):
         self.module = module
         self.enabled = enabled
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """Calls the module."""
+    def forward(self, *inputs: Any) -> Any:
+        """Calls the module, whose first input is a tensor."""
         with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self.enabled):
             return self.module(*inputs)
 
@@ -171,7 +171,7 @@ class Engine:
         in_slices = bool(config.ema_decay) and not whole_average
         self._average = [p.detach().clone() for p in self._masters()] if in_slices else []
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """Runs the module's forward pass."""
         return self._engine(*inputs)
 

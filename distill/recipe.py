@@ -10,10 +10,13 @@ from distill.engine import why_no_whole_average
 from distill.equivariance import ShiftConfig
 from distill.evaluation.during_training import TrainingBenchmarksConfig
 from distill.evaluation.fidelity import EvaluationConfig
+from distill.finetuning import FinetuningConfig
 from distill.objective import ObjectiveConfig
+from distill.reparametrisation import ReparametrisationConfig
 from distill.targets import TargetsConfig
 from distill.training_recipe import RunConfig, TrainingRecipe
-from student.config import StudentConfig
+from distill.window_augmentation import WindowAugmentationConfig
+from student.config import StudentConfig, StudentInit
 from teachers.build import parse_teacher
 from teachers.teacher import TeacherConfig
 from teachers.upsamplers.resize import Factor
@@ -32,7 +35,13 @@ class StudentRun(RunConfig):
 
 
 class StudentRecipe(TrainingRecipe):
-    """A student and its teachers: `task: student`."""
+    """A student and its teachers: `task: student`.
+
+    Attributes:
+        reparametrisation: what stands between weights and layers in training.
+        window_augmentation: steps that attend within windows.
+        finetuning: trains parts of `student.init` only; None trains all.
+    """
 
     task: Literal["student"] = "student"
     run: StudentRun
@@ -40,6 +49,9 @@ class StudentRecipe(TrainingRecipe):
     student: StudentConfig
     targets: TargetsConfig = TargetsConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    reparametrisation: ReparametrisationConfig = ReparametrisationConfig()
+    window_augmentation: WindowAugmentationConfig = WindowAugmentationConfig()
+    finetuning: FinetuningConfig | None = None
     evaluation: EvaluationConfig | None = None
     benchmarks: TrainingBenchmarksConfig | None = None
 
@@ -59,6 +71,8 @@ class StudentRecipe(TrainingRecipe):
             )
         self._check_resolution("run.resolution", self.run.resolution)
         self._check_shifts(self.run.resolution)
+        self._check_reparametrisation()
+        self._check_finetuning()
         problem = why_no_whole_average(self.engine) if self.objective.mesa else None
         if problem:
             raise ValueError(f"{problem}; or leave objective.mesa out")
@@ -81,6 +95,33 @@ class StudentRecipe(TrainingRecipe):
             raise ValueError(
                 f"objective.equivariance.limit: crops {config.limit} tokens apart share nothing "
                 f"where a side has {tokens}; use at most {tokens - 1}, or a larger run.resolution"
+            )
+
+    def _check_reparametrisation(self) -> None:
+        config = self.reparametrisation
+        if self.student.activation_checkpointing and (config.spectral != "none" or config.damp):
+            raise ValueError(
+                "reparametrisation: a second forward pass would draw other noise and other norms; "
+                "set student.activation_checkpointing to false, or leave it out"
+            )
+
+    def _check_finetuning(self) -> None:
+        if self.finetuning is None:
+            return
+        if not isinstance(self.student.init, StudentInit):
+            raise ValueError(
+                "finetuning: trains parts of a trained student; give its file as student.init, "
+                "{kind: student, path: ...}"
+            )
+        if self.engine.zero_stage == 3:
+            raise ValueError(
+                "engine.zero_stage: 3 splits frozen weights too, which finetuning would then save "
+                "in part; use 1 or 2"
+            )
+        if self.reparametrisation.spectral != "none":
+            raise ValueError(
+                "reparametrisation.spectral: trains the norms of layers that finetuning freezes; "
+                "leave one of them out"
             )
 
 

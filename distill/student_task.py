@@ -11,9 +11,13 @@ from distill.engine import Engine
 from distill.equivariance import build_views, central_crop
 from distill.errors import RecipeError
 from distill.evaluation.student_encoder import StudentEncoder
+from distill.finetuning import freeze
 from distill.objective import LossTerms, Objective
 from distill.recipe import StudentRecipe
+from distill.reparametrisation import materialised, reparametrise
 from distill.targets import Targets, teacher_input_size
+from distill.window_augmentation import draw_window
+from student.config import StudentInit
 from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
 from teachers.build import TEACHERS, build_teacher
@@ -45,6 +49,14 @@ def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Stu
     """Builds the student; its initial weights depend on the recipe's seed only."""
     distributed.seed_default_generators(recipe.run.seed, "student")
     return Student(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
+
+
+def prepare_student(student: Student, recipe: StudentRecipe, targets: Targets) -> None:
+    """Makes of a student, in place, what is trained: frozen parts, reparametrised weights."""
+    if recipe.finetuning is not None:
+        assert isinstance(recipe.student.init, StudentInit)
+        freeze(student, recipe.student.init, recipe.finetuning, targets.teachers)
+    reparametrise(student, recipe.reparametrisation)
 
 
 def build_targets(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Targets:
@@ -93,6 +105,7 @@ class StudentTask:
         self._targets = targets
         self._config, self._specs = student.config, student.targets
         self._resolution, self._patch = recipe.run.resolution, recipe.student.patch_size
+        self._windows, self._seed = recipe.window_augmentation, recipe.run.seed
         self._equivariance, self._mesa = recipe.objective.equivariance, recipe.objective.mesa
         self._objective = Objective(recipe.objective, targets.dispersions())
 
@@ -102,7 +115,10 @@ class StudentTask:
         readers = [*self._targets.teachers, *([mesa.READER] if self._mesa else [])]
         views = build_views(self._equivariance, images, self._patch, readers, generator)
         targets = self._targets(views.student, views.of)
-        output: StudentOutput = self.engine(views.student)
+        height, width = views.student.shape[-2:]
+        grid = (height // self._patch, width // self._patch)
+        window = draw_window(self._windows, grid, self._seed, self.engine.steps)
+        output: StudentOutput = self.engine(views.student, window)
         terms = self._objective(output.heads, targets, views.pairs)
         if self._mesa is None or self.engine.steps < self._mesa.start_step:
             return terms
@@ -120,7 +136,7 @@ class StudentTask:
 
     def save(self, folder: Path) -> None:
         """Writes the student as it would be exported, its targets' statistics and the state."""
-        weights = self.engine.weights()
+        weights = materialised(self.engine.weights())
         if distributed.rank() == 0:
             save_student(
                 folder / "student.safetensors", self._config, self._specs, weights, metadata={}
@@ -141,7 +157,8 @@ class StudentTask:
 
         Its native resolution is the one that the run trains at.
         """
-        student = student_of(self._config, self._specs, self.engine.weights(), "the run's student")
+        weights = materialised(self.engine.weights())
+        student = student_of(self._config, self._specs, weights, "the run's student")
         return StudentEncoder(student.to(distributed.device()), resolution=self._resolution)
 
     def draw(self, images: Tensor, path: Path) -> None:

@@ -15,7 +15,13 @@ from distill.evaluation.during_training import TrainingBenchmarks
 from distill.optimizer import decay_groups
 from distill.process import arm_watchdog
 from distill.recipe import StudentRecipe, load_student_recipe
-from distill.student_task import StudentTask, build_student, build_targets, build_teachers
+from distill.student_task import (
+    StudentTask,
+    build_student,
+    build_targets,
+    build_teachers,
+    prepare_student,
+)
 from distill.targets import Targets
 from distill.tracking import log
 from distill.training import Assembly, open_stream, run_command
@@ -41,6 +47,7 @@ def assemble(recipe: StudentRecipe, micro_batch: int) -> Assembly:
     targets = build_targets(recipe, teachers)
     _fit(recipe, targets, micro_batch)
     student = build_student(recipe, teachers)
+    prepare_student(student, recipe, targets)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
     engine = Engine(
         student,

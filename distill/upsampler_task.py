@@ -10,8 +10,9 @@ from distill import distributed
 from distill.engine import Engine
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
+from distill.reparametrisation import materialised
 from distill.run_folder import versions
-from distill.spectral import SpectralScale, materialised, spectral_reparametrise
+from distill.spectral import SpectralScale, spectral_reparametrise
 from distill.training_recipe import resolved
 from distill.upsampler_recipe import UpsamplerRecipe
 from teachers.features import Features, FeatureSpec

@@ -22,7 +22,7 @@ from distill.engine import Engine
 from distill.errors import command
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
-from distill.spectral import materialised
+from distill.reparametrisation import materialised
 from distill.train_upsampler import base_resolution, build_encoder, fit_phi_s_of
 from distill.training import Assembly, open_stream, run_command
 from distill.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
