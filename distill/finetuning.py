@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
+from distill.errors import RecipeError
 from distill.low_rank import add_low_rank
 from student.config import StudentInit
 from student.model import Student
@@ -44,11 +45,20 @@ def freeze(
         init: where they come from.
         config: what of the trunk is trained.
         running: the teachers that are run.
+
+    Raises:
+        RecipeError: a new teacher's class token would be read by a frozen trunk's other tokens.
     """
+    old = set(read_student(init.path).targets)
+    loose = [n for n in student.targets if n not in old and n not in student.config.isolated]
+    if config.trunk == "frozen" and loose:
+        raise RecipeError(
+            f"student.isolated: must name {', '.join(loose)}, new to {init.path}: other tokens "
+            "would read the new class token, and with a frozen trunk no old output would stay"
+        )
     student.trunk.requires_grad_(False)
     for name, head in student.heads.items():
         head.requires_grad_(name in running)
-    old = set(read_student(init.path).targets)
     tokens = student.trunk.embedding.class_tokens
     fresh = torch.tensor([[name not in old] for name in student.targets])
     if fresh.any():

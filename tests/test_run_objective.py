@@ -1,10 +1,13 @@
-"""Whole runs with every option of the objective on: resumed to the bit, and on two ranks."""
+"""Whole runs with every option of objective and student on: resumed, on two ranks, fine-tuned."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+import student as student_package
 from distill.tracking import read_metrics
 from tests.tiny_run import (
     STEPS,
@@ -28,6 +31,17 @@ SECTIONS: dict[str, Any] = {
         "balancing": {"decay": 0.9},
         "tolerated_non_finite": 3,
     },
+    "student": {
+        "width": 32,
+        "depth": 2,
+        "heads": 2,
+        "max_resolution": 64,
+        "head": {"hidden_dim": 16, "attention_blocks": 1, "attention_heads": 4},
+        "position_dropout": 0.1,
+        "windows": {"num_global": 1},
+    },
+    "reparametrisation": {"spectral": "all", "damp": 0.05},
+    "window_augmentation": {"probability": 0.5, "sizes": [1]},
     "tracking": {"every": 1, "pictures_every": 12},
 }
 
@@ -84,6 +98,45 @@ def test_two_ranks_under_the_launcher(stage: int, finished: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path / "run")[-1]["loss/mesa"] > 0
 
+
+@pytest.mark.parametrize("trunk", ["frozen", "low_rank"])
+def test_a_student_learns_one_more_teacher_and_keeps_the_others(
+    trunk: str, finished: Path, tmp_path: Path
+) -> None:
+    """With the old teachers silent: their heads, and a frozen trunk, are the same bits after."""
+    before = finished / f"run/checkpoints/step-{STEPS:08d}/student.safetensors"
+    silent = {"summary": 0, "spatial": 0}
+    student = {
+        **SECTIONS["student"],
+        "init": {"kind": "student", "path": str(before)},
+        "isolated": ["new"],
+    }
+    recipe = write_recipe(
+        tmp_path,
+        data={"sources": [{"shards": str(finished / "shards")}]},
+        teachers={**SECTIONS["teachers"], "new": {**EXPERT, "model": "test_vit3"}},
+        student=student,
+        objective={"weights": {"expert": silent, "other": silent}},
+        finetuning={"trunk": trunk, "rank": 2},
+    )
+    done = run(plain_command(recipe, f"run.steps={STEPS // 2}"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics[-1]["loss/new/spatial"] < metrics[0]["loss/new/spatial"]
+    after = tmp_path / f"run/checkpoints/step-{STEPS // 2:08d}/student.safetensors"
+    old, new = load_file(before), load_file(after)
+    tokens = "trunk.embedding.class_tokens"
+    moved = {n for n, value in old.items() if n != tokens and not torch.equal(value, new[n])}
+    layers = {f"trunk.blocks.{i}.{part}.weight" for i in range(2) for part in PARTS}
+    assert moved == (layers if trunk == "low_rank" else set())
+    assert torch.equal(old[tokens], new[tokens][:2])
+    images = torch.rand(2, 3, 32, 48)
+    was, now = student_package.load(before)(images), student_package.load(after)(images)
+    drift = (was.heads["expert"].spatial - now.heads["expert"].spatial).abs().max()
+    assert drift < 1e-5 if trunk == "frozen" else drift > 1e-5
+
+
+PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 FAULTY_TEACHER = """
 import torch
