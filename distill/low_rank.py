@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from teachers.upsamplers.precision import no_autocast
+
 
 class LowRank(nn.Module):
     """The parametrisation of one weight: W + up down, which starts as W.
@@ -27,7 +29,8 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The updated weight, (out, in)."""
-        return weight + self.up @ self.down
+        with no_autocast(weight):
+            return weight + self.up @ self.down
 
 
 def add_low_rank(module: nn.Module, rank: int) -> None:
