@@ -109,12 +109,12 @@ def _common_grid(reader: str, prediction: Tensor, target: Tensor) -> list[Pair]:
 
 
 class _Term(NamedTuple):
-    """One loss of one teacher.
+    """One loss of one teacher on one micro-batch.
 
     Attributes:
         teacher: its name.
         part: `summary` or `spatial`.
-        weight: 0 where the teacher is silent.
+        weight: the recipe's.
         prediction: the head's.
         losses: (1,), or (B,) with one an image; None where the teacher is silent.
     """
@@ -175,15 +175,15 @@ class Objective:
         means = {name: each.mean() for name, each in losses.items()}
         factors = self._balancing(means) if self._balancing else {}
         left_out, metrics = self._left_out(means)
-        shares = self._shares(terms, factors)
+        kept = self._kept(terms, factors)
         total = torch.zeros((), device=terms[0].prediction.device)
         for term in terms:
             if term.losses is None or term.name in left_out:
                 total = total + term.nothing()
                 continue
             loss = means[term.name]
-            if shares:
-                loss = (term.losses * shares[term.teacher]).mean()
+            if kept:
+                loss = (term.losses * kept[term.teacher]).mean()
             total = total + term.weight * factors.get(term.name, 1.0) * loss
         parts = {name: loss.detach() for name, loss in means.items()}
         return LossTerms(total, parts | {n: torch.zeros_like(total) for n in left_out}, metrics)
@@ -250,7 +250,7 @@ class Objective:
         metrics = {f"non_finite/{n}": f for n, f in zip(means, flags.unbind(), strict=True)}
         return {name for name, flag in zip(means, flags.tolist(), strict=True) if flag}, metrics
 
-    def _shares(self, terms: Sequence[_Term], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _kept(self, terms: Sequence[_Term], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """For each teacher that speaks, how much it counts for each image, (B,)."""
         if not self.config.dropping:
             return {}
