@@ -51,11 +51,14 @@ def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Stu
     return Student(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
 
 
-def prepare_student(student: Student, recipe: StudentRecipe, targets: Targets) -> None:
+def prepare_student(
+    student: Student, recipe: StudentRecipe, teachers: Mapping[str, Teacher]
+) -> None:
     """Makes of a student, in place, what is trained: frozen parts, reparametrised weights."""
     if recipe.finetuning is not None:
         assert isinstance(recipe.student.init, StudentInit)
-        freeze(student, recipe.student.init, recipe.finetuning, targets.teachers)
+        running = [name for name, t in teachers.items() if recipe.objective.runs(name, t.spec)]
+        freeze(student, recipe.student.init, recipe.finetuning, running)
     reparametrise(student, recipe.reparametrisation)
 
 

@@ -47,7 +47,7 @@ def assemble(recipe: StudentRecipe, micro_batch: int) -> Assembly:
     targets = build_targets(recipe, teachers)
     _fit(recipe, targets, micro_batch)
     student = build_student(recipe, teachers)
-    prepare_student(student, recipe, targets)
+    prepare_student(student, recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
     engine = Engine(
         student,
