@@ -20,7 +20,7 @@ class BalancingConfig(BaseModel):
     """How fast the running means follow.
 
     Attributes:
-        decay: of the running mean of a loss, a micro-batch.
+        decay: of the running mean of a loss, a pass.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,27 +35,32 @@ class Balancing:
         config: how fast they follow.
 
     Attributes:
-        means: name of a loss to its running mean, () float64; empty before the first micro-batch.
+        means: name of a loss to its running mean, () float64; empty before the first pass.
     """
 
     def __init__(self, config: BalancingConfig) -> None:
         self._decay = config.decay
         self.means: dict[str, Tensor] = {}
 
-    def __call__(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Follows the losses of a micro-batch; every rank calls this with the same names.
+    def __call__(
+        self, losses: Mapping[str, Tensor], shares: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """Follows the losses of a pass; every rank calls this with the same names.
 
         Args:
-            losses: name to (); one that is not finite, on any rank, is not followed.
+            losses: name to (), times the pass's share of it.
+            shares: name to that share; 0 where the pass says nothing. A loss that is silent on all
+                ranks, or not finite on one, is not followed.
 
         Returns:
             Name to (), what to multiply each loss with; without a graph.
         """
         if not losses:
             return {}
-        values = torch.stack([loss.detach().double() for loss in losses.values()])
-        values = distributed.all_reduce(values) / distributed.world_size()
-        for name, value in zip(losses, values.unbind(), strict=True):
+        sums = torch.stack([loss.detach().double() for loss in losses.values()])
+        counts = sums.new_tensor([shares[name] for name in losses])
+        sums, counts = distributed.all_reduce(torch.stack([sums, counts]))
+        for name, value in zip(losses, (sums / counts).unbind(), strict=True):
             before = self.means.get(name, torch.full_like(value, torch.nan))
             after = torch.where(
                 before.isnan(), value, self._decay * before + (1 - self._decay) * value

@@ -7,7 +7,7 @@ when the ranks, or two micro-batches, use different parameters.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
@@ -103,6 +103,14 @@ class LossTerms(NamedTuple):
     parts: Mapping[str, Tensor]
     metrics: Mapping[str, Tensor] = MappingProxyType({})
 
+    def scaled(self, share: float) -> Self:
+        """All of it times a number."""
+        parts, metrics = (
+            {name: share * value for name, value in named.items()}
+            for named in (self.parts, self.metrics)
+        )
+        return self._replace(total=share * self.total, parts=parts, metrics=metrics)
+
 
 def _common_grid(reader: str, prediction: Tensor, target: Tensor) -> list[Pair]:
     return [Pair(*match_grids(prediction, target))]
@@ -130,6 +138,12 @@ class _Term(NamedTuple):
         """As in the metrics."""
         return f"{self.teacher}/{self.part}"
 
+    def value(self) -> Tensor:
+        """(), the mean over images without a graph; zero where the teacher is silent."""
+        if self.losses is None:
+            return torch.zeros((), device=self.prediction.device)
+        return self.losses.detach().mean()
+
     def nothing(self) -> Tensor:
         """(), zero, with the head in its graph."""
         return 0.0 * self.prediction.sum()
@@ -156,14 +170,18 @@ class Objective:
         self,
         heads: Mapping[str, Features],
         targets: Mapping[str, Features],
+        shares: Mapping[str, float],
         align: Align = _common_grid,
     ) -> LossTerms:
-        """Computes the loss, in float32.
+        """Computes what one pass adds to the step's loss, in float32.
 
         Args:
             heads: the student's head for every teacher, summary (B, D_summary) and spatial
                 (B, D, h, w).
             targets: what the teachers that are run ask for, standardised, spatial (B, D, h', w').
+            shares: teacher to the pass's share of its loss of the whole step; 0 where it is not in
+                the pass. Every pass has the same parts, zero where a teacher is silent, so that
+                ranks can add them up.
             align: finds where a teacher's map and the student's show the same, `Views.pairs`.
         """
         terms = [
@@ -171,22 +189,20 @@ class Objective:
             for name, head in heads.items()
             for term in self._terms(name, head, targets.get(name), align)
         ]
-        losses = {term.name: term.losses for term in terms if term.losses is not None}
-        means = {name: each.mean() for name, each in losses.items()}
-        factors = self._balancing(means) if self._balancing else {}
-        left_out, metrics = self._left_out(means)
+        counted = {t.name: shares.get(t.teacher, 0.0) * (t.losses is not None) for t in terms}
+        parts = {t.name: counted[t.name] * t.value() for t in terms if t.weight}
+        factors = self._balancing(parts, counted) if self._balancing else {}
+        left_out, metrics = self._left_out(parts)
         kept = self._kept(terms, factors)
         total = torch.zeros((), device=terms[0].prediction.device)
         for term in terms:
             if term.losses is None or term.name in left_out:
                 total = total + term.nothing()
                 continue
-            loss = means[term.name]
-            if kept:
-                loss = (term.losses * kept[term.teacher]).mean()
-            total = total + term.weight * factors.get(term.name, 1.0) * loss
-        parts = {name: loss.detach() for name, loss in means.items()}
-        return LossTerms(total, parts | {n: torch.zeros_like(total) for n in left_out}, metrics)
+            loss = (term.losses * kept[term.teacher] if kept else term.losses).mean()
+            scale = counted[term.name] * term.weight * factors.get(term.name, 1.0)
+            total = total + scale * loss
+        return LossTerms(total, parts | dict.fromkeys(left_out, torch.zeros_like(total)), metrics)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, the same on every rank; empty where no option keeps any."""
@@ -238,17 +254,17 @@ class Objective:
             for one in zip(pair.prediction.split(1), pair.target.split(1), strict=True)
         ]
 
-    def _left_out(self, means: Mapping[str, Tensor]) -> tuple[set[str], dict[str, Tensor]]:
-        """Losses of this rank that are not finite, while the recipe still allows for them."""
-        if not self.config.tolerated_non_finite or not means:
+    def _left_out(self, parts: Mapping[str, Tensor]) -> tuple[set[str], dict[str, Tensor]]:
+        """Losses of this pass that are not finite, while the recipe still allows for them."""
+        if not self.config.tolerated_non_finite:
             return set(), {}
-        flags = 1.0 - torch.stack(list(means.values())).isfinite().float()
+        flags = 1.0 - torch.stack(list(parts.values())).isfinite().float()
         total = self.num_non_finite + int(distributed.all_reduce(flags.clone()).sum())
         if total > self.config.tolerated_non_finite:
             return set(), {}
         self.num_non_finite = total
-        metrics = {f"non_finite/{n}": f for n, f in zip(means, flags.unbind(), strict=True)}
-        return {name for name, flag in zip(means, flags.tolist(), strict=True) if flag}, metrics
+        metrics = {f"non_finite/{n}": f for n, f in zip(parts, flags.unbind(), strict=True)}
+        return {name for name, flag in zip(parts, flags.tolist(), strict=True) if flag}, metrics
 
     def _kept(self, terms: Sequence[_Term], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """For each teacher that speaks, how much it counts for each image, (B,)."""

@@ -1,12 +1,13 @@
 """What the loop trains when it trains a student: teachers, objective, student, and its files."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from distill import distributed, mesa
+from distill.arms import Pass
 from distill.engine import Engine
 from distill.equivariance import build_views, central_crop
 from distill.errors import RecipeError
@@ -15,7 +16,9 @@ from distill.finetuning import freeze
 from distill.objective import LossTerms, Objective
 from distill.recipe import StudentRecipe
 from distill.reparametrisation import materialised, reparametrise
-from distill.targets import Targets, teacher_input_size
+from distill.route_table import route_rows
+from distill.routes import choose_route
+from distill.targets import Targets
 from distill.window_augmentation import draw_window
 from student.config import StudentInit
 from student.model import Student, StudentOutput
@@ -23,12 +26,19 @@ from student.storage import save_student, student_of
 from teachers.build import TEACHERS, build_teacher
 from teachers.check import check_teacher
 from teachers.errors import TeacherError
-from teachers.matched import MatchedTeacher
+from teachers.features import FeatureSpec
 from teachers.teacher import Teacher
 
 
-def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
+def build_teachers(
+    recipe: StudentRecipe, names: Collection[str] | None = None
+) -> dict[str, Teacher]:
     """Builds every teacher of a recipe, on this process's device, and checks the user's own.
+
+    Args:
+        recipe: names them.
+        names: those that this rank runs; the others come without weights, on the meta device,
+            for what they promise. None for all.
 
     Raises:
         RecipeError: a teacher cannot be built or breaks the contract; names its entry.
@@ -36,9 +46,11 @@ def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
     teachers = {}
     dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
     for name, config in recipe.teachers.items():
+        runs = names is None or name in names
+        device = distributed.device() if runs else torch.device("meta")
         try:
-            teachers[name] = build_teacher(config, device=distributed.device(), dtype=dtype)
-            if not TEACHERS.is_built_in(config.kind):
+            teachers[name] = build_teacher(config, device=device, dtype=dtype)
+            if runs and not TEACHERS.is_built_in(config.kind):
                 check_teacher(teachers[name])
         except TeacherError as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
@@ -62,33 +74,39 @@ def prepare_student(
     reparametrise(student, recipe.reparametrisation)
 
 
-def build_targets(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Targets:
+def build_targets(
+    recipe: StudentRecipe,
+    teachers: Mapping[str, Teacher],
+    names: Collection[str] | None = None,
+) -> Targets:
     """The teachers that any loss of the recipe counts for; the others are never run.
 
+    Args:
+        recipe: the student's.
+        teachers: all of its teachers.
+        names: those that this rank runs, if any loss counts for them; None for all.
+
     Raises:
-        RecipeError: none counts, or the student's grid is beyond what a teacher's upsamplers reach.
+        RecipeError: none counts, or one has no route to a size of the student's.
     """
     running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
     if not running:
         raise RecipeError("objective.weights: every weight is zero, so there is nothing to learn")
+    route_rows(recipe, teachers)
     for name, teacher in running.items():
-        if isinstance(teacher, MatchedTeacher):
-            _check_reach(recipe, name, teacher)
+        _check_evaluation(recipe, name, teacher)
+    here = {name: t for name, t in running.items() if names is None or name in names}
     phi_s = recipe.objective.standardisation == "phi_s"
-    return Targets(running, recipe.student.patch_size, phi_s=phi_s)
+    return Targets(here, recipe.student.patch_size, phi_s=phi_s)
 
 
-def _check_reach(recipe: StudentRecipe, name: str, teacher: MatchedTeacher) -> None:
-    """Refuses what the teacher would refuse at the first image of that size."""
-    evaluated = recipe.evaluation.resolutions if recipe.evaluation else []
-    for size in (recipe.run.resolution, *evaluated):
-        seen = teacher_input_size(teacher.spec, size, recipe.student.patch_size)
+def _check_evaluation(recipe: StudentRecipe, name: str, teacher: Teacher) -> None:
+    """Refuses what the teacher would refuse at the first held-out image."""
+    for size in recipe.evaluation.resolutions if recipe.evaluation else ():
         try:
-            teacher.covering(teacher.spec.grid(*seen))
+            choose_route(teacher, size, recipe.student.patch_size)
         except TeacherError as error:
-            raise RecipeError(
-                f"teachers.{name}.upsampler: students of {size[0]} x {size[1]} px have {error}"
-            ) from error
+            raise RecipeError(f"teachers.{name}: {error}") from error
 
 
 class StudentTask:
@@ -107,26 +125,29 @@ class StudentTask:
         self.engine = engine
         self._targets = targets
         self._config, self._specs = student.config, student.targets
-        self._resolution, self._patch = recipe.run.resolution, recipe.student.patch_size
+        self._resolution, self._patch = recipe.largest_resolution, recipe.student.patch_size
         self._windows, self._seed = recipe.window_augmentation, recipe.run.seed
         self._equivariance, self._mesa = recipe.objective.equivariance, recipe.objective.mesa
+        self._seen_by = _parts_of_arms(recipe, student.targets)
         self._objective = Objective(recipe.objective, targets.dispersions())
 
-    def loss(self, images: Tensor) -> LossTerms:
-        """The loss of one micro-batch (B, 3, H, W) in [0, 1], of `frame_size`."""
+    def loss(self, images: Tensor, part: Pass) -> LossTerms:
+        """What the images (B, 3, H, W) in [0, 1] of a pass add to the step's loss."""
         generator = distributed.derived_generator("views")
-        readers = [*self._targets.teachers, *([mesa.READER] if self._mesa else [])]
+        # Of all ranks' teachers, so that the draws do not depend on who runs which.
+        readers = [*part.routes, *([mesa.READER] if self._mesa else [])]
         views = build_views(self._equivariance, images, self._patch, readers, generator)
-        targets = self._targets(views.student, views.of)
+        targets = self._targets(views.student, part.routes, views.of)
         height, width = views.student.shape[-2:]
         grid = (height // self._patch, width // self._patch)
         window = draw_window(self._windows, grid, self._seed, self.engine.steps)
         output: StudentOutput = self.engine(views.student, window)
-        terms = self._objective(output.heads, targets, views.pairs)
+        terms = self._objective(output.heads, targets, part.shares, views.pairs)
+        terms = terms._replace(metrics={**terms.metrics, **self._of_arms(terms, part)})
         if self._mesa is None or self.engine.steps < self._mesa.start_step:
             return terms
         average = self._average_map(views.of(mesa.READER))
-        loss = mesa.mesa_loss(output.backbone.spatial, average, views.pairs)
+        loss = part.share * mesa.mesa_loss(output.backbone.spatial, average, views.pairs)
         total = terms.total + self._mesa.weight * loss
         return terms._replace(total=total, parts={**terms.parts, "mesa": loss.detach()})
 
@@ -136,6 +157,17 @@ class StudentTask:
         assert isinstance(average, Student)
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
             return average.forward_intermediates(images, [len(average.trunk.blocks) - 1])[0]
+
+    def _of_arms(self, terms: LossTerms, part: Pass) -> dict[str, Tensor]:
+        """The same losses for each arm by itself: a mean over its own images."""
+        none = torch.zeros((), device=terms.total.device)
+        found = {}
+        for arm, name in self._seen_by:
+            value = none
+            if arm == part.arm:
+                value = terms.parts[name] * (part.arm_share / part.shares[name.split("/")[0]])
+            found[f"loss/{arm}/{name}"] = value
+        return found
 
     def save(self, folder: Path) -> None:
         """Writes the student as it would be exported, its targets' statistics and the state."""
@@ -158,13 +190,13 @@ class StudentTask:
     def encoder(self) -> StudentEncoder:
         """A copy of the student as it would be exported now; every rank must call this.
 
-        Its native resolution is the one that the run trains at.
+        Its native resolution is the largest that the run trains at.
         """
         weights = materialised(self.engine.weights())
         student = student_of(self._config, self._specs, weights, "the run's student")
         return StudentEncoder(student.to(distributed.device()), resolution=self._resolution)
 
-    def draw(self, images: Tensor, path: Path) -> None:
+    def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         """Draws PCA panels of the teachers and the student side by side."""
         from distill.pictures import draw_panels
 
@@ -174,4 +206,20 @@ class StudentTask:
             output: StudentOutput = self.engine(shown)
         self.engine.train(True)
         if distributed.rank() == 0:
-            draw_panels(path, shown, self._targets(shown), {"student": output})
+            targets = self._targets(shown, part.routes)
+            draw_panels(path, shown, targets, {"student": output})
+
+
+def _parts_of_arms(
+    recipe: StudentRecipe, specs: Mapping[str, FeatureSpec]
+) -> list[tuple[str, str]]:
+    """Each arm with the losses that count in it, `clip/summary`; none where there are no arms."""
+    found = []
+    for arm, config in recipe.arms.items():
+        for name in config.teachers or recipe.teachers:
+            weights = recipe.objective.weights_of(name)
+            if weights.summary > 0 and specs[name].summary_dim is not None:
+                found.append((arm, f"{name}/summary"))
+            if weights.spatial > 0:
+                found.append((arm, f"{name}/spatial"))
+    return found

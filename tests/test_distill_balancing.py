@@ -11,7 +11,7 @@ from tests.ranks import run_on_ranks
 
 def follow(values: list[float], decay: float = 0.9) -> list[float]:
     balancing = Balancing(BalancingConfig(decay=decay))
-    return [float(balancing({"a": torch.tensor(value)})["a"]) for value in values]
+    return [float(balancing({"a": torch.tensor(value)}, {"a": 1.0})["a"]) for value in values]
 
 
 def test_the_factor_is_one_over_the_running_mean() -> None:
@@ -26,7 +26,7 @@ def test_constant_losses_of_any_size_count_alike() -> None:
     balancing = Balancing(BalancingConfig())
     losses = {"small": torch.tensor(1e-3), "large": torch.tensor(50.0)}
     for _ in range(5):
-        factors = balancing(losses)
+        factors = balancing(losses, dict.fromkeys(losses, 1.0))
     assert [float(losses[n] * factors[n]) for n in losses] == pytest.approx([1, 1], rel=1e-4)
 
 
@@ -37,14 +37,26 @@ def test_a_loss_that_is_not_finite_is_not_followed() -> None:
 
 def test_no_gradient_goes_through_the_factor() -> None:
     loss = torch.tensor(4.0, requires_grad=True)
-    factor = Balancing(BalancingConfig())({"a": loss})["a"]
+    factor = Balancing(BalancingConfig())({"a": loss}, {"a": 1.0})["a"]
     assert not factor.requires_grad
 
 
-def factor_of_this_rank() -> Tensor:
-    balancing = Balancing(BalancingConfig())
-    return balancing({"a": torch.tensor(1.0 + 2 * distributed.rank())})["a"]
+def factor_of_this_rank(shares: tuple[float, float]) -> Tensor:
+    balancing, share = Balancing(BalancingConfig()), shares[distributed.rank()]
+    return balancing({"a": share * torch.tensor(1.0 + 2 * distributed.rank())}, {"a": share})["a"]
 
 
-def test_every_rank_weighs_by_the_mean_over_all() -> None:
-    assert [float(f) for f in run_on_ranks(2, factor_of_this_rank)] == pytest.approx([0.5, 0.5])
+@pytest.mark.parametrize(
+    ("shares", "mean"), [((0.5, 0.5), 2.0), ((0.25, 0.75), 2.5), ((0.0, 0.3), 3.0)]
+)
+def test_every_rank_weighs_by_the_mean_over_all_that_speak(
+    shares: tuple[float, float], mean: float
+) -> None:
+    factors = run_on_ranks(2, factor_of_this_rank, shares)
+    assert [float(f) for f in factors] == pytest.approx([1 / mean, 1 / mean])
+
+
+def test_a_loss_that_is_silent_everywhere_is_not_followed() -> None:
+    balancing = Balancing(BalancingConfig(decay=0.9))
+    balancing({"a": torch.tensor(4.0)}, {"a": 1.0})
+    assert float(balancing({"a": torch.tensor(0.0)}, {"a": 0.0})["a"]) == pytest.approx(0.25)

@@ -63,7 +63,8 @@ def test_the_loss_falls_tenfold_and_every_map_is_known_better_than_its_mean(
         generator = distributed.derived_generator("views")
         views = build_views(config.equivariance, images, 4, list(TEACHERS), generator)
         targets = {name: standardised(views.of(name))[name] for name in TEACHERS}
-        terms = objective(student(views.student).heads, targets, views.pairs)
+        shares = dict.fromkeys(TEACHERS, 1.0)
+        terms = objective(student(views.student).heads, targets, shares, views.pairs)
         optimizer.zero_grad()
         terms.total.backward()
         optimizer.step()

@@ -1,5 +1,6 @@
 """The objective and the targets: weights, silence, standardisation, and statistics over ranks."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from distill.losses import cosine_summary_loss, mse_spatial_loss
 from distill.objective import Objective, ObjectiveConfig, TeacherWeights
 from distill.recipe import StudentRecipe
 from distill.student_task import build_targets
-from distill.targets import Targets, teacher_input_size
+from distill.targets import Shown, Targets
 from teachers.build import build_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
 from tests.ranks import run_on_ranks
+
+SHARES = {"a": 1.0, "b": 1.0, "c": 1.0}
 
 
 def _features(seed: int, dim: int = 4, summary: bool = True) -> Features:
@@ -43,7 +46,7 @@ def _heads() -> dict[str, Features]:
 def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
     weights = {"a": TeacherWeights(summary=2, spatial=0.5), "c": TeacherWeights(spatial=3)}
     heads, targets = _heads(), {name: _features(10 + i) for i, name in enumerate("abc")}
-    terms = Objective(ObjectiveConfig(weights=weights), {})(heads, targets)
+    terms = Objective(ObjectiveConfig(weights=weights), {})(heads, targets, SHARES)
     expected = torch.zeros(())
     for name, (summary, spatial) in {"a": (2, 0.5), "b": (1, 1), "c": (0, 3)}.items():
         head, target = heads[name], targets[name]
@@ -57,7 +60,7 @@ def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
 def test_a_silent_teachers_head_stays_in_the_graph_with_zero_gradient() -> None:
     heads = _heads()
     weights = {"b": TeacherWeights(summary=0, spatial=0)}
-    terms = Objective(ObjectiveConfig(weights=weights), {})(heads, {"a": _features(5)})
+    terms = Objective(ObjectiveConfig(weights=weights), {})(heads, {"a": _features(5)}, SHARES)
     terms.total.backward()
     for name in ("b", "c"):
         for tensor in heads[name]:
@@ -79,7 +82,7 @@ def test_views_decide_which_cells_are_compared() -> None:
             Pair(prediction[2:, :, :0], target[2:, :, :0]),  # this image's views share nothing
         ]
 
-    terms = Objective(ObjectiveConfig(), {})(heads, targets, align)
+    terms = Objective(ObjectiveConfig(), {})(heads, targets, SHARES, align)
     x, y = heads["a"].spatial, targets["a"].spatial
     one = (x[0, :, 0] - y[0, :, 1]).square().mean()
     two = (x[1, :, :, :3] - y[1, :, :, :3]).square().mean()
@@ -95,7 +98,7 @@ def test_dropping_weighs_each_image_of_each_teacher() -> None:
     config = ObjectiveConfig(dropping=0.6, weights={"b": TeacherWeights(spatial=2)})
     heads, targets = _heads(), {name: _features(10 + i) for i, name in enumerate("abc")}
     torch.manual_seed(3)
-    terms = Objective(config, {})(heads, targets)
+    terms = Objective(config, {})(heads, targets, SHARES)
     images: dict[str, Tensor] = {}
     for name, head in heads.items():
         target, spatial = targets[name], 2 if name == "b" else 1
@@ -107,7 +110,7 @@ def test_dropping_weighs_each_image_of_each_teacher() -> None:
     assert min(float(share.min()) for share in shares) == 0
     expected = sum((s * x).mean() for s, x in zip(shares, images.values(), strict=True))
     torch.testing.assert_close(terms.total, expected)
-    whole = Objective(ObjectiveConfig(weights=config.weights), {})(heads, targets)
+    whole = Objective(ObjectiveConfig(weights=config.weights), {})(heads, targets, SHARES)
     for name, value in whole.parts.items():  # what is logged does not depend on it
         torch.testing.assert_close(terms.parts[name], value)
     terms.total.backward()
@@ -124,7 +127,7 @@ def test_balanced_losses_count_alike_and_are_logged_as_they_are() -> None:
     objective = Objective(
         ObjectiveConfig(weights=weights, balancing=BalancingConfig(decay=0.5)), {}
     )
-    terms = objective(heads, targets)
+    terms = objective(heads, targets, SHARES)
     assert terms.total.item() == pytest.approx(3 + 1)
     assert terms.parts["b/spatial"] > 1000 * terms.parts["a/spatial"]
     terms.total.backward()
@@ -134,7 +137,7 @@ def test_balanced_losses_count_alike_and_are_logged_as_they_are() -> None:
     torch.testing.assert_close(grad, due.detach() / terms.parts["b/spatial"])
     other = Objective(objective.config, {})
     other.restore(objective.state())
-    assert torch.equal(other(heads, targets).total, objective(heads, targets).total)
+    assert torch.equal(other(heads, targets, SHARES).total, objective(heads, targets, SHARES).total)
 
 
 def _faulty() -> tuple[dict[str, Features], dict[str, Features]]:
@@ -146,7 +149,7 @@ def _faulty() -> tuple[dict[str, Features], dict[str, Features]]:
 def test_a_tolerated_loss_has_no_gradient_and_keeps_its_head_in_the_graph() -> None:
     objective = Objective(ObjectiveConfig(tolerated_non_finite=2), {})
     heads, targets = _faulty()
-    terms = objective(heads, targets)
+    terms = objective(heads, targets, SHARES)
     terms.total.backward()
     for head in heads.values():
         assert head.spatial.grad is not None
@@ -155,27 +158,29 @@ def test_a_tolerated_loss_has_no_gradient_and_keeps_its_head_in_the_graph() -> N
     assert heads["b"].summary.grad.any()  # type: ignore[union-attr]
     bad = {name for name, value in terms.metrics.items() if value}
     assert bad == {"non_finite/b/spatial"}
-    assert len(terms.metrics) == 4
+    assert len(terms.metrics) == 5
     assert terms.parts["b/spatial"] == 0
 
 
 def test_one_loss_more_than_tolerated_comes_through() -> None:
     objective = Objective(ObjectiveConfig(tolerated_non_finite=2), {})
     for _ in range(2):
-        assert objective(*_faulty()).total.isfinite()
-    terms = objective(*_faulty())
+        assert objective(*_faulty(), SHARES).total.isfinite()
+    terms = objective(*_faulty(), SHARES)
     assert terms.total.isnan()
     assert terms.parts["b/spatial"].isnan()
     assert objective.state()["num_non_finite"] == 2
     fresh = Objective(objective.config, {})
     fresh.restore(objective.state())
-    assert fresh(*_faulty()).total.isnan()
+    assert fresh(*_faulty(), SHARES).total.isnan()
 
 
 def test_a_student_that_is_not_finite_is_never_tolerated() -> None:
     heads, targets = _faulty()
     heads["b"] = heads["b"]._replace(spatial=heads["b"].spatial * float("inf"))
-    assert Objective(ObjectiveConfig(tolerated_non_finite=2), {})(heads, targets).total.isnan()
+    assert Objective(ObjectiveConfig(tolerated_non_finite=2), {})(
+        heads, targets, SHARES
+    ).total.isnan()
 
 
 def tolerate_on_ranks() -> list[bool]:
@@ -185,7 +190,7 @@ def tolerate_on_ranks() -> list[bool]:
         heads, targets = _faulty()
         if distributed.rank() == 0:
             targets["b"] = _features(6)
-        finite.append(bool(objective(heads, targets).total.isfinite()))
+        finite.append(bool(objective(heads, targets, SHARES).total.isfinite()))
     assert objective.num_non_finite == 2
     return finite
 
@@ -201,17 +206,6 @@ def test_a_teacher_with_zero_weights_is_not_run() -> None:
     assert config.runs("a", with_summary)
     assert not config.runs("a", without)
     assert config.runs("b", without)
-
-
-def test_matched_grids_where_the_teacher_takes_the_size_else_its_native_one() -> None:
-    """The rows of radio-training.md 3.1: 432 px at patch 16 is 378 px at patch 14."""
-    free = FeatureSpec(
-        summary_dim=None, spatial_dim=4, patch_size=14, resolution=(518, 518), any_resolution=True
-    )
-    fixed = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=14, resolution=(378, 378))
-    assert teacher_input_size(free, (432, 256), 16) == (378, 224)
-    assert teacher_input_size(fixed, (432, 432), 16) == (378, 378)
-    assert teacher_input_size(fixed, (1024, 512), 16) == (378, 378)
 
 
 class PatchMean(Teacher):
@@ -231,6 +225,12 @@ class PatchMean(Teacher):
         return Features(maps.mean((2, 3)), maps)
 
 
+def _shown(batches: Sequence[Tensor], ranks: int = 1) -> Iterator[Shown]:
+    """One batch a step, of each of `ranks`."""
+    for step, images in enumerate(batches):
+        yield Shown(images, {"t": "auto"}, {"t": step * len(images) * ranks})
+
+
 def _images(count: int = 32) -> Tensor:
     return torch.rand(count, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 
@@ -239,7 +239,7 @@ def fit_on_ranks(folder: str) -> tuple[Tensor, Tensor, Tensor, str]:
     """Each rank sees its share of the images, in batches of 4."""
     targets = Targets({"t": PatchMean()}, student_patch=8)
     batches = _images().split(4)[distributed.rank() :: distributed.world_size()]
-    outcome = targets.fit(iter(batches), Path(folder), {"data": 1}, 32)
+    outcome = targets.fit(_shown(batches, distributed.world_size()), Path(folder), {"data": 1}, 32)
     statistics = targets.statistics["t"]
     phi_s = statistics.phi_s
     return phi_s.alpha * phi_s.rotation, phi_s.mean, statistics.dispersion, outcome["t"]
@@ -259,7 +259,7 @@ def test_standardised_targets_have_mean_0_and_variance_1_and_are_estimated_once(
     for expected in ("estimated", "cached"):
         targets = Targets({"t": PatchMean()}, student_patch=8)
         facts = {"data": 1}
-        assert targets.fit(iter(_images().split(4)), tmp_path, facts, 32) == {"t": expected}
+        assert targets.fit(_shown(_images().split(4)), tmp_path, facts, 32) == {"t": expected}
         maps = targets(_images())["t"].spatial.double().movedim(1, 0).flatten(1)
         assert maps.mean(1).abs().max() < 1e-5
         torch.testing.assert_close(
@@ -274,7 +274,7 @@ def test_without_a_student_a_teacher_sees_its_native_resolution(tmp_path: Path) 
     seen: list[tuple[int, ...]] = []
     teacher.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
     targets = Targets({"t": teacher}, student_patch=None)
-    targets.fit(iter(_images().split(4)), tmp_path, {}, 8)
+    targets.fit(_shown(_images().split(4)), tmp_path, {}, 8)
     assert seen == [(18, 26)] * 2
     assert Targets({"t": teacher}, student_patch=8).features(_images(1))["t"].spatial.shape[2:] == (
         *(2, 3),
@@ -284,14 +284,14 @@ def test_without_a_student_a_teacher_sees_its_native_resolution(tmp_path: Path) 
 def test_other_data_are_estimated_anew(tmp_path: Path) -> None:
     for facts in ({"data": 1}, {"data": 2}):
         targets = Targets({"t": PatchMean()}, student_patch=8)
-        assert targets.fit(iter(_images().split(4)), tmp_path, facts, 32) == {"t": "estimated"}
+        assert targets.fit(_shown(_images().split(4)), tmp_path, facts, 32) == {"t": "estimated"}
 
 
 def test_a_checkpoints_statistics_win_over_what_was_estimated_since(tmp_path: Path) -> None:
     first, second = (Targets({"t": PatchMean()}, student_patch=8) for _ in range(2))
-    first.fit(iter(_images().split(4)), tmp_path / "one", {}, 32)
+    first.fit(_shown(_images().split(4)), tmp_path / "one", {}, 32)
     first.save(tmp_path / "checkpoint")
-    second.fit(iter((_images() ** 3).split(4)), tmp_path / "two", {}, 32)
+    second.fit(_shown((_images() ** 3).split(4)), tmp_path / "two", {}, 32)
     due, other = first.dispersions()["t"], second.dispersions()["t"]
     assert due > 0
     assert due != other
@@ -303,7 +303,7 @@ def test_a_checkpoints_statistics_win_over_what_was_estimated_since(tmp_path: Pa
 
 def test_a_checkpoint_without_a_teachers_statistics_is_refused(tmp_path: Path) -> None:
     targets = Targets({"t": PatchMean()}, student_patch=8)
-    targets.fit(iter(_images().split(4)), tmp_path / "one", {}, 32)
+    targets.fit(_shown(_images().split(4)), tmp_path / "one", {}, 32)
     with pytest.raises(ValueError, match=r"t\.safetensors: missing, or not the statistics"):
         targets.load(tmp_path / "nothing")
 
@@ -314,7 +314,8 @@ def test_dispersion_is_the_mean_squared_angle_to_the_mean_direction() -> None:
 
 
 def test_a_teacher_without_summary_has_dispersion_one() -> None:
-    statistics = StatisticsPass(4)
+    spec = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=8, resolution=(16, 16))
+    statistics = StatisticsPass(spec)
     statistics.update(_features(0, summary=False))
     assert statistics.finish().dispersion == 1
 
@@ -339,6 +340,6 @@ def test_a_student_beyond_the_reach_of_upsamplers_is_refused_before_any_image(
     if refused is None:
         assert list(build_targets(recipe, teachers).teachers) == ["clip"]
         return
-    message = rf"teachers.clip.upsampler: students of {refused} px have a grid of .*add one of"
+    message = rf"teachers.clip: students of {refused} px have a grid of .*add one of"
     with pytest.raises(RecipeError, match=message):
         build_targets(recipe, teachers)

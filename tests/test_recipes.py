@@ -161,7 +161,8 @@ def test_a_recipe_takes_every_factor_and_gives_its_grid(name: str, factor: int) 
 def test_large_recipes_keep_the_published_hyperparameters(name: str) -> None:
     recipe = load(name)
     optimizer, rates, upsampler = recipe.optimizer, recipe.rates, recipe.upsampler.model_dump()
-    assert (recipe.run.steps, recipe.run.batch_size, recipe.run.micro_batch(8)) == (
+    plan = recipe.step_plan((8, 8), "t", ranks=8)
+    assert (recipe.run.steps, recipe.run.batch_size, plan.passes(0, 0)[0].images) == (
         *(9000, 32),
         2 if name == "sam_h" else 4,
     )
