@@ -173,7 +173,10 @@ class Objective:
         ]
         losses = {term.name: term.losses for term in terms if term.losses is not None}
         means = {name: each.mean() for name, each in losses.items()}
-        factors = self._balancing(means) if self._balancing else {}
+        factors: Mapping[str, Tensor] = {}
+        if self._balancing:
+            factors = self._balancing.factors()
+            self._balancing.add(means, dict.fromkeys(means, 1.0))
         left_out, metrics = self._left_out(means)
         kept = self._kept(terms, factors)
         total = torch.zeros((), device=terms[0].prediction.device)
@@ -187,6 +190,11 @@ class Objective:
             total = total + term.weight * factors.get(term.name, 1.0) * loss
         parts = {name: loss.detach() for name, loss in means.items()}
         return LossTerms(total, parts | {n: torch.zeros_like(total) for n in left_out}, metrics)
+
+    def finish_step(self) -> None:
+        """Called by every rank between two optimiser steps."""
+        if self._balancing:
+            self._balancing.finish_step()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, the same on every rank; empty where no option keeps any."""

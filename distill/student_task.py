@@ -110,10 +110,13 @@ class StudentTask:
         self._resolution, self._patch = recipe.run.resolution, recipe.student.patch_size
         self._windows, self._seed = recipe.window_augmentation, recipe.run.seed
         self._equivariance, self._mesa = recipe.objective.equivariance, recipe.objective.mesa
-        self._objective = Objective(recipe.objective, targets.dispersions())
+        self._objective, self._step = Objective(recipe.objective, targets.dispersions()), 0
 
     def loss(self, images: Tensor) -> LossTerms:
         """The loss of one micro-batch (B, 3, H, W) in [0, 1], of `frame_size`."""
+        if self.engine.steps != self._step:
+            self._objective.finish_step()
+            self._step = self.engine.steps
         generator = distributed.derived_generator("views")
         readers = [*self._targets.teachers, *([mesa.READER] if self._mesa else [])]
         views = build_views(self._equivariance, images, self._patch, readers, generator)
@@ -140,6 +143,7 @@ class StudentTask:
     def save(self, folder: Path) -> None:
         """Writes the student as it would be exported, its targets' statistics and the state."""
         weights = materialised(self.engine.weights())
+        self._objective.finish_step()
         if distributed.rank() == 0:
             save_student(
                 folder / "student.safetensors", self._config, self._specs, weights, metadata={}
