@@ -57,7 +57,8 @@ class Balancing:
             shares: name to that share; 0 where the pass says nothing.
         """
         for name, loss in losses.items():
-            both = torch.stack([loss.detach().double(), loss.new_tensor(shares[name]).double()])
+            share = loss.new_tensor(shares[name], dtype=torch.float64)
+            both = torch.stack([loss.detach().double(), share])
             self._sums[name] = self._sums.get(name, 0) + both
 
     def finish_step(self) -> None:
