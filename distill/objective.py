@@ -191,7 +191,10 @@ class Objective:
         ]
         counted = {t.name: shares.get(t.teacher, 0.0) * (t.losses is not None) for t in terms}
         parts = {t.name: counted[t.name] * t.value() for t in terms if t.weight}
-        factors = self._balancing(parts, counted) if self._balancing else {}
+        factors: Mapping[str, Tensor] = {}
+        if self._balancing:
+            factors = self._balancing.factors()
+            self._balancing.add(parts, counted)
         left_out, metrics = self._left_out(parts)
         kept = self._kept(terms, factors)
         total = torch.zeros((), device=terms[0].prediction.device)
@@ -203,6 +206,11 @@ class Objective:
             scale = counted[term.name] * term.weight * factors.get(term.name, 1.0)
             total = total + scale * loss
         return LossTerms(total, parts | dict.fromkeys(left_out, torch.zeros_like(total)), metrics)
+
+    def finish_step(self) -> None:
+        """Called by every rank between two optimiser steps."""
+        if self._balancing:
+            self._balancing.finish_step()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, the same on every rank; empty where no option keeps any."""

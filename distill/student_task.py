@@ -129,10 +129,13 @@ class StudentTask:
         self._windows, self._seed = recipe.window_augmentation, recipe.run.seed
         self._equivariance, self._mesa = recipe.objective.equivariance, recipe.objective.mesa
         self._seen_by = _parts_of_arms(recipe, student.targets)
-        self._objective = Objective(recipe.objective, targets.dispersions())
+        self._objective, self._step = Objective(recipe.objective, targets.dispersions()), 0
 
     def loss(self, images: Tensor, part: Pass) -> LossTerms:
         """What the images (B, 3, H, W) in [0, 1] of a pass add to the step's loss."""
+        if self.engine.steps != self._step:
+            self._objective.finish_step()
+            self._step = self.engine.steps
         generator = distributed.derived_generator("views")
         # Of all ranks' teachers, so that the draws do not depend on who runs which.
         readers = [*part.routes, *([mesa.READER] if self._mesa else [])]
@@ -172,6 +175,7 @@ class StudentTask:
     def save(self, folder: Path) -> None:
         """Writes the student as it would be exported, its targets' statistics and the state."""
         weights = materialised(self.engine.weights())
+        self._objective.finish_step()
         if distributed.rank() == 0:
             save_student(
                 folder / "student.safetensors", self._config, self._specs, weights, metadata={}

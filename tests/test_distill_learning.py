@@ -68,6 +68,7 @@ def test_the_loss_falls_tenfold_and_every_map_is_known_better_than_its_mean(
         optimizer.zero_grad()
         terms.total.backward()
         optimizer.step()
+        objective.finish_step()
         losses.append({name: float(value) for name, value in terms.parts.items()})
     first, last = losses[0], losses[-1]
     for name in TEACHERS:

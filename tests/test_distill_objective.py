@@ -127,6 +127,11 @@ def test_balanced_losses_count_alike_and_are_logged_as_they_are() -> None:
     objective = Objective(
         ObjectiveConfig(weights=weights, balancing=BalancingConfig(decay=0.5)), {}
     )
+    plain = objective(heads, targets, SHARES)
+    assert plain.total.item() == pytest.approx(
+        3 * float(plain.parts["a/spatial"]) + float(plain.parts["b/spatial"])
+    )
+    objective.finish_step()
     terms = objective(heads, targets, SHARES)
     assert terms.total.item() == pytest.approx(3 + 1)
     assert terms.parts["b/spatial"] > 1000 * terms.parts["a/spatial"]
@@ -135,6 +140,7 @@ def test_balanced_losses_count_alike_and_are_logged_as_they_are() -> None:
     assert grad is not None
     due = 2 * (heads["b"].spatial - targets["b"].spatial) / targets["b"].spatial.numel()
     torch.testing.assert_close(grad, due.detach() / terms.parts["b/spatial"])
+    objective.finish_step()
     other = Objective(objective.config, {})
     other.restore(objective.state())
     assert torch.equal(other(heads, targets, SHARES).total, objective(heads, targets, SHARES).total)
