@@ -138,6 +138,43 @@ def test_a_student_learns_one_more_teacher_and_keeps_the_others(
 
 PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
+
+@pytest.mark.launcher
+def test_arms_on_ranks_of_their_own_train_as_one_process_does(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Shifts, noise, windows, dropping, balancing and MESA draw and weigh alike on any ranks.
+
+    Not so power iteration, which goes on by one step a pass.
+    """
+    sections = {
+        **SECTIONS,
+        "data": {"sources": [{"shards": str(finished / "shards")}]},
+        "run": {"steps": 6, "resolution": None, "batch_size": None},
+        "reparametrisation": {"damp": 0.05},
+        "arms": {
+            "low": {"resolution": 32, "batch_size": 4, "micro_batch_size": 2, "ranks": 1},
+            "high": {
+                **{"resolution": [48, 64], "batch_size": 4, "micro_batch_size": 2, "ranks": 1},
+                "teachers": ["expert"],
+            },
+        },
+    }
+    found = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        recipe = write_recipe(folder, **sections)
+        command = launcher_command(recipe, ranks=2) if ranks == 2 else plain_command(recipe)
+        done = run(command, folder)
+        assert done.returncode == 0, done.stderr
+        found.append(read_metrics(folder / "run"))
+    for one, two in zip(*found, strict=True):
+        names = {name for name in one if "loss/" in name} | {"loss", "grad_norm"}
+        assert {n: two[n] for n in names} == pytest.approx({n: one[n] for n in names}, rel=1e-4)
+    assert found[1][-1]["loss/mesa"] > 0
+
+
 FAULTY_TEACHER = """
 import torch
 from teachers.features import Features, FeatureSpec
