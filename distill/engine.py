@@ -27,6 +27,13 @@ from distill import distributed
 from distill.average import AveragedModule
 from distill.errors import RecipeError
 from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, flat_size
+from distill.resharding import cut_flat, cut_parameters, reshard_state
+
+# Where a rank's checkpoint has torch's optimiser and the float32 weights; True is for ZeRO 3.
+_STATE_KEYS = {
+    False: ("base_optimizer_state", "single_partition_of_fp32_groups"),
+    True: ("optimizer_state_dict", "fp32_flat_groups"),
+}
 
 
 class EngineConfig(BaseModel):
@@ -239,16 +246,21 @@ class Engine:
         if self._averaged and distributed.rank() == 0:
             torch.save(self._averaged.weights(), folder / "average.pt")
 
-    def load(self, folder: Path) -> None:
-        """Restores what `save` wrote, then applies this run's own options over the stored ones."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
-        if path is None:
-            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it")
+    def load(self, folder: Path, *, ranks: int) -> None:
+        """Restores what `save` wrote, then applies this run's own options over the stored ones.
+
+        Args:
+            folder: of a checkpoint.
+            ranks: how many wrote it; where there are others now, ZeRO's shares are cut anew.
+        """
+        if ranks == distributed.world_size():
+            path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
+            if path is None:
+                raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it")
+        else:
+            self._load_resharded(folder / "engine", ranks)
         if self._average:
-            stored = torch.load(
-                folder / f"average_{distributed.rank()}.pt", map_location=distributed.device()
-            )
-            torch._foreach_copy_(self._average, stored)
+            self._load_average(folder, ranks)
         if self._averaged:
             self._averaged.restore(torch.load(folder / "average.pt"))
         self._apply_options()
@@ -264,6 +276,47 @@ class Engine:
             group["betas"] = self._optimizer_config.betas
             group["eps"] = self._optimizer_config.eps
         optimizer.clip_grad = self.config.gradient_clipping
+
+    def _load_average(self, folder: Path, ranks: int) -> None:
+        same = ranks == distributed.world_size()
+        writers = [distributed.rank()] if same else range(ranks)
+        files = [folder / f"average_{rank}.pt" for rank in writers]
+        stored = [torch.load(file, map_location=distributed.device()) for file in files]
+        groups = enumerate(zip(*stored, strict=True))
+        mine = stored[0] if same else [self._cut(shares, number) for number, shares in groups]
+        torch._foreach_copy_(self._average, mine)
+
+    def _load_resharded(self, folder: Path, ranks: int) -> None:
+        """What DeepSpeed's own loading does, with this rank's share of what other ranks wrote."""
+        optimizer, module = self._engine.optimizer, self._engine.module
+        splits_weights = self.config.zero_stage == 3
+        names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)]
+        states = [_read(folder / name)["optimizer_state_dict"] for name in names]
+        if splits_weights:
+            model = _read(folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+            optimizer.checkpoint_event_prologue()
+            for name, buffer in module.named_buffers():
+                if name in model["module"]:
+                    buffer.copy_(model["module"][name])
+        else:
+            model = _read(folder / "mp_rank_00_model_states.pt")
+            module.load_state_dict(model["module"])
+        moments, weights = _STATE_KEYS[splits_weights]
+        state = reshard_state(states, self._cut, optimizer=moments, weights=weights)
+        optimizer.load_state_dict([state] * distributed.world_size())  # which takes its rank's
+        if splits_weights:
+            optimizer.checkpoint_event_epilogue()
+        for name in ("global_steps", "skipped_steps"):
+            setattr(self._engine, name, model[name])
+
+    def _cut(self, shares: Sequence[Tensor], group: int) -> Tensor:
+        """This rank's share of a group's flat tensor, out of those of other ranks."""
+        optimizer, rank = self._engine.optimizer, distributed.rank()
+        if self.config.zero_stage == 3:
+            sizes = [parameter.ds_numel for parameter in optimizer.fp16_groups[group]]
+            return cut_parameters(shares, sizes, rank, distributed.world_size())
+        sizes = [parameter.numel() for parameter in optimizer.bit16_groups[group]]
+        return cut_flat(shares, sizes, rank, len(self._masters()[group]))
 
     def _masters(self) -> list[Tensor]:
         """This rank's float32 partitions: flat private tensors, whose names a canary test holds."""
@@ -309,6 +362,12 @@ class Engine:
             full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
             weights[name] = full.detach().float().cpu().clone()
         return weights
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A file of DeepSpeed's, which holds an object of its own: its loss scaler."""
+    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+    return content
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def train(stage: int, folder: str | None) -> tuple[dict[str, Tensor], Tensor]:
             distributed.barrier()
             engine.close()
             engine = build()
-            engine.load(Path(folder))
+            engine.load(Path(folder), ranks=distributed.world_size())
     now, average = engine.weights(average=False), engine.weights()
     seen = engine.averaged(_batch(9, 0, 0))[0]
     engine.close()

@@ -22,6 +22,7 @@ from distill.evaluation.throughput import ThroughputRecipe
 from distill.objective import ObjectiveConfig
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.reparametrisation import ReparametrisationConfig
+from distill.train_student import preview
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import MultiView, build_multi_view, parameter_groups
 from student.config import StudentConfig
@@ -98,13 +99,22 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
 
 
 def test_the_table_of_recipes_names_every_one() -> None:
-    first = (FOLDER / "README.md").read_text().partition("## Upsamplers")[0]
+    first = (FOLDER / "README.md").read_text().partition("\n## ")[0]
     listed = re.findall(r"^\| `([\w.]+)` \|", first, flags=re.MULTILINE)
     assert sorted(listed) == [path.stem for path in RECIPES]
 
 
 def test_every_upsampler_recipe_has_its_teacher_in_the_table_here() -> None:
-    assert {f"upsampler_{name}" for name in TEACHERS} == {p.stem for p in RECIPES} - {"quickstart"}
+    students = {"quickstart", "two_arms"}
+    assert {f"upsampler_{name}" for name in TEACHERS} == {p.stem for p in RECIPES} - students
+
+
+def test_the_routes_of_two_arms_are_those_that_the_page_shows() -> None:
+    recipe = load_student_recipe(FOLDER / "two_arms.yaml", [])
+    recipe.require_ranks(1)
+    recipe.require_ranks(2)
+    shown = (FOLDER / "README.md").read_text().partition("recipes/two_arms.yaml --dry-run\n")[2]
+    assert shown.startswith(preview(recipe) + "\n```")
 
 
 @pytest.mark.parametrize("name", TEACHERS)

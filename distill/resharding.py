@@ -1,0 +1,81 @@
+"""ZeRO's flat tensors, written by one number of ranks and read by another.
+
+DeepSpeed 0.19.8 loads its checkpoints with as many ranks as wrote them. ZeRO 1 and 2 pad the flat
+tensor of a group and cut it into equal shares; ZeRO 3 pads and cuts each parameter by itself and
+lays a rank's pieces one behind the other. Putting them together and cutting anew changes no bit.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Cut = Callable[[Sequence[Tensor], int], Tensor]
+
+
+def cut_flat(shares: Sequence[Tensor], sizes: Sequence[int], rank: int, width: int) -> Tensor:
+    """One rank's share under ZeRO 1 and 2.
+
+    Args:
+        shares: flat, of the ranks that wrote them, in their order; the last may be padded.
+        sizes: elements of the parameters, one behind the other.
+        rank: whose share is due.
+        width: elements of a share, the same for all ranks.
+
+    Returns:
+        (width,), padded with zeros behind the last parameter.
+    """
+    whole = torch.cat(list(shares))[: sum(sizes)]
+    mine = whole[rank * width : (rank + 1) * width]
+    return F.pad(mine, (0, width - len(mine)))
+
+
+def cut_parameters(shares: Sequence[Tensor], sizes: Sequence[int], rank: int, ranks: int) -> Tensor:
+    """One rank's share under ZeRO 3, where each parameter is padded and cut by itself.
+
+    Args:
+        shares: flat, of the ranks that wrote them, in their order.
+        sizes: elements of the parameters.
+        rank: whose share is due.
+        ranks: among how many.
+
+    Returns:
+        Flat.
+    """
+    pieces = [share.split([-(-n // len(shares)) for n in sizes]) for share in shares]
+    mine = []
+    for number, n in enumerate(sizes):
+        whole = torch.cat([of_rank[number] for of_rank in pieces])[:n]
+        width = -(-n // ranks)
+        mine.append(cut_flat([whole], [n], rank, width))
+    return torch.cat(mine)
+
+
+def reshard_state(
+    states: Sequence[Mapping[str, Any]], cut: Cut, *, optimizer: str, weights: str
+) -> dict[str, Any]:
+    """One rank's state of DeepSpeed's ZeRO optimiser, as DeepSpeed would load it.
+
+    Args:
+        states: those of the ranks that wrote them, in their order.
+        cut: makes this rank's share of group number i out of the shares of all.
+        optimizer: the key of the state of torch's optimiser.
+        weights: the key of the float32 weights.
+    """
+    first = states[0]
+    groups = zip(*(state[weights] for state in states), strict=True)
+    moments: dict[int, dict[str, Any]] = {}
+    for group, named in first[optimizer]["state"].items():
+        moments[group] = {
+            name: cut([s[optimizer]["state"][group][name] for s in states], group)
+            if torch.is_tensor(value) and value.ndim
+            else value  # a count of steps, which all ranks share
+            for name, value in named.items()
+        }
+    return {
+        **first,
+        optimizer: {**first[optimizer], "state": moments},
+        weights: [cut(shares, number) for number, shares in enumerate(groups)],
+    }
