@@ -110,6 +110,9 @@ class TogetherTask:
             tensors = carried(weights, f"members.{name}.")
             save_upsampler(folder / f"{name}.safetensors", tensors, card)
 
+    def load(self, folder: Path) -> None:
+        """Nothing: all that training changes is in the engine."""
+
     def draw(self, images: Tensor, path: Path) -> None:
         raise NotImplementedError("tracking.pictures_every must be 0")
 
