@@ -88,6 +88,11 @@ class TrainStream:
         return self._feed.num_samples
 
     @property
+    def num_read(self) -> int:
+        """Samples that the steps before the present position read, over all ranks."""
+        return int(self._position["samples"])
+
+    @property
     def bad(self) -> list[BadSample]:
         """The distinct bad samples that this rank has met in this process."""
         return self._counter.bad

@@ -7,13 +7,13 @@ teacher is the weighted mean over the images that it sees in the step, whichever
 """
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from data.layout import Layout, Part
 from distill.errors import RecipeError
+from distill.rank_shares import deal_lanes, place_arms, share_out
 from distill.resolution import ResolutionSchedule, SizeConfig
 from distill.routes import RouteChoice
 
@@ -91,11 +91,10 @@ class StepPlan:
         margin: int = 0,
     ) -> None:
         self.arms = dict(arms)
-        self.ranks = ranks
         self._seed, self._margin = seed, margin
         self._teachers = {name: arm.teachers or tuple(teachers) for name, arm in arms.items()}
-        self._placed = _placed(self.arms, ranks)
-        self._lanes = _lanes(self.arms)
+        self._placed = place_arms({name: arm.ranks for name, arm in arms.items()}, ranks)
+        self._lanes = deal_lanes({name: arm.ranks for name, arm in arms.items()})
         parts = {n: [self._part(n, s) for s in arm.resolution.root] for n, arm in arms.items()}
         _require_equal_passes(self.arms, parts)
         every = [part for arm in parts.values() for part in arm]
@@ -148,15 +147,19 @@ class StepPlan:
 
     def _part(self, name: str, size: SizeConfig) -> Part:
         arm, ranks = self.arms[name], self._placed[name]
-        where = f"{place_of(name)}.batch_size"
-        if size.batch_size or size.micro_batch_size:
-            where = f"{place_of(name)}.resolution.{arm.resolution.root.index(size)}.batch_size"
+        own = f"{place_of(name)}.resolution.{arm.resolution.root.index(size)}"
         batch = size.batch_size or arm.batch_size
-        micro = size.micro_batch_size or arm.micro_batch_size
+        micro = share_out(
+            batch,
+            size.micro_batch_size or arm.micro_batch_size,
+            len(ranks),
+            batch_at=own if size.batch_size else place_of(name),
+            micro_at=own if size.micro_batch_size else place_of(name),
+        )
         return Part(
             resolution=(size.size[0] + self._margin, size.size[1] + self._margin),
             batch_size=batch,
-            micro_batch_size=share_out(where, batch, micro, len(ranks)),
+            micro_batch_size=micro,
             ranks=ranks,
             lanes=self._lanes[name],
         )
@@ -165,70 +168,6 @@ class StepPlan:
 def place_of(arm: str) -> str:
     """The path of an arm in its recipe."""
     return f"arms.{arm}" if arm else "run"
-
-
-def share_out(where: str, batch: int, micro: int | None, ranks: int) -> int:
-    """Images of one forward pass on one rank.
-
-    Args:
-        where: the batch's path in the recipe.
-        batch: images of a step, over all ranks.
-        micro: images of one forward pass on one rank; None for all of a rank's.
-        ranks: number of processes that share the batch.
-
-    Raises:
-        RecipeError: the batch does not divide; says which sizes do.
-    """
-    if batch % ranks:
-        lower = batch // ranks * ranks
-        fits = [size for size in (lower, lower + ranks) if size]
-        raise RecipeError(
-            f"{where}: {batch} images do not divide over {ranks} ranks; "
-            f"use {' or '.join(map(str, fits))}"
-        )
-    share = batch // ranks
-    micro = micro or share
-    if share % micro:
-        fits = [size for size in range(1, share + 1) if share % size == 0]
-        nearest = min(fits, key=lambda size: abs(size - micro))
-        raise RecipeError(
-            f"{where.replace('.batch_size', '.micro_batch_size')}: {micro} does not divide a "
-            f"rank's share of {share} images ({batch} over {ranks} ranks); the nearest that does "
-            f"is {nearest}"
-        )
-    return micro
-
-
-def _placed(arms: Mapping[str, ArmConfig], ranks: int) -> dict[str, range]:
-    """The ranks of each arm."""
-    shares = {name: arm.ranks for name, arm in arms.items() if arm.ranks is not None}
-    if ranks == 1 or not shares:
-        return dict.fromkeys(arms, range(ranks))
-    total = sum(shares.values())
-    if ranks % total:
-        asked = " + ".join(f"{share} ({name})" for name, share in shares.items())
-        lower = ranks // total * total
-        fits = [str(count) for count in (lower, lower + total) if count]
-        raise RecipeError(
-            f"arms: partitions of {asked} do not fit {ranks} ranks; start {' or '.join(fits)} "
-            "of them, or one, which runs all arms in turn"
-        )
-    placed, first = {}, 0
-    for name, share in shares.items():
-        placed[name] = range(first, first + share * ranks // total)
-        first = placed[name].stop
-    return placed
-
-
-def _lanes(arms: Mapping[str, ArmConfig]) -> dict[str, tuple[Fraction, Fraction]]:
-    """Each arm's lanes, in the proportions of its ranks, however many there are."""
-    total = sum(arm.ranks or 0 for arm in arms.values())
-    lanes, first = {}, Fraction(0)
-    for name, arm in arms.items():
-        last = first + Fraction(arm.ranks, total) if arm.ranks else Fraction(1)
-        lanes[name] = (first, last)
-        first = last if arm.ranks else Fraction(0)
-    return lanes
 
 
 def _require_equal_passes(

@@ -27,13 +27,7 @@ from distill import distributed
 from distill.average import AveragedModule
 from distill.errors import RecipeError
 from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, flat_size
-from distill.resharding import cut_flat, cut_parameters, reshard_state
-
-# Where a rank's checkpoint has torch's optimiser and the float32 weights; True is for ZeRO 3.
-_STATE_KEYS = {
-    False: ("base_optimizer_state", "single_partition_of_fp32_groups"),
-    True: ("optimizer_state_dict", "fp32_flat_groups"),
-}
+from distill.resharding import cut_flat, cut_parameters, read_ranks, reshard_state
 
 
 class EngineConfig(BaseModel):
@@ -289,22 +283,18 @@ class Engine:
     def _load_resharded(self, folder: Path, ranks: int) -> None:
         """What DeepSpeed's own loading does, with this rank's share of what other ranks wrote."""
         optimizer, module = self._engine.optimizer, self._engine.module
-        splits_weights = self.config.zero_stage == 3
-        names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)]
-        states = [_read(folder / name)["optimizer_state_dict"] for name in names]
-        if splits_weights:
-            model = _read(folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+        by_parameter = self.config.zero_stage == 3
+        model, states = read_ranks(folder, ranks, by_parameter=by_parameter)
+        if by_parameter:
             optimizer.checkpoint_event_prologue()
             for name, buffer in module.named_buffers():
                 if name in model["module"]:
                     buffer.copy_(model["module"][name])
         else:
-            model = _read(folder / "mp_rank_00_model_states.pt")
             module.load_state_dict(model["module"])
-        moments, weights = _STATE_KEYS[splits_weights]
-        state = reshard_state(states, self._cut, optimizer=moments, weights=weights)
+        state = reshard_state(states, self._cut, by_parameter=by_parameter)
         optimizer.load_state_dict([state] * distributed.world_size())  # which takes its rank's
-        if splits_weights:
+        if by_parameter:
             optimizer.checkpoint_event_epilogue()
         for name in ("global_steps", "skipped_steps"):
             setattr(self._engine, name, model[name])
@@ -362,12 +352,6 @@ class Engine:
             full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
             weights[name] = full.detach().float().cpu().clone()
         return weights
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A file of DeepSpeed's, which holds an object of its own: its loss scaler."""
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-    return content
 
 
 @contextmanager

@@ -137,18 +137,19 @@ class Loop:
         self._meter = _Meter()
         self._skipped = self._images = 0
 
-    def run(self, batches: Iterator[Batch], start_step: int) -> Outcome:
+    def run(self, batches: Iterator[Batch], start_step: int, start_images: int) -> Outcome:
         """Trains from a step to the end, or until the process is asked to stop.
 
         Args:
             batches: this rank's micro-batches, from `start_step` on.
             start_step: optimiser steps done before.
+            start_images: images that they read, over all ranks.
 
         Raises:
             NonFiniteError: a loss or gradient was NaN or infinite.
         """
         plan = self._plan
-        self._images = sum(plan.images(step) for step in range(start_step))
+        self._images = start_images
         self._measure(start_step)
         for step in range(start_step, plan.steps):
             arm_watchdog(plan.watchdog_s)

@@ -6,12 +6,19 @@ lays a rank's pieces one behind the other. Putting them together and cutting ane
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Where a rank's state has torch's optimiser and the float32 weights; True is for ZeRO 3.
+_KEYS = {
+    False: ("base_optimizer_state", "single_partition_of_fp32_groups"),
+    True: ("optimizer_state_dict", "fp32_flat_groups"),
+}
+_WHOLE_MODEL = "mp_rank_00_model_states.pt"
 Cut = Callable[[Sequence[Tensor], int], Tensor]
 
 
@@ -53,18 +60,42 @@ def cut_parameters(shares: Sequence[Tensor], sizes: Sequence[int], rank: int, ra
     return torch.cat(mine)
 
 
+def read_ranks(
+    folder: Path, ranks: int, *, by_parameter: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Reads what DeepSpeed wrote on every rank.
+
+    Args:
+        folder: of DeepSpeed's checkpoint.
+        ranks: how many wrote it.
+        by_parameter: whether they did so under ZeRO 3.
+
+    Returns:
+        The state of the module, whole except under ZeRO 3, and of each rank's optimiser.
+    """
+    model = "zero_pp_rank_0_mp_rank_00_model_states.pt" if by_parameter else _WHOLE_MODEL
+    names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)]
+    states = [_read(folder / name)["optimizer_state_dict"] for name in names]
+    return _read(folder / model), states
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A file of DeepSpeed's, which holds an object of its own: its loss scaler."""
+    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+    return content
+
+
 def reshard_state(
-    states: Sequence[Mapping[str, Any]], cut: Cut, *, optimizer: str, weights: str
+    states: Sequence[Mapping[str, Any]], cut: Cut, *, by_parameter: bool
 ) -> dict[str, Any]:
     """One rank's state of DeepSpeed's ZeRO optimiser, as DeepSpeed would load it.
 
     Args:
         states: those of the ranks that wrote them, in their order.
         cut: makes this rank's share of group number i out of the shares of all.
-        optimizer: the key of the state of torch's optimiser.
-        weights: the key of the float32 weights.
+        by_parameter: whether they were written under ZeRO 3.
     """
-    first = states[0]
+    first, (optimizer, weights) = states[0], _KEYS[by_parameter]
     groups = zip(*(state[weights] for state in states), strict=True)
     moments: dict[int, dict[str, Any]] = {}
     for group, named in first[optimizer]["state"].items():

@@ -54,6 +54,14 @@ def build_teachers(
                 check_teacher(teachers[name])
         except TeacherError as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
+        except Exception as error:
+            if runs or TEACHERS.is_built_in(config.kind):
+                raise
+            raise RecipeError(
+                f"teachers.{name}: cannot be built without its weights, on torch's meta device, as "
+                f"it is for a dry run and on ranks that leave it to others ({error}); its "
+                "constructor may load weights, but not read values"
+            ) from error
     return teachers
 
 

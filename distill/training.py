@@ -197,7 +197,7 @@ def _train(recipe: R, assemble: Assemble[R], stop: StopRequest) -> Outcome:
     ) as tracker:
         plan = _plan(recipe, steps)
         loop = Loop(plan, task, tracker, session.save, stop, benchmarks)
-        outcome = loop.run(stream.batches(), start_step)
+        outcome = loop.run(stream.batches(), start_step, stream.num_read)
     _on_rank_0(lambda: log.info("%s after step %d", outcome, session.saved_step))
     task.engine.close()
     return outcome

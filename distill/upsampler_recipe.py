@@ -13,10 +13,11 @@ from pydantic import (
     model_validator,
 )
 
-from distill.arms import ArmConfig, StepPlan, share_out
+from distill.arms import ArmConfig, StepPlan
 from distill.config import load_recipe
 from distill.evaluation.upsampling import UpsamplerEvaluationConfig
 from distill.optimizer import OptimizerConfig
+from distill.rank_shares import share_out
 from distill.recipe import AnyTeacher
 from distill.targets import TargetsConfig
 from distill.training_recipe import RunConfig, TrainingRecipe
@@ -114,7 +115,8 @@ class UpsamplerRecipe(TrainingRecipe):
 
     def require_ranks(self, ranks: int) -> None:
         """See `TrainingRecipe`."""
-        share_out("run.batch_size", self.run.batch_size, self.run.micro_batch_size, ranks)
+        run = self.run
+        share_out(run.batch_size, run.micro_batch_size, ranks, batch_at="run", micro_at="run")
 
     def step_plan(self, resolution: tuple[int, int], teacher: str, ranks: int) -> StepPlan:
         """What each rank does in a step.

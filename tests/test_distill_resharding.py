@@ -48,8 +48,11 @@ def test_vectors_are_cut_and_counts_are_kept() -> None:
     states = [
         {
             "scale": 2.0,
-            "torch": {"state": {0: {"step": torch.tensor(7.0), "m": share}}, "param_groups": [1]},
-            "weights": [share + 1],
+            "base_optimizer_state": {
+                "state": {0: {"step": torch.tensor(7.0), "m": share}},
+                "param_groups": [1],
+            },
+            "single_partition_of_fp32_groups": [share + 1],
         }
         for share in flat_shares(2)
     ]
@@ -58,11 +61,11 @@ def test_vectors_are_cut_and_counts_are_kept() -> None:
         assert group == 0
         return torch.cat(shares)
 
-    came = reshard_state(states, whole, optimizer="torch", weights="weights")
+    came = reshard_state(states, whole, by_parameter=False)
+    moments, weights = came["base_optimizer_state"], came["single_partition_of_fp32_groups"]
     everything = torch.cat(flat_shares(2))
     assert came["scale"] == 2.0
-    assert came["torch"]["param_groups"] == [1]
-    assert came["torch"]["state"][0]["step"] == 7
-    assert torch.equal(came["torch"]["state"][0]["m"], everything)
-    assert torch.equal(came["weights"][0], everything + 1)
-    assert len(states[0]["weights"][0]) < len(everything)
+    assert moments["param_groups"] == [1]
+    assert moments["state"][0]["step"] == 7
+    assert torch.equal(moments["state"][0]["m"], everything)
+    assert torch.equal(weights[0], everything + 1)
