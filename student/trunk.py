@@ -89,7 +89,8 @@ class Trunk(nn.Module):
 
     def _run(self, x: Tensor, indices: Sequence[int], count: int | None = None) -> list[Tensor]:
         """Tokens after some blocks; with a count, most blocks see so many patches at once."""
-        config, depth, batch = self._windows, len(self.blocks), len(x)
+        # Not len(x): torch.export would take it for a constant.
+        config, depth, batch = self._windows, len(self.blocks), x.shape[0]
         everywhere = set(range(depth)) if count is None else global_blocks(depth, config.num_global)
         windows = Windows(self.num_skip, count or 0, config.prefix)
         chosen, split, mask = [], False, self._mask(x, split=False)
