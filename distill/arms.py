@@ -75,16 +75,23 @@ class StepPlan:
         teachers: the names of all teachers.
         seed: of the run.
         ranks: number of processes.
+        margin: pixels by which images are larger than the student's, along both axes.
 
     Raises:
         RecipeError: a batch or the ranks do not divide; says what would.
     """
 
     def __init__(
-        self, arms: Mapping[str, ArmConfig], teachers: Sequence[str], *, seed: int, ranks: int
+        self,
+        arms: Mapping[str, ArmConfig],
+        teachers: Sequence[str],
+        *,
+        seed: int,
+        ranks: int,
+        margin: int = 0,
     ) -> None:
         self.arms = dict(arms)
-        self._seed = seed
+        self._seed, self._margin = seed, margin
         self._teachers = {name: arm.teachers or tuple(teachers) for name, arm in arms.items()}
         self._placed = place_arms({name: arm.ranks for name, arm in arms.items()}, ranks)
         self._lanes = deal_lanes({name: arm.ranks for name, arm in arms.items()})
@@ -150,7 +157,7 @@ class StepPlan:
             micro_at=own if size.micro_batch_size else place_of(name),
         )
         return Part(
-            resolution=size.size,
+            resolution=(size.size[0] + self._margin, size.size[1] + self._margin),
             batch_size=batch,
             micro_batch_size=micro,
             ranks=ranks,

@@ -166,3 +166,11 @@ def seed_default_generators(*parts: int | str) -> None:
     seed = derive_seed(*parts)
     torch.manual_seed(seed)
     random.seed(seed)
+
+
+def derived_generator(purpose: str) -> torch.Generator:
+    """A generator on the CPU that follows from the last seed of torch's default one.
+
+    What draws from it changes nothing for those who draw from the default one.
+    """
+    return torch.Generator().manual_seed(derive_seed(torch.initial_seed(), purpose))

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from distill import distributed
+from distill.average import AveragedModule
 from distill.errors import RecipeError
 from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, flat_size
 from distill.resharding import cut_flat, cut_parameters, read_ranks, reshard_state
@@ -76,6 +77,17 @@ class StepResult(NamedTuple):
     loss_scale: float
 
 
+def why_no_whole_average(config: EngineConfig) -> str | None:
+    """Why the average cannot run as a module, with the key at fault; None where it can."""
+    if not config.ema_decay:
+        return "engine.ema_decay: is 0, so there is no average; C-RADIOv4 has 0.9996"
+    if config.zero_stage == 3:
+        return "engine.zero_stage: 3 leaves no rank with all the weights to average; use 1 or 2"
+    if config.precision == "fp16":
+        return "engine.precision: an average of fp16 weights would stand still; use bf16, or fp32"
+    return None
+
+
 def deepspeed_config(config: EngineConfig, micro_batch_size: int) -> dict[str, Any]:
     """DeepSpeed's dictionary, with every key that matters written out."""
     return {
@@ -111,8 +123,8 @@ class Autocast(nn.Module):
         self.module = module
         self.enabled = enabled
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """Calls the module."""
+    def forward(self, *inputs: Any) -> Any:
+        """Calls the module, whose first input is a tensor."""
         with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self.enabled):
             return self.module(*inputs)
 
@@ -126,6 +138,8 @@ class Engine:
         optimizer: which one, and its options.
         groups: of the module's parameters, see `decay_groups`.
         micro_batch_size: images a rank and forward pass.
+        whole_average: whether every rank keeps all of the average, as a module that runs; see
+            `why_no_whole_average`.
     """
 
     def __init__(
@@ -136,6 +150,7 @@ class Engine:
         groups: Sequence[ParameterGroup],
         *,
         micro_batch_size: int,
+        whole_average: bool = False,
     ) -> None:
         deepspeed = _import_deepspeed()
         _require_precision(config)
@@ -143,6 +158,10 @@ class Engine:
         self._optimizer_config = optimizer
         self._groups = {group.name: group for group in groups}
         module.to(distributed.device()).train()
+        self._averaged: AveragedModule | None = None
+        if whole_average:
+            assert why_no_whole_average(config) is None
+            self._averaged = AveragedModule(module, config.ema_decay)
         wrapped = Autocast(module, enabled=config.precision == "bf16")
         self._engine, *_ = deepspeed.initialize(
             model=wrapped,
@@ -151,11 +170,23 @@ class Engine:
             dist_init_required=False,
         )
         self._share_weights()
-        self._average = [p.detach().clone() for p in self._masters()] if config.ema_decay else []
+        in_slices = bool(config.ema_decay) and not whole_average
+        self._average = [p.detach().clone() for p in self._masters()] if in_slices else []
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """Runs the module's forward pass."""
         return self._engine(*inputs)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps done, those left out included; a checkpoint restores it."""
+        return int(self._engine.global_steps)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The average as a module, frozen and in evaluation mode, where there is a whole one."""
+        assert self._averaged is not None
+        return self._averaged.module
 
     def train(self, mode: bool = True) -> None:
         """Switches the module between training and evaluation."""
@@ -178,6 +209,8 @@ class Engine:
         skipped = self._engine.skipped_steps > before
         if self._average and not skipped:
             torch._foreach_lerp_(self._average, self._masters(), 1 - self.config.ema_decay)
+        if self._averaged and not skipped:
+            self._averaged.follow(self._engine.module.module)
         norm = float(self._engine.get_global_grad_norm())
         return StepResult(norm, skipped, float(getattr(self._engine.optimizer, "loss_scale", 1.0)))
 
@@ -189,7 +222,9 @@ class Engine:
         Args:
             average: the moving average where there is one, else the current weights.
         """
-        with self._averaged(average and bool(self._average)):
+        if average and self._averaged:
+            return self._averaged.weights()
+        with self._average_in_place(average and bool(self._average)):
             return self._gathered()
 
     def save(self, folder: Path) -> None:
@@ -203,6 +238,8 @@ class Engine:
         distributed.together(raise_kept)
         if self._average:
             torch.save(self._average, folder / f"average_{distributed.rank()}.pt")
+        if self._averaged and distributed.rank() == 0:
+            torch.save(self._averaged.weights(), folder / "average.pt")
 
     def load(self, folder: Path, *, ranks: int) -> None:
         """Restores what `save` wrote, then applies this run's own options over the stored ones.
@@ -219,6 +256,8 @@ class Engine:
             self._load_resharded(folder / "engine", ranks)
         if self._average:
             self._load_average(folder, ranks)
+        if self._averaged:
+            self._averaged.restore(torch.load(folder / "average.pt"))
         self._apply_options()
 
     def close(self) -> None:
@@ -291,7 +330,7 @@ class Engine:
         optimizer._link_all_hp_params()  # its views hold on to the copies
 
     @contextmanager
-    def _averaged(self, enabled: bool) -> Iterator[None]:
+    def _average_in_place(self, enabled: bool) -> Iterator[None]:
         """The average in the place of the float32 weights, for the time of a gather."""
         masters = [p.data for p in self._masters()]
         kept = [p.clone() for p in masters] if enabled else []

@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from distill.errors import RecipeError
 from student.config import SHAPES, StudentConfig
 from student.heads import MLP2
 from student.storage import StudentFile
@@ -68,8 +69,21 @@ def save_radio(path: Path, file: StudentFile) -> None:
         path: the file to write, usually `*.pth.tar`.
         file: the student. Heads return what they return: fold PHI-S into them first, as readers
             of the format expect the teachers' own spaces.
+
+    Raises:
+        RecipeError: the student has what this version of the format has no place for.
     """
     config = file.config
+    if config.isolated:
+        raise RecipeError(
+            f"--format radio: student.isolated keeps other tokens from reading the class token of "
+            f"{', '.join(config.isolated)}, which readers of the format do not; use safetensors"
+        )
+    if config.head.attention_blocks and any(map(config.head.has, file.targets)):
+        raise RecipeError(
+            "--format radio: the heads have attention blocks (student.head.attention_blocks), for "
+            "which MLP version v2 has no place; use safetensors, or leave them out with --no-heads"
+        )
     teachers = []
     for name, target in file.targets.items():
         with_summary = target.summary_dim is not None

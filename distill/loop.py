@@ -25,6 +25,7 @@ from distill.schedule import ScheduleConfig, scheduled_ratio
 from distill.tracking import Tracker, log
 
 Outcome = Literal["done", "preempted"]
+LEFT_OUT = "non_finite/"  # a task's metrics of this prefix are above 0 where it left a loss out
 _MAX_SKIPPED = 20  # fp16 halves its loss scale at each: 2^16 has reached 2^-4 by then
 
 
@@ -47,6 +48,9 @@ class Task(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes what a resumed run needs beside the engine; called by every rank."""
+
+    def load(self, folder: Path) -> None:
+        """Goes back to what `save` wrote, the engine aside; called by every rank."""
 
     def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         """Draws a picture of the progress on the images of a pass.
@@ -213,7 +217,14 @@ class Loop:
         if not all(map(_is_finite, totals.values())):
             bad = [] if finite else [n for n, v in sums.items() if not v.isfinite()]
             self._give_up(step, bad, keys)
+        if any(value for name, value in totals.items() if name.startswith(LEFT_OUT)):
+            self._warn(step, sums, keys)
         return totals, shared[-1] > 0
+
+    def _warn(self, step: int, sums: dict[str, Tensor], keys: list[str]) -> None:
+        """Says on rank 0 what the task left out on which rank, and of which keys."""
+        bad = [n.removeprefix(LEFT_OUT) for n, v in sums.items() if n.startswith(LEFT_OUT) and v]
+        log.warning("step %d: not finite, so left out:\n%s", step, _by_rank(bad, keys))
 
     def _check_gradient(self, step: int, result: StepResult, keys: list[str]) -> None:
         if not result.skipped:
@@ -226,13 +237,8 @@ class Loop:
 
     def _give_up(self, step: int, bad: list[str], keys: list[str]) -> None:
         """Raises on every rank, naming the ranks, the losses and the keys they saw."""
-        found = distributed.gather_objects((bad, keys))
-        lines = [
-            f"  rank {rank}: {', '.join(names)}; keys: {', '.join(seen)}"
-            for rank, (names, seen) in enumerate(found)
-            if names
-        ]
-        raise NonFiniteError(f"step {step}: not finite, so the run stops:\n" + "\n".join(lines))
+        lines = _by_rank(bad, keys)
+        raise NonFiniteError(f"step {step}: not finite, so the run stops:\n{lines}")
 
     def _report(self, step: int, sums: dict[str, float], lr: float, result: StepResult) -> None:
         plan, meter, done = self._plan, self._meter, step + 1
@@ -291,6 +297,16 @@ def _named(terms: LossTerms) -> dict[str, Tensor]:
     """What a pass adds to the step's line of metrics."""
     parts = {f"loss/{name}": value for name, value in terms.parts.items()}
     return {"loss": terms.total.detach(), **parts, **terms.metrics}
+
+
+def _by_rank(bad: list[str], keys: list[str]) -> str:
+    """A line for each rank where something was wrong; every rank must call this."""
+    found = distributed.gather_objects((bad, keys))
+    return "\n".join(
+        f"  rank {rank}: {', '.join(names)}; keys: {', '.join(seen)}"
+        for rank, (names, seen) in enumerate(found)
+        if names
+    )
 
 
 def _is_finite(value: float) -> bool:

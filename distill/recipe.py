@@ -9,13 +9,18 @@ from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_
 
 from distill.arms import ArmConfig, StepPlan, place_of
 from distill.config import load_recipe
+from distill.engine import why_no_whole_average
+from distill.equivariance import ShiftConfig
 from distill.evaluation.during_training import TrainingBenchmarksConfig
 from distill.evaluation.fidelity import EvaluationConfig
+from distill.finetuning import FinetuningConfig
 from distill.objective import ObjectiveConfig
+from distill.reparametrisation import ReparametrisationConfig
 from distill.resolution import ResolutionSchedule
 from distill.targets import TargetsConfig
 from distill.training_recipe import RunConfig, TrainingRecipe
-from student.config import StudentConfig
+from distill.window_augmentation import WindowAugmentationConfig
+from student.config import StudentConfig, StudentInit
 from teachers.build import parse_teacher
 from teachers.teacher import TeacherConfig
 
@@ -44,6 +49,9 @@ class StudentRecipe(TrainingRecipe):
     Attributes:
         arms: name to arm, for steps of several image sizes, or with teachers that see only some
             of the images; without, one arm with all teachers, of `run.resolution`.
+        reparametrisation: what stands between weights and layers in training.
+        window_augmentation: steps that attend within windows.
+        finetuning: trains parts of `student.init` only; None trains all.
     """
 
     task: Literal["student"] = "student"
@@ -53,6 +61,9 @@ class StudentRecipe(TrainingRecipe):
     student: StudentConfig
     targets: TargetsConfig = TargetsConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    reparametrisation: ReparametrisationConfig = ReparametrisationConfig()
+    window_augmentation: WindowAugmentationConfig = WindowAugmentationConfig()
+    finetuning: FinetuningConfig | None = None
     evaluation: EvaluationConfig | None = None
     benchmarks: TrainingBenchmarksConfig | None = None
 
@@ -71,6 +82,12 @@ class StudentRecipe(TrainingRecipe):
             )
         for place, size in self._sizes():
             self._check_resolution(place, size)
+            self._check_shifts(place, size)
+        self._check_reparametrisation()
+        self._check_finetuning()
+        problem = why_no_whole_average(self.engine) if self.objective.mesa else None
+        if problem:
+            raise ValueError(f"{problem}; or leave objective.mesa out")
         for number, resolution in enumerate(self.evaluation.resolutions if self.evaluation else ()):
             self._check_resolution(f"evaluation.resolutions.{number}", resolution)
         return self
@@ -93,13 +110,18 @@ class StudentRecipe(TrainingRecipe):
         sizes = [size.size for arm in self.placed_arms.values() for size in arm.resolution.root]
         return max(sizes, key=lambda size: size[0] * size[1])
 
-    def step_plan(self, ranks: int) -> StepPlan:
+    def step_plan(self, ranks: int, *, margin: int = 0) -> StepPlan:
         """What each of `ranks` processes does in a step.
+
+        Args:
+            ranks: number of processes.
+            margin: pixels by which images are larger than the student's, along both axes.
 
         Raises:
             RecipeError: they cannot share the batches.
         """
-        return StepPlan(self.placed_arms, list(self.teachers), seed=self.run.seed, ranks=ranks)
+        teachers, seed = list(self.teachers), self.run.seed
+        return StepPlan(self.placed_arms, teachers, seed=seed, ranks=ranks, margin=margin)
 
     def require_ranks(self, ranks: int) -> None:
         """See `TrainingRecipe`."""
@@ -154,6 +176,41 @@ class StudentRecipe(TrainingRecipe):
             raise ValueError(
                 f"{path}: {list(resolution)} px is no multiple of the student's "
                 f"patch size of {patch}; the nearest that is: {near}"
+            )
+
+    def _check_shifts(self, place: str, resolution: tuple[int, int]) -> None:
+        config, tokens = self.objective.equivariance, min(resolution) // self.student.patch_size
+        if isinstance(config, ShiftConfig) and config.limit >= tokens:
+            raise ValueError(
+                f"objective.equivariance.limit: crops {config.limit} tokens apart share nothing "
+                f"where a side has {tokens}; use at most {tokens - 1}, or a larger {place}"
+            )
+
+    def _check_reparametrisation(self) -> None:
+        config = self.reparametrisation
+        if self.student.activation_checkpointing and (config.spectral != "none" or config.damp):
+            raise ValueError(
+                "reparametrisation: a second forward pass would draw other noise and other norms; "
+                "set student.activation_checkpointing to false, or leave it out"
+            )
+
+    def _check_finetuning(self) -> None:
+        if self.finetuning is None:
+            return
+        if not isinstance(self.student.init, StudentInit):
+            raise ValueError(
+                "finetuning: trains parts of a trained student; give its file as student.init, "
+                "{kind: student, path: ...}"
+            )
+        if self.engine.zero_stage == 3:
+            raise ValueError(
+                "engine.zero_stage: 3 splits frozen weights too, which finetuning would then save "
+                "in part; use 1 or 2"
+            )
+        if self.reparametrisation.spectral != "none":
+            raise ValueError(
+                "reparametrisation.spectral: trains the norms of layers that finetuning freezes; "
+                "leave one of them out"
             )
 
 

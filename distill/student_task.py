@@ -7,18 +7,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill import distributed
+from distill import distributed, mesa
 from distill.arms import Pass
 from distill.engine import Engine
+from distill.equivariance import build_views, central_crop
 from distill.errors import USER_ERRORS, RecipeError
 from distill.evaluation.student_encoder import StudentEncoder
-from distill.feature_statistics import save_statistics
+from distill.finetuning import freeze
 from distill.objective import LossTerms, Objective
 from distill.recipe import StudentRecipe
+from distill.reparametrisation import materialised, reparametrise
 from distill.route_table import route_rows
 from distill.routes import choose_route
 from distill.targets import Targets
 from distill.tracking import log
+from distill.window_augmentation import draw_window
+from student.config import StudentInit
 from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
 from teachers.build import TEACHERS, build_teacher
@@ -74,6 +78,17 @@ def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Stu
     return Student(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
 
 
+def prepare_student(
+    student: Student, recipe: StudentRecipe, teachers: Mapping[str, Teacher]
+) -> None:
+    """Makes of a student, in place, what is trained: frozen parts, reparametrised weights."""
+    if recipe.finetuning is not None:
+        assert isinstance(recipe.student.init, StudentInit)
+        running = [name for name, t in teachers.items() if recipe.objective.runs(name, t.spec)]
+        freeze(student, recipe.student.init, recipe.finetuning, running)
+    reparametrise(student, recipe.reparametrisation)
+
+
 def build_targets(
     recipe: StudentRecipe,
     teachers: Mapping[str, Teacher],
@@ -126,16 +141,41 @@ class StudentTask:
         self._targets = targets
         self._config, self._specs = student.config, student.targets
         self._licences = {name: licence_of(config) for name, config in recipe.teachers.items()}
-        self._resolution = recipe.largest_resolution
+        self._resolution, self._patch = recipe.largest_resolution, recipe.student.patch_size
+        self._windows, self._seed = recipe.window_augmentation, recipe.run.seed
+        self._equivariance, self._mesa = recipe.objective.equivariance, recipe.objective.mesa
         self._seen_by = _parts_of_arms(recipe, student.targets)
-        self._objective = Objective(recipe.objective, targets.dispersions())
+        self._objective, self._step = Objective(recipe.objective, targets.dispersions()), 0
 
     def loss(self, images: Tensor, part: Pass) -> LossTerms:
         """What the images (B, 3, H, W) in [0, 1] of a pass add to the step's loss."""
-        targets = self._targets(images, part.routes)
-        output: StudentOutput = self.engine(images)
-        terms = self._objective(output.heads, targets, part.shares)
-        return terms._replace(metrics={**terms.metrics, **self._of_arms(terms, part)})
+        if self.engine.steps != self._step:
+            self._objective.finish_step()
+            self._step = self.engine.steps
+        generator = distributed.derived_generator("views")
+        # Of all ranks' teachers, so that the draws do not depend on who runs which.
+        readers = [*part.routes, *([mesa.READER] if self._mesa else [])]
+        views = build_views(self._equivariance, images, self._patch, readers, generator)
+        targets = self._targets(views.student, part.routes, views.of)
+        height, width = views.student.shape[-2:]
+        grid = (height // self._patch, width // self._patch)
+        window = draw_window(self._windows, grid, self._seed, self.engine.steps)
+        output: StudentOutput = self.engine(views.student, window)
+        terms = self._objective(output.heads, targets, part.shares, views.pairs)
+        terms = terms._replace(metrics={**terms.metrics, **self._of_arms(terms, part)})
+        if self._mesa is None or self.engine.steps < self._mesa.start_step:
+            return terms
+        average = self._average_map(views.of(mesa.READER))
+        loss = part.share * mesa.mesa_loss(output.backbone.spatial, average, views.pairs)
+        total = terms.total + self._mesa.weight * loss
+        return terms._replace(total=total, parts={**terms.parts, "mesa": loss.detach()})
+
+    def _average_map(self, images: Tensor) -> Tensor:
+        """The backbone map of the averaged weights."""
+        average, autocast = self.engine.averaged, self.engine.config.precision == "bf16"
+        assert isinstance(average, Student)
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+            return average.forward_intermediates(images, [len(average.trunk.blocks) - 1])[0]
 
     def _of_arms(self, terms: LossTerms, part: Pass) -> dict[str, Tensor]:
         """The same losses for each arm by itself: a mean over its own images."""
@@ -149,12 +189,13 @@ class StudentTask:
         return found
 
     def save(self, folder: Path) -> None:
-        """Writes the student as it would be exported, and its targets' statistics.
+        """Writes the student as it would be exported, its targets' statistics and the state.
 
         Its metadata have every teacher's licence in words, and a fingerprint of the weights of
         those that are run.
         """
-        weights = self.engine.weights()
+        weights = materialised(self.engine.weights())
+        self._objective.finish_step()
         fingerprints: dict[str, str] = {}
         for each in distributed.gather_objects(self._targets.fingerprints()):
             fingerprints |= each
@@ -169,29 +210,38 @@ class StudentTask:
                     "fingerprints": json.dumps(fingerprints),
                 },
             )
-            for name, statistics in self._targets.statistics.items():
-                path = folder / "statistics" / f"{name}.safetensors"
-                save_statistics(path, statistics, fingerprint="checkpoint")
+            self._targets.save(folder / "statistics")
+            if state := self._objective.state():
+                torch.save(state, folder / "objective.pt")
+
+    def load(self, folder: Path) -> None:
+        """Goes back to a checkpoint's statistics, which stay as they are, and state."""
+        self._targets.load(folder / "statistics")
+        self._objective.dispersions = self._targets.dispersions()
+        if self._objective.state():
+            self._objective.restore(torch.load(folder / "objective.pt"))
 
     def encoder(self) -> StudentEncoder:
         """A copy of the student as it would be exported now; every rank must call this.
 
         Its native resolution is the largest that the run trains at.
         """
-        student = student_of(self._config, self._specs, self.engine.weights(), "the run's student")
+        weights = materialised(self.engine.weights())
+        student = student_of(self._config, self._specs, weights, "the run's student")
         return StudentEncoder(student.to(distributed.device()), resolution=self._resolution)
 
     def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         """Draws PCA panels of the teachers and the student side by side."""
         from distill.pictures import draw_panels
 
+        shown = central_crop(self._equivariance, images[:4], self._patch)
         self.engine.train(False)
         with torch.no_grad():
-            output: StudentOutput = self.engine(images[:4])
+            output: StudentOutput = self.engine(shown)
         self.engine.train(True)
         if distributed.rank() == 0:
-            targets = self._targets(images[:4], part.routes)
-            draw_panels(path, images[:4], targets, {"student": output})
+            targets = self._targets(shown, part.routes)
+            draw_panels(path, shown, targets, {"student": output})
 
 
 def _parts_of_arms(

@@ -4,7 +4,7 @@ Teachers live here, outside the module that DeepSpeed trains, so that they never
 optimiser or a checkpoint.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,8 @@ from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
+
+_IN_CHECKPOINT = "checkpoint"  # in the place of a fingerprint
 
 
 class TargetsConfig(BaseModel):
@@ -88,18 +90,22 @@ class Targets:
         return dict(self._fingerprints)
 
     def features(
-        self, images: Tensor, routes: Mapping[str, RouteChoice] | None = None
+        self,
+        images: Tensor,
+        routes: Mapping[str, RouteChoice] | None = None,
+        view: Callable[[str], Tensor] | None = None,
     ) -> dict[str, Features]:
         """The teachers' own features.
 
         Args:
             images: (B, 3, H, W) in [0, 1], at the student's size where there is one.
             routes: teacher to route, for those that are run; None for all, by themselves.
+            view: teacher name to what it sees in the images' place, of the same shape.
         """
         if routes is None:
             routes = dict.fromkeys(self.teachers, "auto")
         return {
-            name: self._encode(name, images, choice)
+            name: self._encode(name, view(name) if view else images, choice)
             for name, choice in routes.items()
             if name in self.teachers
         }
@@ -114,10 +120,13 @@ class Targets:
         return self._routes[key].encode(teacher, images)
 
     def __call__(
-        self, images: Tensor, routes: Mapping[str, RouteChoice] | None = None
+        self,
+        images: Tensor,
+        routes: Mapping[str, RouteChoice] | None = None,
+        view: Callable[[str], Tensor] | None = None,
     ) -> dict[str, Features]:
         """The teachers' targets: their `features`, standardised where the recipe asks for it."""
-        features = self.features(images, routes)
+        features = self.features(images, routes, view)
         return {name: self.standardise(name, f) for name, f in features.items()}
 
     def standardise(self, name: str, features: Features) -> Features:
@@ -131,6 +140,25 @@ class Targets:
         """Teacher name to angular dispersion of its summaries, ()."""
         device = distributed.device()
         return {name: s.dispersion.to(device) for name, s in self.statistics.items()}
+
+    def save(self, folder: Path) -> None:
+        """Writes the statistics as a checkpoint keeps them."""
+        for name, statistics in self.statistics.items():
+            save_statistics(folder / f"{name}.safetensors", statistics, _IN_CHECKPOINT)
+
+    def load(self, folder: Path) -> None:
+        """Goes back to the statistics of a checkpoint, whatever has been estimated since.
+
+        Raises:
+            ValueError: those of a teacher are missing.
+        """
+        for name in self.statistics:
+            path = folder / f"{name}.safetensors"
+            statistics = load_statistics(path, _IN_CHECKPOINT)
+            if statistics is None:
+                raise ValueError(f"{path}: missing, or not the statistics of a checkpoint")
+            phi_s = statistics.phi_s.to(distributed.device())
+            self.statistics[name] = statistics._replace(phi_s=phi_s)
 
     def fit(
         self, shown: Iterator[Shown], folder: Path, facts: Mapping[str, object], num_images: int

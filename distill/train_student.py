@@ -5,12 +5,19 @@ The same command starts a run and resumes it from its newest whole checkpoint.
 
 from distill import distributed
 from distill.engine import Engine
+from distill.equivariance import frame_size
 from distill.errors import command
 from distill.evaluation.during_training import TrainingBenchmarks
 from distill.optimizer import decay_groups
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.route_table import route_rows, route_table
-from distill.student_task import StudentTask, build_student, build_targets, build_teachers
+from distill.student_task import (
+    StudentTask,
+    build_student,
+    build_targets,
+    build_teachers,
+    prepare_student,
+)
 from distill.tracking import log
 from distill.training import Assembly, fit_targets, open_stream, run_command
 
@@ -29,22 +36,32 @@ def main() -> None:
 
 def assemble(recipe: StudentRecipe) -> Assembly:
     """Builds teachers, their targets and the student, and opens the images."""
-    plan = recipe.step_plan(distributed.world_size())
+    run, objective = recipe.run, recipe.objective
+    margin = frame_size(objective.equivariance, (0, 0), recipe.student.patch_size)[0]
+    plan = recipe.step_plan(distributed.world_size(), margin=margin)
     stream = open_stream(recipe, plan)
     mine = plan.teachers_of(distributed.rank())
     teachers = build_teachers(recipe, mine)
     log.info("%s", route_table(route_rows(recipe, teachers)))
     targets = build_targets(recipe, teachers, mine)
-    if recipe.objective.standardisation != "none" or recipe.objective.summary == "angle":
+    if objective.standardisation != "none" or objective.summary == "angle":
         facts: dict[str, object] = {"student_patch": recipe.student.patch_size}
         facts["routes"] = {name: arm.routes for name, arm in recipe.placed_arms.items()}
-        fit_targets(recipe, targets, plan, recipe.targets.statistics_images, facts)
+        shown = recipe.step_plan(distributed.world_size())
+        fit_targets(recipe, targets, shown, recipe.targets.statistics_images, facts)
     student = build_student(recipe, teachers)
+    prepare_student(student, recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
-    micro_batch = plan.passes(distributed.rank(), 0)[0].images
-    engine = Engine(student, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
+    engine = Engine(
+        student,
+        recipe.engine,
+        recipe.optimizer,
+        groups,
+        micro_batch_size=plan.passes(distributed.rank(), 0)[0].images,
+        whole_average=objective.mesa is not None,
+    )
     task = StudentTask(recipe, student, engine, targets)
-    run, benchmarks = recipe.run, None
+    benchmarks = None
     if recipe.benchmarks is not None:
         benchmarks = TrainingBenchmarks(recipe.benchmarks, task.encoder, run.dir, run.steps)
     return Assembly(task, stream, plan, benchmarks)

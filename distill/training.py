@@ -239,6 +239,7 @@ class _Session:
         ranks = manifest["world_size"]
         self._stream.restore(manifest["stream"])
         self._task.engine.load(folder, ranks=ranks)
+        self._task.load(folder)
         # Other ranks than before share the states: every pass seeds its own numbers in any case.
         restore_generators(torch.load(folder / f"random_{distributed.rank() % ranks}.pt"))
         self.saved_step = manifest["step"]

@@ -11,8 +11,9 @@ from distill.arms import Pass
 from distill.engine import Engine
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
+from distill.reparametrisation import materialised
 from distill.run_folder import versions
-from distill.spectral import SpectralScale, materialised, spectral_reparametrise
+from distill.spectral import SpectralScale, spectral_reparametrise
 from distill.training_recipe import resolved
 from distill.upsampler_recipe import UpsamplerRecipe
 from teachers.catalog import licence_of
@@ -163,6 +164,9 @@ class UpsamplerTask:
         if distributed.rank() == 0:
             card = upsampler_card(self._recipe, self._teacher.spec, self._fingerprint)
             save_upsampler(folder / "upsampler.safetensors", carried(weights), card)
+
+    def load(self, folder: Path) -> None:
+        """Nothing: all that training changes is in the engine."""
 
     def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         """Draws PCA panels of the encoder's map, bilinear and upsampled."""

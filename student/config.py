@@ -60,6 +60,9 @@ class HeadConfig(_Config):
         num_layers: residual inner blocks.
         upsample: teacher name to u; that teacher's map comes out u times denser than the
             student's own grid, along both axes. 1 for teachers not named.
+        attention_blocks: transformer blocks over the patches, without class tokens, before a map's
+            MLP, which then has no inner blocks; C-RADIOv4 has 2, 0 leaves them out.
+        attention_heads: of these blocks.
         only: the teachers whose MLPs there are; None for all. The others keep their class tokens,
             which every other token attends to, so dropping their MLPs changes no other output.
     """
@@ -67,11 +70,27 @@ class HeadConfig(_Config):
     hidden_dim: PositiveInt = 1520
     num_layers: NonNegativeInt = 3
     upsample: dict[str, PositiveInt] = Field(default_factory=dict)
+    attention_blocks: NonNegativeInt = 0
+    attention_heads: PositiveInt = 16
     only: tuple[str, ...] | None = None
 
     def has(self, teacher: str) -> bool:
         """Whether a teacher has its MLPs."""
         return self.only is None or teacher in self.only
+
+
+class WindowConfig(_Config):
+    """How the trunk works when it attends within windows (ViTDet), see `Student.forward`.
+
+    Attributes:
+        num_global: blocks with global attention, spread evenly; the last is one of them.
+        prefix: what becomes of class tokens and registers in the blocks between: `copy` gives each
+            window its own, whose mean goes on, as NVIDIA TAO trains; `drop` leaves them out, as
+            the published RADIO models do in inference.
+    """
+
+    num_global: PositiveInt = 4
+    prefix: Literal["copy", "drop"] = "copy"
 
 
 class TimmInit(_Config):
@@ -123,6 +142,10 @@ class StudentConfig(_Config):
         mean: pixel normalisation; None for that of `init`, and OpenAI CLIP's without one.
         std: the same.
         activation_checkpointing: recompute each block's activations in the backward pass.
+        position_dropout: probability that an image gets no positions in training; RADIO's is 0.1.
+        windows: how attention within windows works, where it is asked for.
+        isolated: teachers whose class token no other token attends to, so that every other output
+            is what it would be without them.
     """
 
     size: Size = "base"
@@ -141,6 +164,9 @@ class StudentConfig(_Config):
     mean: Colour | None = None
     std: Colour | None = None
     activation_checkpointing: bool = False
+    position_dropout: float = Field(0.0, ge=0, lt=1)
+    windows: WindowConfig = WindowConfig()
+    isolated: tuple[str, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -170,6 +196,11 @@ class StudentConfig(_Config):
             raise ValueError(
                 f"width {width} does not divide into {heads} heads; set heads to a divisor of it, "
                 f"or width to a multiple, such as {max(1, round(width / heads)) * heads}"
+            )
+        if self.head.attention_blocks and width % self.head.attention_heads:
+            raise ValueError(
+                f"head.attention_heads: width {width} does not divide into "
+                f"{self.head.attention_heads} heads; use a divisor, such as {heads}"
             )
         p = self.patch_size
         if self.max_resolution % p:

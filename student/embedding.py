@@ -105,6 +105,7 @@ class Embedding(nn.Module):
         table_side: cells of the position table, along each axis.
         num_class_tokens: one for each teacher.
         num_registers: tokens without a meaning of their own.
+        position_dropout: probability that an image gets no positions in training.
     """
 
     def __init__(
@@ -115,8 +116,10 @@ class Embedding(nn.Module):
         table_side: int,
         num_class_tokens: int,
         num_registers: int,
+        position_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.position_dropout = position_dropout
         self.patch_size = patch_size
         scale = width**-0.5
         self.projection = nn.Linear(3 * patch_size**2, width, bias=False)
@@ -151,4 +154,8 @@ class Embedding(nn.Module):
         table = self.positions.float()
         if not self.training:
             return fit_positions(table, grid)
-        return crop_positions(table, *sample_viewports(batch, table.device), grid)
+        positions = crop_positions(table, *sample_viewports(batch, table.device), grid)
+        if self.position_dropout:
+            drawn = torch.rand(batch, 1, 1, device=table.device)
+            positions = positions * (drawn >= self.position_dropout)
+        return positions

@@ -1,6 +1,7 @@
 """The MLPs that map the student's tokens to a teacher's features.
 
-"MLP2" of the RADIO family (../shared/reference/radio-training.md 1.6).
+"MLP2" of the RADIO family, and C-RADIOv4's attention before it
+(../shared/reference/radio-training.md 1.6).
 """
 
 import torch
@@ -8,7 +9,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from student.config import HeadConfig
+from student.trunk import init_linear
 from teachers.features import Features, FeatureSpec
+
+_LAYER_SCALE = 1e-5  # C-RADIOv4's; a block starts next to the identity
 
 
 class MLP2(nn.Module):
@@ -61,6 +65,9 @@ class Head(nn.Module):
         self.summary = (
             None if target.summary_dim is None else MLP2(width, target.summary_dim, **sizes)
         )
+        self.attention = _attention_blocks(width, config)
+        if config.attention_blocks:
+            sizes["num_layers"] = 0
         self.spatial = MLP2(width, target.spatial_dim * upsample**2, **sizes)
 
     def forward(self, class_token: Tensor, patches: Tensor, grid: tuple[int, int]) -> Features:
@@ -76,7 +83,29 @@ class Head(nn.Module):
         """
         summary = None if self.summary is None else self.summary(class_token)
         u = self.upsample
+        with torch.autocast(patches.device.type, enabled=False):
+            for block in self.attention:
+                patches = block(patches.to(self.spatial.fc1.weight.dtype))
         spatial = rearrange(
             self.spatial(patches), "b (h w) (y x d) -> b d (h y) (w x)", h=grid[0], y=u, x=u
         )
         return Features(summary, spatial)
+
+
+def _attention_blocks(width: int, config: HeadConfig) -> nn.ModuleList:
+    if not config.attention_blocks:
+        return nn.ModuleList()
+    from timm.layers import LayerNorm
+    from timm.models.vision_transformer import Block
+
+    blocks = nn.ModuleList(
+        Block(
+            width,
+            num_heads=config.attention_heads,
+            qkv_bias=True,
+            init_values=_LAYER_SCALE,
+            norm_layer=LayerNorm,
+        )
+        for _ in range(config.attention_blocks)
+    )
+    return blocks.apply(init_linear)

@@ -1,7 +1,7 @@
 """The student: one ViT that learns from several teachers."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,8 @@ class Student(nn.Module):
         _check_targets(config, targets)
         width = config.shape.width
         self.targets = dict(targets)
-        self.trunk = Trunk(config, len(targets))
+        isolated = [i for i, name in enumerate(targets) if name in config.isolated]
+        self.trunk = Trunk(config, len(targets), isolated)
         self.heads = nn.ModuleDict(
             {
                 name: Head(width, target, config.head, config.head.upsample.get(name, 1))
@@ -90,11 +91,13 @@ class Student(nn.Module):
         names = {f"trunk.embedding.{name}" for name in ("positions", "class_tokens", "registers")}
         return names & {name for name, _ in self.named_parameters()}
 
-    def forward(self, images: Tensor) -> StudentOutput:
+    def forward(self, images: Tensor, window: int | None = None) -> StudentOutput:
         """Encodes images.
 
         Args:
             images: (B, 3, H, W) in [0, 1]; H and W are multiples of the patch size.
+            window: side in patches of the windows that most blocks attend within (ViTDet), for
+                large images; None for global attention.
 
         Returns:
             StudentOutput, all float32: backbone summary (B, n * C) or None and spatial
@@ -102,10 +105,16 @@ class Student(nn.Module):
             (B, D, h, w).
 
         Raises:
-            StudentError: the images have another shape; names the nearest size.
+            StudentError: the images have another shape, or windows do not tile their grid; names
+                the nearest size.
         """
         grid = self._grid(images)
-        tokens = self.trunk(self._normalise(images))
+        if window is not None and any(side % window for side in grid):
+            raise StudentError(
+                f"windows of {window} x {window} patches do not tile a grid of {grid[0]} x "
+                f"{grid[1]}; both sides must be multiples of {window}"
+            )
+        tokens = self.trunk(self._normalise(images), window)
         # One split and one copy for all heads: each slice of its own would cost a gradient of the
         # size of all tokens.
         prefix, patches = tokens.split([self.num_skip, tokens.shape[1] - self.num_skip], dim=1)
@@ -165,11 +174,16 @@ def _check_targets(config: StudentConfig, targets: Mapping[str, FeatureSpec]) ->
                 f"teacher {name!r}: the name becomes part of parameter names; it must not be "
                 "empty, contain a dot, or be an attribute of torch's ModuleDict"
             )
-    for key, names in (("upsample", config.head.upsample), ("only", config.head.only or ())):
+    named: dict[str, Iterable[str]] = {
+        "head.upsample": config.head.upsample,
+        "head.only": config.head.only or (),
+        "isolated": config.isolated,
+    }
+    for key, names in named.items():
         for name in names:
             if name not in targets:
                 close = difflib.get_close_matches(name, targets, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise StudentError(
-                    f"student.head.{key}: no teacher {name!r}{hint}; there are {sorted(targets)}"
+                    f"student.{key}: no teacher {name!r}{hint}; there are {sorted(targets)}"
                 )

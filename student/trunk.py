@@ -7,11 +7,13 @@ and weights of a timm ViT keep their meaning.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from student.config import StudentConfig
 from student.embedding import Embedding
+from student.windows import Windows, global_blocks, window_order
 
 
 class Trunk(nn.Module):
@@ -20,9 +22,12 @@ class Trunk(nn.Module):
     Args:
         config: the student's.
         num_class_tokens: one for each teacher.
+        isolated: the numbers of those that no other token attends to.
     """
 
-    def __init__(self, config: StudentConfig, num_class_tokens: int) -> None:
+    def __init__(
+        self, config: StudentConfig, num_class_tokens: int, isolated: Sequence[int] = ()
+    ) -> None:
         # Two seconds that --help, a mistake in a recipe and an export do without.
         from timm.layers import LayerNorm
         from timm.models.vision_transformer import Block
@@ -32,12 +37,14 @@ class Trunk(nn.Module):
         num_registers = config.count_registers(num_class_tokens)
         self.num_skip = num_class_tokens + num_registers
         self.activation_checkpointing = config.activation_checkpointing
+        self._windows, self._isolated = config.windows, list(isolated)
         self.embedding = Embedding(
             width,
             patch_size=config.patch_size,
             table_side=config.table_side,
             num_class_tokens=num_class_tokens,
             num_registers=num_registers,
+            position_dropout=config.position_dropout,
         )
         self.blocks = nn.ModuleList(
             Block(
@@ -52,29 +59,69 @@ class Trunk(nn.Module):
             for _ in range(depth)
         )
         self.norm = LayerNorm(width) if config.final_norm else nn.Identity()
-        self.apply(_init_linear)
+        self.apply(init_linear)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, window: int | None = None) -> Tensor:
         """Encodes (B, 3, H, W), normalised, into (B, num_skip + h * w, C)."""
-        return self.intermediates(images, [len(self.blocks) - 1])[0]
+        return self.intermediates(images, [len(self.blocks) - 1], window)[0]
 
-    def intermediates(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The tokens after some blocks, numbered from 0, each after the norm as the last are."""
+    def intermediates(
+        self, images: Tensor, indices: Sequence[int], window: int | None = None
+    ) -> list[Tensor]:
+        """The tokens after some blocks, numbered from 0, each after the norm as the last are.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            indices: of blocks.
+            window: side in patches of the windows that most blocks attend within; None for
+                global attention everywhere.
+        """
         x = self.embedding(images)
-        chosen = []
+        if window is None:
+            return self._run(x, indices)
+        p = self.embedding.patch_size
+        order = window_order((images.shape[2] // p, images.shape[3] // p), window).to(x.device)
+        prefix = torch.arange(self.num_skip, device=x.device)
+        order = torch.cat([prefix, order + self.num_skip])
+        found = self._run(x[:, order], indices, window**2)
+        back = order.argsort()
+        return [tokens[:, back] for tokens in found]
+
+    def _run(self, x: Tensor, indices: Sequence[int], count: int | None = None) -> list[Tensor]:
+        """Tokens after some blocks; with a count, most blocks see so many patches at once."""
+        # Not len(x): torch.export would take it for a constant.
+        config, depth, batch = self._windows, len(self.blocks), x.shape[0]
+        everywhere = set(range(depth)) if count is None else global_blocks(depth, config.num_global)
+        windows = Windows(self.num_skip, count or 0, config.prefix)
+        chosen, split, mask = [], False, self._mask(x, split=False)
         for number, block in enumerate(self.blocks):
-            if self.activation_checkpointing and self.training:
-                # Blocks draw no random numbers, so there is no state to keep for the second pass.
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x)
+            if split == (number in everywhere):
+                x = windows.join(x, batch) if split else windows.split(x)
+                split = not split
+                mask = self._mask(x, split=split)
+            x = self._block(block, x, mask)
             if number in indices:
-                chosen.append(self.norm(x))
+                chosen.append(self.norm(windows.join(x, batch) if split else x))
         return chosen
 
+    def _block(self, block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            # Blocks draw no random numbers, so there is no state to keep for the second pass.
+            return checkpoint(block, x, mask, use_reentrant=False, preserve_rng_state=False)
+        return block(x, mask)
 
-def _init_linear(module: nn.Module) -> None:
-    """timm's ViT initialisation."""
+    def _mask(self, x: Tensor, *, split: bool) -> Tensor | None:
+        """Who may attend to whom, (tokens, tokens); None where all may to all."""
+        if not self._isolated or (split and self._windows.prefix == "drop"):
+            return None
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+        mask[:, self._isolated] = False
+        mask[self._isolated, self._isolated] = True
+        return mask
+
+
+def init_linear(module: nn.Module) -> None:
+    """timm's ViT initialisation of a linear layer; leaves every other module as it is."""
     from timm.layers import trunc_normal_
 
     if isinstance(module, nn.Linear):

@@ -203,3 +203,21 @@ def test_a_file_holds_nothing_but_a_namespace_and_plain_values(tmp_path: Path) -
     with torch.serialization.safe_globals([argparse.Namespace]):
         loaded = torch.load(tmp_path / "s.pth", weights_only=True)
     assert loaded.keys() == {"args", "state_dict"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"isolated": ("clip",)}, "student.isolated .* of clip, which readers .*use safetensors"),
+        (
+            {"head": HeadConfig(hidden_dim=8, attention_blocks=1, attention_heads=2)},
+            "attention blocks .*or leave them out with --no-heads",
+        ),
+    ],
+)
+def test_what_the_format_has_no_place_for_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        save_radio(tmp_path / "s", file_of(build(**changes)))
+    assert not list(tmp_path.iterdir())

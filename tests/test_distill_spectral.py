@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.spectral import SpectralScale, materialised, spectral_reparametrise
+from distill.reparametrisation import materialised
+from distill.spectral import SpectralScale, spectral_reparametrise
 
 
 def network(seed: int = 0) -> nn.Sequential:

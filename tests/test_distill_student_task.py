@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from distill.errors import RecipeError
@@ -27,7 +28,7 @@ class Forgetful(Curved):
         return Features(images.mean((2, 3)), nn.functional.dropout(self.net(images)))
 
 
-def _recipe(teacher: dict[str, Any]) -> StudentRecipe:
+def _recipe(teacher: dict[str, Any], **sections: Any) -> StudentRecipe:
     return StudentRecipe.model_validate(
         {
             "task": "student",
@@ -36,6 +37,7 @@ def _recipe(teacher: dict[str, Any]) -> StudentRecipe:
             "teachers": {"mine": teacher},
             "student": {"size": "tiny", "max_resolution": 32},
             "schedule": {"warmup_steps": 0},
+            **sections,
         }
     )
 
@@ -50,6 +52,32 @@ def test_a_built_in_teacher_encodes_nothing_before_it_teaches() -> None:
     recipe = _recipe({"kind": "timm", "model": "vit_tiny_patch16_224", "weights": "none"})
     with patch.object(TimmTeacher, "extract", side_effect=AssertionError), torch.no_grad():
         assert build_teachers(recipe)["mine"].spec.spatial_dim == 192
+
+
+TIMM = {"kind": "timm", "model": "vit_tiny_patch16_224", "weights": "none"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"objective": {"equivariance": {"kind": "shift"}}},
+            "objective.equivariance.limit: crops 2 tokens apart share nothing .* has 2; use at "
+            "most 1, or a larger run.resolution",
+        ),
+        (
+            {"objective": {"mesa": {}}},
+            "engine.ema_decay: is 0, .*; or leave objective.mesa out",
+        ),
+        (
+            {"objective": {"mesa": {}}, "engine": {"ema_decay": 0.9, "zero_stage": 3}},
+            "engine.zero_stage: 3 leaves no rank",
+        ),
+    ],
+)
+def test_an_objective_that_cannot_work_is_refused(sections: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _recipe(TIMM, **sections)
 
 
 class Measuring(Curved):

@@ -8,20 +8,24 @@ import re
 import resource
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from distill.config import load_recipe, load_yaml
+from distill.config import load_recipe, load_yaml, validate
+from distill.equivariance import ShiftConfig
 from distill.evaluation.comparison import ComparisonRecipe
 from distill.evaluation.results import ReportRecipe
 from distill.evaluation.suite import SuiteRecipe
 from distill.evaluation.throughput import ThroughputRecipe
-from distill.recipe import load_student_recipe
+from distill.objective import ObjectiveConfig
+from distill.recipe import StudentRecipe, load_student_recipe
+from distill.reparametrisation import ReparametrisationConfig
 from distill.train_student import preview
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import MultiView, build_multi_view, parameter_groups
+from student.config import StudentConfig
 from teachers.build import build_teacher
 from teachers.phi_s import PhiS
 from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, Teacher
@@ -217,3 +221,55 @@ def test_the_table_of_upsamplers_has_every_kind_with_its_options_and_defaults() 
         for name, value in defaults.items():
             shown = f"[{', '.join(value)}]" if isinstance(value, list) else str(value).lower()
             assert written[name] == shown, (kind, name)
+
+
+def _student_fragments(folder: Path) -> list[dict[str, Any]]:
+    """The two of the recipes' README: C-RADIOv4's set, and fine-tuning."""
+    text = (FOLDER / "README.md").read_text()
+    found = []
+    for number, block in enumerate(re.findall(r"```yaml\n(student:.*?)```", text, re.DOTALL)):
+        path = folder / f"{number}.yaml"
+        path.write_text(block)
+        found.append(load_yaml(path))
+    return found
+
+
+def test_the_fragments_of_student_options_make_valid_recipes(tmp_path: Path) -> None:
+    def complete(fragment: dict[str, Any], teachers: list[str]) -> StudentRecipe:
+        entry = {"kind": "timm", "model": "vit_tiny_patch16_224", "weights": "none"}
+        base = {
+            "task": "student",
+            "run": {"dir": "unused", "steps": 1000, "batch_size": 2, "resolution": 432},
+            "data": {"sources": [{"shards": "unused"}]},
+            "teachers": dict.fromkeys(teachers, entry),
+        }
+        return validate(StudentRecipe, {**base, **fragment}, "README")
+
+    like_v4, more = _student_fragments(tmp_path)
+    recipe = complete(like_v4, ["siglip2", "dinov3", "sam3"])
+    assert recipe.student.count_registers(3) == 7
+    assert isinstance(recipe.objective.equivariance, ShiftConfig)
+    tuned = complete(more, ["clip", "siglip", "new"])
+    assert tuned.finetuning is not None
+    assert tuned.student.isolated == ("new",)
+
+
+def test_the_table_of_student_options_has_their_defaults() -> None:
+    text = (FOLDER / "README.md").read_text()
+    rows = re.findall(r"^\| `([\w.]+)` \| (\S+) \|", text, flags=re.MULTILINE)
+    table = dict(row for row in rows if "." in row[0])
+    sections = {
+        "objective": ObjectiveConfig(),
+        "reparametrisation": ReparametrisationConfig(),
+        "student": StudentConfig(),
+    }
+    shown = {}
+    for path in table:
+        section, *keys = path.split(".")
+        value: Any = sections[section]
+        for key in keys:
+            value = getattr(value, key)
+        off = value is None or value == {}
+        shown[path] = "none" if off else f"`{value}`" if isinstance(value, str) else f"{value:g}"
+    assert len(table) == 12
+    assert table == shown

@@ -70,6 +70,10 @@ def test_registers_are_four_unless_told() -> None:
         ({"sise": "tiny"}, "sise.*[\n].*Extra inputs"),
         ({"init": {"kind": "timmm", "model": "x"}}, "'timm', 'student'"),
         ({"head": {"upsample": {"clip": 0}}}, "greater than 0"),
+        (
+            {"size": "tiny", "head": {"attention_blocks": 2, "attention_heads": 7}},
+            "head.attention_heads: width 192 does not divide into 7 heads; .* such as 3",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(fields: dict, message: str) -> None:

@@ -1,6 +1,7 @@
 """Patches, cropped positions, class tokens and registers."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from student.embedding import Embedding, crop_positions, fit_positions, sample_v
 CPU = torch.device("cpu")
 
 
-def embedding(**options: int) -> Embedding:
+def embedding(**options: Any) -> Embedding:
     sizes = {"patch_size": 4, "table_side": 6, "num_class_tokens": 2, "num_registers": 3}
     torch.manual_seed(0)
     return Embedding(8, **(sizes | options))
@@ -150,3 +151,28 @@ def test_position_arithmetic_is_float32_in_a_bfloat16_module() -> None:
     expected = fit_positions(module.positions.float(), (3, 5)).bfloat16()
     assert tokens.dtype == torch.bfloat16
     assert torch.equal(tokens, expected)
+
+
+def test_position_dropout_takes_whole_maps_away_from_some_images_in_training_only() -> None:
+    module = embedding(position_dropout=0.25)
+    module.projection.weight.data.zero_()
+    images = torch.zeros(2000, 3, 8, 12)
+    tokens = module.train()(images)
+    assert torch.equal(tokens[:, :5], embedding()(images)[:, :5])  # class tokens and registers
+    gone = ~tokens[:, 5:].flatten(1).any(1)
+    assert abs(gone.double().mean() - 0.25) < 0.04
+    assert tokens[~gone, 5:].abs().amax(2).min() > 0  # all of a map or nothing, and not rescaled
+    positions = fit_positions(module.positions.float(), (2, 3))
+    assert torch.equal(module.eval()(images[:5])[:, 5:], positions.expand(5, -1, -1))
+
+
+def test_without_position_dropout_no_number_is_drawn_for_it() -> None:
+    images = torch.randn(2, 3, 8, 12)
+    torch.manual_seed(3)
+    sample_viewports(2, CPU)
+    first = torch.rand(1)
+    torch.manual_seed(3)
+    module = embedding()
+    torch.manual_seed(3)
+    module.train()(images)
+    assert torch.equal(torch.rand(1), first)

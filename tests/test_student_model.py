@@ -11,6 +11,7 @@ from student.errors import StudentError
 from student.heads import MLP2, Head
 from student.model import Student, StudentOutput
 from teachers.features import FeatureSpec
+from teachers.upsamplers.views import warp
 
 SPECS = {"patch_size": 14, "resolution": (28, 28)}
 TARGETS = {
@@ -224,6 +225,67 @@ def test_a_head_without_upsampling_keeps_the_patches_order() -> None:
     torch.testing.assert_close(spatial[1, :, 1, 0], head.spatial(patches[1, 3]))
 
 
+ATTENTIVE = HeadConfig(hidden_dim=12, num_layers=1, attention_blocks=2, attention_heads=4)
+
+
+def test_an_attention_head_is_blocks_over_the_patches_then_an_mlp_without_inner_blocks() -> None:
+    """2 blocks, LayerScale 1e-5, no class tokens (radio-training.md 1.6); summaries keep MLP2."""
+    head = build(head=ATTENTIVE).heads["clip"]
+    assert [float(block.ls1.gamma.detach().unique()) for block in head.attention] == (
+        pytest.approx([1e-5, 1e-5])
+    )
+    assert (len(head.spatial.blocks), len(head.summary.blocks)) == (0, 1)
+    for block in head.attention:
+        block.ls1.gamma.data.fill_(1.0)
+    token, patches = torch.randn(2, 16), torch.randn(2, 6, 16)
+    seen = patches
+    for block in head.attention:
+        assert block.attn.num_heads == 4
+        seen = block(seen)
+    spatial = head(token, patches, (2, 3)).spatial
+    torch.testing.assert_close(spatial[1, :, 1, 2], head.spatial(seen[1, 5]))
+    other = head(torch.randn(2, 16), patches, (2, 3)).spatial
+    assert torch.equal(spatial, other)
+    assert (spatial - head.spatial(patches).movedim(2, 1).unflatten(2, (2, 3))).abs().max() > 1e-3
+
+
+def test_attention_heads_upsample_and_look_at_no_other_image() -> None:
+    head = ATTENTIVE.model_copy(update={"upsample": {"sam": 2}})
+    student, images = build(head=head).eval(), torch.rand(3, 3, 8, 20)
+    output = student(images)
+    assert output.heads["sam"].spatial.shape == (3, 7, 4, 10)
+    for one, many in zip(tensors(student(images[1:2])), tensors(output), strict=True):
+        torch.testing.assert_close(one, many[1:2])
+
+
+def test_projecting_before_warping_is_not_warping_before_projecting() -> None:
+    """Why the heads run on the student's own grid, and maps are aligned after them."""
+    head = build(head=ATTENTIVE).heads["clip"]
+    for block in head.attention:
+        block.ls1.gamma.data.fill_(1.0)
+    patches = torch.randn(1, 24, 16)
+    views = torch.eye(3)[None] + torch.tensor([[[0.1, 0.05, 0.2], [-0.05, 0.1, 0.1], [0, 0, 0]]])
+
+    def warped(maps: Tensor) -> Tensor:
+        return warp(maps, views, (4, 6))
+
+    first = warped(head(torch.zeros(1, 16), patches, (4, 6)).spatial)
+    tokens = warped(patches.movedim(2, 1).unflatten(2, (4, 6))).flatten(2).movedim(1, 2)
+    then = head(torch.zeros(1, 16), tokens, (4, 6)).spatial
+    assert (first - then).abs().max() > 0.05
+
+
+def test_attention_heads_stay_in_float32_under_autocast() -> None:
+    student, images = build(head=ATTENTIVE), torch.rand(1, 3, 8, 20)
+    seen: list[Tensor] = []
+    student.heads["clip"].attention[1].mlp.fc1.register_forward_hook(
+        lambda module, args, output: seen.append(output)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        student(images)
+    assert [x.dtype for x in seen] == [torch.float32]
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
@@ -253,3 +315,8 @@ def test_targets_that_cannot_work_are_refused(
     head = HeadConfig(upsample=upsample)
     with pytest.raises(StudentError, match=message):
         build(dict.fromkeys(names, TARGETS["clip"]), head=head)
+
+
+def test_an_isolated_teacher_that_is_not_there_is_refused() -> None:
+    with pytest.raises(StudentError, match=r"student.isolated: no teacher 'clop'.*'clip'"):
+        build(isolated=("clop",))

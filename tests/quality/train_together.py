@@ -23,7 +23,7 @@ from distill.engine import Engine
 from distill.errors import command
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
-from distill.spectral import materialised
+from distill.reparametrisation import materialised
 from distill.train_upsampler import NAME, base_resolution, build_encoder, fit_phi_s_of
 from distill.training import Assembly, open_stream, run_command
 from distill.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
@@ -112,6 +112,9 @@ class TogetherTask:
             card = upsampler_card(self._recipe.of(name), self._teacher.spec, self._fingerprint)
             tensors = carried(weights, f"members.{name}.")
             save_upsampler(folder / f"{name}.safetensors", tensors, card)
+
+    def load(self, folder: Path) -> None:
+        """Nothing: all that training changes is in the engine."""
 
     def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         raise NotImplementedError("tracking.pictures_every must be 0")

@@ -1,0 +1,50 @@
+"""MESA: the student agrees with the moving average of its own weights, on another crop.
+
+Du et al., "Sharpness-Aware Training for Free" (arXiv 2205.14083), on backbone maps and with
+displaced crops as in C-RADIOv4 (arXiv 2601.17237): the mean of (LN(x)[u + d] - LN(x')[u])^2, with
+layer norms that have no weights of their own. The average runs as it would be exported, in
+evaluation mode.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat
+from torch import Tensor
+
+from distill.equivariance import Pair
+
+READER = "moving average"  # among the readers of views; no teacher's name has a space
+
+
+class MesaConfig(BaseModel):
+    """How much the agreement counts; neither number is published.
+
+    Attributes:
+        weight: of the loss.
+        start_step: the first optimiser step, from 0, with it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: PositiveFloat = 1.0
+    start_step: NonNegativeInt = 0
+
+
+def mesa_loss(
+    student: Tensor, average: Tensor, align: Callable[[str, Tensor, Tensor], list[Pair]]
+) -> Tensor:
+    """The disagreement of two backbone maps, ().
+
+    Args:
+        student: (B, C, h, w) float32.
+        average: (B, C, h, w) float32, of the averaged weights; without a graph.
+        align: finds where both show the same, `Views.pairs`.
+    """
+    pairs = align(READER, _normalised(student), _normalised(average))
+    return torch.stack([F.mse_loss(x, y) if y.numel() else x.sum() for x, y in pairs]).mean()
+
+
+def _normalised(maps: Tensor) -> Tensor:
+    return F.layer_norm(maps.movedim(1, -1), maps.shape[1:2]).movedim(-1, 1)

@@ -1,0 +1,45 @@
+"""Windows as augmentation: some steps train the student as ViTDet would run it.
+
+After NVIDIA TAO's port of the RADIO trainer, for grids of any shape. The draw follows from the seed
+and the step alone, so that all ranks take equally long. A student trained so can be asked for
+windows later, where images are large: `Student.forward(images, window)`.
+"""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from distill import distributed
+
+
+class WindowAugmentationConfig(BaseModel):
+    """How often, and which windows.
+
+    Attributes:
+        probability: of a step with windows. AM-RADIO is said to have taken 0.05 at low and 0.99 at
+            high resolution.
+        sizes: sides in patches to choose from, evenly, among those that divide both sides of the
+            grid into more than one window; where none does, attention is global.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    probability: float = Field(0.0, ge=0, le=1)
+    sizes: tuple[PositiveInt, ...] = Field((6, 7, 8, 9, 12, 16), min_length=1)
+
+
+def draw_window(
+    config: WindowAugmentationConfig, grid: tuple[int, int], seed: int, step: int
+) -> int | None:
+    """The side of a step's windows in patches; None for global attention.
+
+    Args:
+        config: how often, and which.
+        grid: (h, w) of the student.
+        seed: of the run.
+        step: the optimiser step.
+    """
+    fitting = [s for s in config.sizes if grid[0] % s == grid[1] % s == 0 and s < max(grid)]
+    generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "windows", step))
+    if torch.rand((), generator=generator) >= config.probability or not fitting:
+        return None
+    return fitting[int(torch.randint(len(fitting), (), generator=generator))]

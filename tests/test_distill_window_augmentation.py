@@ -1,0 +1,43 @@
+"""Which windows a step attends within."""
+
+import pytest
+
+from distill.window_augmentation import WindowAugmentationConfig, draw_window
+
+ALWAYS = WindowAugmentationConfig(probability=1.0)
+
+
+def drawn(config: WindowAugmentationConfig, grid: tuple[int, int], steps: int) -> list[int | None]:
+    return [draw_window(config, grid, 0, step) for step in range(steps)]
+
+
+def test_probability_0_is_never_and_1_always() -> None:
+    assert set(drawn(WindowAugmentationConfig(), (24, 24), 50)) == {None}
+    assert None not in drawn(ALWAYS, (24, 24), 50)
+
+
+def test_the_share_of_steps_is_the_probability() -> None:
+    found = drawn(WindowAugmentationConfig(probability=0.3), (24, 24), 2000)
+    assert sum(x is not None for x in found) / 2000 == pytest.approx(0.3, abs=0.04)
+
+
+def test_only_sizes_that_divide_both_sides_into_several_windows_are_drawn() -> None:
+    assert set(drawn(ALWAYS, (24, 24), 200)) == {6, 8, 12}
+    assert set(drawn(ALWAYS, (24, 18), 200)) == {6}
+    assert set(drawn(ALWAYS, (16, 32), 200)) == {8, 16}
+    assert set(drawn(ALWAYS, (16, 16), 200)) == {8}
+
+
+def test_a_grid_that_no_size_divides_attends_globally() -> None:
+    assert set(drawn(ALWAYS, (13, 26), 20)) == {None}
+
+
+def test_sizes_are_drawn_evenly() -> None:
+    found = drawn(ALWAYS, (24, 24), 3000)
+    assert [found.count(s) / 3000 for s in (6, 8, 12)] == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
+def test_the_draw_depends_on_seed_and_step_alone() -> None:
+    """So every rank, whatever its generators have done, draws the same."""
+    assert drawn(ALWAYS, (24, 24), 20) == drawn(ALWAYS, (24, 24), 20)
+    assert drawn(ALWAYS, (24, 24), 20) != [draw_window(ALWAYS, (24, 24), 1, s) for s in range(20)]
