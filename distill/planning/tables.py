@@ -1,0 +1,120 @@
+"""A plan for a terminal: what an arm is made of, what a rank holds, how long the run takes."""
+
+from collections.abc import Sequence
+
+import torch
+
+from distill.evaluation.sheet import Cell, Sheet
+from distill.planning.machine import GB, LINK_SHARE, MEMORY_SHARE, Gpu, compute_seconds
+from distill.planning.memory import Memory
+from distill.planning.scaling import ArmCost, Scaled
+from distill.planning.step import Row
+
+_MB = 1e6
+
+
+def arm_sheet(cost: ArmCost, rows: Sequence[Row], gpu: Gpu, utilisation: float) -> Sheet:
+    """The models that an arm's images go through, a line each.
+
+    Args:
+        cost: of the arm.
+        rows: its models.
+        gpu: whose rates give the share of time.
+        utilisation: share of these rates.
+    """
+    arm, trace = cost.arm, cost.trace
+    whole = compute_seconds(trace.flops(), gpu, utilisation)
+    lines = []
+    for row in rows:
+        part, flops = trace.parts[row.part], trace.flops(row.part)
+        share = compute_seconds(flops, gpu, utilisation) / whole
+        held = part.held if row.trained else part.peak
+        figures = [
+            f"{row.parameters / 1e6:.1f}",
+            f"{sum(flops.values()) / 1e9:.1f}",
+            f"{flops[torch.float32] / 1e9:.1f}",
+            f"{share:.0%}",
+            f"{held / trace.images / _MB:.1f}",
+            str(row.passes),
+            row.seen,
+        ]
+        lines.append((row.part, [Cell(figure) for figure in figures]))
+    h, w = arm.resolution
+    total = sum(trace.flops().values()) / 1e12
+    return Sheet(
+        f"{arm.name}: {arm.batch_size} images of {h} x {w} px a step, {total:.2f} TFLOP an image",
+        (
+            *("part", "M weights", "GFLOP/image", "in fp32", "time", "MB/image", "passes"),
+            "sees -> returns",
+        ),
+        lines,
+        "FLOPs: of what is trained forward and backward, of teachers forward. MB: of what is "
+        "trained, kept for the backward pass; of teachers, at most while they run.",
+    )
+
+
+def memory_sheet(steps: Sequence[Scaled]) -> Sheet:
+    """What a rank holds at its fullest, a column for each number of GPUs."""
+    lines = [
+        (name, [Cell(f"{getattr(step.memory, name) / GB:.2f}") for step in steps])
+        for name in Memory._fields
+    ]
+    lines.append(("total", [Cell(f"{step.memory.total / GB:.2f}", best=True) for step in steps]))
+    lines.append(("micro-batch", [Cell(_sizes(step.micro_batches)) for step in steps]))
+    lines.append(("largest that fits", [Cell(_sizes(step.largest)) for step in steps]))
+    return Sheet(
+        "GB of a rank (10^9 bytes)",
+        ("", *(_gpus(step.gpus) for step in steps)),
+        lines,
+    )
+
+
+def time_sheet(steps: Sequence[Scaled], batch_size: int, gpu: str) -> Sheet:
+    """How fast the run is, a line for each number of GPUs."""
+    first = steps[0]
+    lines = []
+    for step in steps:
+        speed_up = first.step * first.gpus / (step.step * step.gpus)
+        figures = [
+            f"{step.accumulation}",
+            f"{1e3 * step.compute:.0f}",
+            f"{1e3 * step.communication:.0f}",
+            f"{1e3 * step.data:.0f}",
+            f"{1e3 * step.step:.0f}",
+            f"{batch_size / step.step:.0f}",
+            f"{speed_up:.0%}",
+            f"{step.hours:.1f}",
+            step.limit,
+        ]
+        lines.append((_gpus(step.gpus), [Cell(figure) for figure in figures]))
+    return Sheet(
+        f"Time on {gpu}",
+        (
+            *("", "passes", "compute ms", "links ms", "reading ms", "step ms", "images/s"),
+            *("efficiency", "hours", "limit"),
+        ),
+        lines,
+    )
+
+
+def assumptions(gpu: Gpu, utilisation: float, workers: int) -> list[str]:
+    """What the figures take for granted, a sentence each."""
+    reading = f"{workers} workers a rank" if workers else "no workers: reading adds to the step"
+    return [
+        f"{gpu.half:g} TFLOP/s in bf16 and {gpu.single:g} in float32 ({gpu.source}), "
+        f"{utilisation:.0%} of each; heads, losses and PHI-S are float32.",
+        f"{MEMORY_SHARE:.0%} of {gpu.memory:g} GB is ours.",
+        f"Rings over {gpu.link:g} GB/s within a node of {gpu.node}, {gpu.network:g} GB/s a GPU "
+        f"between nodes, at {LINK_SHARE:.0%}; not overlapped with computing, no latency.",
+        f"Photographs of twice the student's pixels, 90 Mpx/s a worker, at most 400 images/s; "
+        f"{reading}.",
+        "Not counted: optimiser and EMA arithmetic, checkpoints, pictures, evaluation, waiting.",
+    ]
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU" if count == 1 else f"{count} GPUs"
+
+
+def _sizes(images: tuple[int, ...]) -> str:
+    return " + ".join(map(str, images))
