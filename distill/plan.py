@@ -7,6 +7,7 @@ on GPUs of a kind. Exit codes: 0 done, 2 a user's mistake.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -66,7 +67,9 @@ def main() -> None:
     gpu, counts = find_gpu(arguments.gpu), _counts(arguments.gpus)
     if not 0 < arguments.mfu <= 1:
         raise RecipeError(f"--mfu {arguments.mfu}: a share of the GPU's rate, above 0 and up to 1")
-    workload = load_workload(arguments.recipe, arguments.overrides)
+    tree = load_yaml(arguments.recipe)
+    apply_overrides(tree, arguments.overrides)
+    workload = workload_of(tree, str(arguments.recipe))
     costs = measure_arms(workload)
     console = Console()
     for cost in costs:
@@ -81,21 +84,23 @@ def main() -> None:
         print(f"- {line}")
 
 
-def load_workload(path: Path, overrides: list[str]) -> Workload:
+def workload_of(tree: dict[str, Any], where: str) -> Workload:
     """The models of a recipe, without weights.
+
+    Args:
+        tree: the recipe, with overrides applied.
+        where: what to call it in a message.
 
     Raises:
         RecipeError: no recipe of a training, or one that is not valid.
     """
-    tree = load_yaml(path)
-    apply_overrides(tree, overrides)
     task = tree.get("task", "student")
     if task == "student":
-        return StudentWorkload(validate(StudentRecipe, tree, str(path)))
+        return StudentWorkload(validate(StudentRecipe, tree, where))
     if task == "upsampler":
-        return UpsamplerWorkload(validate(UpsamplerRecipe, tree, str(path)))
+        return UpsamplerWorkload(validate(UpsamplerRecipe, tree, where))
     raise RecipeError(
-        f"{path}: task: {task!r} trains nothing{did_you_mean(str(task), _TASKS)}; a plan is of "
+        f"{where}: task: {task!r} trains nothing{did_you_mean(str(task), _TASKS)}; a plan is of "
         f"{' or '.join(_TASKS)}"
     )
 

@@ -46,6 +46,18 @@ class Memory(NamedTuple):
         return sum(self)
 
 
+class Collectives(NamedTuple):
+    """Bytes that a step's collectives are called with.
+
+    Attributes:
+        reduced: by all-reduces.
+        moved: by gathers and scatters.
+    """
+
+    reduced: float
+    moved: float
+
+
 @dataclass(frozen=True)
 class Sharding:
     """How the ranks split what is trained.
@@ -99,16 +111,19 @@ class Sharding:
         # A slice that stays, and what is gathered: DeepSpeed lets go of it beyond 1e9 parameters.
         return part + min(whole, 1e9 * _FLOAT)
 
-    def sent(self, ranks: int, *, accumulation: int) -> float:
+    def collectives(self, accumulation: int) -> Collectives:
+        """Bytes that the collectives of a step are called with, whole on every rank."""
+        stage = self.config.zero_stage
+        gradients = float(_FLOAT * self.parameters)
+        weights = gradients * (_HALF / _FLOAT if self.config.precision == "fp16" else 1)
+        if stage == 3:  # weights for the forward and for the backward pass
+            return Collectives(0.0, accumulation * (gradients + 2 * weights))
+        return Collectives(gradients * (accumulation if stage == 2 else 1), weights)
+
+    def sent(self, ranks: int, accumulation: int) -> float:
         """Bytes that a rank sends in a step, through rings (Patarasuk and Yuan 2009).
 
         An all-reduce of n bytes sends 2 n (ranks - 1) / ranks, a gather or a scatter half of it.
         """
-        stage, share = self.config.zero_stage, (ranks - 1) / ranks
-        gradients = float(_FLOAT * self.parameters)
-        weights = gradients * (_HALF / _FLOAT if self.config.precision == "fp16" else 1)
-        if stage == 1:
-            return share * (2 * gradients + weights)
-        if stage == 2:
-            return share * (accumulation * 2 * gradients + weights)
-        return share * accumulation * (gradients + 2 * weights)
+        reduced, moved = self.collectives(accumulation)
+        return (ranks - 1) / ranks * (2 * reduced + moved)

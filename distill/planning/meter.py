@@ -7,7 +7,7 @@ step holds. Thousands of operations take a second, whatever their sizes are.
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
@@ -17,25 +17,28 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from torch.utils.hooks import RemovableHandle
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
 
 
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+def _attention_backward(grad: Tensor, *inputs: Any, **_: Any) -> int:
     """Without what its kernel computes again, which torch counts for those of GPUs."""
-    return 2 * int(sdpa_flop_count(query, key, value))
+    return 2 * _attention(*inputs)
 
 
-# torch counts the attention kernels of GPUs only.
-_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+# torch's own formulas, but it knows the attention kernels of GPUs only. Not its `FlopCounterMode`,
+# whose hooks keep alive what activation checkpointing has computed again.
+_aten = torch.ops.aten
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
@@ -95,8 +98,6 @@ class Meter(TorchDispatchMode):
         self.parts: dict[str, Part] = {}
         self.live = self.gradients = self.peak = self.peak_with_gradients = 0
         self._modules = modules
-        self._counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
-        self._counted = 0
         self._sizes: dict[int, int] = {}  # of the storages that are there, by identity
         self._gradients: set[int] = set()
         self._open: list[tuple[str, int, int]] = []  # name, bytes at the start, the outer peak
@@ -110,21 +111,23 @@ class Meter(TorchDispatchMode):
                 if tensor.requires_grad:
                     hook = tensor.register_post_accumulate_grad_hook(self._is_gradient)
                     self._handles.append(hook)
-        self._counter.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._counter.__exit__(*error)
         for handle in self._handles:
             handle.remove()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self._count(args)
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.overloadpacket in _FORMULAS:
+            flops = _FORMULAS[func.overloadpacket](*args, **kwargs, out_val=out)
+            dtype = next(each.dtype for each in args if isinstance(each, Tensor))
+            self.parts.setdefault(self._name, Part()).flops[dtype] += flops
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._add(leaf)
@@ -176,15 +179,6 @@ class Meter(TorchDispatchMode):
 
         self._handles.append(module.register_forward_pre_hook(before))
         self._handles.append(module.register_forward_hook(after))
-
-    def _count(self, args: Any) -> None:
-        total = self._counter.get_total_flops()
-        if total > self._counted:
-            part = self.parts.setdefault(self._name, Part())
-            part.flops[next(a.dtype for a in args if isinstance(a, Tensor))] += (
-                total - self._counted
-            )
-            self._counted = total
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

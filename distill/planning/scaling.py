@@ -118,7 +118,7 @@ class Scaling:
         self._workload, self._costs, self._gpu = workload, costs, gpu
         self._utilisation = utilisation
         parameters = count(workload.trained)[0]
-        self._sharding = Sharding(workload.recipe.engine, parameters, flat_size(device_type))
+        self.sharding = Sharding(workload.recipe.engine, parameters, flat_size(device_type))
 
     def on(self, gpus: int) -> Scaled | None:
         """The step on so many GPUs; None where the batch does not divide over them."""
@@ -128,7 +128,7 @@ class Scaling:
         micro = [_divisor(s, c.arm.micro_batch) for s, c in zip(shares, self._costs, strict=True)]
         accumulation = sum(s // m for s, m in zip(shares, micro, strict=True))
         compute = self._seconds(shares)
-        sent = self._sharding.sent(gpus, accumulation=accumulation)
+        sent = self.sharding.sent(gpus, accumulation)
         communication = link_seconds(sent, self._gpu, gpus)
         workers = self._workload.recipe.data.workers
         data = sum(
@@ -156,7 +156,7 @@ class Scaling:
         )
 
     def _memory(self, cost: ArmCost, images: float, gpus: int, accumulation: int) -> Memory:
-        return self._sharding.memory(
+        return self.sharding.memory(
             cost.at(images),
             gpus,
             accumulation=accumulation,
