@@ -44,7 +44,7 @@ class Row(NamedTuple):
         part: of the trace, `clip` or `clip/upsampler`.
         parameters: how many.
         bytes: of its weights, as they lie on every rank.
-        seen: what it is given and returns, `378 x 378 px -> 27 x 27 x 1280`.
+        seen: what it is given and returns, `378x378 px -> 27x27x1280`.
         passes: images that it sees for each of the arm's.
         trained: whether the engine holds it.
     """
@@ -158,7 +158,7 @@ def explained(arm: Arm) -> Iterator[None]:
 
 def seen(size: tuple[int, int], grid: tuple[int, int], dim: int) -> str:
     """What an encoder is given and returns, in words."""
-    return f"{size[0]} x {size[1]} px -> {grid[0]} x {grid[1]} x {dim}"
+    return f"{size[0]}x{size[1]} px -> {grid[0]}x{grid[1]}x{dim}"
 
 
 def traced(meter: Meter, images: int) -> Trace:

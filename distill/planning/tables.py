@@ -30,11 +30,11 @@ def arm_sheet(cost: ArmCost, rows: Sequence[Row], gpu: Gpu, utilisation: float) 
         share = compute_seconds(flops, gpu, utilisation) / whole
         held = part.held if row.trained else part.peak
         figures = [
-            f"{row.parameters / 1e6:.1f}",
-            f"{sum(flops.values()) / 1e9:.1f}",
-            f"{flops[torch.float32] / 1e9:.1f}",
+            _short(row.parameters / 1e6),
+            _short(sum(flops.values()) / 1e9),
+            _short(flops[torch.float32] / 1e9),
             f"{share:.0%}",
-            f"{held / trace.images / _MB:.1f}",
+            _short(held / trace.images / _MB),
             str(row.passes),
             row.seen,
         ]
@@ -42,24 +42,24 @@ def arm_sheet(cost: ArmCost, rows: Sequence[Row], gpu: Gpu, utilisation: float) 
     h, w = arm.resolution
     total = sum(trace.flops().values()) / 1e12
     return Sheet(
-        f"{arm.name}: {arm.batch_size} images of {h} x {w} px a step, {total:.2f} TFLOP an image",
+        f"{arm.name}: {arm.batch_size} images of {h} x {w} px a step, {_short(total)} TFLOP an image",
         (
-            *("part", "M weights", "GFLOP/image", "in fp32", "time", "MB/image", "passes"),
-            "sees -> returns",
+            *("part", "M weights", "GFLOP", "in fp32", "time", "MB", "passes"),
+            "input -> map",
         ),
         lines,
-        "FLOPs: of what is trained forward and backward, of teachers forward. MB: of what is "
-        "trained, kept for the backward pass; of teachers, at most while they run.",
+        "GFLOP and MB are an image's: of what is trained forward and backward, and kept for the "
+        "latter; of teachers forward, and at most while they run.",
     )
 
 
 def memory_sheet(steps: Sequence[Scaled]) -> Sheet:
     """What a rank holds at its fullest, a column for each number of GPUs."""
     lines = [
-        (name, [Cell(f"{getattr(step.memory, name) / GB:.2f}") for step in steps])
+        (name, [Cell(_short(getattr(step.memory, name) / GB)) for step in steps])
         for name in Memory._fields
     ]
-    lines.append(("total", [Cell(f"{step.memory.total / GB:.2f}", best=True) for step in steps]))
+    lines.append(("total", [Cell(_short(step.memory.total / GB), best=True) for step in steps]))
     lines.append(("micro-batch", [Cell(_sizes(step.micro_batches)) for step in steps]))
     lines.append(("largest that fits", [Cell(_sizes(step.largest)) for step in steps]))
     return Sheet(
@@ -76,14 +76,14 @@ def time_sheet(steps: Sequence[Scaled], batch_size: int, gpu: str) -> Sheet:
     for step in steps:
         speed_up = first.step * first.gpus / (step.step * step.gpus)
         figures = [
-            f"{step.accumulation}",
-            f"{1e3 * step.compute:.0f}",
-            f"{1e3 * step.communication:.0f}",
-            f"{1e3 * step.data:.0f}",
-            f"{1e3 * step.step:.0f}",
-            f"{batch_size / step.step:.0f}",
+            str(step.accumulation),
+            _short(1e3 * step.compute),
+            _short(1e3 * step.communication),
+            _short(1e3 * step.data),
+            _short(1e3 * step.step),
+            _short(batch_size / step.step),
             f"{speed_up:.0%}",
-            f"{step.hours:.1f}",
+            _short(step.hours),
             step.limit,
         ]
         lines.append((_gpus(step.gpus), [Cell(figure) for figure in figures]))
@@ -110,6 +110,12 @@ def assumptions(gpu: Gpu, utilisation: float, workers: int) -> list[str]:
         f"{reading}.",
         "Not counted: optimiser and EMA arithmetic, checkpoints, pictures, evaluation, waiting.",
     ]
+
+
+def _short(value: float) -> str:
+    """Three digits or so."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:.{digits}f}"
 
 
 def _gpus(count: int) -> str:
