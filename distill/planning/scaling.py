@@ -36,14 +36,12 @@ class ArmCost:
 
     def at(self, images: float) -> Trace:
         """The trace of a micro-batch of so many images; its parts are those of `trace`."""
-        sizes = [
-            _line(images, self.trace.images, a, self.other.images, b)
-            for a, b in (
-                (self.trace.peak, self.other.peak),
-                (self.trace.peak_with_gradients, self.other.peak_with_gradients),
-            )
-        ]
-        return Trace(math.floor(images), self.trace.parts, round(sizes[0]), round(sizes[1]))
+        x0, x1 = self.trace.images, self.other.images
+        peak = _line(images, x0, self.trace.peak, x1, self.other.peak)
+        known = self.trace.peak_with_gradients, self.other.peak_with_gradients
+        # Gradients matter less the more images there are, and never less than nothing.
+        together = max(peak, _line(images, x0, known[0], x1, known[1]))
+        return Trace(math.floor(images), self.trace.parts, round(peak), round(together))
 
 
 class Scaled(NamedTuple):

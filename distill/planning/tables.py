@@ -42,7 +42,8 @@ def arm_sheet(cost: ArmCost, rows: Sequence[Row], gpu: Gpu, utilisation: float) 
     h, w = arm.resolution
     total = sum(trace.flops().values()) / 1e12
     return Sheet(
-        f"{arm.name}: {arm.batch_size} images of {h} x {w} px a step, {_short(total)} TFLOP an image",
+        f"{arm.name}: {arm.batch_size} images of {h} x {w} px a step, "
+        f"{_short(total)} TFLOP an image",
         (
             *("part", "M weights", "GFLOP", "in fp32", "time", "MB", "passes"),
             "input -> map",

@@ -45,7 +45,7 @@ TOLERANCE = 0.1
 
 
 class Figures(NamedTuple):
-    """Of one rank and one optimiser step; the second, which finds the optimiser's state there.
+    """Of one rank and one optimiser step.
 
     Attributes:
         memory: bytes at the fullest.
@@ -104,7 +104,7 @@ def run_steps(step: Step, images: Callable[[], Tensor], accumulation: int) -> No
 def measure(
     tree: dict[str, Any], size: tuple[int, int], micro_batch: int, accumulation: int
 ) -> Figures:
-    """Two steps of a recipe on this rank; the third is counted."""
+    """Of this rank: memory over two steps of a recipe, the rest of a third."""
 
     def images() -> Tensor:
         return torch.rand(micro_batch, 3, *size)
