@@ -18,7 +18,13 @@ from distill.planning.machine import GPUS, find_gpu
 from distill.planning.scaling import Scaled, Scaling, measure_arms
 from distill.planning.step import Workload
 from distill.planning.student_step import StudentWorkload
-from distill.planning.tables import arm_sheet, assumptions, memory_sheet, time_sheet
+from distill.planning.tables import (
+    arm_sheet,
+    assumptions,
+    checkpointing_line,
+    memory_sheet,
+    time_sheet,
+)
 from distill.planning.upsampler_step import UpsamplerWorkload
 from distill.recipe import StudentRecipe
 from distill.upsampler_recipe import UpsamplerRecipe
@@ -71,14 +77,19 @@ def main() -> None:
     apply_overrides(tree, arguments.overrides)
     workload = workload_of(tree, str(arguments.recipe))
     costs = measure_arms(workload)
+    scaling = Scaling(workload, costs, gpu, arguments.mfu)
     console = Console()
     for cost in costs:
         sheet = arm_sheet(cost, workload.rows(cost.arm), gpu, arguments.mfu)
         console.print(screen_table(sheet))
-    steps = _scaled(Scaling(workload, costs, gpu, arguments.mfu), counts, workload)
+    steps = _scaled(scaling, counts, workload)
     console.print(screen_table(memory_sheet(steps)))
     batch = sum(cost.arm.batch_size for cost in costs)
     console.print(screen_table(time_sheet(steps, batch, arguments.gpu)))
+    if isinstance(workload, StudentWorkload):
+        workload.switch_checkpointing()
+        other = Scaling(workload, measure_arms(workload), gpu, arguments.mfu)
+        print(checkpointing_line(workload.checkpointing, _scaled(other, counts, workload)))
     print("Assumed:")
     for line in assumptions(gpu, arguments.mfu, workload.recipe.data.workers):
         print(f"- {line}")

@@ -119,6 +119,15 @@ class StudentWorkload(Workload):
         return traced(meter, images)
 
     @property
+    def checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass."""
+        return self.trained.trunk.activation_checkpointing
+
+    def switch_checkpointing(self) -> None:
+        """Turns activation checkpointing on, or off where it is on."""
+        self.trained.trunk.activation_checkpointing = not self.checkpointing
+
+    @property
     def statistics_images(self) -> int:
         """See `Workload.statistics_images`."""
         objective = self.recipe.objective

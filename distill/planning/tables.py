@@ -98,6 +98,16 @@ def time_sheet(steps: Sequence[Scaled], batch_size: int, gpu: str) -> Sheet:
     )
 
 
+def checkpointing_line(checkpointing: bool, steps: Sequence[Scaled]) -> str:
+    """What the other choice of activation checkpointing would give."""
+    given = [
+        f"{_gpus(step.gpus)} {_short(step.memory.total / GB)} GB, {_short(step.hours)} h, "
+        f"up to {_sizes(step.largest)} images"
+        for step in steps
+    ]
+    return f"student.activation_checkpointing={str(checkpointing).lower()}: {'; '.join(given)}"
+
+
 def assumptions(gpu: Gpu, utilisation: float, workers: int) -> list[str]:
     """What the figures take for granted, a sentence each."""
     reading = f"{workers} workers a rank" if workers else "no workers: reading adds to the step"
