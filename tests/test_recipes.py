@@ -100,8 +100,8 @@ def test_the_table_of_recipes_names_every_one() -> None:
 
 
 def test_every_upsampler_recipe_has_its_teacher_in_the_table_here() -> None:
-    of_upsamplers = {p.stem for p in RECIPES if p.stem.startswith("upsampler_")}
-    assert {f"upsampler_{name}" for name in TEACHERS} == of_upsamplers
+    upsamplers = {path.stem for path in RECIPES if path.stem.startswith("upsampler_")}
+    assert upsamplers == {f"upsampler_{name}" for name in TEACHERS}
 
 
 @pytest.mark.parametrize("name", TEACHERS)
