@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Matplotlib would keep its list of fonts in the home folder.
 export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
 
-.PHONY: setup quickstart test lint bench clean
+.PHONY: setup quickstart test test-gpu lint bench clean
 
 setup: $(READY)
 
@@ -23,8 +23,16 @@ quickstart: setup
 	$(BIN)/deepspeed --module distill.train_student recipes/quickstart.yaml
 	$(BIN)/python -m distill.evaluate recipes/quickstart.yaml
 
-test: setup
+# The GPU's kernels are tested under Triton's interpreter, a large package that nothing else needs.
+.venv/.kernels: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[kernels]'
+	touch $@
+
+test: setup .venv/.kernels
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -34,7 +34,8 @@ class EngineConfig(BaseModel):
     Attributes:
         zero_stage: what the ranks split: 1 optimiser state, 2 also gradients, 3 also weights.
         precision: `bf16` keeps float32 weights and runs the trunk under autocast; `fp16` trains
-            float16 weights with a float32 master copy and a dynamic loss scale.
+            float16 weights with a float32 master copy and a dynamic loss scale. Under either a
+            GPU multiplies what stays float32 as TF32.
         gradient_clipping: largest norm of the gradient; 0 does not clip.
         ema_decay: decay of the exponential moving average of the weights, which is then what is
             exported; 0 keeps none.

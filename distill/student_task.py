@@ -18,6 +18,7 @@ from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
 from teachers.build import TEACHERS, build_teacher
 from teachers.check import check_teacher
+from teachers.compiled import compile_teacher
 from teachers.errors import TeacherError
 from teachers.matched import MatchedTeacher
 from teachers.teacher import Teacher
@@ -38,6 +39,8 @@ def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
                 check_teacher(teachers[name])
         except TeacherError as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
+        if recipe.targets.compile:
+            compile_teacher(teachers[name])
     return teachers
 
 

@@ -32,12 +32,15 @@ class TargetsConfig(BaseModel):
 
     Attributes:
         precision: `bf16` stores and computes the teachers' matrices in it; norms stay float32.
+        compile: has `torch.compile` make kernels of encoders and of upsamplers' fusion, at the
+            first images of each size; about a minute for a large encoder.
         statistics_images: images, over all ranks, that the standardisation is estimated on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     statistics_images: PositiveInt = 2048
 
 

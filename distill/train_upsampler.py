@@ -20,6 +20,7 @@ from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from teachers.build import TEACHERS, build_teacher
 from teachers.check import check_teacher
+from teachers.compiled import compile_teacher
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.fingerprint import teacher_fingerprint
@@ -84,6 +85,8 @@ def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
             check_teacher(teacher)
     except TeacherError as error:
         raise RecipeError(f"teacher: {error}") from error
+    if recipe.targets.compile:
+        compile_teacher(teacher)
     return teacher, fingerprint
 
 

@@ -148,6 +148,8 @@ def _train(recipe: R, assemble: Assemble[R], micro_batch: int, stop: StopRequest
     run = recipe.run
     _on_rank_0(lambda: open_run_folder(run.dir, resolved(recipe)))
     _note(recipe, "running")
+    if recipe.engine.precision != "fp32" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
     task, stream, benchmarks = assemble(recipe, micro_batch)
     session = _Session(recipe, task, stream)
     start_step = session.restore()

@@ -29,7 +29,7 @@ from teachers.upsamplers.trained import UpsamplerCard, load_upsampler, save_upsa
 from tests.tiny_run import write_images
 
 ENTRY = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [32, 48]}
-FEATSHARP = {"kind": "featsharp", "factor": [2, 2]}
+FEATSHARP = {"kind": "featsharp", "inputs": ["jbu", "tiles"], "factor": [2, 2]}
 
 
 def _teacher() -> Teacher:

@@ -24,7 +24,7 @@ def read(kind: str = "featsharp", **sections: Any) -> UpsamplerRecipe:
     factor = sections.pop("factor", [2, 3])
     upsampler = {"kind": kind, "factor": factor, **sections.pop("upsampler", {})}
     if kind == "featsharp":
-        upsampler = {"num_heads": 4, **upsampler}
+        upsampler = {"inputs": ["jbu", "tiles"], "num_heads": 4, **upsampler}
     tree = {
         "run": {"dir": "unused", "steps": 200, "batch_size": 4},
         "data": {"sources": [{"shards": "unused"}]},

@@ -41,7 +41,7 @@ def write(folder: Path, shards: Path | None = None, **sections: Any) -> Path:
         "run": {"dir": str(folder / "run"), "steps": STEPS, "batch_size": 4},
         "data": tree.get("data", {"sources": [{"shards": str(shards)}], "workers": 0}),
         "teacher": TEACHER,
-        "upsampler": {"kind": "featsharp", "factor": [2, 1]},
+        "upsampler": {"kind": "featsharp", "factor": [2, 1], "inputs": ["jbu", "tiles"]},
         "spectral": True,
         "consistency": {"uncertainty_dim": 16},
         "targets": {"statistics_images": 16},

@@ -23,7 +23,8 @@ GRID = (3, 5)
 
 def build(factor: Any = 2, *, seed: int = 0, **options: Any) -> FeatSharp:
     torch.manual_seed(seed)
-    config = parse_upsampler({"kind": "featsharp", "factor": factor, "num_heads": 4, **options})
+    options = {"inputs": ["jbu", "tiles"], "num_heads": 4} | options
+    config = parse_upsampler({"kind": "featsharp", "factor": factor, **options})
     assert config is not None
     upsampler = build_upsampler(config, SPEC)
     assert isinstance(upsampler, FeatSharp)

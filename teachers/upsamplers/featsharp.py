@@ -1,8 +1,9 @@
 """FeatSharp (arXiv 2502.16025): sharpens an encoder's map with detail from its own tiles.
 
-Joint bilateral upsampling of the whole image's map is right on average but blurs what one cell
-mixes; the encoder's maps of tiles are sharp but lack context and break at the seams. A block of
-local attention and a SwiGLU learns, around the first of the two, what the second adds.
+A map of the whole image, enlarged (by joint bilateral upsampling in the paper), is right on average
+but blurs what one cell mixes; the encoder's maps of tiles are sharp but lack context and break at
+the seams. A block of local attention and a SwiGLU learns, around the first of the two, what the
+second adds.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -26,10 +27,11 @@ _RGB_DIM = 16
 
 
 class FeatSharpConfig(UpsamplerConfig):
-    """FeatSharp: the paper's block, with starts that few steps can leave.
+    """FeatSharp: the paper's block around bilinear interpolation, with starts that steps can leave.
 
-    The paper's own starts are `layer_scale: 1.0e-6`, `sigma: 1`; they need thousands of steps. The
-    later public default is `inputs: [jafar, tiles]`, `norm: false`.
+    The paper's own is `inputs: [jbu, tiles]`, `layer_scale: 1.0e-6`, `sigma: 1`, which needs
+    thousands of steps and was never better here (recipes/README.md has the figures). The later
+    public default is `inputs: [jafar, tiles]`, `norm: false`.
 
     Attributes:
         factor: how many times denser the map becomes; one number, or [height, width]. 1 removes
@@ -42,12 +44,12 @@ class FeatSharpConfig(UpsamplerConfig):
         position: how the attention knows distances, see `FusionBlock`.
         norm: LayerNorm before attention and SwiGLU.
         layer_scale: where the fusion's LayerScale starts: how much of it counts at first.
-        sigma: where the width of joint bilateral upsampling's spatial kernel starts.
+        sigma: where the width of joint bilateral upsampling's spatial kernel starts; for `jbu`.
     """
 
     kind: str = "featsharp"
     factor: Factor
-    inputs: Annotated[tuple[Input, ...], Field(min_length=1)] = ("jbu", "tiles")
+    inputs: Annotated[tuple[Input, ...], Field(min_length=1)] = ("bilinear", "tiles")
     window: PositiveInt = 7
     num_heads: PositiveInt = 16
     position: Literal["alibi", "rope"] = "alibi"

@@ -30,7 +30,11 @@ def upsample_and_filter(source: Tensor, kernels: Tensor) -> Tensor:
     (h, w), (height, width, taps) = source.shape[-2:], kernels.shape[1:4]
     rows, from_rows = _axis(h, height, taps // 2)
     columns, from_columns = _axis(w, width, taps // 2)
-    folded = _fold(kernels, from_rows.to(kernels), from_columns.to(kernels))
+    from_rows, from_columns = (
+        shares.to(kernels.device, non_blocking=True).to(kernels.dtype)
+        for shares in (from_rows, from_columns)
+    )
+    folded = _fold(kernels, from_rows, from_columns)
     return local_gather(source, folded, rows, columns)
 
 
@@ -46,7 +50,8 @@ def _axis(source: int, target: int, radius: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         The first cell that each position's filter reaches (target,) int64, and the share of each
-        cell from there in each tap (target, 2 radius + 1, cells) float64.
+        cell from there in each tap (target, 2 radius + 1, cells) float64; both on the CPU, where
+        there is a GPU in memory that it reads without anyone waiting.
     """
     cells_after = torch.arange(target, device="cpu")  # whatever the default: the result is kept
     centres = (cells_after.double() + 0.5) * source / target - 0.5
@@ -62,6 +67,8 @@ def _axis(source: int, target: int, radius: int) -> tuple[Tensor, Tensor]:
     shares = torch.zeros(*taps.shape, cells, dtype=torch.float64, device="cpu")
     shares.scatter_add_(2, (low - first[:, None])[..., None], (1 - share)[..., None])
     shares.scatter_add_(2, (high - first[:, None])[..., None], share[..., None])
+    if torch.cuda.is_available():
+        return first.pin_memory(), shares.pin_memory()
     return first, shares
 
 
@@ -82,7 +89,7 @@ def _fold(kernels: Tensor, from_rows: Tensor, from_columns: Tensor) -> Tensor:
     """
     batch, height, width, taps, _ = kernels.shape
     kh, kw = from_rows.shape[2], from_columns.shape[2]
-    identity = torch.eye(max(taps, kh)).to(kernels)
+    identity = torch.eye(max(taps, kh), dtype=kernels.dtype, device=kernels.device)
     by_row = torch.einsum("htk,uv->htukv", from_rows, identity[:taps, :taps])
     by_column = torch.einsum("wtk,uv->wutvk", from_columns, identity[:kh, :kh])
     rows = kernels.flatten(3) @ by_row.reshape(height, taps * taps, kh * taps)

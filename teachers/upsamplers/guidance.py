@@ -37,8 +37,6 @@ def guidance(images: Tensor, size: tuple[int, int]) -> Tensor:
         (B, 3, height, width).
     """
     pooled = area_resize(images, size)
-    mean, std = (
-        torch.tensor(values, dtype=pooled.dtype, device=pooled.device).view(3, 1, 1)
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return (pooled - mean) / std
+    # Channel by channel: constants made on the CPU would have a GPU wait for their copy.
+    channels = zip(pooled.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    return torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)

@@ -65,7 +65,8 @@ class JBULevel(nn.Module):
         keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
         temperature = self.log_temperature.exp().clamp(_LOWEST, _HIGHEST)
         logits = neighbour_products(temperature * keys, keys, self.radius)
-        offsets = torch.arange(-self.radius, self.radius + 1).to(keys) / self.radius
+        taps = torch.arange(-self.radius, self.radius + 1, dtype=keys.dtype, device=keys.device)
+        offsets = taps / self.radius
         distance = offsets[:, None] ** 2 + offsets**2
         logits = logits - distance / (2 * (2 * self.log_sigma).exp())
         return logits.flatten(3).softmax(-1).view(logits.shape)

@@ -11,6 +11,8 @@ the strip of 8 columns a query of a 7 x 7 window visits 98 keys. The backward pa
 queries and keys exchanged: each strip owns keys, and computes the probabilities of all queries that
 see them from the forward pass's log-sum-exp. Logits are to base 2, whose power PyTorch computes
 three times as fast on a CPU as that of e.
+
+On a GPU the same function is `local_attention_kernels`.
 """
 
 import math
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from teachers.upsamplers.precision import no_autocast
+from teachers.upsamplers.precision import has_kernels, no_autocast
 
 _STRIP = 8  # columns; measured on a CPU with AVX-512 for a 7 x 7 window: 6 and 12 are slower
 _LOGITS_CPU = 1 << 20  # at once; they stay in a cache
@@ -48,7 +50,8 @@ def local_attention(
 ) -> Tensor:
     """softmax(q k / sqrt(d) - penalty) v over the window of each cell.
 
-    Computes in float32 (float64 for float64) whatever the inputs are, also under autocast. The
+    Computes in float32 (float64 for float64) whatever the inputs are, also under autocast; on a
+    GPU half-precision inputs are multiplied as they are, and so are their probabilities. The
     memory beyond the inputs and the output is that of some strips; nothing of the size of the
     logits is kept for the backward pass. Differentiable once.
 
@@ -231,6 +234,12 @@ class _LocalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, radius: int) -> Tensor:
         ctx.radius = radius
+        if has_kernels(q):
+            from teachers.upsamplers import local_attention_kernels
+
+            out, lse = local_attention_kernels.attend(q, k, v, slopes, radius)
+            ctx.save_for_backward(q, k, v, slopes, out, lse)
+            return out
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         # (B, h, w, heads, 1): the logarithm of each softmax's denominator
         lse = q.new_empty(*q.shape[:4], 1, dtype=_compute_dtype(q))
@@ -244,6 +253,13 @@ class _LocalAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, slopes, out, lse = ctx.saved_tensors
+        if has_kernels(q):
+            from teachers.upsamplers import local_attention_kernels
+
+            gradients = local_attention_kernels.differentiate(
+                (q, k, v), slopes, (out, lse), d_out, ctx.radius
+            )
+            return *gradients, None, None
         dtype = _compute_dtype(q)
         d_q = torch.zeros_like(q, dtype=dtype, memory_format=torch.contiguous_format)
         d_k, d_v = torch.empty_like(d_q, dtype=k.dtype), torch.empty_like(d_q, dtype=v.dtype)

@@ -2,7 +2,8 @@
 
 Whatever upsamples with a kernel of its own at each position ends in this sum (CARAFE, SAPA, and
 joint bilateral upsampling once its kernel is folded onto the low-resolution grid). Written as a
-bag of embeddings, it visits each window once and builds nothing but its result.
+bag of embeddings, it visits each window once and builds nothing but its result. On a GPU the sum
+is a kernel of our own, `local_gather_kernels`.
 """
 
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from teachers.upsamplers.precision import has_kernels
 
 _SUM = 0  # the mode's number in aten
 
@@ -25,7 +28,8 @@ def local_gather(source: Tensor, weights: Tensor, rows: Tensor, columns: Tensor)
         source: (B, D, h, w) floating point, fastest where its memory format is channels_last.
         weights: (B, H, W, kh, kw) floating point; used in the dtype of `source`.
         rows: (H,) int64, the first row of each window, in [0, h - kh]. Best kept on the CPU,
-            where they are checked; on a GPU that has to wait for them.
+            where they are checked, in pinned memory where there is a GPU; on one that has to wait
+            for them.
         columns: (W,) int64, the first column of each window, in [0, w - kw].
 
     Returns:
@@ -49,8 +53,8 @@ def local_gather(source: Tensor, weights: Tensor, rows: Tensor, columns: Tensor)
                 f"{name} from {int(first.min())} to {int(first.max())}: a window of {k} on a map "
                 f"of {n} cells must start in [0, {n - k}]"
             )
-    device = source.device
-    out: Tensor = _LocalGather.apply(source, weights, rows.to(device), columns.to(device))
+    rows, columns = (x.to(source.device, non_blocking=True) for x in (rows, columns))
+    out: Tensor = _LocalGather.apply(source, weights, rows, columns)
     return out
 
 
@@ -60,10 +64,16 @@ class _LocalGather(torch.autograd.Function):
         table = _rows(source)
         ctx.save_for_backward(table, weights, rows, columns)
         ctx.source_shape = source.shape
+        shape = (*weights.shape[:3], table.shape[1])
+        if has_kernels(table):
+            from teachers.upsamplers import local_gather_kernels
+
+            size = (source.shape[2], source.shape[3])
+            return _maps(local_gather_kernels.gather(table, weights, rows, columns, size), shape)
         cells = _window_cells(rows, columns, weights.shape, source.shape)
         bags = weights.to(table.dtype).reshape(cells.shape)
         out = F.embedding_bag(cells, table, per_sample_weights=bags, mode="sum")
-        return _maps(out, (*weights.shape[:3], table.shape[1]))
+        return _maps(out, shape)
 
     @staticmethod
     @once_differentiable

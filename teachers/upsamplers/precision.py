@@ -1,4 +1,4 @@
-"""The precision that softmax, normalisation and standardisation need."""
+"""The precision that softmax, normalisation and standardisation need, and what kernels take."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,3 +17,11 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     if tensor.is_meta:  # autocast does not know it
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether the Triton kernels of this package run on it; they come with a GPU's PyTorch.
+
+    float64 is for checks, and has none.
+    """
+    return tensor.is_cuda and tensor.dtype != torch.float64

@@ -31,7 +31,7 @@ def build(model: str) -> tuple[FeatSharp, Teacher]:
     """Encoder and upsampler, as a recipe with random weights has them."""
     entry = {"kind": "timm", "model": model, "weights": "none"}
     teacher = build_teacher(parse_teacher(entry | {"resolution": [SIDE, SIDE]}))
-    config = FeatSharpConfig(factor=(FACTOR, FACTOR))
+    config = FeatSharpConfig(factor=(FACTOR, FACTOR), inputs=("jbu", "tiles"))
     return FeatSharp(teacher.spec, config).eval().requires_grad_(False), teacher
 
 

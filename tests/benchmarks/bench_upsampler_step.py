@@ -41,7 +41,7 @@ def build() -> tuple[MultiView, Teacher, Tensor, Tensor]:
         "run": {"dir": str(Path("unused")), "steps": 10, "batch_size": BATCH},
         "data": {"sources": [{"shards": "unused"}]},
         "teacher": entry | {"resolution": [SIDE, SIDE]},
-        "upsampler": {"kind": "featsharp", "factor": FACTOR},
+        "upsampler": {"kind": "featsharp", "inputs": ["jbu", "tiles"], "factor": FACTOR},
         "schedule": {"warmup_steps": 0},
     }
     recipe = validate(UpsamplerRecipe, tree, "workload")

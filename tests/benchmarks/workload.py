@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def recipe(folder: Path, *, steps: int, **sections: Any) -> dict[str, Any]:
-    """The workload as a recipe, over shards in `folder`."""
+    """The workload as a recipe, over shards in `folder`; sections add to it, teachers replace."""
     tree: dict[str, Any] = {
         "task": "student",
         "run": {"dir": str(folder / "run"), "steps": steps, "resolution": SIDE},
@@ -46,7 +46,7 @@ def recipe(folder: Path, *, steps: int, **sections: Any) -> dict[str, Any]:
     }
     tree["run"]["batch_size"] = BATCH
     for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section}
+        tree[name] = section if name == "teachers" else {**tree.get(name, {}), **section}
     return tree
 
 

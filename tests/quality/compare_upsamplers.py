@@ -5,7 +5,7 @@
 One run of `train_together` a seed holds all methods; what is finished is not trained again, and
 what was stopped goes on. Then `distill.evaluate` writes and prints the table. Methods of the open
 questions of reference/featsharp.md 13: `featup-7taps` against `featup`, and `featup-aliased` and
-`featsharp-aliased`, which are measured in their own, aliased pipeline, at factors 2, 3 and 4.
+`featsharp-jbu-aliased`, which are measured in their own, aliased pipeline, at factors 2, 3 and 4.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from distill.config import dump_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ALIASED = "-aliased"
+JBU_AND_TILES = {"kind": "featsharp", "inputs": ["jbu", "tiles"]}
 METHODS: dict[str, dict[str, Any]] = {
     "bilinear": {"kind": "bilinear"},
     "tile": {"kind": "tile"},
@@ -39,12 +40,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "featsharp": {"kind": "featsharp"},
 }
 OPEN: dict[str, dict[str, Any]] = {
-    "featsharp-bilinear": {"kind": "featsharp", "inputs": ["bilinear", "tiles"]},
-    "featsharp-published": {"kind": "featsharp", "layer_scale": 1e-6, "sigma": 1.0},
+    "featsharp-jbu": JBU_AND_TILES,
+    "featsharp-published": JBU_AND_TILES | {"layer_scale": 1e-6, "sigma": 1.0},
     "featup-published": {"kind": "featup", "sigma": 1.0},
     "featup-7taps": {"kind": "tests.quality.seven_taps:SevenTaps"},
     f"featup{ALIASED}": {"kind": "featup"},
-    f"featsharp{ALIASED}": {"kind": "featsharp"},
+    f"featsharp-jbu{ALIASED}": JBU_AND_TILES,
 }
 NATIVE = 128  # px of all three encoders here
 TRAIN = ("nyuv2/train/rgb", "camvid/images/training", "coco/train2017", "photos")

@@ -1,0 +1,120 @@
+"""The paper's table 2 in miniature: a student for each kind of target, on real labels.
+
+    python -m tests.quality.ablate_targets --data ../shared/data --out OUT
+
+Trains the upsamplers (`compare_upsamplers`), a student of 128 px that all others start from, then
+recipes/cpu_ablation.yaml for every row and seed, and measures all of them. What is finished is not
+done again. Rows of one seed see the same images in the same order.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from distill.checkpoint import checkpoint_name, is_whole
+from distill.config import dump_yaml, load_yaml
+from tests.quality.compare_upsamplers import REPOSITORY
+
+LEARNED = ("featup", "featsharp")
+ROWS = ("baseline", "tile", "s2", *LEARNED)
+LOW, HIGH, UPSAMPLER = 600, 200, 150  # steps
+BENCHMARKS = {"camvid": "camvid", "depth_quick": "nyuv2", "knn": "det200"}  # recipe to data
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.quality.ablate_targets")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of data sets")
+    parser.add_argument("--out", type=Path, required=True, help="for everything that is made")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    options.data, options.out = options.data.resolve(), options.out.resolve()
+    seeds = [str(seed) for seed in options.seeds]
+    compare = ["--data", str(options.data), "--out", str(options.out / "upsamplers")]
+    compare += ["--batch", "4", "--methods", *LEARNED, "--seeds", *seeds]
+    run("tests.quality.compare_upsamplers", *compare)
+    low = ["run.resolution=128", "run.batch_size=32", f"run.steps={LOW}", "student.init=null"]
+    train(options, "low", LOW, *low)
+    for seed in options.seeds:
+        for row in ROWS:
+            train(options, f"{row}-{seed}", HIGH, f"run.seed={seed}", *targets(options, row, seed))
+    measure(options)
+    report(options)
+    return 0
+
+
+def run(module: str, *arguments: str) -> None:
+    """A command of the project on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env=environment, check=True
+    )
+
+
+def train(options: argparse.Namespace, name: str, steps: int, *overrides: str) -> None:
+    """One student, where it is not there yet."""
+    folder = options.out / name
+    if is_whole(folder / "checkpoints" / checkpoint_name(steps)):
+        return
+    start = options.out / "low" / "checkpoints" / checkpoint_name(LOW) / "student.safetensors"
+    shards = options.out / "upsamplers" / "photographs-256px" / "train"
+    run(
+        "distill.train_student",
+        *(str(REPOSITORY / "recipes" / "cpu_ablation.yaml"), f"run.dir={folder}"),
+        *(f"data.sources=[{{shards: {shards}}}]", f"student.init.path={start}", *overrides),
+    )
+
+
+def targets(options: argparse.Namespace, row: str, seed: int) -> list[str]:
+    """The override that makes a row."""
+    if row == "baseline":
+        return []
+    upsampler = f"{{kind: {row}, factor: 2}}"
+    if row in LEARNED:
+        trained = options.out / "upsamplers" / f"clip-2x-{UPSAMPLER}x4" / f"seed{seed}"
+        path = trained / "checkpoints" / checkpoint_name(UPSAMPLER) / f"{row}.safetensors"
+        upsampler = str(path)
+    return [f"teachers.clip.upsampler={upsampler}"]
+
+
+def measure(options: argparse.Namespace) -> None:
+    """All students on all benchmarks."""
+    suite: dict[str, Any] = {"task": "benchmarks", "dir": str(options.out / "benchmarks")}
+    names = ["low", *(f"{row}-{seed}" for row in ROWS for seed in options.seeds)]
+    suite["models"] = {n: {"kind": "student", "path": str(options.out / n)} for n in names}
+    suite["benchmarks"] = {}
+    for recipe, data in BENCHMARKS.items():
+        entries = load_yaml(REPOSITORY / "recipes" / "evaluation" / f"{recipe}.yaml")["benchmarks"]
+        for name, entry in entries.items():
+            entry["dataset"]["root"] = str(options.data / data)
+            if "input" in entry:
+                entry["input"] = {"size": [384, 512]}
+            suite["benchmarks"][name] = entry
+    path = options.out / "benchmarks.yaml"
+    path.write_text(dump_yaml(suite))
+    run("distill.evaluate", str(path))
+
+
+def report(options: argparse.Namespace) -> None:
+    """Means and deviations over seeds, a row a kind of target."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in (options.out / "benchmarks" / "results.jsonl").read_text().splitlines():
+        result = json.loads(line)
+        for name, value in result["figures"].items():
+            found[result["model"].split("-")[0]][f"{result['benchmark']} {name}"].append(value)
+    for figure in found["low"]:
+        print(figure)
+        for row in ("low", *ROWS):
+            values = found[row][figure]
+            spread = f" +- {stdev(values):.3f}" if len(values) > 1 else ""
+            print(f"  {row:10s} {mean(values):8.3f}{spread}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
