@@ -56,7 +56,6 @@ class ImageReader:
     """Decodes, crops, resizes and flips single images.
 
     Args:
-        resolution: (H, W) of the output.
         augmentation: what is random; "none" covers the output and crops the centre.
         decoder: for plain JPEGs.
         draft: decode JPEGs smaller where the crop stays at least as large as the output.
@@ -65,24 +64,25 @@ class ImageReader:
 
     def __init__(
         self,
-        resolution: tuple[int, int],
         augmentation: AugmentationConfig | Literal["none"],
         *,
         decoder: Decoder,
         draft: bool,
         max_pixels: int,
     ) -> None:
-        self.resolution = resolution
         self._augmentation = augmentation
         self._decoder = decoder
         self._draft = draft
         self._max_pixels = max_pixels
 
-    def read(self, data: bytes, rng: random.Random | None = None) -> np.ndarray:
+    def read(
+        self, data: bytes, resolution: tuple[int, int], rng: random.Random | None = None
+    ) -> np.ndarray:
         """The pixels of one image.
 
         Args:
             data: a JPEG, PNG or WebP file.
+            resolution: (H, W) of the output.
             rng: decides crop and flip; needed where there is an augmentation.
 
         Returns:
@@ -92,7 +92,7 @@ class ImageReader:
             BadImage: the bytes cannot be used; says why.
         """
         try:
-            return self._read(data, rng)
+            return self._read(data, resolution, rng)
         except BadImage:
             raise
         except Image.DecompressionBombError as error:
@@ -100,7 +100,9 @@ class ImageReader:
         except Exception as error:  # Pillow's plugins raise what their parsers happen to raise
             raise BadImage(f"not decodable ({type(error).__name__}: {error})") from error
 
-    def _read(self, data: bytes, rng: random.Random | None) -> np.ndarray:
+    def _read(
+        self, data: bytes, resolution: tuple[int, int], rng: random.Random | None
+    ) -> np.ndarray:
         stored = plain_jpeg_size(data) if self._decoder == "simplejpeg" else None
         image, orientation = None, 1
         if stored is None:
@@ -109,32 +111,28 @@ class ImageReader:
         else:
             _refuse_larger(stored, self._max_pixels)
         width, height = stored[::-1] if orientation in (5, 6, 7, 8) else stored
-        box, flip = self._choose(height, width, rng)
-        pixels = self._pixels(image, stored, data, self._shrink(box) if self._draft else 1)
+        box, flip = self._choose(height, width, resolution[1] / resolution[0], rng)
+        shrink = _shrink(box, resolution) if self._draft else 1
+        pixels = self._pixels(image, stored, data, shrink)
         if orientation in _TRANSPOSE:
             pixels = pixels.transpose(_TRANSPOSE[orientation])
         fw, fh = pixels.width / width, pixels.height / height
         scaled = (box[0] * fw, box[1] * fh, box[2] * fw, box[3] * fh)
-        out = pixels.resize(self.resolution[::-1], Image.Resampling.BICUBIC, box=scaled)
+        out = pixels.resize(resolution[::-1], Image.Resampling.BICUBIC, box=scaled)
         if flip:
             out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         # Rows of one channel each, of which a batch is made faster than of single pixels.
         rows = np.frombuffer(out.tobytes("raw", "RGB;L"), np.uint8)
         return rows.reshape(out.height, 3, out.width).transpose(0, 2, 1)
 
-    def _choose(self, height: int, width: int, rng: random.Random | None) -> tuple[Box, bool]:
-        aspect = self.resolution[1] / self.resolution[0]
+    def _choose(
+        self, height: int, width: int, aspect: float, rng: random.Random | None
+    ) -> tuple[Box, bool]:
         if self._augmentation == "none":
             return centre_box(height, width, aspect), False
         assert rng is not None
         box = random_box(height, width, aspect, self._augmentation, rng)
         return box, rng.random() < self._augmentation.flip
-
-    def _shrink(self, box: Box) -> int:
-        """How many times smaller a JPEG can be decoded with the crop as large as the output."""
-        height, width = self.resolution
-        room = min((box[2] - box[0]) / width, (box[3] - box[1]) / height)
-        return max(times for times in _SHRINKS if times <= max(room, 1))
 
     def _pixels(
         self, image: Image.Image | None, size: tuple[int, int], data: bytes, shrink: int
@@ -148,6 +146,13 @@ class ImageReader:
             if shrink > 1:
                 image.draft(None, (image.width // shrink, image.height // shrink))
         return to_rgb(image)
+
+
+def _shrink(box: Box, resolution: tuple[int, int]) -> int:
+    """How many times smaller a JPEG can be decoded with the crop as large as the output."""
+    height, width = resolution
+    room = min((box[2] - box[0]) / width, (box[3] - box[1]) / height)
+    return max(times for times in _SHRINKS if times <= max(room, 1))
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:

@@ -32,7 +32,6 @@ def load_images(
         DataError: there is no image, or one that cannot be read.
     """
     reader = ImageReader(
-        resolution,
         "none",
         decoder=choose_decoder("auto"),
         draft=False,
@@ -43,7 +42,7 @@ def load_images(
     for path in paths:
         for name, place, data in _files(Path(path)):
             try:
-                pixels = reader.read(data)
+                pixels = reader.read(data, resolution)
             except BadImage as error:
                 raise DataError(f"the image '{place}': {error}") from error
             names.append(name)

@@ -1,21 +1,39 @@
-"""The stream over local shards: an index, a plan, and one integer of state."""
+"""The stream over local shards: an index, a plan, and two integers of state."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import Sampler
 
 from data.bad import log_bad
 from data.batch import Batch
 from data.config import DataConfig
 from data.decode import ImageReader
 from data.errors import DataError
-from data.feed import Position, Share
+from data.feed import Position
 from data.index import load_index
-from data.loader import Count, load_in_workers
+from data.layout import Layout, Slice
+from data.loader import load_in_workers
 from data.mixture import Mixture
 from data.plan import SourcePlan
 from data.reader import IndexedSource, MicroBatches
 from data.shards import unique_names
+
+
+class _Slices(Sampler[Slice]):
+    """A rank's micro-batches from a step on, without end."""
+
+    def __init__(self, layout: Layout, rank: int, step: int, first: int) -> None:
+        self._layout, self._rank = layout, rank
+        self._step, self._first = step, first
+
+    def __iter__(self) -> Iterator[Slice]:
+        step, first = self._step, self._first
+        while True:
+            yield from self._layout.slices(self._rank, step, first)
+            first += self._layout.num_samples(step)
+            step += 1
 
 
 class IndexedFeed:
@@ -25,7 +43,8 @@ class IndexedFeed:
         config: what to read.
         shards: paths of each source.
         images: decodes.
-        share: of the global batch that this rank reads.
+        layout: of every step.
+        rank: of this process.
         seed: of the run.
         index_dir: a cache for the index, or None.
 
@@ -38,7 +57,8 @@ class IndexedFeed:
         config: DataConfig,
         shards: Sequence[Sequence[str]],
         images: ImageReader,
-        share: Share,
+        layout: Layout,
+        rank: int,
         *,
         seed: int,
         index_dir: Path | None,
@@ -54,32 +74,29 @@ class IndexedFeed:
                 verify_checksums=config.verify_checksums,
                 directory=index_dir,
             )
-            if share.rank == 0:  # every rank has the same index
+            if rank == 0:  # every rank has the same index
                 log_bad(index.bad, len(index) + len(index.bad))
             plan = SourcePlan(index.counts, window=config.shuffle_window, seed=seed, source=number)
             sources.append(IndexedSource(index, plan, images, seed))
             self.identity[f"sources[{number}]"] = f"{len(index)} samples, {index.digest}"
         self.num_samples: int | None = sum(source.num_samples for source in sources)
         mixture = Mixture([source.weight for source in config.sources], seed)
-        self._dataset = MicroBatches(sources, mixture, share.micro_batch_size, images.resolution)
+        self._dataset = MicroBatches(sources, mixture)
         self._config = config
-        self._share = share
+        self._layout, self._rank = layout, rank
 
     def start(self) -> Position:
         """See `Feed`."""
-        return {"samples": 0}
+        return {"step": 0, "samples": 0}
 
     def batches(self, position: Position) -> Iterator[tuple[Batch | DataError, Position | None]]:
         """See `Feed`."""
-        share, samples = self._share, position["samples"]
-        first = samples // share.micro_batch_size + share.rank
-        numbers = Count(first, share.world_size)
-        loaded = load_in_workers(self._dataset, self._config, numbers)
+        layout, step, samples = self._layout, position["step"], position["samples"]
+        slices = _Slices(layout, self._rank, step, samples)
+        loaded = load_in_workers(self._dataset, self._config, slices)
         while True:
-            for number in range(share.micro_batches):
-                batch = next(loaded)
-                if number == share.micro_batches - 1:
-                    samples += share.batch_size
-                    yield batch, {"samples": samples}
-                else:
-                    yield batch, None
+            due = sum(1 for _ in layout.slices(self._rank, step, samples))
+            step, samples = step + 1, samples + layout.num_samples(step)
+            for number in range(due):
+                behind = {"step": step, "samples": samples} if number == due - 1 else None
+                yield next(loaded), behind

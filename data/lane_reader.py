@@ -63,7 +63,7 @@ class LaneSource:
         """Start of the chunk, as in `_Start`, and the samples used of it; JSON-able."""
         return [*self._start, self._taken]
 
-    def read(self, bad: list[BadSample]) -> tuple[str, np.ndarray]:
+    def read(self, resolution: tuple[int, int], bad: list[BadSample]) -> tuple[str, np.ndarray]:
         """The key and the pixels, uint8 (H, W, 3), of the next sample; appends to `bad`.
 
         Raises:
@@ -81,7 +81,8 @@ class LaneSource:
                 continue
             key = f"{item.shard}/{item.key}"
             try:
-                pixels = source.images.read(item.data, sample_rng(source.seed, self._start[0], key))
+                rng = sample_rng(source.seed, self._start[0], key)
+                pixels = source.images.read(item.data, resolution, rng)
             except BadImage as error:
                 bad.append(BadSample(item.shard, item.key, str(error)))
                 continue

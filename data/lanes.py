@@ -1,9 +1,10 @@
 """The stream over URLs, pipes and object stores, which can only be read from front to end.
 
 Every source's shards are dealt, epoch by epoch, to a fixed number of lanes; each lane reads its
-shards one behind the other and shuffles the samples a chunk at a time. Global batch k holds
-batch_size / lanes samples of each lane, whoever reads it. A lane's state says where its chunk
-begins and how much of it is used, so that resuming reads at most one shard and one chunk again.
+shards one behind the other and shuffles the samples a chunk at a time. A step's part holds
+batch_size / lanes samples of each of its lanes, whoever reads it. A lane's state says where its
+chunk begins and how much of it is used, so that resuming reads at most one shard and one chunk
+again.
 """
 
 import hashlib
@@ -17,8 +18,9 @@ from data.batch import BadSample, Batch
 from data.config import DataConfig
 from data.decode import ImageReader
 from data.errors import DataError
-from data.feed import Position, Share
+from data.feed import Position
 from data.lane_reader import LaneSource, StreamedSource
+from data.layout import Layout, Part
 from data.loader import load_in_workers
 from data.mixture import Mixture
 from data.shards import unique_names
@@ -27,69 +29,86 @@ from data.tar_stream import check_url
 _CHUNK_UNIT = 100  # samples of a lane for each unit of `DataConfig.shuffle_window`
 
 
-class _Part(NamedTuple):
-    """What one worker contributes to a global batch: rows of one sample a lane."""
+class _Rows(NamedTuple):
+    """What one worker reads of a step's part: rows of one sample a lane."""
 
     images: torch.Tensor
     keys: list[str]
+
+
+class _Step(NamedTuple):
+    """What one worker contributes to a step: its rows of each part that its rank has."""
+
+    rows: list[_Rows]
     bad: list[BadSample]
     lanes: dict[str, list[list[int]]]
 
 
-class _Parts(IterableDataset):
-    """The parts of one worker; `lanes` are those of its rank, dealt to the rank's workers."""
+class _Steps(IterableDataset):
+    """The steps of one worker; of its rank's lanes of a part, every so-many-th is its own."""
 
     def __init__(
         self,
         sources: Sequence[StreamedSource],
         mixture: Mixture,
-        batch_size: int,
-        lanes: Sequence[int],
+        layout: Layout,
+        rank: int,
         position: Position,
     ) -> None:
-        self._sources = sources
-        self._mixture = mixture
-        self._batch_size = batch_size
-        self._lanes = lanes
-        self._position = position
+        self._sources, self._mixture = sources, mixture
+        self._layout, self._rank, self._position = layout, rank, position
 
-    def __iter__(self) -> Iterator[_Part | DataError]:
+    def __iter__(self) -> Iterator[_Step | DataError]:
         """Endless; an error comes as a value and ends it."""
-        worker = get_worker_info()
-        mine = self._lanes[worker.id :: worker.num_workers] if worker else self._lanes
-        readers = {
-            lane: [
-                LaneSource(source, lane, state)
-                for source, state in zip(
-                    self._sources, self._position["lanes"][str(lane)], strict=True
-                )
-            ]
-            for lane in mine
-        }
-        samples = self._position["samples"]
+        step, samples = self._position["step"], self._position["samples"]
+        readers: dict[int, list[LaneSource]] = {}
         while True:
             try:
-                yield self._read(readers, samples)
+                yield self._read(readers, step, samples)
             except DataError as error:
                 yield error
                 return
-            samples += self._batch_size
+            samples += self._layout.num_samples(step)
+            step += 1
 
-    def _read(self, readers: dict[int, list[LaneSource]], first: int) -> _Part:
-        lanes = self._sources[0].lanes
-        keys: list[str] = []
+    def _read(self, readers: dict[int, list[LaneSource]], step: int, first: int) -> _Step:
+        rows: list[_Rows] = []
         bad: list[BadSample] = []
-        num = self._batch_size // lanes * len(readers)
-        images = torch.empty((num, 3, *self._sources[0].images.resolution), dtype=torch.uint8)
+        for part in self._layout.parts(step):
+            if self._rank in part.ranks:
+                rows.append(self._rows(part, readers, first, bad))
+            first += part.batch_size
+        states = {str(lane): [s.state() for s in sources] for lane, sources in readers.items()}
+        return _Step(rows, bad, states)
+
+    def _rows(
+        self, part: Part, readers: dict[int, list[LaneSource]], first: int, bad: list[BadSample]
+    ) -> _Rows:
+        worker = get_worker_info()
+        every, own = (worker.num_workers, worker.id) if worker else (1, 0)
+        lanes = part.lanes_of(self._sources[0].lanes)
+        mine = _lanes_of_rank(part, lanes, self._rank)[own::every]
+        keys: list[str] = []
+        num = part.batch_size // len(lanes) * len(mine)
+        images = torch.empty((num, 3, *part.resolution), dtype=torch.uint8)
         pixels = images.numpy()
-        for row in range(first, first + self._batch_size, lanes):
-            for lane, sources in readers.items():
-                source = self._mixture.locate(row + lane)[0]
-                key, sample = sources[source].read(bad)
+        for row in range(first, first + part.batch_size, len(lanes)):
+            for lane in mine:
+                source = self._mixture.locate(row + lane - lanes.start)[0]
+                reader = self._reader(readers, lane)[source]
+                key, sample = reader.read(part.resolution, bad)
                 pixels[len(keys)] = sample.transpose(2, 0, 1)
                 keys.append(key)
-        states = {str(lane): [s.state() for s in sources] for lane, sources in readers.items()}
-        return _Part(images, keys, bad, states)
+        return _Rows(images, keys)
+
+    def _reader(self, readers: dict[int, list[LaneSource]], lane: int) -> list[LaneSource]:
+        if lane not in readers:
+            states = self._position["lanes"][str(lane)]
+            readers[lane] = [
+                LaneSource(source, lane, state)
+                for source, state in zip(self._sources, states, strict=True)
+            ]
+        return readers[lane]
 
 
 class LaneFeed:
@@ -101,7 +120,8 @@ class LaneFeed:
         config: what to read.
         shards: paths and URLs of each source.
         images: decodes.
-        share: of the global batch that this rank reads.
+        layout: of every step.
+        rank: of this process.
         seed: of the run.
 
     Raises:
@@ -113,11 +133,13 @@ class LaneFeed:
         config: DataConfig,
         shards: Sequence[Sequence[str]],
         images: ImageReader,
-        share: Share,
+        layout: Layout,
+        rank: int,
         *,
         seed: int,
     ) -> None:
-        _check_lanes(config, share, [len(urls) for urls in shards])
+        for part in layout.all:
+            _check_lanes(config, part, [len(urls) for urls in shards])
         everything = [url for urls in shards for url in urls]
         for url in everything:
             check_url(url)
@@ -145,51 +167,63 @@ class LaneFeed:
         self.num_samples: int | None = None
         self._mixture = Mixture([source.weight for source in config.sources], seed)
         self._config = config
-        self._share = share
+        self._layout, self._rank = layout, rank
 
     def start(self) -> Position:
         """See `Feed`."""
         zeros = [[0, 0, 0, 0] for _ in self._sources]
-        return {"samples": 0, "lanes": {str(lane): zeros for lane in range(self._config.lanes)}}
+        lanes = {str(lane): zeros for lane in range(self._config.lanes)}
+        return {"step": 0, "samples": 0, "lanes": lanes}
 
     def batches(self, position: Position) -> Iterator[tuple[Batch | DataError, Position | None]]:
         """See `Feed`."""
-        share = self._share
-        mine = range(share.rank, self._config.lanes, share.world_size)
-        missing = [lane for lane in mine if str(lane) not in position["lanes"]]
-        if missing:
-            raise DataError(
-                f"the stored position lacks lane {missing[0]}; store what merge_states makes of "
-                "the states of all ranks"
-            )
-        dataset = _Parts(self._sources, self._mixture, share.batch_size, mine, position)
-        loaded = load_in_workers(dataset, self._config)
-        samples = position["samples"]
+        layout, config = self._layout, self._config
+        self._require_lanes(position)
+        dataset = _Steps(self._sources, self._mixture, layout, self._rank, position)
+        loaded = load_in_workers(dataset, config)
+        step, samples = position["step"], position["samples"]
         while True:
-            parts = []
-            for _ in range(max(self._config.workers, 1)):
-                parts.append(next(loaded))
-                if isinstance(parts[-1], DataError):
-                    yield parts[-1], None
+            read = []
+            for _ in range(max(config.workers, 1)):
+                read.append(next(loaded))
+                if isinstance(read[-1], DataError):
+                    yield read[-1], None
                     return
-            samples += share.batch_size
-            lanes = {lane: state for part in parts for lane, state in part.lanes.items()}
-            yield from _cut(parts, share, {"samples": samples, "lanes": lanes})
+            mine = [part for part in layout.parts(step) if self._rank in part.ranks]
+            step, samples = step + 1, samples + layout.num_samples(step)
+            lanes = {lane: state for each in read for lane, state in each.lanes.items()}
+            yield from _cut(read, mine, {"step": step, "samples": samples, "lanes": lanes})
+
+    def _require_lanes(self, position: Position) -> None:
+        for part in self._layout.parts(position["step"]):
+            lanes = part.lanes_of(self._config.lanes)
+            for lane in _lanes_of_rank(part, lanes, self._rank):
+                if str(lane) not in position["lanes"]:
+                    raise DataError(
+                        f"the stored position lacks lane {lane}; store what merge_states makes of "
+                        "the states of all ranks"
+                    )
+
+
+def _lanes_of_rank(part: Part, lanes: range, rank: int) -> range:
+    own = part.ranks.index(rank) if rank in part.ranks else len(lanes)
+    return lanes[own :: len(part.ranks)]
 
 
 def _cut(
-    parts: Sequence[_Part], share: Share, behind: Position
+    read: Sequence[_Step], parts: Sequence[Part], behind: Position
 ) -> Iterator[tuple[Batch, Position | None]]:
     """The rank's micro-batches, in an order of samples that does not depend on the workers."""
-    images = torch.stack([part.images for part in parts], dim=1).flatten(0, 1)
-    keys = [key for row in zip(*(part.keys for part in parts), strict=True) for key in row]
-    bad = tuple(sample for part in parts for sample in part.bad)
-    size = share.micro_batch_size
-    for number in range(share.micro_batches):
-        last = number == share.micro_batches - 1
-        place = slice(number * size, (number + 1) * size)
-        batch = Batch(images[place], keys[place], bad if last else ())
-        yield batch, behind if last else None
+    bad = tuple(sample for each in read for sample in each.bad)
+    for index, part in enumerate(parts):
+        rows = [each.rows[index] for each in read]
+        images = torch.stack([each.images for each in rows], dim=1).flatten(0, 1)
+        keys = [key for row in zip(*(each.keys for each in rows), strict=True) for key in row]
+        for number in range(part.micro_batches):
+            last = index == len(parts) - 1 and number == part.micro_batches - 1
+            place = slice(number * part.micro_batch_size, (number + 1) * part.micro_batch_size)
+            batch = Batch(images[place], keys[place], bad if last else ())
+            yield batch, behind if last else None
 
 
 def _names(urls: Sequence[str]) -> list[str]:
@@ -198,18 +232,25 @@ def _names(urls: Sequence[str]) -> list[str]:
     return unique_names(plain if len(set(plain)) == len(set(urls)) else urls)
 
 
-def _check_lanes(config: DataConfig, share: Share, shards: Sequence[int]) -> None:
-    readers, lanes = share.world_size * max(config.workers, 1), config.lanes
-    most = min(shards)
-    if lanes % readers == 0 and share.batch_size % lanes == 0 and lanes <= most:
+def _check_lanes(config: DataConfig, part: Part, shards: Sequence[int]) -> None:
+    readers, lanes = len(part.ranks) * max(config.workers, 1), config.lanes
+    most, share = min(shards), part.lanes[1] - part.lanes[0]
+
+    def fits(num: int) -> bool:
+        mine = share * num
+        whole = mine > 0 and mine.denominator == 1 and (part.lanes[0] * num).denominator == 1
+        return whole and mine % readers == 0 and part.batch_size % mine == 0
+
+    if fits(lanes) and lanes <= most:
         return
-    fitting = [n for n in range(readers, most + 1, readers) if share.batch_size % n == 0]
-    fitting.sort(key=lambda n: abs(n - lanes))
+    fitting = [num for num in range(1, most + 1) if fits(num)]
+    fitting.sort(key=lambda num: abs(num - lanes))
     advice = f"use {', '.join(map(str, sorted(fitting[:3])))}"
     if not fitting:
         advice = "no number fits: use fewer workers, more shards or another batch_size"
+    shared = "" if share == 1 else f", of which {share} are read by one part of a step,"
     raise DataError(
-        f"data.lanes={lanes} must be a multiple of {share.world_size} ranks x "
-        f"{max(config.workers, 1)} workers, divide batch_size {share.batch_size} and be at most "
+        f"data.lanes={lanes}{shared} must be a multiple of {len(part.ranks)} ranks x "
+        f"{max(config.workers, 1)} workers, divide batch_size {part.batch_size} and be at most "
         f"{most}, the shards of the smallest source; {advice}"
     )

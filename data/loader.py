@@ -9,26 +9,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.config import DataConfig
 
 
-class Count(Sampler[int]):
-    """Endless numbers start, start + step, ..."""
-
-    def __init__(self, start: int, step: int) -> None:
-        self._start = start
-        self._step = step
-
-    def __iter__(self) -> Iterator[int]:
-        number = self._start
-        while True:
-            yield number
-            number += self._step
-
-
 def _as_is(item: Any) -> Any:
     return item
 
 
 def load_in_workers(
-    dataset: Dataset, config: DataConfig, sampler: Sampler[int] | None = None
+    dataset: Dataset, config: DataConfig, sampler: Sampler[Any] | None = None
 ) -> Iterator[Any]:
     """The items of a dataset that makes whole batches, decoded in `config.workers` processes."""
     workers = config.workers

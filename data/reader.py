@@ -1,4 +1,4 @@
-"""Indexed shards as a map from micro-batch number to micro-batch; lives in the workers."""
+"""Indexed shards as a map from places in the global order to pixels; lives in the workers."""
 
 import os
 from bisect import bisect_right
@@ -13,6 +13,7 @@ from data.batch import BadSample, Batch
 from data.decode import BadImage, ImageReader
 from data.errors import DataError
 from data.index import ShardIndex
+from data.layout import Slice
 from data.mixture import Mixture
 from data.plan import Place, SourcePlan
 from data.seeds import sample_rng
@@ -74,7 +75,9 @@ class IndexedSource:
         """Samples in the source."""
         return len(self._index)
 
-    def read(self, ordinal: int, bad: list[BadSample]) -> tuple[str, np.ndarray]:
+    def read(
+        self, ordinal: int, resolution: tuple[int, int], bad: list[BadSample]
+    ) -> tuple[str, np.ndarray]:
         """The key and the pixels, uint8 (H, W, 3), of the source's sample number `ordinal`.
 
         A sample that cannot be read is appended to `bad` and replaced by the next one of its
@@ -92,7 +95,7 @@ class IndexedSource:
             try:
                 data = self._bytes(sample)
                 rng = sample_rng(self._seed, place.epoch, rng_key)
-                pixels = self._images.read(data, rng)
+                pixels = self._images.read(data, resolution, rng)
             except (BadImage, OSError) as error:
                 bad.append(BadSample(*self._name(sample), str(error)))
                 continue
@@ -116,39 +119,27 @@ def _nothing_left(place: Place, bad: list[BadSample]) -> str:
 
 
 class MicroBatches(Dataset):
-    """The endless sequence of micro-batches of all ranks, by number.
-
-    Micro-batch t holds the global positions [t * size, (t + 1) * size), whoever reads it.
+    """Micro-batches by their places in the global order, whoever reads them.
 
     Args:
         sources: by number in the mixture.
-        mixture: position to source.
-        size: samples in a micro-batch.
-        resolution: (H, W).
+        mixture: place to source.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[IndexedSource],
-        mixture: Mixture,
-        size: int,
-        resolution: tuple[int, int],
-    ) -> None:
+    def __init__(self, sources: Sequence[IndexedSource], mixture: Mixture) -> None:
         self._sources = sources
         self._mixture = mixture
-        self._size = size
-        self._resolution = resolution
 
-    def __getitem__(self, number: int) -> Batch | DataError:
-        """Micro-batch `number`; an error comes as a value, since a worker's loses its message."""
+    def __getitem__(self, places: Slice) -> Batch | DataError:
+        """One micro-batch; an error comes as a value, since a worker's loses its message."""
         keys: list[str] = []
         bad: list[BadSample] = []
-        images = torch.empty((self._size, 3, *self._resolution), dtype=torch.uint8)
+        images = torch.empty((places.size, 3, *places.resolution), dtype=torch.uint8)
         pixels = images.numpy()
-        for slot in range(self._size):
-            source, ordinal = self._mixture.locate(number * self._size + slot)
+        for slot in range(places.size):
+            source, ordinal = self._mixture.locate(places.first + slot)
             try:
-                key, sample = self._sources[source].read(ordinal, bad)
+                key, sample = self._sources[source].read(ordinal, places.resolution, bad)
             except DataError as error:
                 return error
             keys.append(key)

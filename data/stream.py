@@ -1,7 +1,7 @@
 """The training stream: endless micro-batches of one rank, with an exact position.
 
 Two modes, one interface. Local shards are indexed and read by position (`data.indexed`): the state
-is one integer. Shards behind URLs are read in lanes (`data.lanes`), and the state says how far
+is two integers. Shards behind URLs are read in lanes (`data.lanes`), and the state says how far
 each lane is. Both yield the same global batches for any number of ranks and workers.
 """
 
@@ -15,8 +15,9 @@ from data.batch import BadSample, Batch
 from data.config import DataConfig
 from data.decode import ImageReader, choose_decoder
 from data.errors import DataError
-from data.feed import Feed, Share
+from data.feed import Feed
 from data.indexed import IndexedFeed
+from data.layout import Layout
 from data.shards import is_url, list_shards
 
 State = dict[str, Any]
@@ -25,26 +26,24 @@ State = dict[str, Any]
 class TrainStream:
     """Micro-batches of one rank, in order, without end; epochs follow each other.
 
-    Global batch k holds samples [k * batch_size, (k + 1) * batch_size) of an order that is a pure
-    function of config and seed. Which samples it holds, their crops and their pixels depend
-    neither on the number of ranks nor on workers, prefetch or where the run was resumed.
+    The steps take their samples one behind the other from an order that is a pure function of
+    config and seed; how many each takes, and of which size, is one of the step's number. Which
+    samples a step holds, their crops and their pixels depend neither on the number of ranks nor on
+    workers, prefetch or where the run was resumed.
 
-        stream = TrainStream(config, resolution=(224, 224), batch_size=1024, micro_batch_size=64,
-                             rank=rank, world_size=8, seed=0)
+        layout = fixed_layout(resolution=(224, 224), batch_size=1024, micro_batch_size=64, ranks=8)
+        stream = TrainStream(config, layout, rank=rank, seed=0)
         stream.restore(state)                  # to resume; before batches()
         batches = stream.batches()
         for step in range(...):
-            for _ in range(stream.micro_batches_per_step):
+            for _ in layout.slices(rank, step, 0):
                 batch = next(batches)
             state = stream.state()             # merge_states() over ranks, into the checkpoint
 
     Args:
         config: what to read.
-        resolution: (H, W) of the images.
-        batch_size: samples in an optimiser step, over all ranks.
-        micro_batch_size: samples in one forward pass of this rank.
+        layout: what each step reads, and which ranks read it.
         rank: of this process.
-        world_size: number of processes.
         seed: of the run, not negative.
         index_dir: where the index of local shards is kept where the config does not say; None
             keeps it in memory.
@@ -56,44 +55,42 @@ class TrainStream:
     def __init__(
         self,
         config: DataConfig,
+        layout: Layout,
         *,
-        resolution: tuple[int, int],
-        batch_size: int,
-        micro_batch_size: int,
         rank: int = 0,
-        world_size: int = 1,
         seed: int = 0,
         index_dir: Path | None = None,
     ) -> None:
-        share = Share(batch_size, micro_batch_size, rank, world_size)
         decoder = choose_decoder(config.decoder)
         images = ImageReader(
-            resolution,
             config.augmentation,
             decoder=decoder,
             draft=config.draft,
             max_pixels=config.max_pixels,
         )
-        self._feed = _build_feed(config, images, share, seed, index_dir)
+        self._feed = _build_feed(config, images, layout, rank, seed=seed, index_dir=index_dir)
         self._identity = {
             "seed": seed,
-            "batch_size": batch_size,
-            "resolution": list(resolution),
             "weights": [source.weight for source in config.sources],
             "augmentation": config.model_dump(mode="json")["augmentation"],
             "decoder": decoder,
             "draft": config.draft,
             "max_pixels": config.max_pixels,
+            **layout.identity,
             **self._feed.identity,
         }
         self._position = self._feed.start()
         self._counter = BadCounter(config.max_bad_share, self._feed.num_samples)
-        self.micro_batches_per_step = share.micro_batches
 
     @property
     def num_samples(self) -> int | None:
         """Samples of all sources together; None in streaming mode, where nobody counted them."""
         return self._feed.num_samples
+
+    @property
+    def num_read(self) -> int:
+        """Samples that the steps before the present position read, over all ranks."""
+        return int(self._position["samples"])
 
     @property
     def bad(self) -> list[BadSample]:
@@ -115,7 +112,7 @@ class TrainStream:
             yield batch
 
     def state(self) -> State:
-        """The position behind the last global batch that `batches` has completed; JSON-able.
+        """The position behind the last step that `batches` has completed; JSON-able.
 
         Worker prefetch does not count, only what was yielded.
         """
@@ -143,17 +140,22 @@ class TrainStream:
 
 
 def _build_feed(
-    config: DataConfig, images: ImageReader, share: Share, seed: int, index_dir: Path | None
+    config: DataConfig,
+    images: ImageReader,
+    layout: Layout,
+    rank: int,
+    *,
+    seed: int,
+    index_dir: Path | None,
 ) -> Feed:
     shards = [list_shards(s.shards, allow_pipe=config.allow_pipe) for s in config.sources]
     remote = [is_url(shard) for paths in shards for shard in paths]
     if any(remote):
         from data.lanes import LaneFeed  # imports webdataset, which local shards do not need
 
-        return LaneFeed(config, shards, images, share, seed=seed)
-    return IndexedFeed(
-        config, shards, images, share, seed=seed, index_dir=config.index_dir or index_dir
-    )
+        return LaneFeed(config, shards, images, layout, rank, seed=seed)
+    index_dir = config.index_dir or index_dir
+    return IndexedFeed(config, shards, images, layout, rank, seed=seed, index_dir=index_dir)
 
 
 def merge_states(states: Sequence[State]) -> State:

@@ -108,6 +108,11 @@ def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
     return values
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether any process has the flag set; every process must call this."""
+    return bool(all_reduce(torch.tensor(float(flag), device=device()), "max") > 0)
+
+
 def broadcast_object(value: Any) -> Any:
     """Gives every process rank 0's value."""
     if not dist.is_initialized() or world_size() == 1:

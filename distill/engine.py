@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from distill import distributed
 from distill.errors import RecipeError
 from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, flat_size
+from distill.resharding import cut_flat, cut_parameters, read_ranks, reshard_state
 
 
 class EngineConfig(BaseModel):
@@ -203,16 +204,21 @@ class Engine:
         if self._average:
             torch.save(self._average, folder / f"average_{distributed.rank()}.pt")
 
-    def load(self, folder: Path) -> None:
-        """Restores what `save` wrote, then applies this run's own options over the stored ones."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
-        if path is None:
-            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it")
+    def load(self, folder: Path, *, ranks: int) -> None:
+        """Restores what `save` wrote, then applies this run's own options over the stored ones.
+
+        Args:
+            folder: of a checkpoint.
+            ranks: how many wrote it; where there are others now, ZeRO's shares are cut anew.
+        """
+        if ranks == distributed.world_size():
+            path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
+            if path is None:
+                raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it")
+        else:
+            self._load_resharded(folder / "engine", ranks)
         if self._average:
-            stored = torch.load(
-                folder / f"average_{distributed.rank()}.pt", map_location=distributed.device()
-            )
-            torch._foreach_copy_(self._average, stored)
+            self._load_average(folder, ranks)
         self._apply_options()
 
     def close(self) -> None:
@@ -226,6 +232,43 @@ class Engine:
             group["betas"] = self._optimizer_config.betas
             group["eps"] = self._optimizer_config.eps
         optimizer.clip_grad = self.config.gradient_clipping
+
+    def _load_average(self, folder: Path, ranks: int) -> None:
+        same = ranks == distributed.world_size()
+        writers = [distributed.rank()] if same else range(ranks)
+        files = [folder / f"average_{rank}.pt" for rank in writers]
+        stored = [torch.load(file, map_location=distributed.device()) for file in files]
+        groups = enumerate(zip(*stored, strict=True))
+        mine = stored[0] if same else [self._cut(shares, number) for number, shares in groups]
+        torch._foreach_copy_(self._average, mine)
+
+    def _load_resharded(self, folder: Path, ranks: int) -> None:
+        """What DeepSpeed's own loading does, with this rank's share of what other ranks wrote."""
+        optimizer, module = self._engine.optimizer, self._engine.module
+        by_parameter = self.config.zero_stage == 3
+        model, states = read_ranks(folder, ranks, by_parameter=by_parameter)
+        if by_parameter:
+            optimizer.checkpoint_event_prologue()
+            for name, buffer in module.named_buffers():
+                if name in model["module"]:
+                    buffer.copy_(model["module"][name])
+        else:
+            module.load_state_dict(model["module"])
+        state = reshard_state(states, self._cut, by_parameter=by_parameter)
+        optimizer.load_state_dict([state] * distributed.world_size())  # which takes its rank's
+        if by_parameter:
+            optimizer.checkpoint_event_epilogue()
+        for name in ("global_steps", "skipped_steps"):
+            setattr(self._engine, name, model[name])
+
+    def _cut(self, shares: Sequence[Tensor], group: int) -> Tensor:
+        """This rank's share of a group's flat tensor, out of those of other ranks."""
+        optimizer, rank = self._engine.optimizer, distributed.rank()
+        if self.config.zero_stage == 3:
+            sizes = [parameter.ds_numel for parameter in optimizer.fp16_groups[group]]
+            return cut_parameters(shares, sizes, rank, distributed.world_size())
+        sizes = [parameter.numel() for parameter in optimizer.bit16_groups[group]]
+        return cut_flat(shares, sizes, rank, len(self._masters()[group]))
 
     def _masters(self) -> list[Tensor]:
         """This rank's float32 partitions: flat private tensors, whose names a canary test holds."""

@@ -20,7 +20,7 @@ from distill import distributed
 from distill.files import write_text
 from distill.losses import angles
 from teachers.errors import TeacherError
-from teachers.features import Features
+from teachers.features import Features, FeatureSpec
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s, load_phi_s, save_phi_s
 
 
@@ -41,11 +41,12 @@ class StatisticsPass:
     """Collects one teacher's statistics on one rank, then merges those of all ranks.
 
     Args:
-        spatial_dim: channels of the teacher's map.
+        spec: the teacher's. A rank that shows it nothing merges what the others saw.
     """
 
-    def __init__(self, spatial_dim: int) -> None:
-        self._spatial = FeatureStatistics.zeros(spatial_dim, device=distributed.device())
+    def __init__(self, spec: FeatureSpec) -> None:
+        self._spatial = FeatureStatistics.zeros(spec.spatial_dim, device=distributed.device())
+        self._summary_dim = spec.summary_dim
         self._summaries: list[Tensor] = []
 
     def update(self, features: Features) -> None:
@@ -58,8 +59,9 @@ class StatisticsPass:
         """Merges over the ranks and fits; every rank must call this, and gets the same."""
         merged = merge_over_ranks(self._spatial)
         dispersion = torch.ones(())
-        if self._summaries:
-            dispersion = angular_dispersion(torch.cat(self._summaries))
+        if self._summary_dim is not None and distributed.any_rank(bool(self._summaries)):
+            none = torch.empty(0, self._summary_dim)
+            dispersion = angular_dispersion(torch.cat([none, *self._summaries]))
         return TargetStatistics(fit_phi_s(merged), dispersion)
 
 
@@ -87,7 +89,7 @@ def angular_dispersion(summaries: Tensor) -> Tensor:
     summaries = summaries.to(device, torch.float64)
     mean = distributed.all_reduce(F.normalize(summaries, dim=1).sum(0))
     squares = angles(summaries, mean.expand_as(summaries)).square()
-    sums = torch.stack([squares.sum(), torch.full_like(squares[0], len(squares))])
+    sums = torch.stack([squares.sum(), squares.new_tensor(len(squares))])
     total, count = distributed.all_reduce(sums)
     return (total / count).float().cpu()
 

@@ -1,13 +1,13 @@
 """The one training loop: next batch, loss, step, log, save; the same for everything trained here.
 
 It knows no teacher and no student: a `Task` turns a micro-batch of images into a loss. Everything
-random is seeded from (seed, purpose, rank, step, micro-batch), so a resumed run repeats nothing and
+random is seeded from (seed, purpose, step, place in the step), so a resumed run repeats nothing and
 misses nothing. It does not schedule anything by wall time, and it saves only between two steps.
 """
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from distill import distributed
+from distill.arms import Pass
 from distill.engine import Engine, StepResult
 from distill.objective import LossTerms
 from distill.process import StopRequest, arm_watchdog, disarm_watchdog
@@ -36,14 +37,22 @@ class Task(Protocol):
 
     engine: Engine
 
-    def loss(self, images: Tensor) -> LossTerms:
-        """The loss of one micro-batch (B, 3, H, W) in [0, 1], with a graph through the engine."""
+    def loss(self, images: Tensor, part: Pass) -> LossTerms:
+        """What one pass adds to the step's loss, with a graph through the engine.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            part: its shares. Every pass of every rank returns the same names.
+        """
 
     def save(self, folder: Path) -> None:
         """Writes what a resumed run needs beside the engine; called by every rank."""
 
-    def draw(self, images: Tensor, path: Path) -> None:
-        """Draws a picture of the progress; called by every rank, rank 0 writes the file."""
+    def draw(self, images: Tensor, part: Pass, path: Path) -> None:
+        """Draws a picture of the progress on the images of a pass.
+
+        Called by every rank; rank 0 writes the file.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +63,8 @@ class Plan:
         folder: the run's.
         seed: of everything random.
         steps: optimiser steps of the whole run.
-        accumulation: micro-batches of one step on this rank.
-        batch_size: images of one step over all ranks.
+        passes: those of this rank in a step.
+        images: of a step, over all ranks.
         lr: peak learning rate.
         schedule: of the learning rate.
         log_every: steps between two lines of metrics.
@@ -69,8 +78,8 @@ class Plan:
     folder: Path
     seed: int
     steps: int
-    accumulation: int
-    batch_size: int
+    passes: Callable[[int], Sequence[Pass]]
+    images: Callable[[int], int]
     lr: float
     schedule: ScheduleConfig
     log_every: int
@@ -122,19 +131,21 @@ class Loop:
         self._save, self._stop, self._benchmarks = save, stop, benchmarks
         self._device = distributed.device()
         self._meter = _Meter()
-        self._skipped = 0
+        self._skipped = self._images = 0
 
-    def run(self, batches: Iterator[Batch], start_step: int) -> Outcome:
+    def run(self, batches: Iterator[Batch], start_step: int, start_images: int) -> Outcome:
         """Trains from a step to the end, or until the process is asked to stop.
 
         Args:
             batches: this rank's micro-batches, from `start_step` on.
             start_step: optimiser steps done before.
+            start_images: images that they read, over all ranks.
 
         Raises:
             NonFiniteError: a loss or gradient was NaN or infinite.
         """
         plan = self._plan
+        self._images = start_images
         self._measure(start_step)
         for step in range(start_step, plan.steps):
             arm_watchdog(plan.watchdog_s)
@@ -167,42 +178,42 @@ class Loop:
         """One optimiser step; returns whether any rank was asked to stop."""
         plan, keys = self._plan, []
         sums: dict[str, Tensor] = {}
-        images = torch.empty(0)
-        for micro in range(plan.accumulation):
+        passes = plan.passes(step)
+        for part in passes:
             started = time.perf_counter()
             batch = next(batches)
             self._meter.waited += time.perf_counter() - started
             keys += batch.keys
             images = batch.images.to(self._device, non_blocking=True).float() / 255
-            distributed.seed_default_generators(
-                plan.seed, "forward", distributed.rank(), step, micro
-            )
-            terms = self._task.loss(images)
-            self._task.engine.backward(terms.total / plan.accumulation)
+            # By the images' place: whichever rank they fall to, they meet the same numbers.
+            distributed.seed_default_generators(plan.seed, "forward", step, part.first)
+            terms = self._task.loss(images, part)
+            # The engine takes the mean over the ranks, and the shares of all of them sum to 1.
+            self._task.engine.backward(terms.total * distributed.world_size())
             for name, value in _named(terms).items():
-                sums[name] = sums.get(name, 0) + value / plan.accumulation
-        means, stopping = self._share(step, sums, keys)
+                sums[name] = sums.get(name, 0) + value
+        values, stopping = self._share(step, sums, keys)
         lr = plan.lr * scheduled_ratio(plan.schedule, step, plan.steps)
         result = self._task.engine.step(lr)
         self._check_gradient(step, result, keys)
-        self._report(step + 1, means, lr, result)
+        self._report(step, values, lr, result)
         if plan.pictures_every and (step + 1) % plan.pictures_every == 0:
-            self._draw(step + 1, images)
+            self._draw(step + 1, images, passes[-1])
         return stopping
 
     def _share(
         self, step: int, sums: dict[str, Tensor], keys: list[str]
     ) -> tuple[dict[str, float], bool]:
-        """Means over the ranks, and whether any was asked to stop, in one collective."""
+        """Sums over the ranks, and whether any was asked to stop, in one collective."""
         values = torch.stack([v.double() for v in sums.values()])
         finite = bool(values.isfinite().all())
         flag = torch.tensor([float(bool(self._stop))], dtype=torch.float64, device=values.device)
         shared = distributed.all_reduce(torch.cat([values, flag])).tolist()
-        means = {n: v / distributed.world_size() for n, v in zip(sums, shared, strict=False)}
-        if not all(map(_is_finite, means.values())):
+        totals = dict(zip(sums, shared, strict=False))
+        if not all(map(_is_finite, totals.values())):
             bad = [] if finite else [n for n, v in sums.items() if not v.isfinite()]
             self._give_up(step, bad, keys)
-        return means, shared[-1] > 0
+        return totals, shared[-1] > 0
 
     def _check_gradient(self, step: int, result: StepResult, keys: list[str]) -> None:
         if not result.skipped:
@@ -223,22 +234,23 @@ class Loop:
         ]
         raise NonFiniteError(f"step {step}: not finite, so the run stops:\n" + "\n".join(lines))
 
-    def _report(self, step: int, means: dict[str, float], lr: float, result: StepResult) -> None:
-        plan, meter = self._plan, self._meter
-        meter.steps += 1
-        self._tracker.advance(step, means["loss"], meter.data_share())
-        if step % plan.log_every and step != plan.steps:
+    def _report(self, step: int, sums: dict[str, float], lr: float, result: StepResult) -> None:
+        plan, meter, done = self._plan, self._meter, step + 1
+        meter.images += plan.images(step)
+        self._images += plan.images(step)
+        self._tracker.advance(done, sums["loss"], meter.data_share())
+        if done % plan.log_every and done != plan.steps:
             return
-        values = {**means, "lr": lr, "grad_norm": result.grad_norm}
+        values = {**sums, "lr": lr, "grad_norm": result.grad_norm}
         values["loss_scale"] = result.loss_scale
-        values |= {"images": float(step * plan.batch_size), **meter.read(plan.batch_size)}
-        self._tracker.metrics(step, values)
+        values |= {"images": float(self._images), **meter.read()}
+        self._tracker.metrics(done, values)
         meter.restart()
 
-    def _draw(self, step: int, images: Tensor) -> None:
+    def _draw(self, step: int, images: Tensor, part: Pass) -> None:
         path = self._plan.folder / "pictures" / f"step-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
-        self._task.draw(images, path)
+        self._task.draw(images, part, path)
         self._tracker.picture(step, "features", path)
         self._meter.restart()
 
@@ -250,15 +262,15 @@ class _Meter:
         self.restart()
 
     def restart(self) -> None:
-        self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.started, self.waited, self.images = time.perf_counter(), 0.0, 0
 
     def data_share(self) -> float:
         return self.waited / max(time.perf_counter() - self.started, 1e-9)
 
-    def read(self, batch_size: int) -> dict[str, float]:
+    def read(self) -> dict[str, float]:
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return {
-            "images_per_s": self.steps * batch_size / seconds,
+            "images_per_s": self.images / seconds,
             "data_share": self.waited / seconds,
             "peak_memory_gb": _peak_memory() / 1e9,
         }
@@ -276,7 +288,7 @@ def _peak_memory() -> float:
 
 
 def _named(terms: LossTerms) -> dict[str, Tensor]:
-    """What a micro-batch logs."""
+    """What a pass adds to the step's line of metrics."""
     parts = {f"loss/{name}": value for name, value in terms.parts.items()}
     return {"loss": terms.total.detach(), **parts, **terms.metrics}
 

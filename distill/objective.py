@@ -7,7 +7,7 @@ when the ranks, or two micro-batches, use different parameters.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -83,6 +83,14 @@ class LossTerms(NamedTuple):
     parts: Mapping[str, Tensor]
     metrics: Mapping[str, Tensor] = MappingProxyType({})
 
+    def scaled(self, share: float) -> Self:
+        """All of it times a number."""
+        parts, metrics = (
+            {name: share * value for name, value in named.items()}
+            for named in (self.parts, self.metrics)
+        )
+        return self._replace(total=share * self.total, parts=parts, metrics=metrics)
+
 
 class Objective:
     """The loss of a student's heads against its teachers' targets.
@@ -96,13 +104,21 @@ class Objective:
         self.config = config
         self.dispersions = dispersions
 
-    def __call__(self, heads: Mapping[str, Features], targets: Mapping[str, Features]) -> LossTerms:
-        """Computes the loss, in float32.
+    def __call__(
+        self,
+        heads: Mapping[str, Features],
+        targets: Mapping[str, Features],
+        shares: Mapping[str, float],
+    ) -> LossTerms:
+        """Computes what one pass adds to the step's loss, in float32.
 
         Args:
             heads: the student's head for every teacher, summary (B, D_summary) and spatial
                 (B, D, h, w).
             targets: what the teachers that are run ask for, standardised, spatial (B, D, h', w').
+            shares: teacher to the pass's share of its loss of the whole step; 0 where it is not in
+                the pass. Every pass has the same parts, zero where a teacher is silent, so that
+                ranks can add them up.
         """
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=next(iter(heads.values())).spatial.device)
@@ -115,11 +131,10 @@ class Objective:
             ):
                 if loss is None:
                     continue
-                if target is None or weight == 0:
-                    total = total + 0.0 * loss
-                else:
-                    total = total + weight * loss
-                    parts[f"{name}/{part}"] = loss.detach()
+                share = 0.0 if target is None else shares.get(name, 0.0)
+                total = total + share * weight * loss
+                if weight > 0:
+                    parts[f"{name}/{part}"] = share * loss.detach()
         return LossTerms(total, parts)
 
     def _summary(self, name: str, head: Features, target: Features | None) -> Tensor | None:

@@ -1,40 +1,55 @@
 """What a student run is: the owners' configs put together, and the checks that span them."""
 
+import difflib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_validator
 
+from distill.arms import ArmConfig, StepPlan, place_of
 from distill.config import load_recipe
 from distill.evaluation.during_training import TrainingBenchmarksConfig
 from distill.evaluation.fidelity import EvaluationConfig
 from distill.objective import ObjectiveConfig
+from distill.resolution import ResolutionSchedule
 from distill.targets import TargetsConfig
 from distill.training_recipe import RunConfig, TrainingRecipe
 from student.config import StudentConfig
 from teachers.build import parse_teacher
 from teachers.teacher import TeacherConfig
-from teachers.upsamplers.resize import Factor
 
 AnyTeacher = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_teacher)]
 
 
 class StudentRun(RunConfig):
-    """A student's run.
+    """A student's run; where a recipe has `arms`, they say sizes and batches instead.
 
     Attributes:
-        resolution: the student's input in pixels, one number or [height, width].
+        resolution: the student's input in pixels, one number or [height, width]; or a list of
+            sizes with probabilities and stages, see `SizeConfig`.
+        batch_size: images of one optimiser step, over all ranks.
+        micro_batch_size: images of one forward pass on one rank; the rest is accumulated. None
+            takes a rank's whole share at once.
     """
 
-    resolution: Factor
+    resolution: ResolutionSchedule | None = None
+    batch_size: PositiveInt | None = None
+    micro_batch_size: PositiveInt | None = None
 
 
 class StudentRecipe(TrainingRecipe):
-    """A student and its teachers: `task: student`."""
+    """A student and its teachers: `task: student`.
+
+    Attributes:
+        arms: name to arm, for steps of several image sizes, or with teachers that see only some
+            of the images; without, one arm with all teachers, of `run.resolution`.
+    """
 
     task: Literal["student"] = "student"
     run: StudentRun
     teachers: dict[str, AnyTeacher] = Field(min_length=1)
+    arms: dict[str, ArmConfig] = Field({})
     student: StudentConfig
     targets: TargetsConfig = TargetsConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -46,19 +61,91 @@ class StudentRecipe(TrainingRecipe):
         for name in self.teachers:
             if not name.isidentifier():
                 raise ValueError(f"teachers.{name}: a teacher's name is letters, digits and _")
-        for name in self.objective.weights:
-            if name not in self.teachers:
-                known = ", ".join(self.teachers)
-                raise ValueError(f"objective.weights.{name}: no such teacher; there are {known}")
+        self._require_teachers("objective.weights", self.objective.weights)
+        self._require_teachers("targets.routes", self.targets.routes)
+        self._check_arms()
         if self.student.head.only is not None:
             raise ValueError(
                 "student.head.only: is for exported students; in training, leave a teacher out of "
                 "teachers, or set its weights in objective.weights to 0"
             )
-        self._check_resolution("run.resolution", self.run.resolution)
+        for place, size in self._sizes():
+            self._check_resolution(place, size)
         for number, resolution in enumerate(self.evaluation.resolutions if self.evaluation else ()):
             self._check_resolution(f"evaluation.resolutions.{number}", resolution)
         return self
+
+    @property
+    def placed_arms(self) -> dict[str, ArmConfig]:
+        """The arms, with every teacher's route; without arms, one of an empty name."""
+        arms = self.arms
+        if not arms:
+            run = self.run.model_dump(include={"resolution", "batch_size", "micro_batch_size"})
+            arms = {"": ArmConfig.model_validate(run)}
+        return {
+            name: arm.model_copy(update={"routes": {**self.targets.routes, **arm.routes}})
+            for name, arm in arms.items()
+        }
+
+    @property
+    def largest_resolution(self) -> tuple[int, int]:
+        """(height, width) of the largest images that the run trains on."""
+        sizes = [size.size for arm in self.placed_arms.values() for size in arm.resolution.root]
+        return max(sizes, key=lambda size: size[0] * size[1])
+
+    def step_plan(self, ranks: int) -> StepPlan:
+        """What each of `ranks` processes does in a step.
+
+        Raises:
+            RecipeError: they cannot share the batches.
+        """
+        return StepPlan(self.placed_arms, list(self.teachers), seed=self.run.seed, ranks=ranks)
+
+    def require_ranks(self, ranks: int) -> None:
+        """See `TrainingRecipe`."""
+        self.step_plan(ranks)
+
+    def _check_arms(self) -> None:
+        for key in ("resolution", "batch_size", "micro_batch_size"):
+            given = getattr(self.run, key) is not None
+            if self.arms and given:
+                raise ValueError(
+                    f"run.{key}: the recipe has arms; give each its own, and none here"
+                )
+            if not self.arms and not given and key != "micro_batch_size":
+                raise ValueError(f"run.{key}: required, but not given, as the recipe has no arms")
+        for name, arm in self.arms.items():
+            if not name.isidentifier():
+                raise ValueError(f"arms.{name}: an arm's name is letters, digits and _")
+            self._require_teachers(f"arms.{name}.teachers", arm.teachers or ())
+            self._require_teachers(f"arms.{name}.routes", arm.routes)
+        without = [name for name, arm in self.arms.items() if arm.ranks is None]
+        if 0 < len(without) < len(self.arms):
+            raise ValueError(
+                f"arms.{without[0]}.ranks: other arms have ranks of their own; give every arm a "
+                "share, or none"
+            )
+        for name in self.teachers if self.arms else ():
+            if not any(arm.teachers is None or name in arm.teachers for arm in self.arms.values()):
+                raise ValueError(
+                    f"teachers.{name}: no arm names it; add it to the teachers of an arm, or take "
+                    "it out of the recipe"
+                )
+
+    def _require_teachers(self, place: str, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.teachers:
+                near = difflib.get_close_matches(name, self.teachers, n=1)
+                hint = f" (did you mean '{near[0]}'?)" if near else ""
+                known = ", ".join(self.teachers)
+                raise ValueError(f"{place}.{name}: no such teacher{hint}; there are {known}")
+
+    def _sizes(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        for name, arm in self.placed_arms.items():
+            place = f"{place_of(name)}.resolution"
+            for number, size in enumerate(arm.resolution.root):
+                alone = len(arm.resolution.root) == 1
+                yield place if alone else f"{place}.{number}.size", size.size
 
     def _check_resolution(self, path: str, resolution: tuple[int, int]) -> None:
         patch = self.student.patch_size

@@ -18,7 +18,7 @@ Status = Literal["running", "preempted", "done", "failed"]
 _PACKAGES = ("torch", "deepspeed", "timm", "open_clip_torch", "webdataset", "featsharp-distill")
 # What may differ when a run goes on: how long, how often, and how it is shown.
 _FREE = {"benchmarks", "checkpoint", "tracking", "evaluation"}
-_FREE_OF_RUN = {"dir", "steps", "micro_batch_size", "watchdog_s"}
+_FREE_OF_RUN = {"dir", "steps", "watchdog_s"}  # and micro-batches, wherever they are set
 
 
 def make_run_folder(folder: Path) -> None:
@@ -89,7 +89,14 @@ def _git_commit() -> str:
 def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in recipe.items() if key not in _FREE}
     kept["run"] = {k: v for k, v in recipe.get("run", {}).items() if k not in _FREE_OF_RUN}
-    return kept
+    return {key: _without_micro_batches(value) for key, value in kept.items()}
+
+
+def _without_micro_batches(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if k != "micro_batch_size"}
+        return {k: _without_micro_batches(v) for k, v in kept.items()}
+    return [_without_micro_batches(v) for v in value] if isinstance(value, list) else value
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:

@@ -1,31 +1,41 @@
 """What the loop trains when it trains a student: teachers, objective, student, and its files."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from distill import distributed
+from distill.arms import Pass
 from distill.engine import Engine
 from distill.errors import RecipeError
 from distill.evaluation.student_encoder import StudentEncoder
 from distill.feature_statistics import save_statistics
 from distill.objective import LossTerms, Objective
 from distill.recipe import StudentRecipe
-from distill.targets import Targets, teacher_input_size
+from distill.route_table import route_rows
+from distill.routes import choose_route
+from distill.targets import Targets
 from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
 from teachers.build import TEACHERS, build_teacher
 from teachers.check import check_teacher
 from teachers.compiled import compile_teacher
 from teachers.errors import TeacherError
-from teachers.matched import MatchedTeacher
+from teachers.features import FeatureSpec
 from teachers.teacher import Teacher
 
 
-def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
+def build_teachers(
+    recipe: StudentRecipe, names: Collection[str] | None = None
+) -> dict[str, Teacher]:
     """Builds every teacher of a recipe, on this process's device, and checks the user's own.
+
+    Args:
+        recipe: names them.
+        names: those that this rank runs; the others come without weights, on the meta device,
+            for what they promise. None for all.
 
     Raises:
         RecipeError: a teacher cannot be built or breaks the contract; names its entry.
@@ -33,13 +43,23 @@ def build_teachers(recipe: StudentRecipe) -> dict[str, Teacher]:
     teachers = {}
     dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
     for name, config in recipe.teachers.items():
+        runs = names is None or name in names
+        device = distributed.device() if runs else torch.device("meta")
         try:
-            teachers[name] = build_teacher(config, device=distributed.device(), dtype=dtype)
-            if not TEACHERS.is_built_in(config.kind):
+            teachers[name] = build_teacher(config, device=device, dtype=dtype)
+            if runs and not TEACHERS.is_built_in(config.kind):
                 check_teacher(teachers[name])
         except TeacherError as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
-        if recipe.targets.compile:
+        except Exception as error:
+            if runs or TEACHERS.is_built_in(config.kind):
+                raise
+            raise RecipeError(
+                f"teachers.{name}: cannot be built without its weights, on torch's meta device, as "
+                f"it is for a dry run and on ranks that leave it to others ({error}); its "
+                "constructor may load weights, but not read values"
+            ) from error
+        if runs and recipe.targets.compile:
             compile_teacher(teachers[name])
     return teachers
 
@@ -50,33 +70,39 @@ def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Stu
     return Student(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
 
 
-def build_targets(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Targets:
+def build_targets(
+    recipe: StudentRecipe,
+    teachers: Mapping[str, Teacher],
+    names: Collection[str] | None = None,
+) -> Targets:
     """The teachers that any loss of the recipe counts for; the others are never run.
 
+    Args:
+        recipe: the student's.
+        teachers: all of its teachers.
+        names: those that this rank runs, if any loss counts for them; None for all.
+
     Raises:
-        RecipeError: none counts, or the student's grid is beyond what a teacher's upsamplers reach.
+        RecipeError: none counts, or one has no route to a size of the student's.
     """
     running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
     if not running:
         raise RecipeError("objective.weights: every weight is zero, so there is nothing to learn")
+    route_rows(recipe, teachers)
     for name, teacher in running.items():
-        if isinstance(teacher, MatchedTeacher):
-            _check_reach(recipe, name, teacher)
+        _check_evaluation(recipe, name, teacher)
+    here = {name: t for name, t in running.items() if names is None or name in names}
     phi_s = recipe.objective.standardisation == "phi_s"
-    return Targets(running, recipe.student.patch_size, phi_s=phi_s)
+    return Targets(here, recipe.student.patch_size, phi_s=phi_s)
 
 
-def _check_reach(recipe: StudentRecipe, name: str, teacher: MatchedTeacher) -> None:
-    """Refuses what the teacher would refuse at the first image of that size."""
-    evaluated = recipe.evaluation.resolutions if recipe.evaluation else []
-    for size in (recipe.run.resolution, *evaluated):
-        seen = teacher_input_size(teacher.spec, size, recipe.student.patch_size)
+def _check_evaluation(recipe: StudentRecipe, name: str, teacher: Teacher) -> None:
+    """Refuses what the teacher would refuse at the first held-out image."""
+    for size in recipe.evaluation.resolutions if recipe.evaluation else ():
         try:
-            teacher.covering(teacher.spec.grid(*seen))
+            choose_route(teacher, size, recipe.student.patch_size)
         except TeacherError as error:
-            raise RecipeError(
-                f"teachers.{name}.upsampler: students of {size[0]} x {size[1]} px have {error}"
-            ) from error
+            raise RecipeError(f"teachers.{name}: {error}") from error
 
 
 class StudentTask:
@@ -95,14 +121,27 @@ class StudentTask:
         self.engine = engine
         self._targets = targets
         self._config, self._specs = student.config, student.targets
-        self._resolution = recipe.run.resolution
+        self._resolution = recipe.largest_resolution
+        self._seen_by = _parts_of_arms(recipe, student.targets)
         self._objective = Objective(recipe.objective, targets.dispersions())
 
-    def loss(self, images: Tensor) -> LossTerms:
-        """The loss of one micro-batch (B, 3, H, W) in [0, 1]."""
-        targets = self._targets(images)
+    def loss(self, images: Tensor, part: Pass) -> LossTerms:
+        """What the images (B, 3, H, W) in [0, 1] of a pass add to the step's loss."""
+        targets = self._targets(images, part.routes)
         output: StudentOutput = self.engine(images)
-        return self._objective(output.heads, targets)
+        terms = self._objective(output.heads, targets, part.shares)
+        return terms._replace(metrics={**terms.metrics, **self._of_arms(terms, part)})
+
+    def _of_arms(self, terms: LossTerms, part: Pass) -> dict[str, Tensor]:
+        """The same losses for each arm by itself: a mean over its own images."""
+        none = torch.zeros((), device=terms.total.device)
+        found = {}
+        for arm, name in self._seen_by:
+            value = none
+            if arm == part.arm:
+                value = terms.parts[name] * (part.arm_share / part.shares[name.split("/")[0]])
+            found[f"loss/{arm}/{name}"] = value
+        return found
 
     def save(self, folder: Path) -> None:
         """Writes the student as it would be exported, and its targets' statistics."""
@@ -118,12 +157,12 @@ class StudentTask:
     def encoder(self) -> StudentEncoder:
         """A copy of the student as it would be exported now; every rank must call this.
 
-        Its native resolution is the one that the run trains at.
+        Its native resolution is the largest that the run trains at.
         """
         student = student_of(self._config, self._specs, self.engine.weights(), "the run's student")
         return StudentEncoder(student.to(distributed.device()), resolution=self._resolution)
 
-    def draw(self, images: Tensor, path: Path) -> None:
+    def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         """Draws PCA panels of the teachers and the student side by side."""
         from distill.pictures import draw_panels
 
@@ -132,4 +171,20 @@ class StudentTask:
             output: StudentOutput = self.engine(images[:4])
         self.engine.train(True)
         if distributed.rank() == 0:
-            draw_panels(path, images[:4], self._targets(images[:4]), {"student": output})
+            targets = self._targets(images[:4], part.routes)
+            draw_panels(path, images[:4], targets, {"student": output})
+
+
+def _parts_of_arms(
+    recipe: StudentRecipe, specs: Mapping[str, FeatureSpec]
+) -> list[tuple[str, str]]:
+    """Each arm with the losses that count in it, `clip/summary`; none where there are no arms."""
+    found = []
+    for arm, config in recipe.arms.items():
+        for name in config.teachers or recipe.teachers:
+            weights = recipe.objective.weights_of(name)
+            if weights.summary > 0 and specs[name].summary_dim is not None:
+                found.append((arm, f"{name}/summary"))
+            if weights.spatial > 0:
+                found.append((arm, f"{name}/spatial"))
+    return found

@@ -5,9 +5,8 @@ optimiser or a checkpoint.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -21,7 +20,8 @@ from distill.feature_statistics import (
     save_statistics,
     statistics_fingerprint,
 )
-from teachers.features import Features, FeatureSpec
+from distill.routes import Route, RouteChoice, choose_route
+from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
@@ -34,7 +34,9 @@ class TargetsConfig(BaseModel):
         precision: `bf16` stores and computes the teachers' matrices in it; norms stay float32.
         compile: has `torch.compile` make kernels of encoders and of upsamplers' fusion, at the
             first images of each size; about a minute for a large encoder.
-        statistics_images: images, over all ranks, that the standardisation is estimated on.
+        statistics_images: images, over all ranks, that each teacher's standardisation is estimated
+            on, rounded up to whole steps; those of all its arms together.
+        routes: teacher to route, for those that are not left to `auto`; see `distill.routes`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,30 +44,30 @@ class TargetsConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     statistics_images: PositiveInt = 2048
+    routes: dict[str, RouteChoice] = {}
 
 
-def teacher_input_size(spec: FeatureSpec, student: tuple[int, int], patch: int) -> tuple[int, int]:
-    """The image size a teacher is given for student images of a size.
+class Shown(NamedTuple):
+    """Images that statistics are estimated on.
 
-    The size that yields the student's grid (RADIOv2.5: student pixels x teacher patch / student
-    patch) where the teacher takes it; else its native one.
-
-    Args:
-        spec: the teacher's.
-        student: (height, width) of the student's images in pixels.
-        patch: the student's patch size in pixels.
+    Attributes:
+        images: this rank's, (B, 3, H, W) in [0, 1].
+        routes: teacher to route, for the teachers that see them.
+        before: teacher to the images that it has seen on all ranks before this step.
     """
-    matched = (student[0] // patch * spec.patch_size, student[1] // patch * spec.patch_size)
-    return matched if spec.accepts(*matched) else spec.resolution
+
+    images: Tensor
+    routes: Mapping[str, RouteChoice]
+    before: Mapping[str, int]
 
 
 class Targets:
     """The teachers that are run, and what standardises their maps.
 
     Args:
-        teachers: name to teacher.
-        student_patch: the student's patch size in pixels, which decides on matched grids; None
-            where there is no student, and each teacher sees its native resolution.
+        teachers: name to teacher, those that this rank runs.
+        student_patch: the student's patch size in pixels, which decides on routes; None where
+            there is no student, and each teacher sees its native resolution.
         phi_s: whether targets are standardised; statistics may be set for their dispersion alone.
     """
 
@@ -75,27 +77,40 @@ class Targets:
         self.teachers = dict(teachers)
         self.statistics: dict[str, TargetStatistics] = {}
         self._patch, self._phi_s = student_patch, phi_s
+        self._routes: dict[tuple[str, tuple[int, int], RouteChoice], Route] = {}
 
-    def features(self, images: Tensor) -> dict[str, Features]:
-        """Every teacher's own features.
+    def features(
+        self, images: Tensor, routes: Mapping[str, RouteChoice] | None = None
+    ) -> dict[str, Features]:
+        """The teachers' own features.
 
         Args:
             images: (B, 3, H, W) in [0, 1], at the student's size where there is one.
+            routes: teacher to route, for those that are run; None for all, by themselves.
         """
-        size = (images.shape[-2], images.shape[-1])
+        if routes is None:
+            routes = dict.fromkeys(self.teachers, "auto")
         return {
-            name: teacher(resize(images, self._input_size(teacher.spec, size)))
-            for name, teacher in self.teachers.items()
+            name: self._encode(name, images, choice)
+            for name, choice in routes.items()
+            if name in self.teachers
         }
 
-    def _input_size(self, spec: FeatureSpec, images: tuple[int, int]) -> tuple[int, int]:
+    def _encode(self, name: str, images: Tensor, choice: RouteChoice) -> Features:
+        teacher = self.teachers[name]
         if self._patch is None:
-            return spec.resolution
-        return teacher_input_size(spec, images, self._patch)
+            return teacher(resize(images, teacher.spec.resolution))
+        key = name, (images.shape[-2], images.shape[-1]), choice
+        if key not in self._routes:
+            self._routes[key] = choose_route(teacher, key[1], self._patch, choice)
+        return self._routes[key].encode(teacher, images)
 
-    def __call__(self, images: Tensor) -> dict[str, Features]:
-        """Every teacher's target: its features, the map standardised where the recipe asks."""
-        return {name: self.standardise(name, f) for name, f in self.features(images).items()}
+    def __call__(
+        self, images: Tensor, routes: Mapping[str, RouteChoice] | None = None
+    ) -> dict[str, Features]:
+        """The teachers' targets: their `features`, standardised where the recipe asks for it."""
+        features = self.features(images, routes)
+        return {name: self.standardise(name, f) for name, f in features.items()}
 
     def standardise(self, name: str, features: Features) -> Features:
         """Standardises one teacher's map, where the recipe asks for it."""
@@ -110,36 +125,39 @@ class Targets:
         return {name: s.dispersion.to(device) for name, s in self.statistics.items()}
 
     def fit(
-        self, batches: Iterator[Tensor], folder: Path, facts: Mapping[str, object], num_images: int
+        self, shown: Iterator[Shown], folder: Path, facts: Mapping[str, object], num_images: int
     ) -> dict[str, str]:
         """Estimates the statistics on all ranks, or reads them where they lie in a folder.
 
+        Every rank gets those of every teacher that some rank runs.
+
         Args:
-            batches: this rank's images, (B, 3, H, W) in [0, 1]; read only when needed.
+            shown: this rank's images, step by step; read only when needed.
             folder: `<teacher>.safetensors` are read from and written to it.
             facts: what else the estimate depends on: data, sizes, number of images.
-            num_images: images to see, over all ranks.
+            num_images: images that each teacher sees, over all ranks, in whole steps.
 
         Returns:
             Teacher name to `estimated` or `cached`.
         """
-        prints = {
-            name: statistics_fingerprint(teacher_fingerprint(teacher), facts)
-            for name, teacher in self.teachers.items()
+        own = {
+            name: (statistics_fingerprint(teacher_fingerprint(t), facts), t.spec)
+            for name, t in self.teachers.items()
         }
+        every = {n: known for each in distributed.gather_objects(own) for n, known in each.items()}
         found = {
             name: load_statistics(folder / f"{name}.safetensors", fingerprint)
-            for name, fingerprint in prints.items()
+            for name, (fingerprint, _) in every.items()
         }
         # Ranks may look at a shared folder at different moments: rank 0's view decides.
         missing = distributed.broadcast_object([name for name, s in found.items() if s is None])
         if missing:
-            found |= self._estimate(missing, batches, num_images)
-            if distributed.rank() == 0:
-                for name in missing:
-                    statistics = found[name]
-                    assert statistics is not None
-                    save_statistics(folder / f"{name}.safetensors", statistics, prints[name])
+            passes = {name: StatisticsPass(every[name][1]) for name in missing}
+            self._show(shown, passes, num_images)
+            for name, each in passes.items():
+                found[name] = estimate = each.finish()
+                if distributed.rank() == 0:
+                    save_statistics(folder / f"{name}.safetensors", estimate, every[name][0])
             distributed.barrier()
         device = distributed.device()
         for name, statistics in found.items():
@@ -147,23 +165,14 @@ class Targets:
             self.statistics[name] = statistics._replace(phi_s=statistics.phi_s.to(device))
         return {name: "estimated" if name in missing else "cached" for name in found}
 
-    def _estimate(
-        self, names: list[str], batches: Iterator[Tensor], num_images: int
-    ) -> dict[str, TargetStatistics]:
-        passes = {name: StatisticsPass(self.teachers[name].spec.spatial_dim) for name in names}
-        seen = 0
-        with self._only(names):
-            while seen < num_images:
-                images = next(batches)
-                for name, features in self.features(images).items():
-                    passes[name].update(features)
-                seen += len(images) * distributed.world_size()
-        return {name: each.finish() for name, each in passes.items()}
-
-    @contextmanager
-    def _only(self, names: list[str]) -> Iterator[None]:
-        kept, self.teachers = self.teachers, {n: self.teachers[n] for n in names}
-        try:
-            yield
-        finally:
-            self.teachers = kept
+    def _show(
+        self, shown: Iterator[Shown], passes: Mapping[str, StatisticsPass], num_images: int
+    ) -> None:
+        """Runs each teacher until it has seen enough; which step that is, all ranks know."""
+        for images, routes, before in shown:
+            due = {name for name in passes if before[name] < num_images}
+            if not due:
+                return
+            wanted = {name: choice for name, choice in routes.items() if name in due}
+            for name, features in self.features(images, wanted).items():
+                passes[name].update(features)

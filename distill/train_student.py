@@ -3,21 +3,16 @@
 The same command starts a run and resumes it from its newest whole checkpoint.
 """
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
 from distill import distributed
 from distill.engine import Engine
 from distill.errors import command
 from distill.evaluation.during_training import TrainingBenchmarks
 from distill.optimizer import decay_groups
-from distill.process import arm_watchdog
 from distill.recipe import StudentRecipe, load_student_recipe
+from distill.route_table import route_rows, route_table
 from distill.student_task import StudentTask, build_student, build_targets, build_teachers
-from distill.targets import Targets
 from distill.tracking import log
-from distill.training import Assembly, open_stream, run_command
+from distill.training import Assembly, fit_targets, open_stream, run_command
 
 
 @command
@@ -28,44 +23,36 @@ def main() -> None:
         "Train a student from several frozen teachers.",
         load_student_recipe,
         assemble,
+        preview,
     )
 
 
-def assemble(recipe: StudentRecipe, micro_batch: int) -> Assembly:
+def assemble(recipe: StudentRecipe) -> Assembly:
     """Builds teachers, their targets and the student, and opens the images."""
-    stream = open_stream(recipe, recipe.run.resolution, micro_batch)
-    teachers = build_teachers(recipe)
-    targets = build_targets(recipe, teachers)
-    _fit(recipe, targets, micro_batch)
+    plan = recipe.step_plan(distributed.world_size())
+    stream = open_stream(recipe, plan)
+    mine = plan.teachers_of(distributed.rank())
+    teachers = build_teachers(recipe, mine)
+    log.info("%s", route_table(route_rows(recipe, teachers)))
+    targets = build_targets(recipe, teachers, mine)
+    if recipe.objective.standardisation != "none" or recipe.objective.summary == "angle":
+        facts: dict[str, object] = {"student_patch": recipe.student.patch_size}
+        facts["routes"] = {name: arm.routes for name, arm in recipe.placed_arms.items()}
+        fit_targets(recipe, targets, plan, recipe.targets.statistics_images, facts)
     student = build_student(recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
+    micro_batch = plan.passes(distributed.rank(), 0)[0].images
     engine = Engine(student, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
     task = StudentTask(recipe, student, engine, targets)
     run, benchmarks = recipe.run, None
     if recipe.benchmarks is not None:
         benchmarks = TrainingBenchmarks(recipe.benchmarks, task.encoder, run.dir, run.steps)
-    return Assembly(task, stream, benchmarks)
+    return Assembly(task, stream, plan, benchmarks)
 
 
-def _fit(recipe: StudentRecipe, targets: Targets, micro_batch: int) -> None:
-    """Estimates what standardises the targets, over images in an order of its own."""
-    if recipe.objective.standardisation == "none" and recipe.objective.summary != "angle":
-        return
-    run, count = recipe.run, recipe.targets.statistics_images
-    stream = open_stream(recipe, run.resolution, micro_batch, purpose="statistics")
-    facts = {
-        "stream": stream.state()["identity"],
-        "images": count,
-        "student_patch": recipe.student.patch_size,
-    }
-
-    def images() -> Iterator[Tensor]:
-        for batch in stream.batches():
-            arm_watchdog(run.watchdog_s)
-            yield batch.images.to(distributed.device()).float() / 255
-
-    outcome = targets.fit(images(), run.dir / "statistics", facts, count)
-    log.info("statistics over %d images: %s", count, outcome)
+def preview(recipe: StudentRecipe) -> str:
+    """How each teacher would be run, without weights."""
+    return route_table(route_rows(recipe, build_teachers(recipe, set())))
 
 
 if __name__ == "__main__":

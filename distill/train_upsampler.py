@@ -4,18 +4,14 @@ The same command starts a run and resumes it from its newest whole checkpoint, w
 upsampler as a file that a student's recipe can name.
 """
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor
 
 from distill import distributed
+from distill.arms import StepPlan
 from distill.engine import Engine
 from distill.errors import RecipeError, command
-from distill.process import arm_watchdog
 from distill.targets import Targets
-from distill.tracking import log
-from distill.training import Assembly, open_stream, run_command
+from distill.training import Assembly, fit_targets, open_stream, run_command
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from teachers.build import TEACHERS, build_teacher
@@ -29,7 +25,7 @@ from teachers.teacher import Teacher
 from teachers.upsamplers.build import build_upsampler
 from teachers.upsamplers.standardised import Standardised
 
-_NAME = "teacher"  # of its statistics
+NAME = "teacher"  # of its statistics
 
 
 @command
@@ -43,21 +39,22 @@ def main() -> None:
     )
 
 
-def assemble(recipe: UpsamplerRecipe, micro_batch: int) -> Assembly:
+def assemble(recipe: UpsamplerRecipe) -> Assembly:
     """Builds the teacher and its upsampler, and opens the images at the size they need."""
     teacher, fingerprint = build_encoder(recipe)
     resolution = base_resolution(recipe, teacher.spec)
-    stream = open_stream(recipe, resolution, micro_batch)
-    phi_s = fit_phi_s_of(recipe, teacher, resolution, micro_batch)
+    plan = recipe.step_plan(resolution, NAME, distributed.world_size())
+    stream = open_stream(recipe, plan)
+    phi_s = fit_phi_s_of(recipe, teacher, plan)
     module = build_multi_view(recipe, teacher, phi_s)
     engine = Engine(
         module,
         recipe.engine,
         recipe.optimizer,
         parameter_groups(module, recipe),
-        micro_batch_size=micro_batch,
+        micro_batch_size=plan.passes(distributed.rank(), 0)[0].images,
     )
-    return Assembly(UpsamplerTask(recipe, module, engine, teacher, fingerprint), stream)
+    return Assembly(UpsamplerTask(recipe, module, engine, teacher, fingerprint), stream, plan)
 
 
 def base_resolution(recipe: UpsamplerRecipe, spec: FeatureSpec) -> tuple[int, int]:
@@ -90,23 +87,11 @@ def build_encoder(recipe: UpsamplerRecipe) -> tuple[Teacher, str]:
     return teacher, fingerprint
 
 
-def fit_phi_s_of(
-    recipe: UpsamplerRecipe, teacher: Teacher, resolution: tuple[int, int], micro_batch: int
-) -> PhiS:
+def fit_phi_s_of(recipe: UpsamplerRecipe, teacher: Teacher, plan: StepPlan) -> PhiS:
     """PHI-S of the encoder at its native resolution, over images in an order of its own."""
-    run, count = recipe.run, recipe.targets.statistics_images
-    stream = open_stream(recipe, resolution, micro_batch, purpose="statistics")
-    targets = Targets({_NAME: teacher}, student_patch=None)
-
-    def images() -> Iterator[Tensor]:
-        for batch in stream.batches():
-            arm_watchdog(run.watchdog_s)
-            yield batch.images.to(distributed.device()).float() / 255
-
-    facts = {"stream": stream.state()["identity"], "images": count, "of": "native"}
-    outcome = targets.fit(images(), run.dir / "statistics", facts, count)
-    log.info("statistics over %d images: %s", count, outcome)
-    return targets.statistics[_NAME].phi_s
+    targets = Targets({NAME: teacher}, student_patch=None)
+    fit_targets(recipe, targets, plan, recipe.targets.statistics_images, {"of": "native"})
+    return targets.statistics[NAME].phi_s
 
 
 if __name__ == "__main__":

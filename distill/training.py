@@ -7,10 +7,13 @@ saving (`STATUS.json` tells which); 2 a mistake in the recipe; 1 anything else.
 
 import argparse
 import contextlib
+import functools
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -18,6 +21,7 @@ import torch
 
 from data.stream import TrainStream, merge_states
 from distill import distributed
+from distill.arms import StepPlan
 from distill.checkpoint import read_manifest, restore_latest, save_checkpoint
 from distill.config import dump_yaml
 from distill.evaluation.during_training import TrainingBenchmarks
@@ -32,6 +36,7 @@ from distill.process import (
     importing,
 )
 from distill.run_folder import make_run_folder, open_run_folder, versions, write_status
+from distill.targets import Shown, Targets
 from distill.tracking import Tracker, log
 from distill.training_recipe import TrainingRecipe, resolved
 
@@ -44,19 +49,21 @@ class Assembly(NamedTuple):
     Attributes:
         task: with its engine.
         stream: the images of the training steps.
+        plan: what each step does with them.
         benchmarks: what is measured on the way; None for nothing.
     """
 
     task: Task
     stream: TrainStream
+    plan: StepPlan
     benchmarks: TrainingBenchmarks | None = None
 
 
 class Assemble(Protocol[R]):
     """Builds everything that a recipe names."""
 
-    def __call__(self, recipe: R, micro_batch: int) -> Assembly:
-        """Called by every rank, with the images of one forward pass on this rank."""
+    def __call__(self, recipe: R) -> Assembly:
+        """Called by every rank."""
 
 
 def run_command(
@@ -64,6 +71,7 @@ def run_command(
     description: str,
     load: Callable[[Path, list[str]], R],
     assemble: Assemble[R],
+    preview: Callable[[R], str] | None = None,
 ) -> None:
     """The body of a training command.
 
@@ -72,6 +80,7 @@ def run_command(
         description: for `--help`.
         load: reads a recipe's file and applies overrides.
         assemble: builds the task and opens the stream.
+        preview: what a dry run says beside the resolved recipe; None for nothing.
     """
     arguments = _parse(module, description)
     with importing():  # the libraries of the teachers that the recipe names
@@ -81,15 +90,17 @@ def run_command(
     if distributed.rank() == 0:
         print(dump_yaml(resolved(recipe)), flush=True)
     if arguments.dry_run:
+        if preview is not None and distributed.rank() == 0:
+            print(preview(recipe), flush=True)
         return
-    micro_batch = recipe.run.micro_batch(distributed.world_size())
+    recipe.require_ranks(distributed.world_size())
     die_with_launcher()
     stop = StopRequest()
     arm_watchdog(recipe.run.watchdog_s)
     make_run_folder(recipe.run.dir)
     distributed.connect(recipe.run.watchdog_s, recipe.run.dir)
     try:
-        outcome = _train(recipe, assemble, micro_batch, stop)
+        outcome = _train(recipe, assemble, stop)
     except NonFiniteError as error:
         _fail(recipe, str(error))
     except BaseException as error:
@@ -100,28 +111,51 @@ def run_command(
     distributed.disconnect(recipe.run.dir)
 
 
-def open_stream(
-    recipe: TrainingRecipe, resolution: tuple[int, int], micro_batch: int, *, purpose: str = ""
-) -> TrainStream:
+def open_stream(recipe: TrainingRecipe, plan: StepPlan, *, purpose: str = "") -> TrainStream:
     """Opens a recipe's images.
 
     Args:
         recipe: the run's.
-        resolution: (height, width) in pixels.
-        micro_batch: images of one batch on this rank.
+        plan: what each step reads.
         purpose: another purpose sees the images in another order; empty for training.
     """
     run = recipe.run
     return TrainStream(
         recipe.data,
-        resolution=resolution,
-        batch_size=run.batch_size,
-        micro_batch_size=micro_batch,
+        plan.layout,
         rank=distributed.rank(),
-        world_size=distributed.world_size(),
         seed=distributed.derive_seed(run.seed, purpose) if purpose else run.seed,
         index_dir=run.dir / "index",
     )
+
+
+def fit_targets(
+    recipe: TrainingRecipe, targets: Targets, plan: StepPlan, count: int, facts: dict[str, object]
+) -> None:
+    """Estimates what standardises the targets, over images in an order of its own.
+
+    Args:
+        recipe: the run's.
+        targets: the teachers that this rank runs.
+        plan: the sizes at which each teacher sees the images.
+        count: images, over all ranks.
+        facts: what the estimate depends on beside the images.
+    """
+    stream = open_stream(recipe, plan, purpose="statistics")
+    facts = {"stream": stream.state()["identity"], "images": count, **facts}
+    shown = _shown(stream, plan, recipe.run.watchdog_s)
+    outcome = targets.fit(shown, recipe.run.dir / "statistics", facts, count)
+    log.info("statistics over %d images: %s", count, outcome)
+
+
+def _shown(stream: TrainStream, plan: StepPlan, watchdog_s: float) -> Iterator[Shown]:
+    batches, before = stream.batches(), Counter[str]()
+    for step in itertools.count():
+        for part in plan.passes(distributed.rank(), step):
+            arm_watchdog(watchdog_s)
+            images = next(batches).images.to(distributed.device()).float() / 255
+            yield Shown(images, part.routes, before.copy())
+        before.update(plan.images_of(step))
 
 
 def _parse(module: str, description: str) -> argparse.Namespace:
@@ -138,19 +172,21 @@ def _parse(module: str, description: str) -> argparse.Namespace:
         help="changes to the recipe, such as run.steps=20 optimizer.lr=1e-4",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved recipe, train nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved recipe and how each teacher is run; train nothing",
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     return parser.parse_intermixed_args()
 
 
-def _train(recipe: R, assemble: Assemble[R], micro_batch: int, stop: StopRequest) -> Outcome:
+def _train(recipe: R, assemble: Assemble[R], stop: StopRequest) -> Outcome:
     run = recipe.run
     _on_rank_0(lambda: open_run_folder(run.dir, resolved(recipe)))
     _note(recipe, "running")
     if recipe.engine.precision != "fp32" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    task, stream, benchmarks = assemble(recipe, micro_batch)
+    task, stream, steps, benchmarks = assemble(recipe)
     session = _Session(recipe, task, stream)
     start_step = session.restore()
     with Tracker(
@@ -161,9 +197,9 @@ def _train(recipe: R, assemble: Assemble[R], micro_batch: int, stop: StopRequest
         start_step=start_step,
         active=distributed.rank() == 0,
     ) as tracker:
-        plan = _plan(recipe, stream.micro_batches_per_step)
+        plan = _plan(recipe, steps)
         loop = Loop(plan, task, tracker, session.save, stop, benchmarks)
-        outcome = loop.run(stream.batches(), start_step)
+        outcome = loop.run(stream.batches(), start_step, stream.num_read)
     _on_rank_0(lambda: log.info("%s after step %d", outcome, session.saved_step))
     task.engine.close()
     return outcome
@@ -200,24 +236,21 @@ class _Session:
 
     def _read(self, folder: Path) -> None:
         manifest = read_manifest(folder)
-        if manifest["world_size"] != distributed.world_size():
-            raise ValueError(
-                f"written by {manifest['world_size']} ranks, this run has "
-                f"{distributed.world_size()}; start it with as many"
-            )
+        ranks = manifest["world_size"]
         self._stream.restore(manifest["stream"])
-        self._task.engine.load(folder)
-        restore_generators(torch.load(folder / f"random_{distributed.rank()}.pt"))
+        self._task.engine.load(folder, ranks=ranks)
+        # Other ranks than before share the states: every pass seeds its own numbers in any case.
+        restore_generators(torch.load(folder / f"random_{distributed.rank() % ranks}.pt"))
         self.saved_step = manifest["step"]
 
 
-def _plan(recipe: TrainingRecipe, accumulation: int) -> Plan:
+def _plan(recipe: TrainingRecipe, steps: StepPlan) -> Plan:
     return Plan(
         folder=recipe.run.dir,
         seed=recipe.run.seed,
         steps=recipe.run.steps,
-        accumulation=accumulation,
-        batch_size=recipe.run.batch_size,
+        passes=functools.partial(steps.passes, distributed.rank()),
+        images=steps.layout.num_samples,
         lr=recipe.optimizer.lr,
         schedule=recipe.schedule,
         log_every=recipe.tracking.every,

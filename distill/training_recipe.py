@@ -1,5 +1,6 @@
 """What every training run is, whatever it trains."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,6 @@ from pydantic import (
 
 from data.config import DataConfig
 from distill.engine import EngineConfig
-from distill.errors import RecipeError
 from distill.optimizer import OptimizerConfig
 from distill.schedule import ScheduleConfig
 from distill.tracking import TrackingConfig
@@ -27,9 +27,6 @@ class RunConfig(BaseModel):
         dir: the run's folder; starting again with the same folder resumes.
         seed: of everything random.
         steps: optimiser steps.
-        batch_size: images of one optimiser step, over all ranks.
-        micro_batch_size: images of one forward pass on one rank; the rest is accumulated. None
-            takes a rank's whole share at once.
         watchdog_s: seconds after which a step that hangs ends the run with every thread's trace.
     """
 
@@ -38,33 +35,7 @@ class RunConfig(BaseModel):
     dir: Path
     seed: NonNegativeInt = 0
     steps: PositiveInt
-    batch_size: PositiveInt
-    micro_batch_size: PositiveInt | None = None
     watchdog_s: float = Field(900.0, gt=0)
-
-    def micro_batch(self, world_size: int) -> int:
-        """Images of one forward pass on one of `world_size` ranks.
-
-        Raises:
-            RecipeError: the batch does not divide; says which sizes do.
-        """
-        if self.batch_size % world_size:
-            lower = self.batch_size // world_size * world_size
-            fits = [size for size in (lower, lower + world_size) if size]
-            raise RecipeError(
-                f"run.batch_size: {self.batch_size} images do not divide over {world_size} ranks; "
-                f"use {' or '.join(map(str, fits))}"
-            )
-        share = self.batch_size // world_size
-        micro = self.micro_batch_size or share
-        if share % micro:
-            fits = [size for size in range(1, share + 1) if share % size == 0]
-            nearest = min(fits, key=lambda size: abs(size - micro))
-            raise RecipeError(
-                f"run.micro_batch_size: {micro} does not divide a rank's share of {share} images "
-                f"({self.batch_size} over {world_size} ranks); the nearest that does is {nearest}"
-            )
-        return micro
 
 
 class CheckpointConfig(BaseModel):
@@ -81,7 +52,7 @@ class CheckpointConfig(BaseModel):
     keep: int = Field(2, ge=2)
 
 
-class TrainingRecipe(BaseModel):
+class TrainingRecipe(BaseModel, ABC):
     """The sections that training anything needs; a recipe adds what it trains."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -102,6 +73,10 @@ class TrainingRecipe(BaseModel):
                 f"run's {self.run.steps} steps"
             )
         return self
+
+    @abstractmethod
+    def require_ranks(self, ranks: int) -> None:
+        """Raises RecipeError where a number of processes cannot share the run's batches."""
 
 
 def resolved(recipe: BaseModel) -> dict[str, Any]:

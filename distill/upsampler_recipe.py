@@ -8,22 +8,38 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     NonNegativeFloat,
+    PositiveInt,
     SerializeAsAny,
     model_validator,
 )
 
+from distill.arms import ArmConfig, StepPlan
 from distill.config import load_recipe
 from distill.evaluation.upsampling import UpsamplerEvaluationConfig
 from distill.optimizer import OptimizerConfig
+from distill.rank_shares import share_out
 from distill.recipe import AnyTeacher
 from distill.targets import TargetsConfig
-from distill.training_recipe import TrainingRecipe
+from distill.training_recipe import RunConfig, TrainingRecipe
 from teachers.upsamplers.build import parse_upsampler
 from teachers.upsamplers.consistency import ConsistencyConfig
 from teachers.upsamplers.upsampler import UpsamplerConfig
 from teachers.upsamplers.views import ViewsConfig
 
 AnyUpsampler = Annotated[SerializeAsAny[UpsamplerConfig], BeforeValidator(parse_upsampler)]
+
+
+class UpsamplerRun(RunConfig):
+    """An upsampler's run.
+
+    Attributes:
+        batch_size: images of one optimiser step, over all ranks.
+        micro_batch_size: images of one forward pass on one rank; the rest is accumulated. None
+            takes a rank's whole share at once.
+    """
+
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None = None
 
 
 class UpsamplerOptimizer(OptimizerConfig):
@@ -72,6 +88,7 @@ class UpsamplerRecipe(TrainingRecipe):
     """
 
     task: Literal["upsampler"] = "upsampler"
+    run: UpsamplerRun
     teacher: AnyTeacher
     upsampler: AnyUpsampler
     views: ViewsConfig = ViewsConfig()
@@ -95,6 +112,28 @@ class UpsamplerRecipe(TrainingRecipe):
                 "weights; use bf16, or fp32"
             )
         return self
+
+    def require_ranks(self, ranks: int) -> None:
+        """See `TrainingRecipe`."""
+        run = self.run
+        share_out(run.batch_size, run.micro_batch_size, ranks, batch_at="run", micro_at="run")
+
+    def step_plan(self, resolution: tuple[int, int], teacher: str, ranks: int) -> StepPlan:
+        """What each rank does in a step.
+
+        Args:
+            resolution: (height, width) in pixels of the images.
+            teacher: its name.
+            ranks: number of processes.
+        """
+        arm = ArmConfig.model_validate(
+            {
+                "resolution": resolution,
+                "batch_size": self.run.batch_size,
+                "micro_batch_size": self.run.micro_batch_size,
+            }
+        )
+        return StepPlan({"": arm}, [teacher], seed=self.run.seed, ranks=ranks)
 
 
 def load_upsampler_recipe(path: Path, overrides: list[str]) -> UpsamplerRecipe:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import distributed
+from distill.arms import Pass
 from distill.engine import Engine
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
@@ -150,10 +151,10 @@ class UpsamplerTask:
         self._recipe, self._module, self._teacher = recipe, module, teacher
         self._fingerprint = fingerprint
 
-    def loss(self, images: Tensor) -> LossTerms:
-        """The loss of one micro-batch (B, 3, H, W) in [0, 1]."""
+    def loss(self, images: Tensor, part: Pass) -> LossTerms:
+        """What the images (B, 3, H, W) in [0, 1] of a pass add to the step's loss."""
         terms: ConsistencyTerms = self.engine(images, self._views(len(images)).to(images.device))
-        return LossTerms(terms.total, terms.parts, {"mse": terms.mse})
+        return LossTerms(terms.total, terms.parts, {"mse": terms.mse}).scaled(part.share)
 
     def save(self, folder: Path) -> None:
         """Writes the upsampler as it would be used."""
@@ -162,7 +163,7 @@ class UpsamplerTask:
             card = upsampler_card(self._recipe, self._teacher.spec, self._fingerprint)
             save_upsampler(folder / "upsampler.safetensors", carried(weights), card)
 
-    def draw(self, images: Tensor, path: Path) -> None:
+    def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         """Draws PCA panels of the encoder's map, bilinear and upsampled."""
         from distill.pictures import draw_maps
 

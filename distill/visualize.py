@@ -86,7 +86,7 @@ def _is_upsampler(target: Path) -> bool:
 @torch.no_grad()
 def _draw_student(out: Path, target: Path, paths: list[Path], side: int | None) -> None:
     trained = find_trained(target, [])
-    resolution = trained.recipe.run.resolution if side is None else (side, side)
+    resolution = trained.recipe.largest_resolution if side is None else (side, side)
     patch = trained.recipe.student.patch_size
     if resolution[0] < patch or resolution[0] % patch:
         near = max(patch, round(resolution[0] / patch) * patch)

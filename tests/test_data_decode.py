@@ -4,7 +4,7 @@ import io
 import random
 import struct
 import zlib
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,6 +28,16 @@ from data.errors import DataError
 H, W = 8, 12
 
 
+class _Reader(NamedTuple):
+    """A reader at one resolution."""
+
+    images: ImageReader
+    resolution: tuple[int, int]
+
+    def read(self, data: bytes, rng: random.Random | None = None) -> np.ndarray:
+        return self.images.read(data, self.resolution, rng)
+
+
 def _reader(
     resolution: tuple[int, int] = (H, W),
     augmentation: AugmentationConfig | Literal["none"] = "none",
@@ -35,10 +45,9 @@ def _reader(
     decoder: Decoder = "pil",
     draft: bool = False,
     max_pixels: int = 10**6,
-) -> ImageReader:
-    return ImageReader(
-        resolution, augmentation, decoder=decoder, draft=draft, max_pixels=max_pixels
-    )
+) -> _Reader:
+    images = ImageReader(augmentation, decoder=decoder, draft=draft, max_pixels=max_pixels)
+    return _Reader(images, resolution)
 
 
 def _bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -17,6 +17,7 @@ from data import lanes
 from data.batch import BadSample
 from data.config import DataConfig
 from data.errors import DataError
+from data.layout import fixed_layout
 from data.stream import State, TrainStream, merge_states
 from data.tar_stream import StreamedImage, read_shard
 
@@ -65,15 +66,8 @@ def _files(folder: Path) -> str:
 
 
 def _stream(config: DataConfig, rank: int = 0, world: int = 1, seed: int = 3) -> TrainStream:
-    return TrainStream(
-        config,
-        resolution=(8, 12),
-        batch_size=8,
-        micro_batch_size=2,
-        rank=rank,
-        world_size=world,
-        seed=seed,
-    )
+    layout = fixed_layout(resolution=(8, 12), batch_size=8, micro_batch_size=2, ranks=world)
+    return TrainStream(config, layout, rank=rank, seed=seed)
 
 
 def _run(
@@ -88,7 +82,7 @@ def _run(
         micro, batches = stream.batches(), []
         for _ in range(steps):
             samples: list[tuple[str, str]] = []
-            for batch in (next(micro) for _ in range(stream.micro_batches_per_step)):
+            for batch in (next(micro) for _ in range(8 // 2 // world)):
                 hashes = [hashlib.md5(i.numpy().tobytes()).hexdigest() for i in batch.images]
                 samples += zip(batch.keys, hashes, strict=True)
             batches.append(samples)
@@ -231,7 +225,7 @@ def test_lanes_that_cannot_be_shared_out_are_refused(
 def test_a_state_of_one_rank_alone_is_refused_by_another_number_of_ranks(folder: Path) -> None:
     stream = _stream(_config(_files(folder)), 0, 2)
     batches = stream.batches()
-    for _ in range(stream.micro_batches_per_step):
+    for _ in range(2):
         next(batches)
     other = _stream(_config(_files(folder)))
     other.restore(stream.state())
@@ -301,7 +295,7 @@ def test_bad_samples_and_shards_are_passed_over_alike_on_every_rank(folder: Path
     assert _together(_run(config, 5, start=state)[0]) == whole[4:]
     stream = _stream(config)
     batches = stream.batches()
-    for _ in range(9 * stream.micro_batches_per_step):
+    for _ in range(9 * 4):
         next(batches)
     assert {b[:2] for b in stream.bad} == {("002.tar", "b"), ("002.tar", "c"), ("005.tar", "")}
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data.config import DataConfig
+from data.layout import fixed_layout
 from data.mixture import Mixture
 from data.plan import SourcePlan
 from data.stream import TrainStream
@@ -156,7 +157,9 @@ def test_a_stream_mixes_sources_by_weight_and_each_has_its_own_epochs(tmp_path: 
             "workers": 0,
         }
     )
-    stream = TrainStream(config, resolution=(4, 4), batch_size=64, micro_batch_size=64, seed=1)
+    stream = TrainStream(
+        config, fixed_layout(resolution=(4, 4), batch_size=64, micro_batch_size=64), seed=1
+    )
     assert stream.num_samples == 104
     batches = [batch.keys for batch in islice(stream.batches(), 16)]
     keys = [key for batch in batches for key in batch]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data.config import DataConfig
 from data.errors import DataError
+from data.layout import fixed_layout
 from data.stream import State, TrainStream, merge_states
 
 COUNTS = (5, 9, 3, 7)  # 24 samples: three global batches of 8 are an epoch
@@ -56,21 +57,14 @@ def _run(
     """The global batches as sorted (key, pixel hash), read by `world` ranks in turn."""
     batches: Steps = [[] for _ in range(steps)]
     states = []
+    layout = fixed_layout(resolution=(8, 12), batch_size=8, micro_batch_size=2, ranks=world)
     for rank in range(world):
-        stream = TrainStream(
-            config,
-            resolution=(8, 12),
-            batch_size=8,
-            micro_batch_size=2,
-            rank=rank,
-            world_size=world,
-            seed=3,
-        )
+        stream = TrainStream(config, layout, rank=rank, seed=3)
         if start is not None:
             stream.restore(start)
         micro = stream.batches()
         for step in range(steps):
-            for _ in range(stream.micro_batches_per_step):
+            for _ in layout.slices(rank, step, 0):
                 batch = next(micro)
                 hashes = [hashlib.md5(i.numpy().tobytes()).hexdigest() for i in batch.images]
                 batches[step] += zip(batch.keys, hashes, strict=True)
@@ -94,7 +88,7 @@ def test_a_resumed_run_yields_what_an_uninterrupted_one_would(
 ) -> None:
     whole, _ = _run(_config(shards), 6)
     _, state = _run(_config(shards), done, world=2)
-    assert state["position"] == {"samples": 8 * done}
+    assert state["position"] == {"step": done, "samples": 8 * done}
     assert _run(_config(shards), 6 - done, world=world, start=state)[0] == whole[done:]
 
 
@@ -130,7 +124,9 @@ def test_a_bad_image_is_replaced_alike_on_every_rank_and_named(shards: Path) -> 
     whole, _ = _run(_config(shards), 5)
     assert _run(_config(shards, workers=1), 5, world=2)[0] == whole
     assert all(len(batch) == 8 for batch in whole)
-    stream = TrainStream(_config(shards), resolution=(8, 12), batch_size=4, micro_batch_size=4)
+    stream = TrainStream(
+        _config(shards), fixed_layout(resolution=(8, 12), batch_size=4, micro_batch_size=4)
+    )
     batches = stream.batches()
     for _ in range(6):
         assert "000.tar/cut" not in next(batches).keys
@@ -145,11 +141,9 @@ def test_more_bad_images_than_tolerated_stop_the_run_with_names(shards: Path) ->
         _run(_config(shards), 6)
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused(shards: Path) -> None:
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(DataError, match="batch_size 8 is not a multiple of micro_batch_size 2 x 3"):
-        TrainStream(
-            _config(shards), resolution=(8, 8), batch_size=8, micro_batch_size=2, world_size=3
-        )
+        fixed_layout(resolution=(8, 8), batch_size=8, micro_batch_size=2, ranks=3)
 
 
 def test_what_the_index_finds_bad_is_named_by_the_first_rank_only(

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data.config import DataConfig
+from data.layout import fixed_layout
 from data.stream import TrainStream
 from data.tar_scan import ShardScan, scan_shard, split_name
 
@@ -296,7 +297,7 @@ def test_pickles_are_never_decoded_and_compressed_members_never_expanded(
     config = DataConfig.model_validate(
         {"sources": [{"shards": str(folder)}], "workers": 0, "max_bad_share": 0.5}
     )
-    stream = TrainStream(config, resolution=(8, 8), batch_size=2, micro_batch_size=2)
+    stream = TrainStream(config, fixed_layout(resolution=(8, 8), batch_size=2, micro_batch_size=2))
     assert sorted(next(stream.batches()).keys) == ["0.tar/0", "0.tar/1"]
     assert stream.num_samples == 2
     assert not marker.exists()
@@ -312,7 +313,7 @@ def test_other_content_under_an_image_extension_is_a_bad_sample(
     config = DataConfig.model_validate(
         {"sources": [{"shards": str(tmp_path)}], "workers": 0, "max_bad_share": 0.5}
     )
-    stream = TrainStream(config, resolution=(8, 8), batch_size=3, micro_batch_size=3)
+    stream = TrainStream(config, fixed_layout(resolution=(8, 8), batch_size=3, micro_batch_size=3))
     assert len(next(stream.batches()).keys) == 3
     assert [tuple(b) for b in stream.bad] == [("0.tar", "wrong", "no JPEG, PNG or WebP image")]
 
@@ -322,5 +323,5 @@ def test_a_png_named_jpg_is_read_by_its_content(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (1, 2, 3)).save(buffer, "PNG")
     _tar(tmp_path / "0.tar", [("0.jpg", buffer.getvalue())])
     config = DataConfig.model_validate({"sources": [{"shards": str(tmp_path)}], "workers": 0})
-    stream = TrainStream(config, resolution=(8, 8), batch_size=1, micro_batch_size=1)
+    stream = TrainStream(config, fixed_layout(resolution=(8, 8), batch_size=1, micro_batch_size=1))
     assert next(stream.batches()).images[0, :, 0, 0].tolist() == [1, 2, 3]

@@ -25,6 +25,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.index import load_index
 from data.intake import LeftOut, Sample, take_image
+from data.layout import fixed_layout
 from data.shard_file import unique_keys
 from data.stream import TrainStream
 from data.write_shards import main
@@ -366,7 +367,9 @@ def test_the_stream_reads_what_was_written(photos: Path, tmp_path: Path) -> None
             "verify_checksums": True,
         }
     )
-    stream = TrainStream(config, resolution=(16, 16), batch_size=len(GOOD), micro_batch_size=1)
+    stream = TrainStream(
+        config, fixed_layout(resolution=(16, 16), batch_size=len(GOOD), micro_batch_size=1)
+    )
     batches = stream.batches()
     keys = {next(batches).keys[0].split("/", 1)[1] for _ in GOOD}
     assert keys == set(unique_keys(sorted(GOOD)))

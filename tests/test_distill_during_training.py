@@ -91,8 +91,8 @@ def test_the_watchdog_is_off_while_they_run(
         folder=tmp_path,
         seed=0,
         steps=25,
-        accumulation=1,
-        batch_size=1,
+        passes=lambda step: [],
+        images=lambda step: 1,
         lr=1.0,
         schedule=ScheduleConfig(),
         log_every=1,
@@ -104,7 +104,7 @@ def test_the_watchdog_is_off_while_they_run(
     noted = Noted(found._config, pixels, tmp_path, 25)
     nothing: Any = None
     with tracker(tmp_path) as open_tracker:
-        ended = Loop(plan, nothing, open_tracker, nothing, nothing, noted).run(iter([]), 25)
+        ended = Loop(plan, nothing, open_tracker, nothing, nothing, noted).run(iter([]), 25, 25)
     assert ended == "done"
     assert events == ["off", "measure", "7"]
 

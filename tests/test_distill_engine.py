@@ -82,7 +82,7 @@ def train_with_engine(
             distributed.barrier()
             engine.close()
             engine = build()
-            engine.load(Path(folder))
+            engine.load(Path(folder), ranks=distributed.world_size())
     now, average = engine.weights(average=False), engine.weights()
     engine.close()
     return {**now, **{f"average.{name}": value for name, value in average.items()}}
@@ -182,6 +182,79 @@ def test_saving_and_loading_changes_no_bit(
         assert torch.equal(value, resumed[name]), name
 
 
+KINDS: list[tuple[int, Literal["adamw", "nadam"]]] = [
+    (1, "adamw"),
+    (2, "adamw"),
+    (3, "adamw"),
+    (2, "nadam"),
+]
+
+
+def write_all(folder: str) -> list[dict[str, Tensor]]:
+    """Trains two steps, saves, and trains a third, under each stage."""
+    return [_written(*kind, Path(folder) / f"{kind}") for kind in KINDS]
+
+
+def _written(stage: int, kind: Literal["adamw", "nadam"], folder: Path) -> dict[str, Tensor]:
+    engine = _part_of_a_run(stage, kind)
+    for step in range(2):
+        _one_step(engine, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+    engine.save(folder)
+    distributed.barrier()
+    return _third_step(engine)
+
+
+def read_all(folder: str, written_by: int) -> list[dict[str, Tensor]]:
+    """Loads what others saved, and trains the third step."""
+    found = []
+    for kind in KINDS:
+        engine = _part_of_a_run(*kind)
+        engine.load(Path(folder) / f"{kind}", ranks=written_by)
+        found.append(_third_step(engine))
+    return found
+
+
+def _part_of_a_run(stage: int, kind: Literal["adamw", "nadam"]) -> Engine:
+    optimizer = OPTIMIZER.model_copy(update={"kind": kind})
+    config = EngineConfig(zero_stage=stage, gradient_clipping=0.0, ema_decay=DECAY)
+    module = TwoHeads()
+    with patch("distill.optimizer.FLAT_SIZE", 33):  # groups of several parameters, and of one
+        groups = _groups(module, optimizer)
+        return Engine(module, config, optimizer, groups, micro_batch_size=4)
+
+
+def _one_step(engine: Engine, step: int) -> None:
+    """The same gradient on every rank, so that their number changes no bit of it."""
+    engine.backward(_loss(engine(_batch(step, 0, 0)), step, 0))
+    engine.step(LR)
+
+
+def _third_step(engine: Engine) -> dict[str, Tensor]:
+    loaded = {**engine.weights(average=False)}
+    loaded |= {f"average.{name}": value for name, value in engine.weights().items()}
+    _one_step(engine, 2)
+    loaded |= {f"third.{n}": value for n, value in engine.weights(average=False).items()}
+    engine.close()
+    return loaded
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2)])
+def test_another_number_of_ranks_goes_on_with_the_same_bits(
+    before: int, after: int, tmp_path: Path
+) -> None:
+    """Weights, their average and, seen in the step that follows, the moments."""
+    written = run_on_ranks(before, write_all, str(tmp_path))[0]
+    for of_rank in run_on_ranks(after, read_all, str(tmp_path), before):
+        for kind, due, read in zip(KINDS, written, of_rank, strict=True):
+            assert read.keys() == due.keys()
+            for name, value in due.items():
+                # A mean over three equal gradients may round.
+                bound = 1e-6 if name.startswith("third") else 0
+                torch.testing.assert_close(read[name], value, rtol=0, atol=bound, msg=f"{kind}")
+
+
 def _load_with_other_options(folder: str) -> tuple[float, float, float]:
     def build(optimizer: OptimizerConfig, clip: float) -> Engine:
         config = EngineConfig(zero_stage=2, gradient_clipping=clip)
@@ -193,7 +266,7 @@ def _load_with_other_options(folder: str) -> tuple[float, float, float]:
     first.save(Path(folder))
     first.close()
     second = build(OptimizerConfig(weight_decay=0.3), 0.7)
-    second.load(Path(folder))
+    second.load(Path(folder), ranks=1)
     optimizer = second._engine.optimizer
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
     return decays["decay"], decays["no_decay"], optimizer.clip_grad

@@ -21,6 +21,7 @@ from distill.files import write_text
 from distill.recipe import load_student_recipe
 from distill.run_folder import open_run_folder
 from distill.student_task import build_student, build_targets, build_teachers
+from distill.targets import Shown
 from distill.trained import find_trained
 from distill.training_recipe import resolved
 from student.storage import load_student, save_student
@@ -37,7 +38,9 @@ def _write_run(folder: Path) -> Path:
     teachers = build_teachers(recipe)
     targets = build_targets(recipe, teachers)
     images, _ = load_images(folder / "images", (32, 32))
-    targets.fit(iter([images.float() / 255]), folder / "fitted", {}, len(images))
+    routes, before = dict.fromkeys(targets.teachers, "auto"), dict.fromkeys(targets.teachers, 0)
+    shown = Shown(images.float() / 255, routes, before)
+    targets.fit(iter([shown]), folder / "fitted", {}, len(images))
     student = build_student(recipe, teachers)
 
     def write(checkpoint: Path) -> None:

@@ -1,5 +1,6 @@
 """The objective and the targets: weights, silence, standardisation, and statistics over ranks."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from distill.losses import cosine_summary_loss, mse_spatial_loss
 from distill.objective import Objective, ObjectiveConfig, TeacherWeights
 from distill.recipe import StudentRecipe
 from distill.student_task import build_targets
-from distill.targets import Targets, teacher_input_size
+from distill.targets import Shown, Targets
 from teachers.build import build_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
 from tests.ranks import run_on_ranks
+
+SHARES = {"a": 1.0, "b": 1.0, "c": 1.0}
 
 
 def _features(seed: int, dim: int = 4, summary: bool = True) -> Features:
@@ -40,7 +43,7 @@ def _heads() -> dict[str, Features]:
 def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
     weights = {"a": TeacherWeights(summary=2, spatial=0.5), "c": TeacherWeights(spatial=3)}
     heads, targets = _heads(), {name: _features(10 + i) for i, name in enumerate("abc")}
-    terms = Objective(ObjectiveConfig(weights=weights), {})(heads, targets)
+    terms = Objective(ObjectiveConfig(weights=weights), {})(heads, targets, SHARES)
     expected = torch.zeros(())
     for name, (summary, spatial) in {"a": (2, 0.5), "b": (1, 1), "c": (0, 3)}.items():
         head, target = heads[name], targets[name]
@@ -54,7 +57,7 @@ def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
 def test_a_silent_teachers_head_stays_in_the_graph_with_zero_gradient() -> None:
     heads = _heads()
     weights = {"b": TeacherWeights(summary=0, spatial=0)}
-    terms = Objective(ObjectiveConfig(weights=weights), {})(heads, {"a": _features(5)})
+    terms = Objective(ObjectiveConfig(weights=weights), {})(heads, {"a": _features(5)}, SHARES)
     terms.total.backward()
     for name in ("b", "c"):
         for tensor in heads[name]:
@@ -74,17 +77,6 @@ def test_a_teacher_with_zero_weights_is_not_run() -> None:
     assert config.runs("b", without)
 
 
-def test_matched_grids_where_the_teacher_takes_the_size_else_its_native_one() -> None:
-    """The rows of radio-training.md 3.1: 432 px at patch 16 is 378 px at patch 14."""
-    free = FeatureSpec(
-        summary_dim=None, spatial_dim=4, patch_size=14, resolution=(518, 518), any_resolution=True
-    )
-    fixed = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=14, resolution=(378, 378))
-    assert teacher_input_size(free, (432, 256), 16) == (378, 224)
-    assert teacher_input_size(fixed, (432, 432), 16) == (378, 378)
-    assert teacher_input_size(fixed, (1024, 512), 16) == (378, 378)
-
-
 class PatchMean(Teacher):
     """Mean colour of 8 px patches, times a mixing matrix; the summary is the image's."""
 
@@ -102,6 +94,12 @@ class PatchMean(Teacher):
         return Features(maps.mean((2, 3)), maps)
 
 
+def _shown(batches: Sequence[Tensor], ranks: int = 1) -> Iterator[Shown]:
+    """One batch a step, of each of `ranks`."""
+    for step, images in enumerate(batches):
+        yield Shown(images, {"t": "auto"}, {"t": step * len(images) * ranks})
+
+
 def _images(count: int = 32) -> Tensor:
     return torch.rand(count, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 
@@ -110,7 +108,7 @@ def fit_on_ranks(folder: str) -> tuple[Tensor, Tensor, Tensor, str]:
     """Each rank sees its share of the images, in batches of 4."""
     targets = Targets({"t": PatchMean()}, student_patch=8)
     batches = _images().split(4)[distributed.rank() :: distributed.world_size()]
-    outcome = targets.fit(iter(batches), Path(folder), {"data": 1}, 32)
+    outcome = targets.fit(_shown(batches, distributed.world_size()), Path(folder), {"data": 1}, 32)
     statistics = targets.statistics["t"]
     phi_s = statistics.phi_s
     return phi_s.alpha * phi_s.rotation, phi_s.mean, statistics.dispersion, outcome["t"]
@@ -130,7 +128,7 @@ def test_standardised_targets_have_mean_0_and_variance_1_and_are_estimated_once(
     for expected in ("estimated", "cached"):
         targets = Targets({"t": PatchMean()}, student_patch=8)
         facts = {"data": 1}
-        assert targets.fit(iter(_images().split(4)), tmp_path, facts, 32) == {"t": expected}
+        assert targets.fit(_shown(_images().split(4)), tmp_path, facts, 32) == {"t": expected}
         maps = targets(_images())["t"].spatial.double().movedim(1, 0).flatten(1)
         assert maps.mean(1).abs().max() < 1e-5
         torch.testing.assert_close(
@@ -145,7 +143,7 @@ def test_without_a_student_a_teacher_sees_its_native_resolution(tmp_path: Path) 
     seen: list[tuple[int, ...]] = []
     teacher.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
     targets = Targets({"t": teacher}, student_patch=None)
-    targets.fit(iter(_images().split(4)), tmp_path, {}, 8)
+    targets.fit(_shown(_images().split(4)), tmp_path, {}, 8)
     assert seen == [(18, 26)] * 2
     assert Targets({"t": teacher}, student_patch=8).features(_images(1))["t"].spatial.shape[2:] == (
         *(2, 3),
@@ -155,7 +153,7 @@ def test_without_a_student_a_teacher_sees_its_native_resolution(tmp_path: Path) 
 def test_other_data_are_estimated_anew(tmp_path: Path) -> None:
     for facts in ({"data": 1}, {"data": 2}):
         targets = Targets({"t": PatchMean()}, student_patch=8)
-        assert targets.fit(iter(_images().split(4)), tmp_path, facts, 32) == {"t": "estimated"}
+        assert targets.fit(_shown(_images().split(4)), tmp_path, facts, 32) == {"t": "estimated"}
 
 
 def test_dispersion_is_the_mean_squared_angle_to_the_mean_direction() -> None:
@@ -164,7 +162,8 @@ def test_dispersion_is_the_mean_squared_angle_to_the_mean_direction() -> None:
 
 
 def test_a_teacher_without_summary_has_dispersion_one() -> None:
-    statistics = StatisticsPass(4)
+    spec = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=8, resolution=(16, 16))
+    statistics = StatisticsPass(spec)
     statistics.update(_features(0, summary=False))
     assert statistics.finish().dispersion == 1
 
@@ -189,6 +188,6 @@ def test_a_student_beyond_the_reach_of_upsamplers_is_refused_before_any_image(
     if refused is None:
         assert list(build_targets(recipe, teachers).teachers) == ["clip"]
         return
-    message = rf"teachers.clip.upsampler: students of {refused} px have a grid of .*add one of"
+    message = rf"teachers.clip: students of {refused} px have a grid of .*add one of"
     with pytest.raises(RecipeError, match=message):
         build_targets(recipe, teachers)

@@ -44,7 +44,7 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
     )
     assert recipe.data.sources[0].weight == 3
     assert recipe.engine.zero_stage == 3
-    assert recipe.run.resolution == (32, 64)
+    assert recipe.run.resolution.fixed == (32, 64)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,13 @@ def test_a_batch_that_does_not_divide_says_what_does(
     if micro:
         values.append(f"run.micro_batch_size={micro}")
     with pytest.raises(RecipeError, match=message):
-        load(tmp_path, *values).run.micro_batch(ranks)
+        load(tmp_path, *values).require_ranks(ranks)
 
 
 def test_a_batch_divides_over_ranks_and_micro_batches(tmp_path: Path) -> None:
-    assert load(tmp_path).run.micro_batch(4) == 2
-    assert load(tmp_path, "run.micro_batch_size=1").run.micro_batch(4) == 1
+    for overrides, images, passes in (((), 2, 1), (("run.micro_batch_size=1",), 1, 2)):
+        made = load(tmp_path, *overrides).step_plan(4).passes(3, 0)
+        assert [one.images for one in made] == [images] * passes
 
 
 def test_overrides_do_not_touch_the_rest() -> None:

@@ -50,3 +50,19 @@ def test_a_built_in_teacher_encodes_nothing_before_it_teaches() -> None:
     recipe = _recipe({"kind": "timm", "model": "vit_tiny_patch16_224", "weights": "none"})
     with patch.object(TimmTeacher, "extract", side_effect=AssertionError), torch.no_grad():
         assert build_teachers(recipe)["mine"].spec.spatial_dim == 192
+
+
+class Measuring(Curved):
+    """A user's class whose constructor looks at its weights."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        super().__init__()
+        self.scale = float(self.net.weight.detach().abs().max())
+
+
+def test_a_class_that_cannot_do_without_weights_is_named_where_they_are_not_due() -> None:
+    recipe = _recipe({"kind": "tests.test_distill_student_task:Measuring"})
+    assert build_teachers(recipe)["mine"].spec.spatial_dim == 8
+    message = r"teachers\.mine: cannot be built without its weights, on torch's meta device, .* dry"
+    with pytest.raises(RecipeError, match=message):
+        build_teachers(recipe, set())

@@ -19,6 +19,7 @@ from distill.evaluation.results import ReportRecipe
 from distill.evaluation.suite import SuiteRecipe
 from distill.evaluation.throughput import ThroughputRecipe
 from distill.recipe import load_student_recipe
+from distill.train_student import preview
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import MultiView, build_multi_view, parameter_groups
 from teachers.build import build_teacher
@@ -94,7 +95,7 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
 
 
 def test_the_table_of_recipes_names_every_one() -> None:
-    first = (FOLDER / "README.md").read_text().partition("## Upsamplers")[0]
+    first = (FOLDER / "README.md").read_text().partition("\n## ")[0]
     listed = re.findall(r"^\| `([\w.]+)` \|", first, flags=re.MULTILINE)
     assert sorted(listed) == [path.stem for path in RECIPES]
 
@@ -102,6 +103,14 @@ def test_the_table_of_recipes_names_every_one() -> None:
 def test_every_upsampler_recipe_has_its_teacher_in_the_table_here() -> None:
     upsamplers = {path.stem for path in RECIPES if path.stem.startswith("upsampler_")}
     assert upsamplers == {f"upsampler_{name}" for name in TEACHERS}
+
+
+def test_the_routes_of_two_arms_are_those_that_the_page_shows() -> None:
+    recipe = load_student_recipe(FOLDER / "two_arms.yaml", [])
+    recipe.require_ranks(1)
+    recipe.require_ranks(2)
+    shown = (FOLDER / "README.md").read_text().partition("recipes/two_arms.yaml --dry-run\n")[2]
+    assert shown.startswith(preview(recipe) + "\n```")
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -159,7 +168,8 @@ def test_a_recipe_takes_every_factor_and_gives_its_grid(name: str, factor: int) 
 def test_large_recipes_keep_the_published_hyperparameters(name: str) -> None:
     recipe = load(name)
     optimizer, rates, upsampler = recipe.optimizer, recipe.rates, recipe.upsampler.model_dump()
-    assert (recipe.run.steps, recipe.run.batch_size, recipe.run.micro_batch(8)) == (
+    plan = recipe.step_plan((8, 8), "t", ranks=8)
+    assert (recipe.run.steps, recipe.run.batch_size, plan.passes(0, 0)[0].images) == (
         *(9000, 32),
         2 if name == "sam_h" else 4,
     )

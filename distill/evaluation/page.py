@@ -7,6 +7,7 @@ from typing import Any
 
 from distill.evaluation.html_parts import code, document, image, table_cell, text
 from distill.files import write_text
+from distill.recipe import StudentRecipe
 from distill.tracking import read_metrics
 from distill.trained import Trained
 
@@ -35,8 +36,7 @@ def write_page(
     body = [
         f"<h1>{text(trained.run.absolute().name)}</h1>",
         f"<p>A student distilled from {text(teachers)}: {trained.step} steps of "
-        f"{recipe.run.batch_size} images at {recipe.run.resolution[0]} x "
-        f"{recipe.run.resolution[1]} px. Checkpoint: {code(trained.checkpoint)}.</p>",
+        f"{text(_images(recipe))}. Checkpoint: {code(trained.checkpoint)}.</p>",
         "<h2>Agreement with the teachers on held-out images</h2>",
         _table(rows),
         "<p>Fidelity is the variance of the teacher's map over the mean squared error of the "
@@ -56,6 +56,15 @@ def write_page(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, document(trained.run.absolute().name, body))
     return path
+
+
+def _images(recipe: StudentRecipe) -> str:
+    """What a step reads: `64 images at 256 x 256 or 432 x 432 px and 8 images at ...`."""
+    arms = []
+    for arm in recipe.placed_arms.values():
+        sizes = " or ".join(f"{s.size[0]} x {s.size[1]}" for s in arm.resolution.root)
+        arms.append(f"{arm.batch_size} images at {sizes} px")
+    return " and ".join(arms)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

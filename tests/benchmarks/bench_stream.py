@@ -30,6 +30,7 @@ from PIL import Image
 
 from data.config import AugmentationConfig, DataConfig
 from data.decode import random_box
+from data.layout import fixed_layout
 from data.stream import TrainStream
 from teachers.torchvision_ops import declare_missing_operators
 from tests.benchmarks.figure import Figure
@@ -81,7 +82,9 @@ def stream_round(shards: list[str], num: int) -> Round:
     """The training stream; one iterator over all rounds, as in a run."""
     config = DataConfig.model_validate({"sources": [{"shards": shards}], "workers": 0})
     size = (OUTPUT, OUTPUT)
-    stream = TrainStream(config, resolution=size, batch_size=BATCH, micro_batch_size=BATCH)
+    stream = TrainStream(
+        config, fixed_layout(resolution=size, batch_size=BATCH, micro_batch_size=BATCH)
+    )
     batches = stream.batches()
     return lambda: sum(len(next(batches).images) for _ in range(num // BATCH))
 

@@ -17,13 +17,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill import distributed
+from distill.arms import Pass
 from distill.config import load_recipe
 from distill.engine import Engine
 from distill.errors import command
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
 from distill.spectral import materialised
-from distill.train_upsampler import base_resolution, build_encoder, fit_phi_s_of
+from distill.train_upsampler import NAME, base_resolution, build_encoder, fit_phi_s_of
 from distill.training import Assembly, open_stream, run_command
 from distill.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
 from distill.upsampler_task import (
@@ -95,13 +96,15 @@ class TogetherTask:
         self.engine, self._recipe, self._teacher = engine, recipe, teacher
         self._fingerprint = fingerprint
 
-    def loss(self, images: Tensor) -> LossTerms:
+    def loss(self, images: Tensor, part: Pass) -> LossTerms:
         factor = _factor(self._recipe)
         views = draw_views(self._recipe.views, len(images), self._teacher.spec, factor)
         terms: dict[str, ConsistencyTerms] = self.engine(images, views)
         total = torch.stack([each.total for each in terms.values()]).sum()
         parts = {name: each.parts["reconstruction"] for name, each in terms.items()}
-        return LossTerms(total, parts, {f"mse/{n}": t.mse for n, t in terms.items()})
+        return LossTerms(total, parts, {f"mse/{n}": t.mse for n, t in terms.items()}).scaled(
+            part.share
+        )
 
     def save(self, folder: Path) -> None:
         weights = materialised(self.engine.weights())
@@ -110,7 +113,7 @@ class TogetherTask:
             tensors = carried(weights, f"members.{name}.")
             save_upsampler(folder / f"{name}.safetensors", tensors, card)
 
-    def draw(self, images: Tensor, path: Path) -> None:
+    def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         raise NotImplementedError("tracking.pictures_every must be 0")
 
 
@@ -120,11 +123,12 @@ def _factor(recipe: ComparisonRecipe) -> tuple[int, int]:
     return (int(factor[0]), int(factor[1]))
 
 
-def assemble(recipe: ComparisonRecipe, micro_batch: int) -> Assembly:
+def assemble(recipe: ComparisonRecipe) -> Assembly:
     teacher, fingerprint = build_encoder(recipe)
     resolution = base_resolution(recipe, teacher.spec)
-    stream = open_stream(recipe, resolution, micro_batch)
-    phi_s = fit_phi_s_of(recipe, teacher, resolution, micro_batch)
+    plan = recipe.step_plan(resolution, NAME, distributed.world_size())
+    stream = open_stream(recipe, plan)
+    phi_s = fit_phi_s_of(recipe, teacher, plan)
     encoder = Remembering(teacher)
     members, groups = {}, []
     # A buffer that members shared would be written for the first of them only.
@@ -134,8 +138,9 @@ def assemble(recipe: ComparisonRecipe, micro_batch: int) -> Assembly:
         for group in parameter_groups(members[name], own):
             groups.append(ParameterGroup(f"{name}.{group.name}", *group[1:]))
     module = Together(members, encoder)
+    micro_batch = plan.passes(distributed.rank(), 0)[0].images
     engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
-    return Assembly(TogetherTask(recipe, engine, teacher, fingerprint), stream)
+    return Assembly(TogetherTask(recipe, engine, teacher, fingerprint), stream, plan)
 
 
 @command

@@ -1,0 +1,84 @@
+"""How ranks share a batch, and how arms share the ranks."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+from distill.errors import RecipeError
+
+
+def share_out(batch: int, micro: int | None, ranks: int, *, batch_at: str, micro_at: str) -> int:
+    """Images of one forward pass on one rank.
+
+    Args:
+        batch: images of a step, over all ranks.
+        micro: images of one forward pass on one rank; None for all of a rank's.
+        ranks: number of processes that share the batch.
+        batch_at: the section of the recipe that says the batch.
+        micro_at: the section that says the other.
+
+    Raises:
+        RecipeError: the batch does not divide; says which sizes do.
+    """
+    if batch % ranks:
+        lower = batch // ranks * ranks
+        fits = [size for size in (lower, lower + ranks) if size]
+        raise RecipeError(
+            f"{batch_at}.batch_size: {batch} images do not divide over {ranks} ranks; "
+            f"use {' or '.join(map(str, fits))}"
+        )
+    share = batch // ranks
+    micro = micro or share
+    if share % micro:
+        fits = [size for size in range(1, share + 1) if share % size == 0]
+        nearest = min(fits, key=lambda size: abs(size - micro))
+        raise RecipeError(
+            f"{micro_at}.micro_batch_size: {micro} does not divide a rank's share of {share} "
+            f"images ({batch} over {ranks} ranks); the nearest that does is {nearest}"
+        )
+    return micro
+
+
+def place_arms(shares: Mapping[str, int | None], ranks: int) -> dict[str, range]:
+    """The ranks of each arm.
+
+    Args:
+        shares: arm to its share of the ranks; None for all, where no arm has any of its own.
+        ranks: number of processes; a single one runs all arms, whatever their shares.
+
+    Raises:
+        RecipeError: the shares do not divide the ranks; says how many they do.
+    """
+    own = {name: share for name, share in shares.items() if share is not None}
+    if ranks == 1 or not own:
+        return dict.fromkeys(shares, range(ranks))
+    total = sum(own.values())
+    if ranks % total:
+        asked = " + ".join(f"{share} ({name})" for name, share in own.items())
+        lower = ranks // total * total
+        fits = [str(count) for count in (lower, lower + total) if count]
+        raise RecipeError(
+            f"arms: partitions of {asked} do not fit {ranks} ranks; start {' or '.join(fits)} "
+            "of them, or one, which runs all arms in turn"
+        )
+    placed, first = {}, 0
+    for name, share in own.items():
+        placed[name] = range(first, first + share * ranks // total)
+        first = placed[name].stop
+    return placed
+
+
+def deal_lanes(shares: Mapping[str, int | None]) -> dict[str, tuple[Fraction, Fraction]]:
+    """Where each arm's lanes of a stream begin and end, in the proportions of its ranks.
+
+    They do not depend on how many ranks there are, so that a run can go on with others.
+
+    Args:
+        shares: as for `place_arms`.
+    """
+    total = sum(share or 0 for share in shares.values())
+    lanes, first = {}, Fraction(0)
+    for name, share in shares.items():
+        last = first + Fraction(share, total) if share else Fraction(1)
+        lanes[name] = (first, last)
+        first = last if share else Fraction(0)
+    return lanes

@@ -1,0 +1,108 @@
+"""The student's input size as a function of the step: one, a set to draw from, or stages.
+
+One draw a step, the same on every rank, from the seed and the step alone (AM-RADIO and its
+successors draw one size a batch; C-RADIOv4 has six small and four large ones).
+"""
+
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    RootModel,
+    model_serializer,
+    model_validator,
+)
+
+from distill import distributed
+from teachers.upsamplers.resize import Factor
+
+
+class SizeConfig(BaseModel):
+    """One size, and when it is drawn.
+
+    Attributes:
+        size: the student's input in pixels, one number or [height, width].
+        probability: of being drawn; those of a stage sum to 1. None for equal shares.
+        start: first optimiser step of the stage that it belongs to, from 0.
+        end: the optimiser step before which the stage ends; None for never.
+        batch_size: images of a step at this size, over all ranks; None for the arm's.
+        micro_batch_size: images of one forward pass on one rank; None for the arm's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Factor
+    probability: float | None = Field(None, gt=0, le=1)
+    start: NonNegativeInt = 0
+    end: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    micro_batch_size: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"end: {self.end} is not behind the stage's start, {self.start}")
+        return self
+
+    def at(self, step: int) -> bool:
+        """Whether it may be drawn at a step."""
+        return self.start <= step and (self.end is None or step < self.end)
+
+
+class ResolutionSchedule(RootModel[tuple[SizeConfig, ...]]):
+    """Sizes with probabilities, in stages; a single size is written as a number or a pair."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_one(cls, value: Any) -> Any:
+        listed = isinstance(value, list | tuple)
+        several = listed and any(isinstance(size, dict | SizeConfig) for size in value)
+        return value if several else ({"size": value},)
+
+    @model_validator(mode="after")
+    def _every_step_has_one(self) -> Self:
+        ends = {size.end for size in self.root if size.end is not None}
+        for step in sorted({0, *ends, *(size.start for size in self.root)}):
+            active = [size for size in self.root if size.at(step)]
+            if not active:
+                raise ValueError(
+                    f"no size for step {step}; let another stage start there, or leave `end` out"
+                )
+            given = [s.probability for s in active if s.probability is not None]
+            if given and (len(given) < len(active) or abs(sum(given) - 1) > 1e-6):
+                raise ValueError(
+                    f"the probabilities at step {step} are {[s.probability for s in active]}; "
+                    "they must sum to 1, or all be left out"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, write: Any) -> Any:
+        return list(self.fixed) if self.fixed else write(self)
+
+    @property
+    def fixed(self) -> tuple[int, int] | None:
+        """(height, width) where every step has the same size and nothing else is said of it."""
+        (first, *others) = self.root
+        return first.size if not others and first == SizeConfig(size=first.size) else None
+
+    def draw(self, step: int, *purpose: int | str) -> SizeConfig:
+        """The size of a step.
+
+        Args:
+            step: number of the optimiser step.
+            purpose: with the step, the seed of the draw: that of the run, and whose draw it is.
+        """
+        active = [size for size in self.root if size.at(step)]
+        point = distributed.derive_seed(*purpose, "resolution", step) / 2**63
+        for size in active[:-1]:
+            point -= size.probability or 1 / len(active)
+            if point < 0:
+                return size
+        return active[-1]

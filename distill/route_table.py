@@ -1,0 +1,121 @@
+"""The routes of every teacher in every arm, checked and shown before the first step."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from distill.arms import place_of
+from distill.errors import RecipeError
+from distill.recipe import StudentRecipe
+from distill.resolution import SizeConfig
+from distill.routes import Route, Size, choose_route
+from teachers.errors import TeacherError
+from teachers.teacher import Teacher
+
+_TITLES = (
+    *("arm", "images a step", "student px", "cells"),
+    *("teacher", "input px", "route", "grid", "forwards", "images a call"),
+)
+
+
+class RouteRow(NamedTuple):
+    """One teacher at one student size of one arm.
+
+    Attributes:
+        arm: its name; empty where the recipe has no arms.
+        batch_size: images of a step at this size, over all ranks.
+        student: (height, width) of the student's images in pixels.
+        student_grid: (h, w) of its cells.
+        teacher: its name.
+        route: how it is run.
+    """
+
+    arm: str
+    batch_size: int
+    student: Size
+    student_grid: Size
+    teacher: str
+    route: Route
+
+
+def route_rows(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> list[RouteRow]:
+    """Every teacher that some loss counts for, at every size of every arm that it is in.
+
+    Args:
+        recipe: the student's.
+        teachers: every teacher of the recipe by its name; on the meta device they will do.
+
+    Raises:
+        RecipeError: a teacher has no such route to a size; says why, and what to do.
+    """
+    return [
+        _row(recipe, arm, size, name, teachers[name])
+        for arm, config in recipe.placed_arms.items()
+        for size in config.resolution.root
+        for name in config.teachers or recipe.teachers
+        if recipe.objective.runs(name, teachers[name].spec)
+    ]
+
+
+def _row(
+    recipe: StudentRecipe, arm: str, size: SizeConfig, name: str, teacher: Teacher
+) -> RouteRow:
+    config, patch = recipe.placed_arms[arm], recipe.student.patch_size
+    choice = config.routes.get(name, "auto")
+    try:
+        route = choose_route(teacher, size.size, patch, choice)
+    except TeacherError as error:
+        raise RecipeError(f"{_place(recipe, arm, name)}: {error}") from error
+    summary = teacher.spec.summary_dim is not None and recipe.objective.weights_of(name).summary
+    if route.mosaic is not None and summary:
+        raise RecipeError(
+            f"{_place(recipe, arm, name)}: a mosaic gives no summary of an image, and the summary "
+            f"loss of {name} counts; set objective.weights.{name}.summary to 0, or take another "
+            "route"
+        )
+    grid = size.size[0] // patch, size.size[1] // patch
+    return RouteRow(arm, size.batch_size or config.batch_size, size.size, grid, name, route)
+
+
+def _place(recipe: StudentRecipe, arm: str, teacher: str) -> str:
+    """Where the recipe says how the teacher is run; its entry, where it does not."""
+    if arm and teacher in recipe.arms[arm].routes:
+        return f"{place_of(arm)}.routes.{teacher}"
+    return (
+        f"targets.routes.{teacher}" if teacher in recipe.targets.routes else f"teachers.{teacher}"
+    )
+
+
+def route_table(rows: Sequence[RouteRow]) -> str:
+    """Rows as aligned text: what the student sees, and how each teacher is run for it.
+
+    A grid that is not the student's is followed by the one on which the two maps meet.
+    """
+    lines = [_TITLES, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_TITLES))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _cells(row: RouteRow) -> tuple[str, ...]:
+    route, ours = row.route, row.student_grid
+    grid = _size(route.grid)
+    if route.grid != ours:
+        grid += f" on {min(ours[0], route.grid[0])} x {min(ours[1], route.grid[1])}"
+    return (
+        row.arm or "-",
+        str(row.batch_size),
+        _size(row.student),
+        _size(ours),
+        row.teacher,
+        _size(route.input_size),
+        route.kind,
+        grid,
+        str(route.forwards),
+        str(route.images),
+    )
+
+
+def _size(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
