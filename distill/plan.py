@@ -14,8 +14,8 @@ from rich.console import Console
 from distill.config import apply_overrides, load_yaml, validate
 from distill.errors import RecipeError, command
 from distill.evaluation.sheet import screen_table
-from distill.planning.machine import GPUS, find_gpu
-from distill.planning.scaling import Scaled, Scaling, measure_arms
+from distill.planning.machine import GPUS, Speed, find_gpu
+from distill.planning.scaling import Scaling, measure_arms
 from distill.planning.step import Workload
 from distill.planning.student_step import StudentWorkload
 from distill.planning.tables import (
@@ -77,21 +77,23 @@ def main() -> None:
     apply_overrides(tree, arguments.overrides)
     workload = workload_of(tree, str(arguments.recipe))
     costs = measure_arms(workload)
-    scaling = Scaling(workload, costs, gpu, arguments.mfu)
+    speed = Speed(gpu, workload.recipe.engine.precision, arguments.mfu)
+    scaling = Scaling(workload, costs, speed)
     console = Console()
     for cost in costs:
-        sheet = arm_sheet(cost, workload.rows(cost.arm), gpu, arguments.mfu)
+        sheet = arm_sheet(cost, workload.rows(cost.arm), speed)
         console.print(screen_table(sheet))
-    steps = _scaled(scaling, counts, workload)
+    steps = [scaling.on(count) for count in counts]
     console.print(screen_table(memory_sheet(steps)))
-    batch = sum(cost.arm.batch_size for cost in costs)
+    batch = sum(cost.arm.share * cost.arm.batch_size for cost in costs)
     console.print(screen_table(time_sheet(steps, batch, arguments.gpu)))
     if isinstance(workload, StudentWorkload):
+        fullest = max(costs, key=lambda cost: cost.trace.peak)
         workload.switch_checkpointing()
-        other = Scaling(workload, measure_arms(workload), gpu, arguments.mfu)
-        print(checkpointing_line(workload.checkpointing, _scaled(other, counts, workload)))
+        other = workload.trace(fullest.arm, fullest.trace.images)
+        print(checkpointing_line(workload.checkpointing, fullest, other))
     print("Assumed:")
-    for line in assumptions(gpu, arguments.mfu, workload.recipe.data.workers):
+    for line in assumptions(speed, workload.recipe.data.workers):
         print(f"- {line}")
 
 
@@ -124,22 +126,6 @@ def _counts(text: str) -> list[int]:
     if not counts or min(counts) < 1:
         raise RecipeError(f"--gpus {text}: numbers of GPUs are due, such as 8,64,512")
     return counts
-
-
-def _scaled(scaling: Scaling, counts: list[int], workload: Workload) -> list[Scaled]:
-    """The step on each number of GPUs.
-
-    Raises:
-        RecipeError: the batch does not divide over one of them; says which do.
-    """
-    steps = []
-    for gpus in counts:
-        step = scaling.on(gpus)
-        if step is None:
-            workload.recipe.run.micro_batch(gpus)  # says what divides
-            raise RecipeError(f"--gpus {gpus}: an arm's batch does not divide over them")
-        steps.append(step)
-    return steps
 
 
 if __name__ == "__main__":

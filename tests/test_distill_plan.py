@@ -158,9 +158,10 @@ def test_the_command_prints_the_models_a_rank_and_the_hours(
     assert re.search(r"clip/upsampler .* 256x256 px -> 16x16x192", said)
     assert "312 TFLOP/s in bf16 and 19.5 in float32 (NVIDIA A100 data sheet" in said
     assert re.search(r"micro-batch +│ +32 │ +8 ", said)
-    (other,) = re.findall(r"checkpointing=true: 1 GPU ([\d.]+) GB", said)
-    (used,) = re.findall(r"total +│ +([\d.]+) ", said)
-    assert 0 < float(other) < float(used)
+    (line,) = re.findall(r"checkpointing=true: student takes (.*)", said)
+    bytes_other, bytes_now, flops_other, flops_now = re.findall(r"[\d.]+(?= GB|, and| T|$)", line)
+    assert float(bytes_other) < float(bytes_now)
+    assert float(flops_other) > float(flops_now)
 
 
 @pytest.mark.parametrize(

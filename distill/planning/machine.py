@@ -1,6 +1,6 @@
 """GPUs by name, and how long a step takes on some of them."""
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,8 @@ class Gpu(NamedTuple):
 
     Attributes:
         half: TFLOP/s of dense bf16 products, accumulated in float32.
-        single: TFLOP/s in float32, without TF32, which this project does not switch on.
+        tf32: of float32 ones with ten bits of precision, which runs in bf16 or fp16 use.
+        single: of float32 ones, which runs in fp32 use.
         memory: GB (10^9 bytes).
         link: GB/s that it sends to others of its node.
         node: GPUs of a usual node.
@@ -33,6 +34,7 @@ class Gpu(NamedTuple):
     """
 
     half: float
+    tf32: float
     single: float
     memory: float
     link: float
@@ -44,13 +46,13 @@ class Gpu(NamedTuple):
 # Links in one direction, half of what data sheets add up; networks: one NIC of 400 Gb/s a GPU for
 # H100, H200 and B200, 200 Gb/s for A100 (NVIDIA's DGX systems), 100 Gb/s a node elsewhere.
 GPUS = {
-    "b200": Gpu(2250, 75, 180, 900, 8, 50, "NVIDIA DGX B200 data sheet"),
-    "h200": Gpu(989, 67, 141, 450, 8, 50, "NVIDIA H200 data sheet, SXM"),
-    "h100": Gpu(989, 67, 80, 450, 8, 50, "NVIDIA H100 data sheet, SXM"),
-    "a100": Gpu(312, 19.5, 80, 300, 8, 25, "NVIDIA A100 data sheet, SXM 80 GB"),
-    "l40s": Gpu(362, 91.6, 48, 32, 8, 1.6, "NVIDIA L40S data sheet, PCIe 4"),
-    "4090": Gpu(165, 82.6, 24, 32, 4, 3.1, "NVIDIA Ada white paper, PCIe 4"),
-    "3090": Gpu(71, 35.6, 24, 32, 4, 3.1, "NVIDIA Ampere GA102 white paper, PCIe 4"),
+    "b200": Gpu(2250, 1125, 75, 180, 900, 8, 50, "NVIDIA DGX B200 data sheet"),
+    "h200": Gpu(989, 494, 67, 141, 450, 8, 50, "NVIDIA H200 data sheet, SXM"),
+    "h100": Gpu(989, 494, 67, 80, 450, 8, 50, "NVIDIA H100 data sheet, SXM"),
+    "a100": Gpu(312, 156, 19.5, 80, 300, 8, 25, "NVIDIA A100 data sheet, SXM 80 GB"),
+    "l40s": Gpu(362, 183, 91.6, 48, 32, 8, 1.6, "NVIDIA L40S data sheet, PCIe 4"),
+    "4090": Gpu(165, 82.6, 82.6, 24, 32, 4, 3.1, "NVIDIA Ada white paper, PCIe 4"),
+    "3090": Gpu(71, 35.6, 35.6, 24, 32, 4, 3.1, "NVIDIA Ampere GA102 white paper, PCIe 4"),
 }
 
 
@@ -68,11 +70,29 @@ def find_gpu(name: str) -> Gpu:
     return GPUS[name.lower()]
 
 
-def compute_seconds(flops: Counter[torch.dtype], gpu: Gpu, utilisation: float) -> float:
-    """Seconds of these FLOPs, each at a share of its own precision's rate."""
-    rate = {torch.float32: gpu.single, torch.float64: gpu.single / 2}
-    teras = sum(count / rate.get(dtype, gpu.half) for dtype, count in flops.items()) / 1e12
-    return teras / utilisation
+class Speed(NamedTuple):
+    """How fast a GPU computes in a run.
+
+    Attributes:
+        gpu: which.
+        precision: of the engine; see `distill.training`, which lets all but fp32 use TF32.
+        utilisation: share of the GPU's rates.
+    """
+
+    gpu: Gpu
+    precision: str
+    utilisation: float
+
+    @property
+    def single(self) -> float:
+        """TFLOP/s of float32 products, at full utilisation."""
+        return self.gpu.single if self.precision == "fp32" else self.gpu.tf32
+
+    def seconds(self, flops: Mapping[torch.dtype, float]) -> float:
+        """Seconds of these FLOPs, each at its own precision's rate."""
+        rates = {torch.float32: self.single, torch.float64: self.gpu.single / 2}
+        teras = sum(count / rates.get(dtype, self.gpu.half) for dtype, count in flops.items())
+        return teras / 1e12 / self.utilisation
 
 
 def link_seconds(sent: float, gpu: Gpu, ranks: int) -> float:

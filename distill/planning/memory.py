@@ -72,7 +72,7 @@ class Sharding:
     parameters: int
     largest: int
 
-    def memory(self, trace: Trace, ranks: int, *, accumulation: int, teachers: float) -> Memory:
+    def memory(self, trace: Trace, ranks: int, *, accumulation: float, teachers: float) -> Memory:
         """Bytes of a rank.
 
         Args:
@@ -111,7 +111,7 @@ class Sharding:
         # A slice that stays, and what is gathered: DeepSpeed lets go of it beyond 1e9 parameters.
         return part + min(whole, 1e9 * _FLOAT)
 
-    def collectives(self, accumulation: int) -> Collectives:
+    def collectives(self, accumulation: float) -> Collectives:
         """Bytes that the collectives of a step are called with, whole on every rank."""
         stage = self.config.zero_stage
         gradients = float(_FLOAT * self.parameters)
@@ -120,7 +120,7 @@ class Sharding:
             return Collectives(0.0, accumulation * (gradients + 2 * weights))
         return Collectives(gradients * (accumulation if stage == 2 else 1), weights)
 
-    def sent(self, ranks: int, accumulation: int) -> float:
+    def sent(self, ranks: int, accumulation: float) -> float:
         """Bytes that a rank sends in a step, through rings (Patarasuk and Yuan 2009).
 
         An all-reduce of n bytes sends 2 n (ranks - 1) / ranks, a gather or a scatter half of it.

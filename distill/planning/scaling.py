@@ -2,20 +2,15 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from distill.errors import RecipeError
 from distill.optimizer import flat_size
-from distill.planning.machine import (
-    GB,
-    MEMORY_SHARE,
-    Gpu,
-    compute_seconds,
-    link_seconds,
-    reading_seconds,
-)
+from distill.planning.machine import GB, MEMORY_SHARE, Speed, link_seconds, reading_seconds
 from distill.planning.memory import Memory, Sharding
 from distill.planning.step import Arm, Trace, Workload, count
 
@@ -45,16 +40,15 @@ class ArmCost:
 
 
 class Scaled(NamedTuple):
-    """One optimiser step on so many GPUs.
+    """One optimiser step on so many GPUs, on average over the sizes of its images.
 
     Attributes:
         gpus: how many.
-        micro_batches: images of a forward pass on a rank, for each arm; empty where the batch does
-            not divide over so many.
-        accumulation: micro-batches of a step on a rank, of all arms.
-        memory: of a rank.
+        micro_batches: images of a forward pass on a rank, for each arm.
+        accumulation: micro-batches of a step on a rank.
+        memory: of the fullest rank.
         largest: micro-batches that would fit, for each arm; 0 where not even one image does.
-        compute: seconds.
+        compute: seconds of the slowest rank.
         communication: seconds, after the computation as the engine does not overlap them.
         data: seconds of reading, beside both where a rank has workers.
         step: seconds of all.
@@ -63,7 +57,7 @@ class Scaled(NamedTuple):
 
     gpus: int
     micro_batches: tuple[int, ...]
-    accumulation: int
+    accumulation: float
     memory: Memory
     largest: tuple[int, ...]
     compute: float
@@ -83,6 +77,19 @@ class Scaled(NamedTuple):
         return max(times, key=lambda name: times[name])
 
 
+class _Placed(NamedTuple):
+    """An arm on the ranks that run it."""
+
+    cost: ArmCost
+    share: int  # images of a step on a rank
+    micro_batch: int
+
+    @property
+    def passes(self) -> float:
+        """Of a rank in a step, on average."""
+        return self.cost.arm.share * self.share / self.micro_batch
+
+
 def measure_arms(workload: Workload) -> list[ArmCost]:
     """Traces every arm at its micro-batch and at half of it (at two images where it is one)."""
     costs = []
@@ -99,8 +106,7 @@ class Scaling:
     Args:
         workload: its models.
         costs: of its arms.
-        gpu: the kind.
-        utilisation: share of the GPU's rate at which FLOPs are done.
+        speed: of the GPUs.
         device_type: `cpu` where the engine runs on one, whose flat tensors are smaller.
     """
 
@@ -108,44 +114,46 @@ class Scaling:
         self,
         workload: Workload,
         costs: list[ArmCost],
-        gpu: Gpu,
-        utilisation: float,
+        speed: Speed,
         *,
         device_type: str = "cuda",
     ) -> None:
-        self._workload, self._costs, self._gpu = workload, costs, gpu
-        self._utilisation = utilisation
+        self._workload, self._costs, self._speed = workload, costs, speed
         parameters = count(workload.trained)[0]
         self.sharding = Sharding(workload.recipe.engine, parameters, flat_size(device_type))
 
-    def on(self, gpus: int) -> Scaled | None:
-        """The step on so many GPUs; None where the batch does not divide over them."""
-        if any(cost.arm.batch_size % gpus for cost in self._costs):
-            return None
-        shares = [cost.arm.batch_size // gpus for cost in self._costs]
-        micro = [_divisor(s, c.arm.micro_batch) for s, c in zip(shares, self._costs, strict=True)]
-        accumulation = sum(s // m for s, m in zip(shares, micro, strict=True))
-        compute = self._seconds(shares)
+    def on(self, gpus: int) -> Scaled:
+        """The step on so many GPUs.
+
+        Raises:
+            RecipeError: a batch, or the ranks of the arms, do not divide over them.
+        """
+        groups = self._groups(gpus)
+        placed = [each for group in groups for each in group]
+        accumulation = max(sum(each.passes for each in group) for group in groups)
+        compute = max(self._compute(group) for group in groups)
         sent = self.sharding.sent(gpus, accumulation)
-        communication = link_seconds(sent, self._gpu, gpus)
+        communication = link_seconds(sent, self._speed.gpu, gpus)
         workers = self._workload.recipe.data.workers
-        data = sum(
-            reading_seconds(share, cost.arm.resolution, workers)
-            for share, cost in zip(shares, self._costs, strict=True)
-        )
+        data = max(_reading(group, workers) for group in groups)
         busy = compute + communication
         step = max(busy, data) if workers else busy + data
         before = self._statistics_seconds() / gpus
         memories = [
-            self._memory(cost, images, gpus, accumulation)
-            for cost, images in zip(self._costs, micro, strict=True)
+            self._memory(each.cost, each.micro_batch, gpus, accumulation, group)
+            for group in groups
+            for each in group
         ]
         return Scaled(
             gpus=gpus,
-            micro_batches=tuple(micro),
+            micro_batches=tuple(each.micro_batch for each in placed),
             accumulation=accumulation,
             memory=max(memories, key=lambda memory: memory.total),
-            largest=tuple(self._largest(cost, gpus, accumulation) for cost in self._costs),
+            largest=tuple(
+                self._largest(each.cost, gpus, accumulation, group)
+                for group in groups
+                for each in group
+            ),
             compute=compute,
             communication=communication,
             data=data,
@@ -153,37 +161,82 @@ class Scaling:
             hours=(self._workload.recipe.run.steps * step + before) / 3600,
         )
 
-    def _memory(self, cost: ArmCost, images: float, gpus: int, accumulation: int) -> Memory:
+    def _groups(self, gpus: int) -> list[list[_Placed]]:
+        """The arms that share ranks, together; one process runs all."""
+        groups: dict[str, list[ArmCost]] = {}
+        for cost in self._costs:
+            groups.setdefault(cost.arm.group if gpus > 1 else "", []).append(cost)
+        whole = sum(group[0].arm.ranks for group in groups.values())
+        placed = []
+        for group in groups.values():
+            ranks = gpus if len(groups) == 1 else group[0].arm.ranks * gpus // whole
+            if gpus % whole * (len(groups) > 1) or any(c.arm.batch_size % ranks for c in group):
+                self._workload.recipe.require_ranks(gpus)  # says what divides
+                raise RecipeError(f"--gpus {gpus}: the arms' batches do not divide over them")
+            shares = [cost.arm.batch_size // ranks for cost in group]
+            placed.append(
+                [
+                    _Placed(c, s, _divisor(s, c.arm.micro_batch))
+                    for c, s in zip(group, shares, strict=True)
+                ]
+            )
+        return placed
+
+    def _compute(self, group: Iterable[_Placed]) -> float:
+        """Seconds of a rank's products in a step."""
+        flops: Counter[torch.dtype] = Counter()
+        for cost, share, _ in group:
+            images = cost.arm.share * share
+            flops.update({d: round(n * images) for d, n in cost.trace.flops().items()})
+        return self._speed.seconds(flops)
+
+    def _memory(
+        self,
+        cost: ArmCost,
+        images: float,
+        gpus: int,
+        accumulation: float,
+        group: Iterable[_Placed],
+    ) -> Memory:
+        names = {name for each in group for name in each.cost.arm.routes}
         return self.sharding.memory(
             cost.at(images),
             gpus,
             accumulation=accumulation,
-            teachers=sum(count(teacher)[1] for teacher in self._workload.frozen),
+            teachers=sum(count(self._workload.teachers[name])[1] for name in names),
         )
 
-    def _largest(self, cost: ArmCost, gpus: int, accumulation: int) -> int:
+    def _largest(
+        self, cost: ArmCost, gpus: int, accumulation: float, group: Iterable[_Placed]
+    ) -> int:
         """Images of the largest micro-batch that fits, found by halving."""
-        room = self._gpu.memory * GB * MEMORY_SHARE
+        room = self._speed.gpu.memory * GB * MEMORY_SHARE
         low, high = 0, 1 << 16
         while high - low > 1:
             middle = (low + high) // 2
-            fits = self._memory(cost, middle, gpus, accumulation).total <= room
+            fits = self._memory(cost, middle, gpus, accumulation, group).total <= room
             low, high = (middle, high) if fits else (low, middle)
         return low
 
-    def _seconds(self, shares: list[int]) -> float:
-        flops: Counter[torch.dtype] = Counter()
-        for share, cost in zip(shares, self._costs, strict=True):
-            flops.update({d: n * share for d, n in cost.trace.flops().items()})
-        return compute_seconds(flops, self._gpu, self._utilisation)
-
     def _statistics_seconds(self) -> float:
-        """Of the teachers' passes before the first step, on one GPU."""
-        cost = self._costs[0]
-        parts = [row.part for row in self._workload.rows(cost.arm) if not row.trained]
-        flops = cost.trace.flops(*parts)
-        total = Counter({d: n * self._workload.statistics_images for d, n in flops.items()})
-        return compute_seconds(total, self._gpu, self._utilisation)
+        """Of each teacher's passes before the first step, at its first size, on one GPU."""
+        flops: Counter[torch.dtype] = Counter()
+        done: set[str] = set()
+        for cost in self._costs:
+            rows = self._workload.rows(cost.arm)
+            parts = [row.part for row in rows if not row.trained and row.part not in done]
+            if parts:
+                flops.update(cost.trace.flops(*parts))
+                done.update(parts)
+        images = self._workload.statistics_images
+        return self._speed.seconds({dtype: images * each for dtype, each in flops.items()})
+
+
+def _reading(group: Iterable[_Placed], workers: int) -> float:
+    return sum(
+        reading_seconds(cost.arm.share * share, cost.arm.resolution, workers)
+        for cost, share, _ in group
+    )
 
 
 def _divisor(share: int, most: int) -> int:

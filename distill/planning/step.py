@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from torch import nn
 
 from distill.errors import RecipeError
 from distill.planning.meter import Meter, Part
+from distill.routes import RouteChoice
 from distill.training_recipe import TrainingRecipe
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
@@ -25,16 +26,22 @@ class Arm(NamedTuple):
     Attributes:
         name: in tables.
         resolution: (height, width) in pixels of its images.
-        batch_size: its images in one optimiser step, over all ranks.
+        batch_size: its images in one optimiser step, over all ranks that run it.
         micro_batch: images of one forward pass on one rank, at most.
-        teachers: names of those that see them.
+        routes: teacher to route, for those that see the images.
+        share: of the steps that have this size, over the run.
+        group: the ranks that run it: the name of a recipe's arm; empty where all ranks do.
+        ranks: the group's share of the ranks, against other groups'.
     """
 
     name: str
     resolution: tuple[int, int]
     batch_size: int
     micro_batch: int
-    teachers: tuple[str, ...]
+    routes: Mapping[str, RouteChoice]
+    share: float = 1.0
+    group: str = ""
+    ranks: int = 1
 
 
 class Row(NamedTuple):
@@ -53,7 +60,7 @@ class Row(NamedTuple):
     parameters: int
     bytes: int
     seen: str
-    passes: int = 1
+    passes: float = 1
     trained: bool = True
 
 
@@ -88,13 +95,13 @@ class Workload(ABC):
         recipe: whose.
         trained: what the engine holds.
         arms: of one optimiser step.
-        frozen: the teachers, on every rank.
+        teachers: by name.
     """
 
     recipe: TrainingRecipe
     trained: nn.Module
     arms: list[Arm]
-    frozen: list[Teacher]
+    teachers: dict[str, Teacher]
 
     @property
     @abstractmethod
@@ -112,11 +119,6 @@ class Workload(ABC):
         Raises:
             RecipeError: a teacher refuses images of this size.
         """
-
-
-def largest_micro_batch(recipe: TrainingRecipe) -> int:
-    """Images of one forward pass on one rank, where the ranks are few."""
-    return min(recipe.run.micro_batch_size or recipe.run.batch_size, recipe.run.batch_size)
 
 
 def imagined_teacher(config: TeacherConfig, precision: str, where: str) -> Teacher:

@@ -1,5 +1,8 @@
 """A student's step, on models without weights: its own targets, forward pass, losses, backward."""
 
+from collections.abc import Collection, Iterator
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -16,16 +19,18 @@ from distill.planning.step import (
     count,
     explained,
     imagined_teacher,
-    largest_micro_batch,
     seen,
     traced,
 )
 from distill.recipe import StudentRecipe
+from distill.resolution import ResolutionSchedule, SizeConfig
+from distill.routes import RouteChoice, Size, bare_encoder, choose_route
 from distill.student_task import build_targets
-from distill.targets import Targets, teacher_input_size
+from distill.targets import Targets
 from student.model import Student, StudentOutput
 from teachers.features import Features
 from teachers.matched import MatchedTeacher
+from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.upsampler import Upsampler
 
@@ -53,20 +58,10 @@ class StudentWorkload(Workload):
         config = recipe.student.model_copy(update={"init": None})
         with torch.device("meta"):
             self.trained = Student(config, {n: t.spec for n, t in self.teachers.items()})
-        self.running = list(build_targets(recipe, self.teachers).teachers)
-        run = recipe.run
-        self.arms = [
-            Arm(
-                "student",
-                run.resolution,
-                run.batch_size,
-                largest_micro_batch(recipe),
-                tuple(self.running),
-            )
-        ]
-        self.frozen = list(self.teachers.values())
+        running = build_targets(recipe, self.teachers).teachers
+        self.arms = list(_arms(recipe, running))
         self._imitation = Imitation()
-        for module in [self.trained, *self.frozen]:
+        for module in [self.trained, *self.teachers.values()]:
             self._imitation.of(module)
         if recipe.engine.precision == "fp16":
             self.trained.half()
@@ -79,40 +74,41 @@ class StudentWorkload(Workload):
             Row("student", *count(self.trained.trunk), seen(arm.resolution, grid, width)),
             Row("heads", *count(self.trained.heads), ""),
         ]
-        for name in arm.teachers:
-            rows += self._teacher_rows(name, arm)
+        for name, choice in arm.routes.items():
+            rows += self._teacher_rows(name, arm.resolution, choice)
         return rows
 
-    def _teacher_rows(self, name: str, arm: Arm) -> list[Row]:
+    def _teacher_rows(self, name: str, size: Size, choice: RouteChoice) -> list[Row]:
         teacher = self.teachers[name]
-        size = teacher_input_size(teacher.spec, arm.resolution, self.recipe.student.patch_size)
-        grid, dim = teacher.spec.grid(*size), teacher.spec.spatial_dim
-        if not isinstance(teacher, (UpsampledTeacher, MatchedTeacher)):
-            return [Row(name, *count(teacher), seen(size, grid, dim), trained=False)]
-        encoder = teacher.teacher
-        native = encoder.spec.resolution
-        upsampler = _upsampler(teacher, grid)
-        low = seen(native, encoder.spec.grid(*native), encoder.spec.spatial_dim)
+        encoder, dim = bare_encoder(teacher), teacher.spec.spatial_dim
+        route = choose_route(teacher, size, self.recipe.student.patch_size, choice)
+        passes, high = route.forwards / route.images, seen(route.input_size, route.grid, dim)
+        if route.kind != "upsampler":
+            return [Row(name, *count(encoder), high, passes, trained=False)]
+        spec = encoder.spec
+        low = seen(spec.resolution, spec.grid(*spec.resolution), spec.spatial_dim)
+        upsampler = _upsampler(teacher, route.grid)
         return [
-            Row(name, *count(encoder), low, upsampler.num_forwards, trained=False),
-            Row(f"{name}/upsampler", *count(upsampler), seen(size, grid, dim), trained=False),
+            Row(name, *count(encoder), low, passes, trained=False),
+            Row(f"{name}/upsampler", *count(upsampler), high, trained=False),
         ]
 
     def trace(self, arm: Arm, images: int) -> Trace:
         """See `Workload.trace`."""
         objective = self.recipe.objective
         pixels = self._imitation.tensor(images, 3, *arm.resolution)
-        ones = {name: torch.ones(()) for name in arm.teachers}
+        ones = {name: torch.ones(()) for name in self.teachers}
         student = Autocast(self.trained, enabled=self.recipe.engine.precision == "bf16")
-        with Meter(self.trained, *self.frozen) as meter, explained(arm):
+        with Meter(self.trained, *self.teachers.values()) as meter, explained(arm):
             targets = {}
-            for name in arm.teachers:
-                targets[name] = self._target(meter, name, pixels)
+            for name, choice in arm.routes.items():
+                targets[name] = self._target(meter, name, pixels, choice)
             meter.inside(self.trained.trunk, "student")
             for head in self.trained.heads.values():
                 meter.inside(head, "heads")
             output: StudentOutput = student(pixels)
-            total = Objective(objective, ones)(output.heads, targets).total
+            shares = dict.fromkeys(arm.routes, 1.0)
+            total = Objective(objective, ones)(output.heads, targets, shares).total
             meter.name("heads")
             total.backward()
         self.trained.zero_grad()
@@ -134,21 +130,57 @@ class StudentWorkload(Workload):
         needed = objective.standardisation != "none" or objective.summary == "angle"
         return self.recipe.targets.statistics_images if needed else 0
 
-    def _target(self, meter: Meter, name: str, pixels: Tensor) -> Features:
-        """One teacher's target; its encoder is a part of its own where there is an upsampler."""
-        teacher = self.teachers[name]
+    def _target(self, meter: Meter, name: str, pixels: Tensor, choice: RouteChoice) -> Features:
+        """One teacher's target; its encoder is a part of its own where it is upsampled."""
+        teacher, patch = self.teachers[name], self.recipe.student.patch_size
         phi_s = self.recipe.objective.standardisation == "phi_s"
-        targets = Targets({name: teacher}, self.recipe.student.patch_size, phi_s=phi_s)
+        targets = Targets({name: teacher}, patch, phi_s=phi_s)
         statistics = TargetStatistics(any_phi_s(teacher.spec.spatial_dim), torch.ones(()))
         targets.statistics[name] = statistics
-        part = name
-        if isinstance(teacher, (UpsampledTeacher, MatchedTeacher)):
-            meter.inside(teacher.teacher, name)
+        part, size = name, (pixels.shape[-2], pixels.shape[-1])
+        if choose_route(teacher, size, patch, choice).kind == "upsampler":
+            meter.inside(bare_encoder(teacher), name)
             part = f"{name}/upsampler"
         with meter.part(part):
-            return targets(pixels)[name]
+            return targets(pixels, {name: choice})[name]
 
 
-def _upsampler(teacher: UpsampledTeacher | MatchedTeacher, grid: tuple[int, int]) -> Upsampler:
+def _arms(recipe: StudentRecipe, running: Collection[str]) -> Iterator[Arm]:
+    """Every size of every arm, with the teachers that are run."""
+    for name, config in recipe.placed_arms.items():
+        seen_by = config.teachers or tuple(recipe.teachers)
+        routes = {t: config.routes.get(t, "auto") for t in seen_by if t in running}
+        sizes = config.resolution.root
+        for size in sizes:
+            batch = size.batch_size or config.batch_size
+            micro = size.micro_batch_size or config.micro_batch_size or batch
+            label = f" {size.size[0]} x {size.size[1]}" if len(sizes) > 1 else ""
+            yield Arm(
+                (name or "student") + label,
+                size.size,
+                batch,
+                min(micro, batch),
+                routes,
+                _share(config.resolution, size, recipe.run.steps),
+                name if config.ranks else "",
+                config.ranks or 1,
+            )
+
+
+def _share(schedule: ResolutionSchedule, size: SizeConfig, steps: int) -> float:
+    """Of a run's steps, those that draw a size, on average."""
+    edges = {0, steps, *(e for s in schedule.root for e in (s.start, s.end or steps) if e < steps)}
+    total = 0.0
+    for start, end in pairwise(sorted(edges)):
+        active = [s for s in schedule.root if s.at(start)]
+        if size in active:
+            total += (end - start) * (size.probability or 1 / len(active))
+    return total / steps
+
+
+def _upsampler(teacher: Teacher, grid: Size) -> Upsampler:
     """The one that runs for a grid."""
-    return teacher.covering(grid) if isinstance(teacher, MatchedTeacher) else teacher.upsampler
+    if isinstance(teacher, MatchedTeacher):
+        return teacher.covering(grid)
+    assert isinstance(teacher, UpsampledTeacher)
+    return teacher.upsampler

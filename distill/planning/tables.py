@@ -5,29 +5,28 @@ from collections.abc import Sequence
 import torch
 
 from distill.evaluation.sheet import Cell, Sheet
-from distill.planning.machine import GB, LINK_SHARE, MEMORY_SHARE, Gpu, compute_seconds
+from distill.planning.machine import GB, LINK_SHARE, MEMORY_SHARE, Speed
 from distill.planning.memory import Memory
 from distill.planning.scaling import ArmCost, Scaled
-from distill.planning.step import Row
+from distill.planning.step import Row, Trace
 
 _MB = 1e6
 
 
-def arm_sheet(cost: ArmCost, rows: Sequence[Row], gpu: Gpu, utilisation: float) -> Sheet:
+def arm_sheet(cost: ArmCost, rows: Sequence[Row], speed: Speed) -> Sheet:
     """The models that an arm's images go through, a line each.
 
     Args:
         cost: of the arm.
         rows: its models.
-        gpu: whose rates give the share of time.
-        utilisation: share of these rates.
+        speed: gives the shares of time.
     """
     arm, trace = cost.arm, cost.trace
-    whole = compute_seconds(trace.flops(), gpu, utilisation)
+    whole = speed.seconds(trace.flops())
     lines = []
     for row in rows:
         part, flops = trace.parts[row.part], trace.flops(row.part)
-        share = compute_seconds(flops, gpu, utilisation) / whole
+        share = speed.seconds(flops) / whole
         held = part.held if row.trained else part.peak
         figures = [
             _short(row.parameters / 1e6),
@@ -35,14 +34,14 @@ def arm_sheet(cost: ArmCost, rows: Sequence[Row], gpu: Gpu, utilisation: float) 
             _short(flops[torch.float32] / 1e9),
             f"{share:.0%}",
             _short(held / trace.images / _MB),
-            str(row.passes),
+            f"{row.passes:.3g}",
             row.seen,
         ]
         lines.append((row.part, [Cell(figure) for figure in figures]))
     h, w = arm.resolution
     total = sum(trace.flops().values()) / 1e12
     return Sheet(
-        f"{arm.name}: {arm.batch_size} images of {h} x {w} px a step, "
+        f"{arm.name}: {arm.batch_size} images of {h} x {w} px {_steps(arm.share)}, "
         f"{_short(total)} TFLOP an image",
         (
             *("part", "M weights", "GFLOP", "in fp32", "time", "MB", "passes"),
@@ -70,14 +69,14 @@ def memory_sheet(steps: Sequence[Scaled]) -> Sheet:
     )
 
 
-def time_sheet(steps: Sequence[Scaled], batch_size: int, gpu: str) -> Sheet:
+def time_sheet(steps: Sequence[Scaled], batch_size: float, gpu: str) -> Sheet:
     """How fast the run is, a line for each number of GPUs."""
     first = steps[0]
     lines = []
     for step in steps:
         speed_up = first.step * first.gpus / (step.step * step.gpus)
         figures = [
-            str(step.accumulation),
+            f"{step.accumulation:.3g}",
             _short(1e3 * step.compute),
             _short(1e3 * step.communication),
             _short(1e3 * step.data),
@@ -98,22 +97,26 @@ def time_sheet(steps: Sequence[Scaled], batch_size: int, gpu: str) -> Sheet:
     )
 
 
-def checkpointing_line(checkpointing: bool, steps: Sequence[Scaled]) -> str:
-    """What the other choice of activation checkpointing would give."""
-    given = [
-        f"{_gpus(step.gpus)} {_short(step.memory.total / GB)} GB, {_short(step.hours)} h, "
-        f"up to {_sizes(step.largest)} images"
-        for step in steps
-    ]
-    return f"student.activation_checkpointing={str(checkpointing).lower()}: {'; '.join(given)}"
+def checkpointing_line(checkpointing: bool, cost: ArmCost, other: Trace) -> str:
+    """What the other choice of activation checkpointing would do to an arm."""
+    peaks, flops = (
+        [_short(trace.peak / GB) for trace in (other, cost.trace)],
+        [_short(sum(trace.flops().values()) / 1e12) for trace in (other, cost.trace)],
+    )
+    return (
+        f"student.activation_checkpointing={str(checkpointing).lower()}: {cost.arm.name} takes "
+        f"{peaks[0]} GB beyond weights for {other.images} images instead of {peaks[1]}, and "
+        f"{flops[0]} TFLOP an image instead of {flops[1]}"
+    )
 
 
-def assumptions(gpu: Gpu, utilisation: float, workers: int) -> list[str]:
+def assumptions(speed: Speed, workers: int) -> list[str]:
     """What the figures take for granted, a sentence each."""
+    gpu, thin = speed.gpu, "float32" if speed.precision == "fp32" else "TF32"
     reading = f"{workers} workers a rank" if workers else "no workers: reading adds to the step"
     return [
-        f"{gpu.half:g} TFLOP/s in bf16 and {gpu.single:g} in float32 ({gpu.source}), "
-        f"{utilisation:.0%} of each; heads, losses and PHI-S are float32.",
+        f"{gpu.half:g} TFLOP/s in bf16 and {speed.single:g} of float32 products in {thin} "
+        f"({gpu.source}), {speed.utilisation:.0%} of each; heads, losses and PHI-S are float32.",
         f"{MEMORY_SHARE:.0%} of {gpu.memory:g} GB is ours.",
         f"Rings over {gpu.link:g} GB/s within a node of {gpu.node}, {gpu.network:g} GB/s a GPU "
         f"between nodes, at {LINK_SHARE:.0%}; not overlapped with computing, no latency.",
@@ -121,6 +124,10 @@ def assumptions(gpu: Gpu, utilisation: float, workers: int) -> list[str]:
         f"{reading}.",
         "Not counted: optimiser and EMA arithmetic, checkpoints, pictures, evaluation, waiting.",
     ]
+
+
+def _steps(share: float) -> str:
+    return "a step" if share == 1 else f"in {share:.0%} of the steps"
 
 
 def _short(value: float) -> str:

@@ -13,7 +13,6 @@ from distill.planning.step import (
     count,
     explained,
     imagined_teacher,
-    largest_micro_batch,
     seen,
     traced,
 )
@@ -44,9 +43,10 @@ class UpsamplerWorkload(Workload):
         phi_s = any_phi_s(spec.spatial_dim)
         with torch.device("meta"):
             self.trained = build_multi_view(recipe, self.teacher, phi_s)
-        run, micro_batch = recipe.run, largest_micro_batch(recipe)
-        self.arms = [Arm("views", resolution, run.batch_size, micro_batch, ("teacher",))]
-        self.frozen = [self.teacher]
+        run = recipe.run
+        micro_batch = run.micro_batch_size or run.batch_size
+        self.arms = [Arm("views", resolution, run.batch_size, micro_batch, {"teacher": "auto"})]
+        self.teachers = {"teacher": self.teacher}
         self._imitation = Imitation()
         for module in (self.teacher, self.trained):
             self._imitation.of(module)

@@ -29,7 +29,7 @@ from distill.feature_statistics import TargetStatistics
 from distill.objective import LossTerms
 from distill.optimizer import decay_groups
 from distill.plan import workload_of
-from distill.planning.machine import GPUS
+from distill.planning.machine import GPUS, Speed
 from distill.planning.scaling import Scaling, measure_arms
 from distill.planning.step import any_phi_s
 from distill.recipe import StudentRecipe
@@ -158,9 +158,9 @@ def predict(tree: dict[str, Any], ranks: int) -> tuple[Figures, tuple[int, int],
     """What the plan says of a rank; then image size, micro-batch and accumulation."""
     workload = workload_of(tree, "case")
     costs = measure_arms(workload)
-    scaling = Scaling(workload, costs, GPUS["h100"], 1.0, device_type="cpu")
+    speed = Speed(GPUS["h100"], "fp32", 1.0)
+    scaling = Scaling(workload, costs, speed, device_type="cpu")
     step = scaling.on(ranks)
-    assert step is not None
     (images,), arm = step.micro_batches, costs[0].arm
     flops = sum(costs[0].trace.flops().values()) * images * step.accumulation
     figures = Figures(
