@@ -174,12 +174,8 @@ class Scaling:
                 self._workload.recipe.require_ranks(gpus)  # says what divides
                 raise RecipeError(f"--gpus {gpus}: the arms' batches do not divide over them")
             shares = [cost.arm.batch_size // ranks for cost in group]
-            placed.append(
-                [
-                    _Placed(c, s, _divisor(s, c.arm.micro_batch))
-                    for c, s in zip(group, shares, strict=True)
-                ]
-            )
+            pairs = list(zip(group, shares, strict=True))
+            placed.append([_Placed(c, s, _divisor(s, c.arm.micro_batch)) for c, s in pairs])
         return placed
 
     def _compute(self, group: Iterable[_Placed]) -> float:
