@@ -165,12 +165,14 @@ class Scaling:
         """The arms that share ranks, together; one process runs all."""
         groups: dict[str, list[ArmCost]] = {}
         for cost in self._costs:
-            groups.setdefault(cost.arm.group if gpus > 1 else "", []).append(cost)
-        whole = sum(group[0].arm.ranks for group in groups.values())
+            own = gpus > 1 and cost.arm.ranks is not None
+            groups.setdefault(cost.arm.key if own else "", []).append(cost)
+        whole = sum(group[0].arm.ranks or 1 for group in groups.values())
         placed = []
         for group in groups.values():
-            ranks = gpus if len(groups) == 1 else group[0].arm.ranks * gpus // whole
-            if gpus % whole * (len(groups) > 1) or any(c.arm.batch_size % ranks for c in group):
+            own = len(groups) > 1
+            ranks = (group[0].arm.ranks or 1) * gpus // whole if own else gpus
+            if (own and gpus % whole) or any(c.arm.batch_size % ranks for c in group):
                 self._workload.recipe.require_ranks(gpus)  # says what divides
                 raise RecipeError(f"--gpus {gpus}: the arms' batches do not divide over them")
             shares = [cost.arm.batch_size // ranks for cost in group]

@@ -24,24 +24,24 @@ class Arm(NamedTuple):
     """Images of one size that go through some teachers and the student.
 
     Attributes:
+        key: its name in the recipe; empty where that has no arms.
         name: in tables.
         resolution: (height, width) in pixels of its images.
         batch_size: its images in one optimiser step, over all ranks that run it.
         micro_batch: images of one forward pass on one rank, at most.
         routes: teacher to route, for those that see the images.
         share: of the steps that have this size, over the run.
-        group: the ranks that run it: the name of a recipe's arm; empty where all ranks do.
-        ranks: the group's share of the ranks, against other groups'.
+        ranks: its share of the ranks, against other arms'; None where all ranks run it.
     """
 
+    key: str
     name: str
     resolution: tuple[int, int]
     batch_size: int
     micro_batch: int
     routes: Mapping[str, RouteChoice]
     share: float = 1.0
-    group: str = ""
-    ranks: int = 1
+    ranks: int | None = None
 
 
 class Row(NamedTuple):

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.engine import Autocast
+from distill.arms import Pass
+from distill.engine import Autocast, EngineConfig
 from distill.feature_statistics import TargetStatistics
-from distill.objective import Objective
 from distill.planning.meter import Imitation, Meter
 from distill.planning.step import (
     Arm,
@@ -25,10 +26,8 @@ from distill.planning.step import (
 from distill.recipe import StudentRecipe
 from distill.resolution import ResolutionSchedule, SizeConfig
 from distill.routes import RouteChoice, Size, bare_encoder, choose_route
-from distill.student_task import build_targets
-from distill.targets import Targets
+from distill.student_task import StudentTask, build_targets
 from student.model import Student, StudentOutput
-from teachers.features import Features
 from teachers.matched import MatchedTeacher
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
@@ -58,8 +57,13 @@ class StudentWorkload(Workload):
         config = recipe.student.model_copy(update={"init": None})
         with torch.device("meta"):
             self.trained = Student(config, {n: t.spec for n, t in self.teachers.items()})
-        running = build_targets(recipe, self.teachers).teachers
-        self.arms = list(_arms(recipe, running))
+        targets = build_targets(recipe, self.teachers)
+        for name, teacher in targets.teachers.items():
+            statistics = TargetStatistics(any_phi_s(teacher.spec.spatial_dim), torch.ones(()))
+            targets.statistics[name] = statistics
+        engine: Any = _StandIn(self.trained, recipe.engine)
+        self._task = StudentTask(recipe, self.trained, engine, targets)
+        self.arms = list(_arms(recipe, targets.teachers))
         self._imitation = Imitation()
         for module in [self.trained, *self.teachers.values()]:
             self._imitation.of(module)
@@ -73,6 +77,7 @@ class StudentWorkload(Workload):
         rows = [
             Row("student", *count(self.trained.trunk), seen(arm.resolution, grid, width)),
             Row("heads", *count(self.trained.heads), ""),
+            Row("losses", 0, 0, ""),
         ]
         for name, choice in arm.routes.items():
             rows += self._teacher_rows(name, arm.resolution, choice)
@@ -95,20 +100,18 @@ class StudentWorkload(Workload):
 
     def trace(self, arm: Arm, images: int) -> Trace:
         """See `Workload.trace`."""
-        objective = self.recipe.objective
         pixels = self._imitation.tensor(images, 3, *arm.resolution)
-        ones = {name: torch.ones(()) for name in self.teachers}
-        student = Autocast(self.trained, enabled=self.recipe.engine.precision == "bf16")
         with Meter(self.trained, *self.teachers.values()) as meter, explained(arm):
-            targets = {}
-            for name, choice in arm.routes.items():
-                targets[name] = self._target(meter, name, pixels, choice)
             meter.inside(self.trained.trunk, "student")
             for head in self.trained.heads.values():
                 meter.inside(head, "heads")
-            output: StudentOutput = student(pixels)
-            shares = dict.fromkeys(arm.routes, 1.0)
-            total = Objective(objective, ones)(output.heads, targets, shares).total
+            for name in arm.routes:
+                teacher = self.teachers[name]
+                meter.inside(bare_encoder(teacher), name)
+                if bare_encoder(teacher) is not teacher:
+                    meter.inside(teacher, f"{name}/upsampler")
+            meter.name("losses")
+            total = self._task.loss(pixels, _pass(arm, images)).total
             meter.name("heads")
             total.backward()
         self.trained.zero_grad()
@@ -130,19 +133,22 @@ class StudentWorkload(Workload):
         needed = objective.standardisation != "none" or objective.summary == "angle"
         return self.recipe.targets.statistics_images if needed else 0
 
-    def _target(self, meter: Meter, name: str, pixels: Tensor, choice: RouteChoice) -> Features:
-        """One teacher's target; its encoder is a part of its own where it is upsampled."""
-        teacher, patch = self.teachers[name], self.recipe.student.patch_size
-        phi_s = self.recipe.objective.standardisation == "phi_s"
-        targets = Targets({name: teacher}, patch, phi_s=phi_s)
-        statistics = TargetStatistics(any_phi_s(teacher.spec.spatial_dim), torch.ones(()))
-        targets.statistics[name] = statistics
-        part, size = name, (pixels.shape[-2], pixels.shape[-1])
-        if choose_route(teacher, size, patch, choice).kind == "upsampler":
-            meter.inside(bare_encoder(teacher), name)
-            part = f"{name}/upsampler"
-        with meter.part(part):
-            return targets(pixels, {name: choice})[name]
+
+class _StandIn:
+    """What a task asks of the engine, without DeepSpeed."""
+
+    def __init__(self, student: Student, config: EngineConfig) -> None:
+        self._module = Autocast(student, enabled=config.precision == "bf16")
+
+    def __call__(self, *inputs: Tensor) -> StudentOutput:
+        output: StudentOutput = self._module(*inputs)
+        return output
+
+
+def _pass(arm: Arm, images: int) -> Pass:
+    """One micro-batch that is all of its step."""
+    shares = dict.fromkeys(arm.routes, 1.0)
+    return Pass(arm.key, 0, images, 1.0, shares, 1.0, arm.routes)
 
 
 def _arms(recipe: StudentRecipe, running: Collection[str]) -> Iterator[Arm]:
@@ -156,14 +162,14 @@ def _arms(recipe: StudentRecipe, running: Collection[str]) -> Iterator[Arm]:
             micro = size.micro_batch_size or config.micro_batch_size or batch
             label = f" {size.size[0]} x {size.size[1]}" if len(sizes) > 1 else ""
             yield Arm(
+                name,
                 (name or "student") + label,
                 size.size,
                 batch,
                 min(micro, batch),
                 routes,
                 _share(config.resolution, size, recipe.run.steps),
-                name if config.ranks else "",
-                config.ranks or 1,
+                config.ranks,
             )
 
 

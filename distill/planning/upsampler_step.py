@@ -16,6 +16,7 @@ from distill.planning.step import (
     seen,
     traced,
 )
+from distill.routes import RouteChoice
 from distill.train_upsampler import base_resolution
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import MultiView, build_multi_view, draw_views
@@ -45,7 +46,8 @@ class UpsamplerWorkload(Workload):
             self.trained = build_multi_view(recipe, self.teacher, phi_s)
         run = recipe.run
         micro_batch = run.micro_batch_size or run.batch_size
-        self.arms = [Arm("views", resolution, run.batch_size, micro_batch, {"teacher": "auto"})]
+        routes: dict[str, RouteChoice] = {"teacher": "auto"}
+        self.arms = [Arm("", "views", resolution, run.batch_size, micro_batch, routes)]
         self.teachers = {"teacher": self.teacher}
         self._imitation = Imitation()
         for module in (self.teacher, self.trained):
