@@ -84,7 +84,7 @@ def main() -> None:
         sheet = arm_sheet(cost, workload.rows(cost.arm), speed)
         console.print(screen_table(sheet))
     steps = [scaling.on(count) for count in counts]
-    console.print(screen_table(memory_sheet(steps)))
+    console.print(screen_table(memory_sheet(steps, workload.arms)))
     batch = sum(cost.arm.share * cost.arm.batch_size for cost in costs)
     console.print(screen_table(time_sheet(steps, batch, arguments.gpu)))
     if isinstance(workload, StudentWorkload):

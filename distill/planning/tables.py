@@ -8,7 +8,7 @@ from distill.evaluation.sheet import Cell, Sheet
 from distill.planning.machine import GB, LINK_SHARE, MEMORY_SHARE, Speed
 from distill.planning.memory import Memory
 from distill.planning.scaling import ArmCost, Scaled
-from distill.planning.step import Row, Trace
+from distill.planning.step import Arm, Row, Trace
 
 _MB = 1e6
 
@@ -53,19 +53,26 @@ def arm_sheet(cost: ArmCost, rows: Sequence[Row], speed: Speed) -> Sheet:
     )
 
 
-def memory_sheet(steps: Sequence[Scaled]) -> Sheet:
-    """What a rank holds at its fullest, a column for each number of GPUs."""
+def memory_sheet(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Sheet:
+    """What a rank holds at its fullest, a column for each number of GPUs.
+
+    Args:
+        steps: on these.
+        arms: whose micro-batches they have, and what would fit.
+    """
     lines = [
         (name, [Cell(_short(getattr(step.memory, name) / GB)) for step in steps])
         for name in Memory._fields
     ]
     lines.append(("total", [Cell(_short(step.memory.total / GB), best=True) for step in steps]))
-    lines.append(("micro-batch", [Cell(_sizes(step.micro_batches)) for step in steps]))
-    lines.append(("largest that fits", [Cell(_sizes(step.largest)) for step in steps]))
+    for number, arm in enumerate(arms):
+        sizes = [f"{step.micro_batches[number]} of {step.largest[number]}" for step in steps]
+        lines.append((arm.name, [Cell(size) for size in sizes]))
     return Sheet(
         "GB of a rank (10^9 bytes)",
         ("", *(_gpus(step.gpus) for step in steps)),
         lines,
+        "Below: images of a micro-batch, of as many as fit.",
     )
 
 
@@ -138,7 +145,3 @@ def _short(value: float) -> str:
 
 def _gpus(count: int) -> str:
     return f"{count} GPU" if count == 1 else f"{count} GPUs"
-
-
-def _sizes(images: tuple[int, ...]) -> str:
-    return " + ".join(map(str, images))
