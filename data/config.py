@@ -80,7 +80,8 @@ class DataConfig(BaseModel):
         index_dir: where the index of local shards is kept; None lets the run choose.
         allow_pipe: run `pipe:` URLs, which are shell commands.
         lanes: streaming mode only: independent sequences of shards, a multiple of ranks x workers
-            and a divisor of the global batch size; part of the order, so keep it over a run.
+            and a divisor of the global batch size; part of the order, so keep it over a run. Where
+            a step's parts have ranks of their own, each has its share of the lanes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -84,7 +84,6 @@ class StepPlan:
         self, arms: Mapping[str, ArmConfig], teachers: Sequence[str], *, seed: int, ranks: int
     ) -> None:
         self.arms = dict(arms)
-        self.ranks = ranks
         self._seed = seed
         self._teachers = {name: arm.teachers or tuple(teachers) for name, arm in arms.items()}
         self._placed = place_arms({name: arm.ranks for name, arm in arms.items()}, ranks)

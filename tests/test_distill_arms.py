@@ -9,6 +9,7 @@ import pytest
 from distill.config import validate
 from distill.errors import RecipeError
 from distill.recipe import StudentRecipe
+from distill.training_recipe import resolved
 
 LOW = {"resolution": 64, "batch_size": 12, "micro_batch_size": 2}
 HIGH = {"resolution": 128, "batch_size": 4, "micro_batch_size": 1, "teachers": ["clip"]}
@@ -118,6 +119,11 @@ def test_routes_of_an_arm_go_before_those_of_all() -> None:
     low, *_, high = made.step_plan(1).passes(0, 0)
     assert low.routes == {"clip": "interpolate", "siglip": "auto"}
     assert high.routes == {"clip": "matched"}
+
+
+@pytest.mark.parametrize("made", [two_arms(*PARTED), recipe(resolution=[64, 96], batch_size=4)])
+def test_a_resolved_recipe_loads_again_as_itself(made: StudentRecipe) -> None:
+    assert validate(StudentRecipe, resolved(made), "resolved") == made
 
 
 @pytest.mark.parametrize(

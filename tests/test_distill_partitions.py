@@ -5,7 +5,7 @@ it sees in the step, written out for each arm.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -77,8 +77,23 @@ def student_of(made: StudentRecipe) -> Student:
     return Student(made.student, SPECS)
 
 
-def gradient(stage: int, own_ranks: bool) -> tuple[dict[str, Tensor], dict[str, float], list[str]]:
-    """Gradients after one step, the losses over all ranks, and the names that this rank has."""
+class Step(NamedTuple):
+    """What one step shows on one rank.
+
+    Attributes:
+        gradients: parameter to gradient, over all ranks.
+        losses: name to loss, over all ranks.
+        names: of the losses that this rank has.
+        encoded: teacher to the images that this rank ran it on.
+    """
+
+    gradients: dict[str, Tensor]
+    losses: dict[str, float]
+    names: list[str]
+    encoded: dict[str, int]
+
+
+def gradient(stage: int, own_ranks: bool) -> Step:
     made, world = recipe(stage, own_ranks), distributed.world_size()
     plan, student = made.step_plan(world), student_of(made)
     mine = plan.teachers_of(distributed.rank())
@@ -99,7 +114,8 @@ def gradient(stage: int, own_ranks: bool) -> tuple[dict[str, Tensor], dict[str, 
     found = {name: before[name] - after for name, after in engine.weights().items()}
     engine.close()
     losses = {name: float(distributed.all_reduce(value.clone())) for name, value in sums.items()}
-    return found, losses, list(sums)
+    encoded = {name: sum(count for count, *_ in t.seen) for name, t in teachers.items()}
+    return Step(found, losses, list(sums), encoded)
 
 
 def plain_gradient() -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -144,7 +160,7 @@ CASES: dict[int, list[Case]] = {
 }
 
 
-def gradients(cases: list[Case]) -> list[Any]:
+def gradients(cases: list[Case]) -> list[Step]:
     return [gradient(*case) for case in cases]
 
 
@@ -156,12 +172,16 @@ def test_the_gradient_is_that_of_one_process_with_every_arm_whole(ranks: int) ->
     """
     expected, losses = plain_gradient()
     assert max(float(value.abs().max()) for value in expected.values()) > 0.1
-    for of_rank in run_on_ranks(ranks, gradients, CASES[ranks]):
-        for case, (came, shared, names) in zip(CASES[ranks], of_rank, strict=True):
-            assert set(names) == losses.keys(), case
-            assert shared == pytest.approx(losses, rel=1e-5), case
-            assert came.keys() >= expected.keys()
-            for name, value in came.items():
+    by_rank = run_on_ranks(ranks, gradients, CASES[ranks])
+    for case, steps in zip(CASES[ranks], zip(*by_rank, strict=True), strict=True):
+        # No pass is wasted: a teacher runs once for each image that it sees, on one rank.
+        for name, count in {"one": 12, "other": 8}.items():
+            assert sum(step.encoded.get(name, 0) for step in steps) == count, case
+        for step in steps:
+            assert set(step.names) == losses.keys(), case
+            assert step.losses == pytest.approx(losses, rel=1e-5), case
+            assert step.gradients.keys() >= expected.keys()
+            for name, value in step.gradients.items():
                 due = expected.get(name, torch.zeros_like(value))
                 torch.testing.assert_close(value, due, rtol=1e-4, atol=1e-6, msg=f"{case} {name}")
 
