@@ -11,7 +11,7 @@ Prints a line a case and ends with code 1 where one is off by more than 10 %.
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill import distributed
+from distill.arms import Pass
 from distill.config import load_yaml, validate
 from distill.engine import Engine
 from distill.feature_statistics import TargetStatistics
-from distill.objective import LossTerms
 from distill.optimizer import decay_groups
 from distill.plan import workload_of
 from distill.planning.machine import GPUS, Speed
@@ -34,7 +35,7 @@ from distill.planning.scaling import Scaling, measure_arms
 from distill.planning.step import any_phi_s
 from distill.recipe import StudentRecipe
 from distill.student_task import StudentTask, build_student, build_targets, build_teachers
-from distill.train_upsampler import build_encoder
+from distill.train_upsampler import base_resolution, build_encoder
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from tests.benchmarks.workload import recipe as workload_recipe
@@ -59,20 +60,29 @@ class Figures(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A task under its engine.
+    """A task under its engine, and what this rank does in a step.
 
     Attributes:
-        loss: of a micro-batch.
-        engine: of the task.
+        task: its loss is what counts.
+        passes: micro-batches.
     """
 
-    loss: Callable[[Tensor], LossTerms]
-    engine: Engine
+    task: StudentTask | UpsamplerTask
+    passes: list[Pass]
+
+    def run(self, size: tuple[int, int]) -> None:
+        """One optimiser step."""
+        engine = self.task.engine
+        for each in self.passes:
+            images = torch.rand(each.images, 3, *size)
+            engine.backward(self.task.loss(images, each).total)
+        engine.step(1e-4)
 
 
-def student_step(tree: dict[str, Any], micro_batch: int) -> Step:
+def student_step(tree: dict[str, Any]) -> Step:
     """As `train_student` puts it together, with any statistics."""
     recipe = validate(StudentRecipe, tree, "case")
+    passes = recipe.step_plan(distributed.world_size()).passes(distributed.rank(), 0)
     teachers = build_teachers(recipe)
     targets = build_targets(recipe, teachers)
     for name, teacher in teachers.items():
@@ -80,45 +90,36 @@ def student_step(tree: dict[str, Any], micro_batch: int) -> Step:
         targets.statistics[name] = TargetStatistics(phi_s, torch.ones(()))
     student = build_student(recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
-    engine = Engine(student, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
-    return Step(StudentTask(recipe, student, engine, targets).loss, engine)
+    size = passes[0].images
+    engine = Engine(student, recipe.engine, recipe.optimizer, groups, micro_batch_size=size)
+    return Step(StudentTask(recipe, student, engine, targets), passes)
 
 
-def upsampler_step(tree: dict[str, Any], micro_batch: int) -> Step:
+def upsampler_step(tree: dict[str, Any]) -> Step:
     """As `train_upsampler` puts it together, with any PHI-S."""
     recipe = validate(UpsamplerRecipe, tree, "case")
     teacher, fingerprint = build_encoder(recipe)
+    resolution = base_resolution(recipe, teacher.spec)
+    plan = recipe.step_plan(resolution, "teacher", distributed.world_size())
+    passes = plan.passes(distributed.rank(), 0)
     module = build_multi_view(recipe, teacher, any_phi_s(teacher.spec.spatial_dim))
     groups = parameter_groups(module, recipe)
-    engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
-    return Step(UpsamplerTask(recipe, module, engine, teacher, fingerprint).loss, engine)
+    size = passes[0].images
+    engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=size)
+    return Step(UpsamplerTask(recipe, module, engine, teacher, fingerprint), passes)
 
 
-def run_steps(step: Step, images: Callable[[], Tensor], accumulation: int) -> None:
-    """One optimiser step."""
-    for _ in range(accumulation):
-        step.engine.backward(step.loss(images()).total / accumulation)
-    step.engine.step(1e-4)
-
-
-def measure(
-    tree: dict[str, Any], size: tuple[int, int], micro_batch: int, accumulation: int
-) -> Figures:
+def measure(tree: dict[str, Any], size: tuple[int, int]) -> Figures:
     """Of this rank: memory over two steps of a recipe, the rest of a third."""
-
-    def images() -> Tensor:
-        return torch.rand(micro_batch, 3, *size)
-
     with counted_collectives() as exchanged:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             torch.empty(1)  # the first allocation starts the profiler's record
-            build = student_step if tree["task"] == "student" else upsampler_step
-            step = build(tree, micro_batch)
+            step = (student_step if tree["task"] == "student" else upsampler_step)(tree)
             for _ in range(2):
-                run_steps(step, images, accumulation)
+                step.run(size)
         exchanged.clear()
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run_steps(step, images, accumulation)
+            step.run(size)
     return Figures(largest_sum(profiler), counter.get_total_flops(), exchanged.total())
 
 
@@ -154,8 +155,8 @@ def counted_collectives() -> Iterator[Counter[str]]:
         yield counts
 
 
-def predict(tree: dict[str, Any], ranks: int) -> tuple[Figures, tuple[int, int], int, int]:
-    """What the plan says of a rank; then image size, micro-batch and accumulation."""
+def predict(tree: dict[str, Any], ranks: int) -> tuple[Figures, tuple[int, int]]:
+    """What the plan says of a rank; then the size of the images."""
     workload = workload_of(tree, "case")
     costs = measure_arms(workload)
     speed = Speed(GPUS["h100"], "fp32", 1.0)
@@ -166,7 +167,7 @@ def predict(tree: dict[str, Any], ranks: int) -> tuple[Figures, tuple[int, int],
     figures = Figures(
         step.memory.total, flops, sum(scaling.sharding.collectives(step.accumulation))
     )
-    return figures, arm.resolution, images, step.accumulation
+    return figures, arm.resolution
 
 
 def cases() -> dict[str, tuple[dict[str, Any], int]]:
@@ -201,8 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (tree, ranks) in cases().items():
         if chosen.only not in name:
             continue
-        predicted, *how = predict(tree, ranks)
-        measured: Figures = run_on_ranks(ranks, measure, tree, *how, timeout_s=600)[0]
+        predicted, size = predict(tree, ranks)
+        measured: Figures = run_on_ranks(ranks, measure, tree, size, timeout_s=600)[0]
         line = f"{name:48s}"
         units = {"memory": (1e6, "MB"), "flops": (1e9, "GFLOP"), "exchanged": (1e6, "MB exchanged")}
         for field, (unit, word) in units.items():
