@@ -15,12 +15,16 @@ FLAT_SIZE = 4 << 20
 _FLAT_SIZE_ON_GPU = 128 << 20  # its allocator keeps what it has, and few large collectives are fast
 
 
-def flat_size() -> int:
+def flat_size(device_type: str | None = None) -> int:
     """Elements that ZeRO makes one flat tensor of, at most.
 
     Weights, moments and gradients are held so, and gradients are reduced so many at a time.
+
+    Args:
+        device_type: `cpu` or another; None for that of this process.
     """
-    return FLAT_SIZE if distributed.device().type == "cpu" else _FLAT_SIZE_ON_GPU
+    on_cpu = (device_type or distributed.device().type) == "cpu"
+    return FLAT_SIZE if on_cpu else _FLAT_SIZE_ON_GPU
 
 
 class OptimizerConfig(BaseModel):

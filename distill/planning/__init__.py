@@ -1,0 +1,1 @@
+"""What a recipe will cost, counted without weights, images or a GPU."""

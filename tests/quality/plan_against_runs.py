@@ -1,0 +1,221 @@
+"""Holds `distill.plan` against runs: memory at the fullest, FLOPs, and bytes that ranks exchange.
+
+    OMP_NUM_THREADS=1 python -m tests.quality.plan_against_runs
+
+Each case is a real run on the CPU of two steps: the engine, the teachers, the losses and the
+optimiser, as the commands put them together. Memory is what torch's allocator hands out, by its
+profiler; FLOPs are torch's own count, of attention as plain products, whose formula it knows.
+Prints a line a case and ends with code 1 where one is off by more than 10 %.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill import distributed
+from distill.arms import Pass
+from distill.config import load_yaml, validate
+from distill.engine import Engine
+from distill.feature_statistics import TargetStatistics
+from distill.optimizer import decay_groups
+from distill.plan import workload_of
+from distill.planning.machine import GPUS, Speed
+from distill.planning.scaling import Scaling, measure_arms
+from distill.planning.step import any_phi_s
+from distill.recipe import StudentRecipe
+from distill.student_task import StudentTask, build_student, build_targets, build_teachers
+from distill.train_upsampler import base_resolution, build_encoder
+from distill.upsampler_recipe import UpsamplerRecipe
+from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
+from tests.benchmarks.workload import recipe as workload_recipe
+from tests.ranks import run_on_ranks
+
+RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
+TOLERANCE = 0.1
+
+
+class Figures(NamedTuple):
+    """Of one rank and one optimiser step.
+
+    Attributes:
+        memory: bytes at the fullest.
+        flops: of all its micro-batches.
+        exchanged: bytes that collectives are called with.
+    """
+
+    memory: float
+    flops: float
+    exchanged: float
+
+
+class Step(NamedTuple):
+    """A task under its engine, and what this rank does in a step.
+
+    Attributes:
+        task: its loss is what counts.
+        passes: micro-batches.
+    """
+
+    task: StudentTask | UpsamplerTask
+    passes: list[Pass]
+
+    def run(self, size: tuple[int, int]) -> None:
+        """One optimiser step."""
+        engine = self.task.engine
+        for each in self.passes:
+            images = torch.rand(each.images, 3, *size)
+            engine.backward(self.task.loss(images, each).total)
+        engine.step(1e-4)
+
+
+def student_step(tree: dict[str, Any]) -> Step:
+    """As `train_student` puts it together, with any statistics."""
+    recipe = validate(StudentRecipe, tree, "case")
+    passes = recipe.step_plan(distributed.world_size()).passes(distributed.rank(), 0)
+    teachers = build_teachers(recipe)
+    targets = build_targets(recipe, teachers)
+    for name, teacher in teachers.items():
+        phi_s = any_phi_s(teacher.spec.spatial_dim)
+        targets.statistics[name] = TargetStatistics(phi_s, torch.ones(()))
+    student = build_student(recipe, teachers)
+    groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
+    size = passes[0].images
+    engine = Engine(student, recipe.engine, recipe.optimizer, groups, micro_batch_size=size)
+    return Step(StudentTask(recipe, student, engine, targets), passes)
+
+
+def upsampler_step(tree: dict[str, Any]) -> Step:
+    """As `train_upsampler` puts it together, with any PHI-S."""
+    recipe = validate(UpsamplerRecipe, tree, "case")
+    teacher, fingerprint = build_encoder(recipe)
+    resolution = base_resolution(recipe, teacher.spec)
+    plan = recipe.step_plan(resolution, "teacher", distributed.world_size())
+    passes = plan.passes(distributed.rank(), 0)
+    module = build_multi_view(recipe, teacher, any_phi_s(teacher.spec.spatial_dim))
+    groups = parameter_groups(module, recipe)
+    size = passes[0].images
+    engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=size)
+    return Step(UpsamplerTask(recipe, module, engine, teacher, fingerprint), passes)
+
+
+def measure(tree: dict[str, Any], size: tuple[int, int]) -> Figures:
+    """Of this rank: memory over two steps of a recipe, the rest of a third."""
+    with counted_collectives() as exchanged:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            torch.empty(1)  # the first allocation starts the profiler's record
+            step = (student_step if tree["task"] == "student" else upsampler_step)(tree)
+            for _ in range(2):
+                step.run(size)
+        exchanged.clear()
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            step.run(size)
+    return Figures(largest_sum(profiler), counter.get_total_flops(), exchanged.total())
+
+
+def largest_sum(profiler: Any) -> float:
+    """Bytes that torch's allocator had handed out at the fullest."""
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        most = max(most, live)
+    return float(most)
+
+
+@contextmanager
+def counted_collectives() -> Iterator[Counter[str]]:
+    """Bytes of the collectives that DeepSpeed calls, as these are called: whole on every rank."""
+    import torch.distributed as dist
+
+    counts: Counter[str] = Counter()
+
+    def counting(name: str) -> Any:
+        original = getattr(dist, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            # Of a gather the output comes first.
+            tensors = [a for a in (*arguments, *options.values()) if isinstance(a, Tensor)]
+            counts[name] += tensors[0].numel() * tensors[0].element_size()
+            return original(*arguments, **options)
+
+        return patch.object(dist, name, call)
+
+    with counting("all_reduce"), counting("all_gather_into_tensor"):
+        yield counts
+
+
+def predict(tree: dict[str, Any], ranks: int) -> tuple[Figures, tuple[int, int]]:
+    """What the plan says of a rank; then the size of the images."""
+    workload = workload_of(tree, "case")
+    costs = measure_arms(workload)
+    speed = Speed(GPUS["h100"], "fp32", 1.0)
+    scaling = Scaling(workload, costs, speed, device_type="cpu")
+    step = scaling.on(ranks)
+    (images,), arm = step.micro_batches, costs[0].arm
+    flops = sum(costs[0].trace.flops().values()) * images * step.accumulation
+    figures = Figures(
+        step.memory.total, flops, sum(scaling.sharding.collectives(step.accumulation))
+    )
+    return figures, arm.resolution
+
+
+def cases() -> dict[str, tuple[dict[str, Any], int]]:
+    """Name to recipe and number of ranks."""
+
+    def student(batch: int, micro: int, engine: dict[str, Any], **options: Any) -> dict[str, Any]:
+        tree = workload_recipe(Path("unused"), steps=1, student=options, engine=engine)
+        tree["run"] |= {"batch_size": batch, "micro_batch_size": micro}
+        return tree
+
+    upsampler = load_yaml(RECIPES / "upsampler_siglip_ti.yaml")
+    quickstart = load_yaml(RECIPES / "quickstart.yaml")
+    average = {"zero_stage": 2, "ema_decay": 0.9}
+    return {
+        "ViT-S student, fp32": (student(8, 8, average), 1),
+        "ViT-S student, bf16": (student(8, 8, average | {"precision": "bf16"}), 1),
+        "ViT-S student, checkpointing": (student(8, 8, average, activation_checkpointing=True), 1),
+        "ViT-S student, 2 micro-batches": (student(16, 8, average), 1),
+        "quickstart, FeatSharp targets": (quickstart, 1),
+        "upsampler_siglip_ti": (upsampler, 1),
+        "ViT-S student, 2 ranks, ZeRO 1": (student(8, 4, {"zero_stage": 1}), 2),
+        "ViT-S student, 2 ranks, ZeRO 2, 2 micro-batches": (student(16, 4, {"zero_stage": 2}), 2),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints predicted and measured figures; 1 where one is off."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    chosen = parser.parse_args(arguments)
+    worst = 0.0
+    for name, (tree, ranks) in cases().items():
+        if chosen.only not in name:
+            continue
+        predicted, size = predict(tree, ranks)
+        measured: Figures = run_on_ranks(ranks, measure, tree, size, timeout_s=600)[0]
+        line = f"{name:48s}"
+        units = {"memory": (1e6, "MB"), "flops": (1e9, "GFLOP"), "exchanged": (1e6, "MB exchanged")}
+        for field, (unit, word) in units.items():
+            due, came = getattr(predicted, field), getattr(measured, field)
+            if came and not (field == "exchanged" and ranks == 1):
+                error = due / came - 1
+                worst = max(worst, abs(error))
+                line += f" {due / unit:7.0f} / {came / unit:7.0f} {word} ({error:+.1%})"
+        print(line, flush=True)
+    print(f"largest error {worst:.1%}")
+    return int(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
