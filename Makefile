@@ -29,7 +29,7 @@ quickstart: setup
 	touch $@
 
 test: setup .venv/.kernels
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
