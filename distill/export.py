@@ -122,9 +122,7 @@ def export_student(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _write(file, format, out)
-        write_text(
-            out.with_name(f"{out.name}.md"), model_card(file, out, format, source.checkpoint)
-        )
+        write_text(card, model_card(file, out, format, source.checkpoint))
     except OSError as error:
         raise RecipeError(f"{out}: cannot be written ({error.strerror or error})") from None
     return source.checkpoint or path

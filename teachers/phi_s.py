@@ -192,6 +192,19 @@ def _per_cell(matrix: Tensor, maps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def any_phi_s(dim: int) -> PhiS:
+    """One that changes nothing, for what depends on sizes only: timing, and plans.
+
+    Args:
+        dim: channels D.
+    """
+    phi_s = PhiS(dim)
+    phi_s.alpha.fill_(1)
+    phi_s.rotation.fill_diagonal_(1)
+    assert phi_s.fitted  # which is looked up once: tensors without data have no values
+    return phi_s
+
+
 def fit_phi_s(statistics: FeatureStatistics) -> PhiS:
     """Fits PHI-S to statistics, in float64.
 

@@ -28,7 +28,7 @@ from distill.recipe import AnyTeacher
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
-from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
+from teachers.phi_s import any_phi_s
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.build import build_upsampler, parse_upsampler
@@ -152,7 +152,7 @@ def _cases(teacher: Teacher, recipe: ThroughputRecipe) -> Iterator[Case]:
     for factor in factors:
         if spec.accepts(*scaled(spec.resolution, factor)):
             yield Case("encoder", factor, teacher, None)
-    phi_s = _any_phi_s(spec.spatial_dim)
+    phi_s = any_phi_s(spec.spatial_dim)
     for name, entry in recipe.upsamplers.items():
         for factor in recipe.factors:
             config = parse_upsampler({**entry, "factor": factor})
@@ -162,12 +162,6 @@ def _cases(teacher: Teacher, recipe: ThroughputRecipe) -> Iterator[Case]:
                 upsampler = Standardised(upsampler, phi_s)
             upsampled = UpsampledTeacher(teacher, upsampler.to(device)).cast(dtype)
             yield Case(name, factor, upsampled.train(), upsampler.num_forwards)
-
-
-def _any_phi_s(dim: int) -> PhiS:
-    sums = FeatureStatistics.zeros(dim)
-    sums.update(torch.randn(2 * dim, dim, generator=torch.Generator().manual_seed(0)))
-    return fit_phi_s(sums)
 
 
 def _time(cases: list[Case], spec: FeatureSpec, recipe: ThroughputRecipe) -> list[float]:

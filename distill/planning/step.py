@@ -16,7 +16,6 @@ from distill.routes import RouteChoice
 from distill.training_recipe import TrainingRecipe
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
-from teachers.phi_s import PhiS
 from teachers.teacher import Teacher, TeacherConfig
 
 
@@ -138,14 +137,6 @@ def imagined_teacher(config: TeacherConfig, precision: str, where: str) -> Teach
                 f"{where}.upsampler={{kind: featsharp, factor: 3}}"
             )
         raise RecipeError(f"{where}: {error}{hint}") from error
-
-
-def any_phi_s(dim: int) -> PhiS:
-    """Standardises, to no purpose, what has `dim` channels."""
-    phi_s = PhiS(dim)
-    phi_s.alpha.fill_(1)
-    assert phi_s.fitted  # which is looked up once: fake tensors have no values
-    return phi_s
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from distill.planning.step import (
     Row,
     Trace,
     Workload,
-    any_phi_s,
     count,
     explained,
     imagined_teacher,
@@ -30,6 +29,7 @@ from distill.student_task import StudentTask, build_targets
 from distill.window_augmentation import WindowAugmentationConfig
 from student.model import Student, StudentOutput
 from teachers.matched import MatchedTeacher
+from teachers.phi_s import any_phi_s
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.upsampler import Upsampler

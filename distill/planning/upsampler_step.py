@@ -9,7 +9,6 @@ from distill.planning.step import (
     Row,
     Trace,
     Workload,
-    any_phi_s,
     count,
     explained,
     imagined_teacher,
@@ -20,6 +19,7 @@ from distill.routes import RouteChoice
 from distill.train_upsampler import base_resolution
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import MultiView, build_multi_view, draw_views
+from teachers.phi_s import any_phi_s
 from teachers.upsamplers.resize import scaled
 
 

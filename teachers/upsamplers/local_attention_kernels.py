@@ -202,7 +202,9 @@ def _sizes(q: Tensor, padded: int) -> tuple[int, int]:
         vectors = 2 * (tile**2 + keys) * padded * q.element_size()
         if vectors + tile**2 * keys * 4 <= most:
             return tile, keys
-    raise ValueError(f"heads of {q.shape[-1]} channels: too many for this GPU's kernels")
+    raise ValueError(
+        f"heads of {q.shape[-1]} channels do not fit this GPU's shared memory; take more num_heads"
+    )
 
 
 @torch.compiler.assume_constant_result  # else compiled code would stop to ask

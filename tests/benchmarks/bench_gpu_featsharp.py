@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import torch
 
-from distill.evaluation.throughput import _any_phi_s
 from teachers.build import build_teacher, parse_teacher
 from teachers.compiled import compile_teacher
+from teachers.phi_s import any_phi_s
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.build import build_upsampler, parse_upsampler
@@ -50,7 +50,7 @@ def upsampled(teacher: Teacher, factor: int) -> UpsampledTeacher:
     """As a trained one is carried, with random weights."""
     config = parse_upsampler({"kind": "featsharp", "inputs": ["jbu", "tiles"], "factor": factor})
     assert config is not None
-    phi_s = _any_phi_s(teacher.spec.spatial_dim)
+    phi_s = any_phi_s(teacher.spec.spatial_dim)
     upsampler = Standardised(build_upsampler(config, teacher.spec), phi_s).cuda()
     return UpsampledTeacher(teacher, upsampler).cuda().cast(torch.bfloat16).train()
 

@@ -32,12 +32,12 @@ from distill.optimizer import decay_groups
 from distill.plan import workload_of
 from distill.planning.machine import GPUS, Speed
 from distill.planning.scaling import Scaling, measure_arms
-from distill.planning.step import any_phi_s
 from distill.recipe import StudentRecipe
 from distill.student_task import StudentTask, build_student, build_targets, build_teachers
 from distill.train_upsampler import base_resolution, build_encoder
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
+from teachers.phi_s import any_phi_s
 from tests.benchmarks.workload import recipe as workload_recipe
 from tests.ranks import run_on_ranks
 
