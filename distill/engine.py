@@ -103,6 +103,8 @@ def deepspeed_config(config: EngineConfig, micro_batch_size: int) -> dict[str, A
             # a second one as large as all of them.
             "contiguous_gradients": False,
             "reduce_bucket_size": flat_size(),
+            # Stage 3 would split a rank's slice into groups of 1e9, other ones for other ranks.
+            "sub_group_size": 10**12,
             "memory_efficient_linear": False,
         },
         "zero_allow_untested_optimizer": True,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distill.checkpoint import find_checkpoint
 from distill.errors import RecipeError, command
-from distill.export_onnx import save_onnx
+from distill.export_onnx import large_weights, save_onnx
 from distill.export_radio import save_radio
 from distill.export_source import Source, is_standardised, keep_heads, read_source, to_teacher_space
 from distill.export_upsampler import NAME as UPSAMPLER
@@ -113,7 +113,8 @@ def export_student(
         RecipeError: no such head, no statistics to fold, or `out` is there or cannot be written.
     """
     card = out.with_name(f"{out.name}.md")
-    for each in (out, card):
+    weights = [large_weights(out)] if format == "onnx" else []
+    for each in (out, card, *weights):
         check_out(each, force)
     source = read_source(path)
     if heads is not None:

@@ -49,7 +49,7 @@ def read_source(path: Path) -> Source:
             "recipe": (checkpoint / "recipe.yaml").read_text(encoding="utf-8"),
             "versions": json.dumps(manifest["versions"]),
             "step": str(manifest["step"]),
-            "head_space": "training",
+            "head_space": "training" if is_standardised(checkpoint) else "teacher",
         }
         return Source(file._replace(metadata=metadata), checkpoint)
     if _is_student(path):
@@ -80,7 +80,8 @@ def keep_heads(file: StudentFile, names: tuple[str, ...]) -> StudentFile:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise RecipeError(f"--head: no head {name!r}{hint}; there are {', '.join(known)}")
+            have = f"there are {', '.join(known)}" if known else "this file has none"
+            raise RecipeError(f"--head: no head {name!r}{hint}; {have}")
     head = file.config.head.model_copy(update={"only": names})
     state = {
         key: value
@@ -124,7 +125,8 @@ def _statistics(checkpoint: Path, name: str) -> PhiS:
     if not path.is_file():
         raise RecipeError(
             f"{checkpoint} has no statistics of {name!r}, whose losses have weight zero; its head "
-            "was not trained, and has no teacher's space. Choose another with --head"
+            "was not trained, and has no teacher's space. Choose another with --head, or leave all "
+            "out with --no-heads"
         )
     return load_phi_s(path, "checkpoint")
 

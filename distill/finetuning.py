@@ -18,7 +18,7 @@ from distill.errors import RecipeError
 from distill.low_rank import add_low_rank
 from student.config import StudentInit
 from student.model import Student
-from student.storage import read_student
+from student.storage import StudentFile, read_student
 
 
 class FinetuningConfig(BaseModel):
@@ -47,15 +47,12 @@ def freeze(
         running: the teachers that are run.
 
     Raises:
-        RecipeError: a new teacher's class token would be read by a frozen trunk's other tokens.
+        RecipeError: with a frozen trunk, tokens would read other class tokens than they did.
     """
-    old = set(read_student(init.path).targets)
-    loose = [n for n in student.targets if n not in old and n not in student.config.isolated]
-    if config.trunk == "frozen" and loose:
-        raise RecipeError(
-            f"student.isolated: must name {', '.join(loose)}, new to {init.path}: other tokens "
-            "would read the new class token, and with a frozen trunk no old output would stay"
-        )
+    source = read_student(init.path)
+    old = set(source.targets)
+    if config.trunk == "frozen":
+        _check_tokens(student, source, init)
     student.trunk.requires_grad_(False)
     for name, head in student.heads.items():
         head.requires_grad_(name in running)
@@ -66,6 +63,31 @@ def freeze(
         tokens.register_hook(lambda gradient: _only(gradient, fresh))
     if config.trunk == "low_rank":
         add_low_rank(student.trunk.blocks, config.rank)
+
+
+def _check_tokens(student: Student, source: StudentFile, init: StudentInit) -> None:
+    """What the trunk's tokens read must be what they read in the file."""
+    isolated = student.config.isolated
+    loose = [n for n in student.targets if n not in source.targets and n not in isolated]
+    if loose:
+        raise RecipeError(
+            f"student.isolated: must name {', '.join(loose)}, new to {init.path}: other tokens "
+            "would read the new class token, and with a frozen trunk no old output would stay"
+        )
+    gone = [n for n in source.targets if n not in student.targets]
+    if gone:
+        raise RecipeError(
+            f"teachers: {init.path} has a class token of {', '.join(gone)}, which other tokens "
+            "read; with a frozen trunk it must stay: list the teacher, with both its "
+            "objective.weights at zero"
+        )
+    before = set(source.config.isolated)
+    if before != set(isolated) & set(source.targets):
+        raise RecipeError(
+            f"student.isolated: of the teachers in {init.path} it must name "
+            f"{', '.join(sorted(before)) or 'none'}, as that file does; with a frozen trunk no old "
+            "output would stay otherwise"
+        )
 
 
 def _only(gradient: Tensor, rows: Tensor) -> Tensor:

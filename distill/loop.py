@@ -189,7 +189,8 @@ class Loop:
             self._meter.waited += time.perf_counter() - started
             keys += batch.keys
             images = batch.images.to(self._device, non_blocking=True).float() / 255
-            # By the images' place: whichever rank they fall to, they meet the same numbers.
+            # By the images' place: of local shards, whichever rank they fall to, they meet the
+            # same numbers.
             distributed.seed_default_generators(plan.seed, "forward", step, part.first)
             terms = self._task.loss(images, part)
             # The engine takes the mean over the ranks, and the shares of all of them sum to 1.
@@ -242,8 +243,9 @@ class Loop:
 
     def _report(self, step: int, sums: dict[str, float], lr: float, result: StepResult) -> None:
         plan, meter, done = self._plan, self._meter, step + 1
-        meter.images += plan.images(step)
-        self._images += plan.images(step)
+        images = plan.images(step)
+        meter.images += images
+        self._images += images
         self._tracker.advance(done, sums["loss"], meter.data_share())
         if done % plan.log_every and done != plan.steps:
             return

@@ -283,6 +283,8 @@ class Objective:
             if term.losses is not None:
                 value = term.weight * factors.get(term.name, 1.0) * term.losses.detach()
                 losses[term.teacher] = losses.get(term.teacher, 0.0) + value
+        if not losses:  # an arm whose teachers all have weight zero
+            return {}
         generator = distributed.derived_generator("dropping")
         shares = kept_shares(list(losses.values()), self.config.dropping, generator)
         return dict(zip(losses, shares, strict=True))

@@ -219,7 +219,8 @@ class StudentTask:
         self._targets.load(folder / "statistics")
         self._objective.dispersions = self._targets.dispersions()
         if self._objective.state():
-            self._objective.restore(torch.load(folder / "objective.pt"))
+            state = torch.load(folder / "objective.pt", map_location=distributed.device())
+            self._objective.restore(state)
 
     def encoder(self) -> StudentEncoder:
         """A copy of the student as it would be exported now; every rank must call this.

@@ -174,7 +174,7 @@ def _parse(module: str, description: str) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved recipe and how each teacher is run; train nothing",
+        help="print the resolved recipe, and a student's how each teacher is run; train nothing",
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     return parser.parse_intermixed_args()

@@ -83,7 +83,8 @@ class WindowConfig(_Config):
     """How the trunk works when it attends within windows (ViTDet), see `Student.forward`.
 
     Attributes:
-        num_global: blocks with global attention, spread evenly; the last is one of them.
+        num_global: blocks with global attention, one at the end of each depth // num_global, and
+            the last. At most half of the depth, or none attends within windows.
         prefix: what becomes of class tokens and registers in the blocks between: `copy` gives each
             window its own, whose mean goes on, as NVIDIA TAO trains; `drop` leaves them out, as
             the published RADIO models do in inference.

@@ -38,11 +38,16 @@ class MLP2(nn.Module):
         nn.init.zeros_(last.bias)
         self.final = nn.Sequential(nn.LayerNorm(hidden_dim), nn.GELU(), last)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of its parameters; a norm's, as reading a linear's may compute it anew."""
+        return next(self.final[0].parameters()).dtype
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_dim) to (..., out_dim) float32."""
         # Heads and losses stay in full precision where the trunk runs under autocast.
         with torch.autocast(x.device.type, enabled=False):
-            x = self.fc1(x.to(self.fc1.weight.dtype))
+            x = self.fc1(x.to(self.dtype))
             for block in self.blocks:
                 x = x + block(x)
             return self.final(x).float()
@@ -85,7 +90,7 @@ class Head(nn.Module):
         u = self.upsample
         with torch.autocast(patches.device.type, enabled=False):
             for block in self.attention:
-                patches = block(patches.to(self.spatial.fc1.weight.dtype))
+                patches = block(patches.to(self.spatial.dtype))
         spatial = rearrange(
             self.spatial(patches), "b (h w) (y x d) -> b d (h y) (w x)", h=grid[0], y=u, x=u
         )

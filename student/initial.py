@@ -175,14 +175,19 @@ def _from_student(
             for name, row in zip(student.targets, own[_CLASS_TOKENS], strict=True)
         ]
     )
+    # No shape tells how many heads the attention of a head has.
+    alike = config.head.attention_heads == source.config.head.attention_heads
+    alike = alike or not config.head.attention_blocks
     for name in student.targets:
         head = _head_state(own, name)
-        theirs = _head_state(source.state_dict, name) if init.heads else {}
+        theirs = _head_state(source.state_dict, name) if init.heads and alike else {}
         if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in theirs.items()}:
             state |= theirs
             log.info("%s: took the head of %s", where, name)
         else:
             missing = "it is not there" if init.heads else "as heads: false says"
+            if init.heads and not alike:
+                missing = "its attention_heads are others there"
             reason = "it has other dimensions there" if theirs else missing
             log.info("%s: the head of %s starts fresh, %s", where, name, reason)
     student.load_state_dict(state)

@@ -18,7 +18,11 @@ def window_order(grid: tuple[int, int], window: int) -> Tensor:
 
 
 def global_blocks(depth: int, num_global: int) -> set[int]:
-    """The blocks that attend globally: the last of each of `num_global` equal stretches."""
+    """The blocks that attend globally: the last of each depth // num_global, and the last of all.
+
+    All of them where depth is less than twice `num_global`, one more than that where stretches
+    leave a rest (radio-training.md 1.8).
+    """
     period = max(1, depth // num_global)
     return {i for i in range(depth) if i % period == period - 1} | {depth - 1}
 

@@ -100,7 +100,8 @@ def encode(teacher: Teacher, images: Tensor) -> Features:
 def differ(teacher: Teacher, a: Tensor, b: Tensor) -> bool:
     """Whether two results differ by more than the teacher's precision explains."""
     tolerance = _TOLERANCE[_coarsest(teacher)]
-    return bool((a - b).abs().max() > tolerance * b.abs().max())
+    # NaN is near nothing, but not greater than anything either.
+    return not bool((a - b).abs().max() <= tolerance * b.abs().max())
 
 
 def _coarsest(teacher: Teacher) -> torch.dtype:

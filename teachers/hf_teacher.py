@@ -172,7 +172,7 @@ def _build(described: Any, config: HFConfig) -> tuple[Any, bool]:
     auto = _library().AutoModel
     if config.weights == "none" or on_meta():
         with seeded():
-            return auto.from_config(described), False
+            return auto.from_config(described, dtype=torch.float32), False
     network, report = _fetched(
         config.model,
         "the weights",
@@ -198,7 +198,7 @@ def _look(described: Any, size: tuple[int, int], config: HFConfig) -> _Seen:
     """Runs the model once, without storage, to learn its shapes."""
     try:
         with torch.device("meta"), torch.no_grad():
-            network = _library().AutoModel.from_config(described).eval()
+            network = _library().AutoModel.from_config(described, dtype=torch.float32).eval()
             images = torch.empty(2, 3, *size)
             output = _run(network, images, interpolate=config.resolution is not None)
         hidden: Tensor = output.last_hidden_state

@@ -189,5 +189,8 @@ def _looked_at(network: Any, spec: FeatureSpec, config: TimmConfig) -> FeatureSp
         return spec
     patch = spec.patch_size
     whole = tuple(-(-side // patch) * patch for side in spec.resolution)
-    free = spec.any_resolution and grid(*whole) == (whole[0] // patch, whole[1] // patch)
+    try:
+        free = spec.any_resolution and grid(*whole) == (whole[0] // patch, whole[1] // patch)
+    except (AssertionError, NotImplementedError, RuntimeError):
+        free = False  # the native size is all that it is known to take
     return replace(spec, native_grid=native, any_resolution=free)

@@ -1,7 +1,7 @@
 """No network and no GPU in tests; torchvision is repaired before any test imports timm.
 
-`pytest -m gpu` runs what needs a GPU, and that alone; everything else is about the CPU, also where
-there is a GPU. Triton's kernels are interpreted there.
+`pytest -m gpu`, written so, runs what needs a GPU, and that alone; everything else is about the
+CPU, also where there is a GPU. Triton's kernels are interpreted there.
 """
 
 import os
@@ -15,12 +15,15 @@ if "gpu" not in sys.argv:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a process a core
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs two processes
 
 import teachers  # noqa: F401
 
 # Files that train or start processes: first, so that no worker is left with them at the end.
-_LONG = ("run_", "teachers_trained", "partitions", "readme", "export", "upsampler_task", "catalog")
+_LONG = (
+    *("test_run_", "test_teachers_trained", "test_teachers_catalog", "test_distill_partitions"),
+    *("test_distill_export", "test_distill_upsampler_task", "readme"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -169,3 +169,31 @@ def test_reparametrisation_under_activation_checkpointing_is_refused() -> None:
     for options in ({"damp": 0.1}, {"spectral": "trunk"}):
         with pytest.raises(ValidationError, match="student.activation_checkpointing to false"):
             _recipe(TIMM, student=student, reparametrisation=options)
+
+
+def test_a_frozen_trunk_keeps_every_class_token_that_its_tokens_read(
+    trained: tuple[Student, StudentInit],
+) -> None:
+    init = trained[1]
+    first = next(iter(TARGETS))
+    fewer = {name: spec for name, spec in TARGETS.items() if name != first}
+    student = build({**fewer, "new": NEW}, init=init, isolated=("new",))
+    with pytest.raises(RecipeError, match=f"teachers: .* has a class token of {first}, which"):
+        freeze(student, init, FROZEN, ["new"])
+
+
+def test_a_frozen_trunk_isolates_the_old_teachers_that_the_file_does_and_no_others(
+    trained: tuple[Student, StudentInit], tmp_path: Path
+) -> None:
+    first = next(iter(TARGETS))
+    student = build({**TARGETS, "new": NEW}, init=trained[1], isolated=("new", first))
+    with pytest.raises(RecipeError, match=r"student\.isolated: of the teachers in .* name none"):
+        freeze(student, trained[1], FROZEN, ["new"])
+    second, _ = learn(trained[1], FROZEN, steps=1)
+    path = tmp_path / "second.safetensors"
+    save_student(path, second.config, second.targets, second.state_dict(), {})
+    init = StudentInit(kind="student", path=path)
+    third = build({**TARGETS, "new": NEW, "newer": NEW}, init=init, isolated=("newer",))
+    with pytest.raises(RecipeError, match=r"student\.isolated: of the teachers in .* name new"):
+        freeze(third, init, FROZEN, ["newer"])
+    freeze(build({**TARGETS, "new": NEW}, init=init, isolated=("new",)), init, FROZEN, ["new"])

@@ -65,6 +65,12 @@ class Counting(Good):
         return super().extract(images)
 
 
+class Undefined(Good):
+    def extract(self, images: Tensor) -> Features:
+        summary, spatial = super().extract(images)
+        return Features(summary, spatial if len(images) > 1 else spatial * torch.nan)
+
+
 class Layerless(Good):
     num_layers = 2
 
@@ -73,6 +79,7 @@ class Layerless(Good):
     "kind, message",
     [
         (Numbering, "Numbering: with chunk_size 1 the spatial is another one"),
+        (Undefined, "Undefined"),
         (Narrow, r"Narrow: in bfloat16 the spatial is \d+% off; rounding explains at most 20%"),
         (Stubborn, "Stubborn fails on images of shape .*; in bfloat16, see Teacher.kept_whole"),
         (Traced, "Traced: under torch.compile the spatial is another one"),

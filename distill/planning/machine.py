@@ -14,9 +14,9 @@ MEMORY_SHARE = 0.92  # of a GPU's memory; contexts, libraries and fragments take
 
 # Reading a JPEG, measured on a core of a Xeon (500 x 375 px: 400 images/s, 75 Mpx/s; 3 Mpx: 138
 # Mpx/s), of photographs with twice the pixels of what the student sees.
-_PIXELS_PER_S = 90e6
-_IMAGES_PER_S = 400.0
-_SOURCE_PIXELS = 2
+PIXELS_PER_S = 90e6
+IMAGES_PER_S = 400.0
+SOURCE_PIXELS = 2
 
 
 class Gpu(NamedTuple):
@@ -103,5 +103,5 @@ def link_seconds(sent: float, gpu: Gpu, ranks: int) -> float:
 
 def reading_seconds(images: float, resolution: tuple[int, int], workers: int) -> float:
     """Seconds to decode, crop and resize so many images by a rank's workers."""
-    pixels = _SOURCE_PIXELS * resolution[0] * resolution[1]
-    return images * max(pixels / _PIXELS_PER_S, 1 / _IMAGES_PER_S) / max(workers, 1)
+    pixels = SOURCE_PIXELS * resolution[0] * resolution[1]
+    return images * max(pixels / PIXELS_PER_S, 1 / IMAGES_PER_S) / max(workers, 1)

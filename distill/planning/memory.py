@@ -66,11 +66,13 @@ class Sharding:
         config: stage, precision and averaging.
         parameters: of what is trained.
         largest: elements that are flattened at once, see `optimizer.flat_size`.
+        whole_average: whether every rank keeps all of the average, as MESA asks for.
     """
 
     config: EngineConfig
     parameters: int
     largest: int
+    whole_average: bool = False
 
     def memory(self, trace: Trace, ranks: int, *, accumulation: float, teachers: float) -> Memory:
         """Bytes of a rank.
@@ -98,7 +100,7 @@ class Sharding:
             weights=self._weights(whole, part),
             masters=0.0 if alone else part,
             moments=_MOMENTS * part,
-            average=part if config.ema_decay else 0.0,
+            average=(whole if self.whole_average else part) if config.ema_decay else 0.0,
             gradients=own_gradients,
             buckets=bucket,
             teachers=teachers,

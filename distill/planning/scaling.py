@@ -120,7 +120,9 @@ class Scaling:
     ) -> None:
         self._workload, self._costs, self._speed = workload, costs, speed
         parameters = count(workload.trained)[0]
-        self.sharding = Sharding(workload.recipe.engine, parameters, flat_size(device_type))
+        self.sharding = Sharding(
+            workload.recipe.engine, parameters, flat_size(device_type), workload.whole_average
+        )
 
     def on(self, gpus: int) -> Scaled:
         """The step on so many GPUs.

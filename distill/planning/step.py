@@ -101,6 +101,7 @@ class Workload(ABC):
     trained: nn.Module
     arms: list[Arm]
     teachers: dict[str, Teacher]
+    whole_average: bool = False
 
     @property
     @abstractmethod

@@ -61,6 +61,7 @@ class StudentWorkload(Workload):
             name: imagined_teacher(config, recipe.targets.precision, f"teachers.{name}")
             for name, config in recipe.teachers.items()
         }
+        self.whole_average = recipe.objective.mesa is not None
         config = recipe.student.model_copy(update={"init": None})
         with torch.device("meta"):
             self.trained = Student(config, {n: t.spec for n, t in self.teachers.items()})

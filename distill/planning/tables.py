@@ -5,7 +5,15 @@ from collections.abc import Sequence
 import torch
 
 from distill.evaluation.sheet import Cell, Sheet
-from distill.planning.machine import GB, LINK_SHARE, MEMORY_SHARE, Speed
+from distill.planning.machine import (
+    GB,
+    IMAGES_PER_S,
+    LINK_SHARE,
+    MEMORY_SHARE,
+    PIXELS_PER_S,
+    SOURCE_PIXELS,
+    Speed,
+)
 from distill.planning.memory import Memory
 from distill.planning.scaling import ArmCost, Scaled
 from distill.planning.step import Arm, Row, Trace
@@ -127,10 +135,10 @@ def assumptions(speed: Speed, workers: int) -> list[str]:
         f"{MEMORY_SHARE:.0%} of {gpu.memory:g} GB is ours.",
         f"Rings over {gpu.link:g} GB/s within a node of {gpu.node}, {gpu.network:g} GB/s a GPU "
         f"between nodes, at {LINK_SHARE:.0%}; not overlapped with computing, no latency.",
-        f"Photographs of twice the student's pixels, 90 Mpx/s a worker, at most 400 images/s; "
-        f"{reading}.",
-        "Not counted: MESA, windows, spectral norms, optimiser and EMA arithmetic, checkpoints, "
-        "pictures, evaluation, waiting.",
+        f"Photographs of {SOURCE_PIXELS} times the student's pixels, {PIXELS_PER_S / 1e6:g} Mpx/s "
+        f"a worker, at most {IMAGES_PER_S:g} images/s; {reading}.",
+        "Not counted: MESA's passes, windows, spectral norms, optimiser and EMA arithmetic, "
+        "checkpoints, pictures, evaluation, waiting.",
     ]
 
 

@@ -179,7 +179,7 @@ def _launch(kernel: Any, tensors: list[Tensor], radius: int) -> None:
     q = tensors[0]
     batch, h, w, heads, dim = q.shape
     padded = max(triton.next_power_of_2(dim), 16)
-    tile, keys = _sizes(q, padded)
+    tile, keys = _sizes(q, padded, radius)
     wide = triton.next_power_of_2(tile + 2 * radius)
     kernel[(triton.cdiv(h, tile) * triton.cdiv(w, tile), heads, batch)](
         *tensors, h, w, heads, dim,
@@ -190,7 +190,7 @@ def _launch(kernel: Any, tensors: list[Tensor], radius: int) -> None:
     )  # fmt: skip
 
 
-def _sizes(q: Tensor, padded: int) -> tuple[int, int]:
+def _sizes(q: Tensor, padded: int, radius: int) -> tuple[int, int]:
     """Side of a tile and cells of its halo at once: the largest that shared memory holds.
 
     It holds two vectors of each, and the products between them.
@@ -199,8 +199,9 @@ def _sizes(q: Tensor, padded: int) -> tuple[int, int]:
         return _TILES[0], _KEYS[0]
     most = _shared_memory(q.device.index)
     for tile, keys in product(_TILES, _KEYS):
-        vectors = 2 * (tile**2 + keys) * padded * q.element_size()
-        if vectors + tile**2 * keys * 4 <= most:
+        cells = max(keys, triton.next_power_of_2(tile + 2 * radius))
+        vectors = 2 * (tile**2 + cells) * padded * q.element_size()
+        if vectors + tile**2 * cells * 4 <= most:
             return tile, keys
     raise ValueError(
         f"heads of {q.shape[-1]} channels do not fit this GPU's shared memory; take more num_heads"
