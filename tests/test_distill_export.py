@@ -95,6 +95,15 @@ def test_the_file_tells_where_it_comes_from(tmp_path: Path) -> None:
     assert (metadata["step"], metadata["head_space"]) == ("7", "teacher")
 
 
+def test_heads_that_were_never_standardised_are_in_their_teachers_spaces(tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path, build(), phi_s="none")
+    plain = export(checkpoint, tmp_path / "s")
+    assert read_student(tmp_path / "s").metadata["head_space"] == "teacher"
+    again = export(tmp_path / "s", tmp_path / "again", teacher_space=True)
+    for name, value in outputs(plain).items():
+        assert torch.equal(outputs(again)[name], value)
+
+
 def test_the_file_loads_where_neither_deepspeed_nor_distill_can_be_imported(tmp_path: Path) -> None:
     student = build()
     export(write_run(tmp_path, student), tmp_path / "s")

@@ -276,3 +276,22 @@ def test_such_a_student_gives_its_trunk_where_its_heads_are_left(
     for name, value in weights(student, "heads.a.").items():
         assert not (name.endswith("fc1.weight") and torch.equal(value, source.state_dict()[name]))
     assert "the head of a starts fresh, as heads: false says" in caplog.text
+
+
+def test_attention_heads_of_another_number_start_fresh(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = {"attention_blocks": 1, "attention_heads": 2}
+    source = Student(StudentConfig(**(SMALL | {"head": head})), {"a": CLIP})
+    path = tmp_path / "student.safetensors"
+    save_student(path, source.config, source.targets, source.state_dict(), {})
+    for heads, taken in ((2, True), (4, False)):
+        changed = {
+            "head": head | {"attention_heads": heads},
+            "init": {"kind": "student", "path": path},
+        }
+        with caplog.at_level(logging.INFO, "student"):
+            student = Student(StudentConfig(**(SMALL | changed)), {"a": CLIP})
+        name = "heads.a.spatial.fc1.weight"
+        assert torch.equal(student.state_dict()[name], source.state_dict()[name]) == taken
+    assert "the head of a starts fresh, its attention_heads are others there" in caplog.text
