@@ -14,6 +14,7 @@ from distill import evaluate
 from distill.config import dump_yaml
 from distill.errors import RecipeError
 from distill.evaluation.benchmark import Benchmark, Measurement
+from distill.evaluation.report_page import write_report
 from distill.evaluation.results import read_suites
 from teachers.teacher import Teacher
 
@@ -28,6 +29,9 @@ class Drawn(Benchmark):
         Image.new("RGB", (4, 3), (size, seed, 0)).save(folder / "seen & drawn.png")
         figures = {"score": 100.0 / size + seed, "error <px>": float(size)}
         return Measurement(figures, {"images": 3, "input": {"size": [size, size]}})
+
+
+ALONE = {"baseline": None, "groups": None}
 
 
 class Page(html.parser.HTMLParser):
@@ -235,12 +239,23 @@ def test_facts_that_do_not_count_may_differ_by_name(
         read_suites(folders, ["protocol.input.sise"])
 
 
-def test_other_weights_cannot_be_declared_equal(
+def test_a_name_may_stand_for_several_trainings_if_the_report_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = two_suites(tmp_path, monkeypatch)
-    with pytest.raises(RecipeError, match="no result has a fact 'fingerprint'"):
-        read_suites(folders, ["fingerprint"])
+    one = {"kind": "dfn_clip", "model": "clip_ti16_128", "resolution": [32, 32]}
+    suites = []
+    for seed, weights in enumerate(("shipped", "none")):
+        models = {"two": one | ({} if weights == "shipped" else {"weights": weights})}
+        path = write_suite(tmp_path / weights, models=models, seeds=[seed], **ALONE)
+        assert call(monkeypatch, path) == 0
+        suites.append(tmp_path / weights / "results")
+    with pytest.raises(RecipeError, match=r"model 'two' is not the same .*fingerprint is"):
+        read_suites(suites, ["encoder.weights"])
+    results = read_suites(suites, ["encoder.weights", "fingerprint"])
+    assert [result.row["seed"] for result in results] == [0, 1]
+    page = write_report(tmp_path / "report", results, [], None).read_text()
+    assert "seeds of a model's training, and of what is random" in page
+    assert "two stand for several trainings each" in page
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ def write_report(
     title = folder.absolute().name
     body = [
         f"<h1>{text(title)}</h1>",
-        "<p>Means ± standard deviations over the seeds of what is random in a benchmark, such as "
-        "its probe; how far two trainings of one encoder lie apart is not in them. The best is "
+        f"<p>Means ± standard deviations over the seeds of {_random(results)} The best is "
         "bold.</p>",
     ]
     if changes is not None:
@@ -54,6 +53,23 @@ def write_report(
     path = folder / "index.html"
     write_text(path, document(title, body))
     return path
+
+
+def _random(results: Sequence[Result]) -> str:
+    """What the seeds stand for: where a model has several weights, it was trained several times."""
+    weights: dict[str, set[str]] = {}
+    for result in results:
+        weights.setdefault(result.row["model"], set()).add(result.row["fingerprint"])
+    trained = [name for name, of_model in weights.items() if len(of_model) > 1]
+    if trained:
+        return (
+            f"a model's training, and of what is random in a benchmark. {text(', '.join(trained))} "
+            "stand for several trainings each."
+        )
+    return (
+        "what is random in a benchmark, such as its probe; how far two trainings of one encoder "
+        "lie apart is not in them."
+    )
 
 
 def _pictures(results: Sequence[Result]) -> list[str]:

@@ -28,7 +28,9 @@ class ReportRecipe(BaseModel):
             them.
         groups: of tasks, see `report.relative_changes`.
         may_differ: facts that do not count for the figures, by the name that the refusal gives
-            them: `entry.dataset.root` where the suites ran on two machines.
+            them: `entry.dataset.root` where the suites ran on two machines; `encoder.path` and
+            `fingerprint` where a model's name stands for several trainings of one recipe, one a
+            suite, each suite with a seed of its own. Spreads are then of whole trainings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,7 +100,7 @@ def facts(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 def _require_known_facts(results: Sequence[Result], may_differ: Sequence[str]) -> None:
     keys = [key for of_kind in _SAME.values() for key in of_kind]
-    known = {name for result in results for name in facts(result.row, keys)} - {"fingerprint"}
+    known = {name for result in results for name in facts(result.row, keys)}
     for name in may_differ:
         if name not in known:
             raise RecipeError(

@@ -8,13 +8,10 @@ done again. Rows of one seed see the same images in the same order.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from distill.checkpoint import checkpoint_name, is_whole
@@ -23,8 +20,9 @@ from tests.quality.compare_upsamplers import REPOSITORY
 
 LEARNED = ("featup", "featsharp")
 ROWS = ("baseline", "tile", "s2", *LEARNED)
-LOW, HIGH, UPSAMPLER = 600, 200, 150  # steps
+LOW, HIGH, UPSAMPLER = 2500, 400, 150  # steps
 BENCHMARKS = {"camvid": "camvid", "depth_quick": "nyuv2", "knn": "det200"}  # recipe to data
+GROUPS = {"segmentation": ["camvid"], "depth": ["depth"], "classification": ["knn"]}
 
 
 def main() -> int:
@@ -40,11 +38,12 @@ def main() -> int:
     compare += ["--batch", "4", "--methods", *LEARNED, "--seeds", *seeds]
     run("tests.quality.compare_upsamplers", *compare)
     low = ["run.resolution=128", "run.batch_size=32", f"run.steps={LOW}", "student.init=null"]
+    low += ["optimizer.lr=1.0e-3", "checkpoint.every=500"]
     train(options, "low", LOW, *low)
     for seed in options.seeds:
         for row in ROWS:
             train(options, f"{row}-{seed}", HIGH, f"run.seed={seed}", *targets(options, row, seed))
-    measure(options)
+        measure(options, seed)
     report(options)
     return 0
 
@@ -83,11 +82,15 @@ def targets(options: argparse.Namespace, row: str, seed: int) -> list[str]:
     return [f"teachers.clip.upsampler={upsampler}"]
 
 
-def measure(options: argparse.Namespace) -> None:
-    """All students on all benchmarks."""
-    suite: dict[str, Any] = {"task": "benchmarks", "dir": str(options.out / "benchmarks")}
-    names = ["low", *(f"{row}-{seed}" for row in ROWS for seed in options.seeds)]
-    suite["models"] = {n: {"kind": "student", "path": str(options.out / n)} for n in names}
+def measure(options: argparse.Namespace, seed: int) -> None:
+    """A seed's students on all benchmarks; whatever is random in those has the seed too."""
+    folder = options.out / "benchmarks" / f"seed{seed}"
+    suite: dict[str, Any] = {"task": "benchmarks", "dir": str(folder), "seeds": [seed]}
+    students = {"start": "low", **{row: f"{row}-{seed}" for row in ROWS}}
+    suite["models"] = {
+        name: {"kind": "student", "path": str(options.out / path)}
+        for name, path in students.items()
+    }
     suite["benchmarks"] = {}
     for recipe, data in BENCHMARKS.items():
         entries = load_yaml(REPOSITORY / "recipes" / "evaluation" / f"{recipe}.yaml")["benchmarks"]
@@ -96,24 +99,23 @@ def measure(options: argparse.Namespace) -> None:
             if "input" in entry:
                 entry["input"] = {"size": [384, 512]}
             suite["benchmarks"][name] = entry
-    path = options.out / "benchmarks.yaml"
-    path.write_text(dump_yaml(suite))
-    run("distill.evaluate", str(path))
+    evaluate(folder, suite)
 
 
 def report(options: argparse.Namespace) -> None:
-    """Means and deviations over seeds, a row a kind of target."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for line in (options.out / "benchmarks" / "results.jsonl").read_text().splitlines():
-        result = json.loads(line)
-        for name, value in result["figures"].items():
-            found[result["model"].split("-")[0]][f"{result['benchmark']} {name}"].append(value)
-    for figure in found["low"]:
-        print(figure)
-        for row in ("low", *ROWS):
-            values = found[row][figure]
-            spread = f" +- {stdev(values):.3f}" if len(values) > 1 else ""
-            print(f"  {row:10s} {mean(values):8.3f}{spread}")
+    """Means and deviations over trainings, changes against the baseline, pictures."""
+    folders = [str(options.out / "benchmarks" / f"seed{seed}") for seed in options.seeds]
+    folder = options.out / "report"
+    page = {"task": "report", "dir": str(folder), "results": folders, "baseline": "baseline"}
+    evaluate(folder, page | {"groups": GROUPS, "may_differ": ["encoder.path", "fingerprint"]})
+
+
+def evaluate(folder: Path, recipe: dict[str, Any]) -> None:
+    """`distill.evaluate` on a recipe that is kept beside its folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_suffix(".yaml")
+    path.write_text(dump_yaml(recipe))
+    run("distill.evaluate", str(path))
 
 
 if __name__ == "__main__":
