@@ -24,7 +24,8 @@ class ArmConfig(BaseModel):
     Attributes:
         resolution: of the student's input, as in `run.resolution`.
         batch_size: images of one optimiser step, over all ranks that run the arm.
-        micro_batch_size: images of one forward pass on one rank; None takes a rank's whole share.
+        micro_batch_size: images of one forward pass on one rank, where its share is larger; None
+            takes the whole share.
         teachers: names of those that see the arm's images; None for all.
         weight: how much one image of the arm counts, against those of other arms.
         ranks: the arm's share of the ranks, which then run nothing else: 1 and 3 give it every

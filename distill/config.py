@@ -19,6 +19,14 @@ from distill.errors import RecipeError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+# For what pydantic says in terms of Python's own types.
+_PLAIN = {
+    "dict_type": "keys with values are due",
+    "model_type": "keys with values are due",
+    "model_attributes_type": "keys with values are due",
+    "tuple_type": "a list is due",
+}
+
 
 def load_recipe(kind: type[Model], path: Path, overrides: Sequence[str]) -> Model:
     """Reads a recipe of a kind and applies `section.key=value` overrides.
@@ -118,13 +126,26 @@ def validate(model: type[Model], value: Mapping[str, Any], where: str) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors(include_url=False)]
+        items = _without_other_branches(error.errors(include_url=False))
+        lines = [_explain(model, item) for item in items]
         head = where if len(lines) > 1 else f"{where}: {lines[0]}"
         raise RecipeError("\n  ".join([head, *lines] if len(lines) > 1 else [head])) from None
 
 
+def _without_other_branches(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of a value that is a section or a word, what is wrong with it as the one that it is."""
+    kept = []
+    for item in items:
+        word = any(str(part).startswith("literal[") for part in item["loc"])
+        section = item["type"] in ("model_type", "model_attributes_type")
+        if not (isinstance(item["input"], dict) and word):
+            if not (isinstance(item["input"], str) and section):
+                kept.append(item)
+    return kept or list(items)
+
+
 def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
-    location = [str(part) for part in item["loc"]]
+    location = [str(part) for part in item["loc"] if "[" not in str(part)]  # pydantic's own steps
     path = ".".join(location) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _known_keys(model, item["loc"][:-1])
@@ -136,8 +157,13 @@ def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
         return f"{path}: required, but not given"
     if item["type"] == "value_error":
         return f"{path}: {item['ctx']['error']}"
+    if item["type"] == "union_tag_invalid":
+        kind, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
+        near = difflib.get_close_matches(kind, known, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        return f"{path}.kind: '{kind}' is unknown{hint}; choose one of {', '.join(known)}"
     came = item["input"]
-    message = item["msg"][0].lower() + item["msg"][1:]
+    message = _PLAIN.get(item["type"], item["msg"][0].lower() + item["msg"][1:])
     hint = ""
     if item["type"] == "literal_error" and isinstance(came, str):
         allowed_values = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")

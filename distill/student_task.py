@@ -106,7 +106,10 @@ def build_targets(
     """
     running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
     if not running:
-        raise RecipeError("objective.weights: every weight is zero, so there is nothing to learn")
+        raise RecipeError(
+            "objective.weights: every weight is zero, so there is nothing to learn; leave one "
+            "teacher's spatial or summary weight above 0"
+        )
     route_rows(recipe, teachers)
     for name, teacher in running.items():
         _check_evaluation(recipe, name, teacher)

@@ -44,13 +44,14 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     teachers = build_teachers(recipe, mine)
     log.info("%s", route_table(route_rows(recipe, teachers)))
     targets = build_targets(recipe, teachers, mine)
+    # Before the statistics, which may take long: a file that does not fit is told at once.
+    student = build_student(recipe, teachers)
+    prepare_student(student, recipe, teachers)
     if objective.standardisation != "none" or objective.summary == "angle":
         facts: dict[str, object] = {"student_patch": recipe.student.patch_size}
         facts["routes"] = {name: arm.routes for name, arm in recipe.placed_arms.items()}
         shown = recipe.step_plan(distributed.world_size())
         fit_targets(recipe, targets, shown, recipe.targets.statistics_images, facts)
-    student = build_student(recipe, teachers)
-    prepare_student(student, recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
     engine = Engine(
         student,
@@ -68,8 +69,10 @@ def assemble(recipe: StudentRecipe) -> Assembly:
 
 
 def preview(recipe: StudentRecipe) -> str:
-    """How each teacher would be run, without weights."""
-    return route_table(route_rows(recipe, build_teachers(recipe, set())))
+    """How each teacher would be run, without weights; refuses what a run would refuse of them."""
+    teachers = build_teachers(recipe, set())
+    build_targets(recipe, teachers, set())
+    return route_table(route_rows(recipe, teachers))
 
 
 if __name__ == "__main__":
