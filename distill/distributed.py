@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distill import timing
+
 
 def rank() -> int:
     """This process's number among all."""
@@ -105,7 +107,8 @@ def barrier() -> None:
 def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
     """Reduces a tensor over the processes, in place; `op` is sum, max or min."""
     if dist.is_initialized() and world_size() > 1:
-        dist.all_reduce(values, op=getattr(dist.ReduceOp, op.upper()))
+        with timing.part(timing.WAITING):
+            dist.all_reduce(values, op=getattr(dist.ReduceOp, op.upper()))
     return values
 
 

@@ -11,6 +11,7 @@ non-finite gradients; ZeRO 3 must not replace `torch.nn.functional.linear`, whic
 teachers too.
 """
 
+import functools
 import os
 import sys
 import warnings
@@ -23,11 +24,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from distill import distributed
+from distill import distributed, timing
 from distill.average import AveragedModule
 from distill.errors import RecipeError
 from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, flat_size
 from distill.resharding import cut_flat, cut_parameters, read_ranks, reshard_state
+
+
+_COLLECTIVES = ("all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
 
 
 class EngineConfig(BaseModel):
@@ -171,6 +175,7 @@ class Engine:
             config=deepspeed_config(config, micro_batch_size),
             dist_init_required=False,
         )
+        _time_collectives()
         self._share_weights()
         in_slices = bool(config.ema_decay) and not whole_average
         self._average = [p.detach().clone() for p in self._masters()] if in_slices else []
@@ -383,6 +388,29 @@ def _errors_kept(engine: Any) -> Iterator[Callable[[], None]]:
         yield raise_kept
     finally:
         del writer.save, engine._copy_recovery_script
+
+
+def _time_collectives() -> None:
+    """Counts DeepSpeed's collectives as communication, through its backend's methods.
+
+    Those that it starts and waits for elsewhere (ZeRO 3's gathers of weights) show in what waits.
+    """
+    from deepspeed.comm import comm
+
+    backend: Any = comm.cdb
+    for name in _COLLECTIVES:
+        method = getattr(backend, name)
+        if name not in vars(backend):  # of an engine before this one
+            setattr(backend, name, _timed(method))
+
+
+def _timed(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def timed(*arguments: Any, **options: Any) -> Any:
+        with timing.part(timing.WAITING):
+            return method(*arguments, **options)
+
+    return timed
 
 
 def _require_precision(config: EngineConfig) -> None:

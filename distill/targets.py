@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from distill import distributed
+from distill import distributed, timing
 from distill.feature_statistics import (
     StatisticsPass,
     TargetStatistics,
@@ -111,6 +111,10 @@ class Targets:
         }
 
     def _encode(self, name: str, images: Tensor, choice: RouteChoice) -> Features:
+        with timing.part(f"teacher/{name}"):
+            return self._routed(name, images, choice)
+
+    def _routed(self, name: str, images: Tensor, choice: RouteChoice) -> Features:
         teacher = self.teachers[name]
         if self._patch is None:
             return teacher(resize(images, teacher.spec.resolution))
