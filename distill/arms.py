@@ -101,6 +101,11 @@ class StepPlan:
         every = [part for arm in parts.values() for part in arm]
         self.layout = Layout(self._parts, every, _identity(self.arms))
 
+    @property
+    def partitions(self) -> list[range]:
+        """The ranks that run the same arms, part by part; all in one where arms have none."""
+        return list(dict.fromkeys(self._placed.values()))
+
     def teachers_of(self, rank: int) -> set[str]:
         """The teachers that a rank runs."""
         mine = [n for n in self.arms if rank in self._placed[n]]

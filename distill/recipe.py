@@ -74,6 +74,7 @@ class StudentRecipe(TrainingRecipe):
                 raise ValueError(f"teachers.{name}: a teacher's name is letters, digits and _")
         self._require_teachers("objective.weights", self.objective.weights)
         self._require_teachers("targets.routes", self.targets.routes)
+        self._require_teachers("targets.placement", self.targets.placement)
         self._require_teachers("student.isolated", self.student.isolated)
         self._require_teachers("student.head.upsample", self.student.head.upsample)
         self._check_arms()

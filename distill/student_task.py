@@ -35,7 +35,10 @@ from teachers.teacher import Teacher
 
 
 def build_teachers(
-    recipe: StudentRecipe, names: Collection[str] | None = None
+    recipe: StudentRecipe,
+    names: Collection[str] | None = None,
+    *,
+    in_host: Collection[str] = (),
 ) -> dict[str, Teacher]:
     """Builds every teacher of a recipe, on this process's device, and checks the user's own.
 
@@ -43,6 +46,7 @@ def build_teachers(
         recipe: names them.
         names: those that this rank runs; the others come without weights, on the meta device,
             for what they promise. None for all.
+        in_host: those that stay in host memory, uncompiled, until `Targets.place`.
 
     Raises:
         RecipeError: a teacher cannot be built or breaks the contract; names its entry.
@@ -51,7 +55,8 @@ def build_teachers(
     dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
     for name, config in recipe.teachers.items():
         runs = names is None or name in names
-        device = distributed.device() if runs else torch.device("meta")
+        here = torch.device("cpu") if name in in_host else distributed.device()
+        device = here if runs else torch.device("meta")
         try:
             teachers[name] = build_teacher(config, device=device, dtype=dtype)
             if runs and not TEACHERS.is_built_in(config.kind):
@@ -67,7 +72,7 @@ def build_teachers(
                 f"it is for a dry run and on ranks that leave it to others ({error}); its "
                 "constructor may load weights, but not read values"
             ) from error
-        if runs and recipe.targets.compile:
+        if runs and recipe.targets.compile and name not in in_host:
             compile_teacher(teachers[name])
     return teachers
 
@@ -243,8 +248,8 @@ class StudentTask:
         with torch.no_grad():
             output: StudentOutput = self.engine(shown)
         self.engine.train(True)
+        targets = self._targets(shown, part.routes)  # which ranks may have to gather together
         if distributed.rank() == 0:
-            targets = self._targets(shown, part.routes)
             draw_panels(path, shown, targets, {"student": output})
 
 

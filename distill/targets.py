@@ -20,6 +20,7 @@ from distill.feature_statistics import (
     save_statistics,
     statistics_fingerprint,
 )
+from distill.placement import Placement, place_teacher
 from distill.routes import Route, RouteChoice, choose_route
 from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint
@@ -39,6 +40,9 @@ class TargetsConfig(BaseModel):
         statistics_images: images, over all ranks, that each teacher's standardisation is estimated
             on, rounded up to whole steps; those of all its arms together.
         routes: teacher to route, for those that are not left to `auto`; see `distill.routes`.
+        placement: teacher to where its weights wait while a student trains, for those that are not
+            on the device as a whole: `offloaded`, in host memory; `sharded`, in parts over the
+            ranks that run its arm. A block at a time comes to the device, and is not compiled.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +51,7 @@ class TargetsConfig(BaseModel):
     compile: bool = False
     statistics_images: PositiveInt = 2048
     routes: dict[str, RouteChoice] = {}
+    placement: dict[str, Placement] = {}
 
 
 class Shown(NamedTuple):
@@ -88,6 +93,18 @@ class Targets:
             if name not in self._fingerprints:
                 self._fingerprints[name] = teacher_fingerprint(teacher)
         return dict(self._fingerprints)
+
+    def place(self, placement: Mapping[str, Placement], peers: distributed.Peers) -> None:
+        """Puts teachers that were built in host memory where they belong.
+
+        Args:
+            placement: teacher to place.
+            peers: the ranks that run the same arms.
+        """
+        self.fingerprints()  # of whole weights
+        for name, where in placement.items():
+            if name in self.teachers:
+                place_teacher(self.teachers[name], where, peers)
 
     def features(
         self,

@@ -41,9 +41,12 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     plan = recipe.step_plan(distributed.world_size(), margin=margin)
     stream = open_stream(recipe, plan)
     mine = plan.teachers_of(distributed.rank())
-    teachers = build_teachers(recipe, mine)
+    placement = recipe.targets.placement
+    teachers = build_teachers(recipe, mine, in_host=placement)
     log.info("%s", route_table(route_rows(recipe, teachers)))
     targets = build_targets(recipe, teachers, mine)
+    if placement:
+        targets.place(placement, distributed.peers_among(plan.partitions))
     # Before the statistics, which may take long: a file that does not fit is told at once.
     student = build_student(recipe, teachers)
     prepare_student(student, recipe, teachers)
