@@ -57,6 +57,7 @@ class Pass(NamedTuple):
         shares: teacher to the pass's share of its loss; those of all passes sum to 1.
         arm_share: the pass's share of its own arm's images.
         routes: teacher to route, for the teachers of the arm.
+        keys: of its images, once they are read.
     """
 
     arm: str
@@ -66,6 +67,7 @@ class Pass(NamedTuple):
     shares: Mapping[str, float]
     arm_share: float
     routes: Mapping[str, RouteChoice]
+    keys: Sequence[str] = ()
 
 
 class StepPlan:

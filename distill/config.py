@@ -138,9 +138,11 @@ def _without_other_branches(items: Sequence[Mapping[str, Any]]) -> list[Mapping[
     for item in items:
         word = any(str(part).startswith("literal[") for part in item["loc"])
         section = item["type"] in ("model_type", "model_attributes_type")
-        if not (isinstance(item["input"], dict) and word):
-            if not (isinstance(item["input"], str) and section):
-                kept.append(item)
+        other = (word and isinstance(item["input"], dict)) or (
+            section and isinstance(item["input"], str)
+        )
+        if not other:
+            kept.append(item)
     return kept or list(items)
 
 

@@ -30,7 +30,6 @@ from distill.errors import RecipeError
 from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, flat_size
 from distill.resharding import cut_flat, cut_parameters, read_ranks, reshard_state
 
-
 _COLLECTIVES = ("all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
 
 

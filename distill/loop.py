@@ -190,6 +190,7 @@ class Loop:
         for part in passes:
             with timing.part("data"):
                 batch = next(batches)
+            part = part._replace(keys=batch.keys)
             keys += batch.keys
             images = batch.images.to(self._device, non_blocking=True).float() / 255
             # By the images' place: of local shards, whichever rank they fall to, they meet the
@@ -208,7 +209,7 @@ class Loop:
         self._check_gradient(step, result, keys)
         self._report(step, values, lr, result)
         if plan.pictures_every and (step + 1) % plan.pictures_every == 0:
-            self._draw(step + 1, images, passes[-1])
+            self._draw(step + 1, images, part)
         return stopping
 
     def _share(

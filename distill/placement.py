@@ -50,12 +50,11 @@ def blocks_of(encoder: nn.Module) -> list[nn.Module]:
 
 def _members(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if not isinstance(child, nn.ModuleList | nn.Sequential):
-            yield from _members(child)
-        elif any(isinstance(member, nn.ModuleList) for member in child):  # lists of lists
-            yield from _members(child)
+        is_list = isinstance(child, nn.ModuleList | nn.Sequential)
+        if is_list and not any(isinstance(member, nn.ModuleList) for member in child.children()):
+            yield from child.children()
         else:
-            yield from child
+            yield from _members(child)
 
 
 def _size(module: nn.Module) -> int:

@@ -86,6 +86,7 @@ class StudentRecipe(TrainingRecipe):
         for place, size in self._sizes():
             self._check_resolution(place, size)
             self._check_shifts(place, size)
+        self._check_cached()
         self._check_windows()
         self._check_reparametrisation()
         self._check_finetuning()
@@ -188,6 +189,19 @@ class StudentRecipe(TrainingRecipe):
             raise ValueError(
                 f"objective.equivariance.limit: crops {config.limit} tokens apart share nothing "
                 f"where a side has {tokens}; use at most {tokens - 1}, or a larger {place}"
+            )
+
+    def _check_cached(self) -> None:
+        if self.targets.cached is None:
+            return
+        if self.objective.equivariance is not None:
+            raise ValueError(
+                "objective.equivariance: draws views of its own in every step, which no cache "
+                "holds; leave it out, or targets.cached"
+            )
+        if self.targets.placement:
+            raise ValueError(
+                "targets.placement: no teacher runs where targets are cached; leave one of both out"
             )
 
     def _check_windows(self) -> None:

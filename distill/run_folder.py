@@ -43,10 +43,10 @@ def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
     """
     path = folder / "recipe.yaml"
     if path.exists():
-        difference = _difference(_comparable(load_yaml(path)), _comparable(recipe))
-        if difference:
+        found = difference(_comparable(load_yaml(path)), _comparable(recipe))
+        if found:
             raise RecipeError(
-                f"run.dir: {folder} already holds a run of another recipe ({difference}); "
+                f"run.dir: {folder} already holds a run of another recipe ({found}); "
                 "choose another run.dir, or remove the folder"
             )
     for leftover in folder.glob(".meeting-*"):  # of processes that were killed
@@ -99,12 +99,12 @@ def _without_micro_batches(value: Any) -> Any:
     return [_without_micro_batches(v) for v in value] if isinstance(value, list) else value
 
 
-def _difference(old: Any, new: Any, path: str = "") -> str:
+def difference(old: Any, new: Any, path: str = "") -> str:
     """The first place where two trees differ, in words; empty where they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(k for k in new if k not in old)]:
             place = f"{path}.{key}" if path else str(key)
-            found = _difference(old.get(key), new.get(key), place)
+            found = difference(old.get(key), new.get(key), place)
             if found:
                 return found
         return ""

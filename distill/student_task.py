@@ -164,7 +164,7 @@ class StudentTask:
         # Of all ranks' teachers, so that the draws do not depend on who runs which.
         readers = [*part.routes, *([mesa.READER] if self._mesa else [])]
         views = build_views(self._equivariance, images, self._patch, readers, generator)
-        targets = self._targets(views.student, part.routes, views.of)
+        targets = self._targets(views.student, part.routes, views.of, part.keys)
         height, width = views.student.shape[-2:]
         grid = (height // self._patch, width // self._patch)
         window = draw_window(self._windows, grid, self._seed, self.engine.steps)
@@ -248,7 +248,8 @@ class StudentTask:
         with torch.no_grad():
             output: StudentOutput = self.engine(shown)
         self.engine.train(True)
-        targets = self._targets(shown, part.routes)  # which ranks may have to gather together
+        # On every rank, as several may have to gather a teacher's weights together.
+        targets = self._targets(shown, part.routes, keys=part.keys[: len(shown)])
         if distributed.rank() == 0:
             draw_panels(path, shown, targets, {"student": output})
 

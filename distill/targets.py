@@ -4,7 +4,7 @@ Teachers live here, outside the module that DeepSpeed trains, so that they never
 optimiser or a checkpoint.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -43,6 +43,8 @@ class TargetsConfig(BaseModel):
         placement: teacher to where its weights wait while a student trains, for those that are not
             on the device as a whole: `offloaded`, in host memory; `sharded`, in parts over the
             ranks that run its arm. A block at a time comes to the device, and is not compiled.
+        cached: a folder that `distill.write_targets` wrote, which then stands for the teachers:
+            a student trains without running any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +54,7 @@ class TargetsConfig(BaseModel):
     statistics_images: PositiveInt = 2048
     routes: dict[str, RouteChoice] = {}
     placement: dict[str, Placement] = {}
+    cached: Path | None = None
 
 
 class Shown(NamedTuple):
@@ -83,7 +86,7 @@ class Targets:
     ) -> None:
         self.teachers = dict(teachers)
         self.statistics: dict[str, TargetStatistics] = {}
-        self._patch, self._phi_s = student_patch, phi_s
+        self.patch, self._phi_s = student_patch, phi_s
         self._fingerprints: dict[str, str] = {}
         self._routes: dict[tuple[str, tuple[int, int], RouteChoice], Route] = {}
 
@@ -133,11 +136,11 @@ class Targets:
 
     def _routed(self, name: str, images: Tensor, choice: RouteChoice) -> Features:
         teacher = self.teachers[name]
-        if self._patch is None:
+        if self.patch is None:
             return teacher(resize(images, teacher.spec.resolution))
         key = name, (images.shape[-2], images.shape[-1]), choice
         if key not in self._routes:
-            self._routes[key] = choose_route(teacher, key[1], self._patch, choice)
+            self._routes[key] = choose_route(teacher, key[1], self.patch, choice)
         return self._routes[key].encode(teacher, images)
 
     def __call__(
@@ -145,8 +148,16 @@ class Targets:
         images: Tensor,
         routes: Mapping[str, RouteChoice] | None = None,
         view: Callable[[str], Tensor] | None = None,
+        keys: Sequence[str] = (),
     ) -> dict[str, Features]:
-        """The teachers' targets: their `features`, standardised where the recipe asks for it."""
+        """The teachers' targets: their `features`, standardised where the recipe asks for it.
+
+        Args:
+            images: as for `features`.
+            routes: as for `features`.
+            view: as for `features`.
+            keys: of the images; read where a cache stands for the teachers.
+        """
         features = self.features(images, routes, view)
         return {name: self.standardise(name, f) for name, f in features.items()}
 

@@ -1,4 +1,4 @@
-"""Teachers whose weights wait elsewhere: the same bits, one block at a time, in step over the ranks."""
+"""Teachers whose weights wait elsewhere: the same bits, one block at a time, ranks in step."""
 
 import pytest
 import torch

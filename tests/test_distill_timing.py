@@ -49,7 +49,10 @@ def test_without_a_clock_nothing_is_kept_and_an_outer_one_comes_back() -> None:
 
 
 def test_one_process_has_shares_and_no_slowest_rank() -> None:
-    assert timing.shares([{"data": 1.0, "student": 3.0}]) == {"time/data": 0.25, "time/student": 0.75}
+    assert timing.shares([{"data": 1.0, "student": 3.0}]) == {
+        "time/data": 0.25,
+        "time/student": 0.75,
+    }
 
 
 def test_the_slowest_rank_is_the_one_that_works_not_the_one_that_waits() -> None:
