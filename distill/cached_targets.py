@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distill import distributed
+from distill import distributed, timing
 from distill.errors import RecipeError
 from distill.feature_statistics import load_statistics
 from distill.recipe import StudentRecipe
@@ -107,16 +107,15 @@ class CachedTargets(Targets):
         keys: Sequence[str] = (),
     ) -> dict[str, Features]:
         """See `Targets`; every image needs its key, and all teachers see the student's view."""
-        views, size = views_of(images, keys), (images.shape[-2], images.shape[-1])
-        return {
-            name: self._cache.read(
-                group_of(name, self._promised[name], size, self.patch, choice),
-                views,
-                images.device,
-            )
-            for name, choice in (routes or dict.fromkeys(self.statistics, "auto")).items()
-            if name in self.statistics
-        }
+        size = (images.shape[-2], images.shape[-1])
+        found = {}
+        with timing.part("cache"):
+            views = views_of(images, keys)
+            for name, choice in (routes or dict.fromkeys(self.statistics, "auto")).items():
+                if name in self.statistics:
+                    group = group_of(name, self._promised[name], size, self.patch, choice)
+                    found[name] = self._cache.read(group, views, images.device)
+        return found
 
 
 def cache_folder_is_free(folder: Path) -> None:

@@ -18,7 +18,11 @@ Status = Literal["running", "preempted", "done", "failed"]
 _PACKAGES = ("torch", "deepspeed", "timm", "open_clip_torch", "webdataset", "featsharp-distill")
 # What may differ when a run goes on: how long, how often, and how it is shown.
 _FREE = {"benchmarks", "checkpoint", "tracking", "evaluation"}
-_FREE_OF_RUN = {"dir", "steps", "watchdog_s"}  # and micro-batches, wherever they are set
+_FREE_OF = {  # and micro-batches, wherever they are set
+    "run": {"dir", "steps", "watchdog_s"},
+    "engine": {"zero_stage"},  # which checkpoints are cut anew for
+    "targets": {"placement"},
+}
 
 
 def make_run_folder(folder: Path) -> None:
@@ -88,7 +92,8 @@ def _git_commit() -> str:
 
 def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in recipe.items() if key not in _FREE}
-    kept["run"] = {k: v for k, v in recipe.get("run", {}).items() if k not in _FREE_OF_RUN}
+    for section, free in _FREE_OF.items():
+        kept[section] = {k: v for k, v in recipe.get(section, {}).items() if k not in free}
     return {key: _without_micro_batches(value) for key, value in kept.items()}
 
 

@@ -65,7 +65,7 @@ def test_a_run_on_cached_targets_has_the_losses_of_one_with_its_teachers(
     expected, came = losses(tmp_path / "live"), losses(tmp_path / "cached")
     assert came == pytest.approx(expected, rel=2e-3)
     names = set().union(*read_metrics(tmp_path / "cached/run"))
-    assert "time/student" in names
+    assert "time/cache" in names
     assert "time/teacher/expert" not in names
     assert (tmp_path / f"cached/run/pictures/step-{STEPS:08d}.png").is_file()
 
