@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from distill.errors import RecipeError
+from teachers.kinds import did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -151,26 +152,23 @@ def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
     path = ".".join(location) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _known_keys(model, item["loc"][:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
         allowed = f"; choose from {', '.join(known)}" if known else ""
-        return f"{path}: unknown key{hint}{allowed}"
+        return f"{path}: unknown key{did_you_mean(location[-1], known)}{allowed}"
     if item["type"] == "missing":
         return f"{path}: required, but not given"
     if item["type"] == "value_error":
         return f"{path}: {item['ctx']['error']}"
     if item["type"] == "union_tag_invalid":
         kind, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
-        near = difflib.get_close_matches(kind, known, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        hint = did_you_mean(kind, known)
         return f"{path}.kind: '{kind}' is unknown{hint}; choose one of {', '.join(known)}"
-    came = item["input"]
+    came, hint = item["input"], ""
     message = _PLAIN.get(item["type"], item["msg"][0].lower() + item["msg"][1:])
-    hint = ""
+    if item["type"] == "too_short":
+        message = f"at least {item['ctx']['min_length']} item is due"
     if item["type"] == "literal_error" and isinstance(came, str):
-        allowed_values = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        near = difflib.get_close_matches(came, allowed_values, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        expected = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        hint = did_you_mean(came, expected)
     return f"{path}: {message}, got {came!r}{hint}"
 
 
