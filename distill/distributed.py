@@ -7,16 +7,18 @@ variables and plain `python` all start the same program. In one process everythi
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from distill import timing
 
 
 def rank() -> int:
@@ -105,8 +107,43 @@ def barrier() -> None:
 def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
     """Reduces a tensor over the processes, in place; `op` is sum, max or min."""
     if dist.is_initialized() and world_size() > 1:
-        dist.all_reduce(values, op=getattr(dist.ReduceOp, op.upper()))
+        with timing.part(timing.WAITING):
+            dist.all_reduce(values, op=getattr(dist.ReduceOp, op.upper()))
     return values
+
+
+class Peers(NamedTuple):
+    """Ranks that do the same work in step.
+
+    Attributes:
+        group: what torch calls them; None where this rank is alone.
+        size: how many there are.
+        place: of this rank among them.
+    """
+
+    group: Any = None
+    size: int = 1
+    place: int = 0
+
+
+def peers_among(parts: Sequence[range]) -> Peers:
+    """This rank's peers, of parts that no two ranks share; every rank must call this."""
+    found = Peers()
+    for part in parts:
+        group = dist.new_group(list(part)) if len(part) > 1 else None
+        if rank() in part:
+            found = Peers(group, len(part), rank() - part.start)
+    return found
+
+
+def all_gather(own: Tensor, peers: Peers) -> Tensor:
+    """(n,) of each of the peers, one after the other, (peers * n,)."""
+    if peers.group is None:
+        return own
+    whole = own.new_empty(peers.size * len(own))
+    with timing.part(timing.WAITING):
+        dist.all_gather_into_tensor(whole, own, group=peers.group)
+    return whole
 
 
 def any_rank(flag: bool) -> bool:

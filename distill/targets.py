@@ -4,7 +4,7 @@ Teachers live here, outside the module that DeepSpeed trains, so that they never
 optimiser or a checkpoint.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from distill import distributed
+from distill import distributed, timing
 from distill.feature_statistics import (
     StatisticsPass,
     TargetStatistics,
@@ -20,6 +20,7 @@ from distill.feature_statistics import (
     save_statistics,
     statistics_fingerprint,
 )
+from distill.placement import Placement, place_teacher
 from distill.routes import Route, RouteChoice, choose_route
 from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint
@@ -39,6 +40,11 @@ class TargetsConfig(BaseModel):
         statistics_images: images, over all ranks, that each teacher's standardisation is estimated
             on, rounded up to whole steps; those of all its arms together.
         routes: teacher to route, for those that are not left to `auto`; see `distill.routes`.
+        placement: teacher to where its weights wait while a student trains, for those that are not
+            on the device as a whole: `offloaded`, in host memory; `sharded`, in parts over the
+            ranks that run its arm. A block at a time comes to the device, and is not compiled.
+        cached: a folder that `distill.write_targets` wrote, which then stands for the teachers:
+            a student trains without running any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +53,8 @@ class TargetsConfig(BaseModel):
     compile: bool = False
     statistics_images: PositiveInt = 2048
     routes: dict[str, RouteChoice] = {}
+    placement: dict[str, Placement] = {}
+    cached: Path | None = None
 
 
 class Shown(NamedTuple):
@@ -78,7 +86,7 @@ class Targets:
     ) -> None:
         self.teachers = dict(teachers)
         self.statistics: dict[str, TargetStatistics] = {}
-        self._patch, self._phi_s = student_patch, phi_s
+        self.patch, self._phi_s = student_patch, phi_s
         self._fingerprints: dict[str, str] = {}
         self._routes: dict[tuple[str, tuple[int, int], RouteChoice], Route] = {}
 
@@ -88,6 +96,18 @@ class Targets:
             if name not in self._fingerprints:
                 self._fingerprints[name] = teacher_fingerprint(teacher)
         return dict(self._fingerprints)
+
+    def place(self, placement: Mapping[str, Placement], peers: distributed.Peers) -> None:
+        """Puts teachers that were built in host memory where they belong.
+
+        Args:
+            placement: teacher to place.
+            peers: the ranks that run the same arms.
+        """
+        self.fingerprints()  # of whole weights
+        for name, where in placement.items():
+            if name in self.teachers:
+                place_teacher(self.teachers[name], where, peers)
 
     def features(
         self,
@@ -111,12 +131,16 @@ class Targets:
         }
 
     def _encode(self, name: str, images: Tensor, choice: RouteChoice) -> Features:
+        with timing.part(f"teacher/{name}"):
+            return self._routed(name, images, choice)
+
+    def _routed(self, name: str, images: Tensor, choice: RouteChoice) -> Features:
         teacher = self.teachers[name]
-        if self._patch is None:
+        if self.patch is None:
             return teacher(resize(images, teacher.spec.resolution))
         key = name, (images.shape[-2], images.shape[-1]), choice
         if key not in self._routes:
-            self._routes[key] = choose_route(teacher, key[1], self._patch, choice)
+            self._routes[key] = choose_route(teacher, key[1], self.patch, choice)
         return self._routes[key].encode(teacher, images)
 
     def __call__(
@@ -124,8 +148,16 @@ class Targets:
         images: Tensor,
         routes: Mapping[str, RouteChoice] | None = None,
         view: Callable[[str], Tensor] | None = None,
+        keys: Sequence[str] = (),
     ) -> dict[str, Features]:
-        """The teachers' targets: their `features`, standardised where the recipe asks for it."""
+        """The teachers' targets: their `features`, standardised where the recipe asks for it.
+
+        Args:
+            images: as for `features`.
+            routes: as for `features`.
+            view: as for `features`.
+            keys: of the images; read where a cache stands for the teachers.
+        """
         features = self.features(images, routes, view)
         return {name: self.standardise(name, f) for name, f in features.items()}
 

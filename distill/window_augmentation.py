@@ -27,6 +27,11 @@ class WindowAugmentationConfig(BaseModel):
     sizes: tuple[PositiveInt, ...] = Field((6, 7, 8, 9, 12, 16), min_length=1)
 
 
+def fitting_windows(config: WindowAugmentationConfig, grid: tuple[int, int]) -> list[int]:
+    """The sides that divide both sides of a grid (h, w) into more than one window."""
+    return [s for s in config.sizes if grid[0] % s == grid[1] % s == 0 and s < max(grid)]
+
+
 def draw_window(
     config: WindowAugmentationConfig, grid: tuple[int, int], seed: int, step: int
 ) -> int | None:
@@ -38,7 +43,7 @@ def draw_window(
         seed: of the run.
         step: the optimiser step.
     """
-    fitting = [s for s in config.sizes if grid[0] % s == grid[1] % s == 0 and s < max(grid)]
+    fitting = fitting_windows(config, grid)
     generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "windows", step))
     if torch.rand((), generator=generator) >= config.probability or not fitting:
         return None
