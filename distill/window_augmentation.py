@@ -38,8 +38,25 @@ def draw_window(
         seed: of the run.
         step: the optimiser step.
     """
-    fitting = [s for s in config.sizes if grid[0] % s == grid[1] % s == 0 and s < max(grid)]
+    fitting = _fitting(config, grid)
     generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "windows", step))
     if torch.rand((), generator=generator) >= config.probability or not fitting:
         return None
     return fitting[int(torch.randint(len(fitting), (), generator=generator))]
+
+
+def window_shares(
+    config: WindowAugmentationConfig, grid: tuple[int, int]
+) -> dict[int | None, float]:
+    """What `draw_window` returns, each with its probability; nothing that never happens."""
+    fitting = _fitting(config, grid) if config.probability else []
+    if not fitting:
+        return {None: 1.0}
+    shares: dict[int | None, float] = {None: 1 - config.probability}
+    for side in fitting:  # a side may be listed twice
+        shares[side] = shares.get(side, 0.0) + config.probability / len(fitting)
+    return {side: share for side, share in shares.items() if share}
+
+
+def _fitting(config: WindowAugmentationConfig, grid: tuple[int, int]) -> list[int]:
+    return [s for s in config.sizes if grid[0] % s == grid[1] % s == 0 and s < max(grid)]
