@@ -41,7 +41,8 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     plan = recipe.step_plan(distributed.world_size(), margin=margin)
     stream = open_stream(recipe, plan)
     mine = plan.teachers_of(distributed.rank())
-    teachers = build_teachers(recipe, mine)
+    with distributed.first_on_its_node():
+        teachers = build_teachers(recipe, mine)
     log.info("%s", route_table(route_rows(recipe, teachers)))
     targets = build_targets(recipe, teachers, mine)
     if objective.standardisation != "none" or objective.summary == "angle":
