@@ -41,8 +41,8 @@ def build_teachers(
 
     Args:
         recipe: names them.
-        names: those that this rank runs; the others come without weights, on the meta device,
-            for what they promise. None for all.
+        names: those that this rank runs; None for all. The others, and those that no loss counts
+            for, come without weights, on the meta device, for what they promise.
 
     Raises:
         RecipeError: a teacher cannot be built or breaks the contract; names its entry.
@@ -50,7 +50,7 @@ def build_teachers(
     teachers = {}
     dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
     for name, config in recipe.teachers.items():
-        runs = names is None or name in names
+        runs = (names is None or name in names) and recipe.objective.weights_of(name).count
         device = distributed.device() if runs else torch.device("meta")
         try:
             teachers[name] = build_teacher(config, device=device, dtype=dtype)
