@@ -85,6 +85,18 @@ def _status(folder: Path) -> str:
     return str(json.loads((folder / "run/STATUS.json").read_text())["status"])
 
 
+def test_processes_that_torchrun_starts_again_meet_in_another_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first one still has the addresses of those that were killed."""
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    names = [distributed._meeting_place()]
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        names.append(distributed._meeting_place())
+    assert names[0] == names[1] != names[2]
+
+
 def noted(path: Path, rename: bool) -> None:
     """Each rank notes that it is in the block, and the first one stays for a while."""
     rank = distributed.rank()

@@ -1,8 +1,7 @@
 """A student's step, on models without weights: its own targets, forward pass, losses, backward."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ from distill.planning.step import (
     seen,
     traced,
 )
+from distill.planning.student_arms import student_arms
 from distill.recipe import StudentRecipe
-from distill.resolution import ResolutionSchedule, SizeConfig
 from distill.routes import RouteChoice, Size, bare_encoder, choose_route
 from distill.student_task import StudentTask, build_targets, prepare_student
 from distill.window_augmentation import window_shares
@@ -75,7 +74,7 @@ class StudentWorkload(Workload):
         self._engine = _StandIn(self.trained, self._average, recipe.engine)
         engine: Any = self._engine
         self._task = StudentTask(_plain(recipe), self.trained, engine, targets)
-        self.arms = list(_arms(recipe, targets.teachers))
+        self.arms = list(student_arms(recipe, targets.teachers))
         self._imitation = Imitation()
         for module in self._modules():
             self._imitation.of(module)
@@ -125,44 +124,45 @@ class StudentWorkload(Workload):
         alone = {w: self._alone(arm, w) for w in shares} if len(shares) > 1 else {}
         self._engine.window = max(shares, key=lambda w: alone[w].peak if alone else 0)
         with Meter(*self._modules()) as meter, explained(arm):
-            self._watch_student(meter)
-            if self._average is not None:
-                trunk = self._average.trunk
-                for part in (trunk.embedding, *trunk.blocks, trunk.norm):
-                    meter.inside(part, READER)
-            for name in arm.routes:
-                teacher = self.teachers[name]
-                meter.inside(bare_encoder(teacher), name)
-                if bare_encoder(teacher) is not teacher:
-                    meter.inside(teacher, f"{name}/upsampler")
+            self._watch(meter, arm)
             meter.name("losses")
             total = self._task.loss(pixels, _pass(arm, images)).total
             meter.name("heads")
             total.backward()
         self.trained.zero_grad()
         if alone:
-            flops = {w: each.flops("student") for w, each in alone.items()}
-            meter.parts["student"].flops = _mean(flops, {w: images * s for w, s in shares.items()})
+            flops = [(images * shares[w], each.flops("student")) for w, each in alone.items()]
+            meter.parts["student"].flops = _sum(flops)
         if self._average is not None:
             part = meter.parts[READER]
-            part.flops = _mean({None: part.flops}, {None: self._average_share})
+            part.flops = _sum([(self._average_share, part.flops)])
         return traced(meter, images)
 
     def _alone(self, arm: Arm, window: int | None) -> Trace:
         """An image through the student within windows, and back, without teachers and losses."""
         self._engine.window = window
         with Meter(*self._modules()) as meter, explained(arm):
-            self._watch_student(meter)
+            self._watch(meter, arm)
             output = self._engine(self._imitation.tensor(1, 3, *arm.resolution), window)
             sums = [f.sum() for each in output.heads.values() for f in each if f is not None]
             torch.stack(sums).sum().backward()
         self.trained.zero_grad()
         return traced(meter, 1)
 
-    def _watch_student(self, meter: Meter) -> None:
+    def _watch(self, meter: Meter, arm: Arm) -> None:
+        """Gives each model a part of the step."""
         meter.inside(self.trained.trunk, "student")
         for head in self.trained.heads.values():
             meter.inside(head, "heads")
+        if self._average is not None:  # whose trunk is not called as a whole
+            trunk = self._average.trunk
+            for part in (trunk.embedding, *trunk.blocks, trunk.norm):
+                meter.inside(part, READER)
+        for name in arm.routes:
+            teacher = self.teachers[name]
+            meter.inside(bare_encoder(teacher), name)
+            if bare_encoder(teacher) is not teacher:
+                meter.inside(teacher, f"{name}/upsampler")
 
     def _modules(self) -> list[nn.Module]:
         average = [] if self._average is None else [self._average]
@@ -229,14 +229,12 @@ def _plain(recipe: StudentRecipe) -> StudentRecipe:
     return recipe.model_copy(update={"objective": recipe.objective.model_copy(update=changes)})
 
 
-def _mean(
-    flops: Mapping[int | None, Counter[torch.dtype]], weights: Mapping[int | None, float]
-) -> Counter[torch.dtype]:
-    """The weighted sum."""
+def _sum(counted: Iterable[tuple[float, Counter[torch.dtype]]]) -> Counter[torch.dtype]:
+    """FLOPs times their weights, together."""
     total: dict[torch.dtype, float] = defaultdict(float)
-    for window, counted in flops.items():
-        for dtype, number in counted.items():
-            total[dtype] += weights[window] * number
+    for weight, flops in counted:
+        for dtype, number in flops.items():
+            total[dtype] += weight * number
     return Counter({dtype: round(number) for dtype, number in total.items()})
 
 
@@ -244,39 +242,6 @@ def _pass(arm: Arm, images: int) -> Pass:
     """One micro-batch that is all of its step."""
     shares = dict.fromkeys(arm.routes, 1.0)
     return Pass(arm.key, 0, images, 1.0, shares, 1.0, arm.routes)
-
-
-def _arms(recipe: StudentRecipe, running: Collection[str]) -> Iterator[Arm]:
-    """Every size of every arm, with the teachers that are run."""
-    for name, config in recipe.placed_arms.items():
-        seen_by = config.teachers or tuple(recipe.teachers)
-        routes = {t: config.routes.get(t, "auto") for t in seen_by if t in running}
-        sizes = config.resolution.root
-        for size in sizes:
-            batch = size.batch_size or config.batch_size
-            micro = size.micro_batch_size or config.micro_batch_size or batch
-            label = f" {size.size[0]} x {size.size[1]}" if len(sizes) > 1 else ""
-            yield Arm(
-                name,
-                (name or "student") + label,
-                size.size,
-                batch,
-                min(micro, batch),
-                routes,
-                _share(config.resolution, size, recipe.run.steps),
-                config.ranks,
-            )
-
-
-def _share(schedule: ResolutionSchedule, size: SizeConfig, steps: int) -> float:
-    """Of a run's steps, those that draw a size, on average."""
-    edges = {0, steps, *(e for s in schedule.root for e in (s.start, s.end or steps) if e < steps)}
-    total = 0.0
-    for start, end in pairwise(sorted(edges)):
-        active = [s for s in schedule.root if s.at(start)]
-        if size in active:
-            total += (end - start) * (size.probability or 1 / len(active))
-    return total / steps
 
 
 def _upsampler(teacher: Teacher, grid: Size) -> Upsampler:
