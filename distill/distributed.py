@@ -1,12 +1,13 @@
 """Where this process stands among the others, and the few collectives the project needs.
 
-Only RANK, LOCAL_RANK and WORLD_SIZE are read, so `deepspeed`, `torchrun`, `srun` with these
-variables and plain `python` all start the same program. In one process everything is a no-op.
+Only RANK, LOCAL_RANK and WORLD_SIZE are read, so `deepspeed`, `torchrun`, `srun` (see `slurm`)
+and plain `python` all start the same program. In one process everything is a no-op.
 """
 
 import hashlib
 import os
 import random
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -70,7 +71,8 @@ def _on_one_machine() -> bool:
 def _meeting_place() -> str:
     """A file name that the processes of one launcher share, and no other launcher's, ever."""
     launcher = psutil.Process(os.getppid())
-    return f".meeting-{launcher.pid}-{launcher.create_time():.2f}"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # `torchrun --max-restarts`
+    return f".meeting-{launcher.pid}-{launcher.create_time():.2f}-{attempt}"
 
 
 def disconnect(folder: Path) -> None:
@@ -102,6 +104,23 @@ def barrier() -> None:
     if dist.is_initialized():
         index = device().index  # NCCL guesses the GPU, with a warning, unless it is told
         dist.barrier(device_ids=None if index is None else [index])
+
+
+@contextmanager
+def first_on_its_node() -> Iterator[None]:
+    """The first process of each machine runs the block, then its others do; all must call this.
+
+    What the first has read of large files or has downloaded, the others find in memory or on disk.
+    """
+    hosts = gather_objects(socket.gethostname())
+    leads = hosts.index(hosts[rank()]) == rank()
+    if not leads:
+        barrier()
+    try:
+        yield
+    finally:  # a process that fails says so itself
+        if leads:
+            barrier()
 
 
 def all_reduce(values: Tensor, op: str = "sum") -> Tensor:

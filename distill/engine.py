@@ -171,7 +171,7 @@ class Engine:
         self._optimizer_config = optimizer
         self._groups = {group.name: group for group in groups}
         module.to(distributed.device()).train()
-        self._averaged: AveragedModule | None = None
+        self._averaged: AveragedModule[nn.Module] | None = None
         if whole_average:
             assert why_no_whole_average(config) is None
             self._averaged = AveragedModule(module, config.ema_decay)

@@ -3,12 +3,14 @@
 import json
 import os
 import platform
+import socket
 import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from distill import distributed
 from distill.config import dump_yaml, load_yaml
 from distill.errors import RecipeError
 from distill.files import write_text
@@ -37,6 +39,28 @@ def make_run_folder(folder: Path) -> None:
         raise RecipeError(f"run.dir: {folder} cannot be made ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
         raise RecipeError(f"run.dir: {folder} cannot be written")
+
+
+def require_shared(folder: Path) -> None:
+    """Checks that all machines see one folder; every rank calls this.
+
+    Raises:
+        RecipeError: on every rank; names the machines that see another one.
+    """
+    host = socket.gethostname()
+    first, name = distributed.broadcast_object((host, f".seen-{host}-{os.getpid()}"))
+    if distributed.rank() == 0:
+        (folder / name).touch()
+    distributed.barrier()
+    unseen = distributed.gather_objects(None if (folder / name).exists() else host)
+    if distributed.rank() == 0:
+        (folder / name).unlink()
+    blind = sorted({host for host in unseen if host is not None})
+    if blind:
+        raise RecipeError(
+            f"run.dir: {folder} is another folder on {', '.join(blind)} than on {first}; it must "
+            "be on a file system that all machines share, under one path"
+        )
 
 
 def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:

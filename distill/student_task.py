@@ -44,8 +44,8 @@ def build_teachers(
 
     Args:
         recipe: names them.
-        names: those that this rank runs; the others come without weights, on the meta device,
-            for what they promise. None for all.
+        names: those that this rank runs; None for all. The others, and those that no loss counts
+            for, come without weights, on the meta device, for what they promise.
         in_host: those that stay in host memory, uncompiled, until `Targets.place`.
 
     Raises:
@@ -54,7 +54,7 @@ def build_teachers(
     teachers = {}
     dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
     for name, config in recipe.teachers.items():
-        runs = names is None or name in names
+        runs = (names is None or name in names) and recipe.objective.weights_of(name).count
         here = torch.device("cpu") if name in in_host else distributed.device()
         device = here if runs else torch.device("meta")
         try:

@@ -75,7 +75,8 @@ def build_taught(recipe: StudentRecipe, plan: StepPlan) -> tuple[dict[str, Teach
     """The teachers, and what makes targets of them on this rank, or a cache in their place."""
     placement = recipe.targets.placement
     mine = set() if recipe.targets.cached else plan.teachers_of(distributed.rank())
-    teachers = build_teachers(recipe, mine, in_host=placement)
+    with distributed.first_on_its_node():
+        teachers = build_teachers(recipe, mine, in_host=placement)
     log.info("%s", route_table(route_rows(recipe, teachers)))
     if recipe.targets.cached:
         return teachers, CachedTargets(recipe, teachers)

@@ -35,7 +35,13 @@ from distill.process import (
     disarm_watchdog,
     importing,
 )
-from distill.run_folder import make_run_folder, open_run_folder, versions, write_status
+from distill.run_folder import (
+    make_run_folder,
+    open_run_folder,
+    require_shared,
+    versions,
+    write_status,
+)
 from distill.targets import Shown, Targets
 from distill.tracking import Tracker, log
 from distill.training_recipe import TrainingRecipe, resolved
@@ -182,6 +188,7 @@ def _parse(module: str, description: str) -> argparse.Namespace:
 
 def _train(recipe: R, assemble: Assemble[R], stop: StopRequest) -> Outcome:
     run = recipe.run
+    require_shared(run.dir)
     _on_rank_0(lambda: open_run_folder(run.dir, resolved(recipe)))
     _note(recipe, "running")
     if recipe.engine.precision != "fp32" and torch.cuda.is_available():

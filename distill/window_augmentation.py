@@ -48,3 +48,16 @@ def draw_window(
     if torch.rand((), generator=generator) >= config.probability or not fitting:
         return None
     return fitting[int(torch.randint(len(fitting), (), generator=generator))]
+
+
+def window_shares(
+    config: WindowAugmentationConfig, grid: tuple[int, int]
+) -> dict[int | None, float]:
+    """What `draw_window` returns, each with its probability; nothing that never happens."""
+    fitting = fitting_windows(config, grid) if config.probability else []
+    if not fitting:
+        return {None: 1.0}
+    shares: dict[int | None, float] = {None: 1 - config.probability}
+    for side in fitting:  # a side may be listed twice
+        shares[side] = shares.get(side, 0.0) + config.probability / len(fitting)
+    return {side: share for side, share in shares.items() if share}

@@ -80,6 +80,16 @@ def test_an_objective_that_cannot_work_is_refused(sections: Any, message: str) -
         _recipe(TIMM, **sections)
 
 
+def test_a_teacher_that_no_loss_counts_for_comes_without_weights() -> None:
+    silent = {"weights": {"mine": {"summary": 0, "spatial": 0}}}
+    teacher = build_teachers(_recipe(TIMM, objective=silent))["mine"]
+    assert {p.device.type for p in teacher.parameters()} == {"meta"}
+    assert teacher.spec.spatial_dim == 192
+    heard = {"weights": {"mine": {"summary": 0, "spatial": 0.1}}}
+    teacher = build_teachers(_recipe(TIMM, objective=heard))["mine"]
+    assert {p.device.type for p in teacher.parameters()} == {"cpu"}
+
+
 class Measuring(Curved):
     """A user's class whose constructor looks at its weights."""
 
