@@ -227,6 +227,13 @@ def test_only_what_counts_is_counted(tmp_path: Path) -> None:
     assert coarse.shape == (1, 6, 8)
 
 
+def test_the_grid_that_is_counted_on_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    for changes, named in (({}, "as stored"), ({"labels": (6, 8)}, [6, 8])):
+        chosen = benchmark(tmp_path, probe={"steps": 1}, **changes)
+        assert chosen.measure(pixels(), 0, tmp_path).protocol["metric_grid"] == named
+
+
 def test_depth_outside_of_the_range_is_unknown(tmp_path: Path) -> None:
     chosen = benchmark(write(tmp_path), depth_range=(2.0, 4.0))
     _, truth = chosen._pixels(chosen.config.dataset.samples("test")[0])
