@@ -202,7 +202,8 @@ def measured_on_rank(root: Path) -> dict[str, float]:
 
 def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
     write(tmp_path)
-    (tmp_path / "test" / "rgb" / "5.png").unlink()  # five images for two ranks
+    for split in ("train", "test"):
+        (tmp_path / split / "rgb" / "5.png").unlink()  # five images for two ranks
     alone = measured_on_rank(tmp_path)
     for figures in run_on_ranks(2, measured_on_rank, tmp_path):
         assert figures == pytest.approx(alone, rel=1e-5)
