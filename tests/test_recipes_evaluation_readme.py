@@ -80,13 +80,13 @@ def commands() -> list[list[str]]:
     script = re.sub(r"python -m |deepspeed --num_gpus \d+ --module ", "show ", script)
     show = "show() { printf '%s\\t' \"$@\"; echo; }\n"
     done = subprocess.run(["bash", "-c", show + script], capture_output=True, text=True, check=True)
-    return [line.rstrip("\t").split("\t") for line in done.stdout.splitlines()]
+    lines = [line.rstrip("\t").split("\t") for line in done.stdout.splitlines()]
+    return [line for line in lines if line[0] == "distill.evaluate"]
 
 
 def test_the_page_has_a_valid_command_for_every_kind_of_benchmark() -> None:
     kinds = set()
-    for module, *arguments in commands():
-        assert module == "distill.evaluate"
+    for _, *arguments in commands():
         parsed = parse_arguments(arguments)
         path = parsed.on or Path(parsed.target)
         tree = load_yaml(REPOSITORY / path)
