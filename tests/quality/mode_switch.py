@@ -13,28 +13,32 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from distill.checkpoint import checkpoint_name, is_whole
 from distill.config import dump_yaml
+from distill.evaluation.resolution_sweep import largest_drop
 from tests.quality.ablate_targets import run
 from tests.quality.compare_upsamplers import REPOSITORY, photographs, write_photographs
 
+RECIPE = REPOSITORY / "recipes" / "two_arms.yaml"
 STEPS = 350
-LOW, HIGH = 128, 256  # px that the student is trained at
+TRAINED = {"low": 128, "high": 256}  # px of each arm
 SIZES = (64, 96, 128, 192, 256, 384, 512)
 TEACHERS = {"clip": "CLIP", "siglip": "SigLIP"}
-STUDENTS = {
-    "split": ("arms.low.teachers=[clip]", "arms.high.teachers=[siglip]"),
-    "both": ("arms.low.teachers=null", "arms.high.teachers=null"),
+STUDENTS = {  # the teachers of each arm
+    "split": {"low": ["clip"], "high": ["siglip"]},
+    "both": {"low": ["clip", "siglip"], "high": ["clip", "siglip"]},
+}
+LOOKS = {
+    "split": ("#d1495b", "CLIP at 128 px, SigLIP at 256 px"),
+    "both": ("#00798c", "each teacher at each size"),
 }
 BUDGET = (
     f"run.steps={STEPS}",
-    f"arms.low.resolution={LOW}",
+    *(f"arms.{arm}.resolution={size}" for arm, size in TRAINED.items()),
     "arms.low.batch_size=8",
-    f"arms.high.resolution={HIGH}",
     "arms.high.batch_size=4",
     "teachers.clip.upsampler=null",
     "engine.precision=bf16",
@@ -53,15 +57,21 @@ def main() -> int:
     out = options.out.resolve()
     write_photographs(options.data, out, factor=2)
     shards = photographs(out, factor=2) / "train"
-    for name, teachers in STUDENTS.items():
+    data = f"data.sources=[{{shards: {shards}}}]"
+    for name in STUDENTS:
         if not is_whole(out / name / "checkpoints" / checkpoint_name(STEPS)):
-            recipe = str(REPOSITORY / "recipes" / "two_arms.yaml")
-            data = f"data.sources=[{{shards: {shards}}}]"
-            run("distill.train_student", recipe, f"run.dir={out / name}", data, *BUDGET, *teachers)
+            where = (f"run.dir={out / name}", data)
+            run("distill.train_student", str(RECIPE), *where, *overrides(name))
     curves = measure(out)
     report(curves)
     draw(curves, out / "mode_switch.png")
     return 0
+
+
+def overrides(name: str) -> list[str]:
+    """What a student changes in the recipe."""
+    arms = STUDENTS[name].items()
+    return [*BUDGET, *(f"arms.{arm}.teachers=[{','.join(seen)}]" for arm, seen in arms)]
 
 
 def measure(out: Path) -> Curves:
@@ -96,25 +106,38 @@ def report(curves: Curves) -> None:
         for teacher, points in teachers.items():
             for key in ("spatial_cosine", "summary_cosine"):
                 values = [point[key] for point in points]
-                fall = max(one - other for one, other in pairwise(values))
                 shown = "  ".join(f"{value:.3f}" for value in values)
-                print(f"{name:6s} {teacher:7s} {key:15s} {shown}   largest drop {fall:.3f}")
+                drop = f"largest drop {largest_drop(values):.3f}"
+                print(f"{name:6s} {teacher:7s} {key:15s} {shown}   {drop}")
 
 
 def draw(curves: Curves, path: Path) -> None:
-    """Both students beside each other, a panel a teacher."""
-    from matplotlib.figure import Figure  # without pyplot there is no window and no global state
+    """A panel a teacher, a line a student; full points where it was trained on that teacher."""
+    # Without pyplot there is no window and no global state.
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    looks = {"split": ("#d1495b", "o--", "one size each"), "both": ("#00798c", "o-", "both sizes")}
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(TEACHERS), sharey=True)
+    figure = Figure(figsize=(9, 3.7), layout="constrained")
+    panels = figure.subplots(1, len(TEACHERS), sharex=True, sharey=True)
     for axis, (teacher, title) in zip(panels, TEACHERS.items(), strict=True):
-        for name, (colour, style, label) in looks.items():
+        for size in TRAINED.values():
+            axis.axvline(size, color="0.93", linewidth=14, zorder=0)
+        for name, (colour, _) in LOOKS.items():
+            seen = {TRAINED[arm] for arm, teachers in STUDENTS[name].items() if teacher in teachers}
             values = [point["spatial_cosine"] for point in curves[name][teacher]]
-            axis.plot(SIZES, values, style, color=colour, label=label)
-        axis.set(title=title, xlabel="the student's images, px", xscale="log")
+            axis.plot(SIZES, values, "o-", color=colour, linewidth=2, markerfacecolor="white")
+            for size, value in zip(SIZES, values, strict=True):
+                if size in seen:
+                    axis.plot(size, value, "o", color=colour, markersize=9)
+        axis.set(title=title, xlabel="student's images, px", xscale="log")
         axis.set_xticks(SIZES, [str(size) for size in SIZES])
         axis.minorticks_off()
+        axis.grid(axis="y", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("mean cosine to the teacher's map")
+    handles = [Line2D([], [], color=colour, linewidth=2) for colour, _ in LOOKS.values()]
+    labels = [f"{name}: {words}" for name, (_, words) in LOOKS.items()]
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
 
 
