@@ -81,7 +81,7 @@ def recipe(methods: list[str], seed: int, options: argparse.Namespace, run: Path
             "batch_size": options.batch,
         },
         "data": {
-            "sources": [{"shards": str(photographs(options.out, options.factor) / "train")}],
+            "sources": [{"shards": str(_photographs(options) / "train")}],
             "augmentation": {"scale": [0.25, 1.0], "ratio": [1.0, 1.0]},
             "workers": 0,
         },
@@ -104,7 +104,7 @@ def recipe(methods: list[str], seed: int, options: argparse.Namespace, run: Path
 def main() -> int:
     """The command; 1 where a run failed."""
     options = _parse()
-    write_photographs(options.data, options.out, options.factor)
+    _write_photographs(options)
     folder = options.out / f"{options.teacher}-{options.factor}x-{options.steps}x{options.batch}"
     jobs = [(suffix, seed) for seed in options.seeds for suffix in ("", ALIASED)]
     jobs = [(suffix, seed) for suffix, seed in jobs if _alike(options.methods, suffix)]
@@ -165,7 +165,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> int:
             "teacher": teachers(options.data)[options.teacher],
             "methods": {m: [str(run / last / f"{m}.safetensors") for run in runs] for m in alike},
             "evaluation": {
-                "images": str(photographs(options.out, options.factor) / "held-out"),
+                "images": str(_photographs(options) / "held-out"),
                 "num_views": options.views,
             },
         }
@@ -186,17 +186,13 @@ def _command(name: str, suffix: str, recipe: Path, **streams: Any) -> int:
     ).returncode
 
 
-def photographs(out: Path, factor: int) -> Path:
-    """The folder of those for an upsampler's input: shards in `train`, images in `held-out`."""
-    return out.absolute() / f"photographs-{factor * NATIVE}px"
+def _photographs(options: argparse.Namespace) -> Path:
+    return options.out.absolute() / f"photographs-{options.factor * NATIVE}px"
 
 
-def write_photographs(data: Path, out: Path, factor: int) -> None:
-    """Photographs large enough for the upsampler's input, as shards, and those held out.
-
-    Nothing where they are there already.
-    """
-    folder, side = photographs(out, factor), _LEAST * factor * NATIVE
+def _write_photographs(options: argparse.Namespace) -> None:
+    """Photographs large enough for the upsampler's input, as shards, and those held out."""
+    folder, side = _photographs(options), _LEAST * options.factor * NATIVE
     if (folder / "counts.json").exists():
         return
     counts = {"train": 0, "held-out": 0}
@@ -205,8 +201,8 @@ def write_photographs(data: Path, out: Path, factor: int) -> None:
     for part, place, every in sources:
         target = folder / ("photographs" if part == "train" else part)
         target.mkdir(parents=True, exist_ok=True)
-        for number, (name, content) in enumerate(_images(data / place)):
-            with Image.open(io.BytesIO(content)) as opened:
+        for number, (name, data) in enumerate(_images(options.data / place)):
+            with Image.open(io.BytesIO(data)) as opened:
                 picture = opened.crop(_NYU_INSIDE) if "nyuv2" in place else opened.copy()
             if number % every == 0 and min(picture.size) >= side:
                 out = target / f"{place.replace('/', '-')}-{name}.jpg"
