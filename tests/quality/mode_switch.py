@@ -5,10 +5,10 @@
 
 OUT is that of `ablate_targets`, whose first stage is where both students go on from: one that saw
 CLIP at 128 px and nothing else. They are `recipes/two_arms.yaml`, with the same images at the same
-sizes in every step. `split` is AM-RADIO's and RADIOv2.1's way, `both` RADIOv2.5's (arXiv 2412.07679,
-section 4.1; ../shared/reference/radio-training.md 3.2). Teachers see their native size, and the
-student's map of a larger image is shrunk to theirs, so that the targets are the same from there on.
-What is finished is not done again.
+sizes in every step. `split` is AM-RADIO's and RADIOv2.1's way, `both` RADIOv2.5's (arXiv
+2412.07679, section 4.1; ../shared/reference/radio-training.md 3.2). Teachers see their native size,
+and the student's map of a larger image is shrunk to theirs, so that the targets are the same from
+there on. What is finished is not done again.
 """
 
 import argparse
