@@ -203,10 +203,10 @@ def student(
 
 
 def finetuned(folder: Path, batch: int, engine: dict[str, Any], trunk: str) -> dict[str, Any]:
-    """The student of one teacher learns the other."""
+    """The student of one teacher learns the other, four images at a time."""
     path = folder / "student.safetensors"
     if not path.exists():
-        old = validate(StudentRecipe, student(batch, batch, engine), "case")
+        old = validate(StudentRecipe, student(batch, 4, engine), "case")
         teacher = build_teachers(old, set())["first"]
         model = Student(old.student, {"first": teacher.spec})
         save_student(path, model.config, model.targets, model.state_dict(), {})
@@ -215,7 +215,7 @@ def finetuned(folder: Path, batch: int, engine: dict[str, Any], trunk: str) -> d
         "objective": {"weights": {"first": {"summary": 0, "spatial": 0}}},
     }
     init = {"kind": "student", "path": str(path)}
-    return student(batch, batch, engine, sections=sections, init=init, isolated=["second"])
+    return student(batch, 4, engine, sections=sections, init=init, isolated=["second"])
 
 
 def cases(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
@@ -239,7 +239,7 @@ def cases(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
         "ViT-S student, windows": (student(4, 4, mixed, sections=windows), 1),
         "ViT-S student, frozen trunk": (finetuned(folder, 4, mixed, "frozen"), 1),
         "ViT-S student, low rank": (finetuned(folder, 4, mixed, "low_rank"), 1),
-        "ViT-S student, low rank, 2 ranks": (finetuned(folder, 4, mixed, "low_rank"), 2),
+        "ViT-S student, low rank, 2 ranks": (finetuned(folder, 8, mixed, "low_rank"), 2),
         "quickstart, 2 ranks": (quickstart, 2),
         "quickstart, 4 ranks": (quickstart, 4),
         "ViT-S student, 2 ranks, ZeRO 1": (student(8, 4, {"zero_stage": 1}), 2),
