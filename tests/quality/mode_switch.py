@@ -38,6 +38,7 @@ LOOKS = {
     "split": ("#d1495b", "CLIP at 128 px, SigLIP at 256 px"),
     "both": ("#00798c", "each teacher at each size"),
 }
+FIGURES = {"spatial_cosine": "maps", "summary_cosine": "summaries"}
 BUDGET = (
     f"run.steps={STEPS}",
     *(f"arms.{arm}.resolution={size}" for arm, size in TRAINED.items()),
@@ -110,38 +111,37 @@ def report(curves: Curves) -> None:
     """Prints the curves, and their largest fall between neighbours."""
     for name, of_teacher in curves.items():
         for teacher, points in of_teacher.items():
-            for key in ("spatial_cosine", "summary_cosine"):
+            for key, of_what in FIGURES.items():
                 values = [point[key] for point in points]
                 shown = "  ".join(f"{value:.3f}" for value in values)
                 drop = f"largest drop {largest_drop(values):.3f}"
-                print(f"{name:6s} {teacher:7s} {key:15s} {shown}   {drop}")
+                print(f"{name:6s} {teacher:7s} {of_what:9s} {shown}   {drop}")
 
 
 def draw(curves: Curves, path: Path) -> None:
-    """A panel a teacher, a line a student; full points where it was trained on that teacher."""
+    """A column a teacher, a line a student; full points where it was trained on that teacher."""
     # Without pyplot there is no window and no global state.
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(9, 3.7), layout="constrained")
-    panels = figure.subplots(1, len(TEACHERS), sharex=True, sharey=True)
-    for axis, (teacher, title) in zip(panels, TEACHERS.items(), strict=True):
-        for size in TRAINED.values():
-            axis.axvline(size, color="0.93", linewidth=14, zorder=0)
-        for name, of_teacher in curves.items():
-            if teacher in of_teacher:
-                values = [point["spatial_cosine"] for point in of_teacher[teacher]]
-                _line(axis, values, LOOKS[name][0], seen(name, teacher))
-        axis.set(title=title, xlabel="student's images, px", xscale="log")
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    panels = figure.subplots(len(FIGURES), len(TEACHERS), sharex=True, sharey="row")
+    for row, (key, of_what) in zip(panels, FIGURES.items(), strict=True):
+        row[0].set_ylabel(f"cosine of {of_what}")
+        for axis, teacher in zip(row, TEACHERS, strict=True):
+            _panel(
+                axis, {n: of[teacher] for n, of in curves.items() if teacher in of}, teacher, key
+            )
+    for axis, title in zip(panels[0], TEACHERS.values(), strict=True):
+        axis.set_title(title)
+    for axis in panels[-1]:
+        axis.set(xlabel="student's images, px", xscale="log")
         axis.set_xticks(SIZES, [str(size) for size in SIZES])
         axis.minorticks_off()
-        axis.grid(axis="y", alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("mean cosine to the teacher's map")
     handles = [Line2D([], [], color=colour, linewidth=2) for colour, _ in LOOKS.values()]
     labels = [f"{name}: {words}" for name, (_, words) in LOOKS.items()]
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 def seen(name: str, teacher: str) -> set[int]:
@@ -151,11 +151,19 @@ def seen(name: str, teacher: str) -> set[int]:
     return {TRAINED[arm] for arm, teachers in STUDENTS[name].items() if teacher in teachers}
 
 
-def _line(axis: Any, values: Sequence[float], colour: str, trained: set[int]) -> None:
-    axis.plot(SIZES, values, "o-", color=colour, linewidth=2, markerfacecolor="white")
-    for size, value in zip(SIZES, values, strict=True):
-        if size in trained:
-            axis.plot(size, value, "o", color=colour, markersize=9)
+def _panel(
+    axis: Any, lines: Mapping[str, Sequence[Mapping[str, Any]]], teacher: str, key: str
+) -> None:
+    for size in TRAINED.values():
+        axis.axvline(size, color="0.93", linewidth=14, zorder=0)
+    for name, points in lines.items():
+        colour, values = LOOKS[name][0], [point[key] for point in points]
+        axis.plot(SIZES, values, "o-", color=colour, linewidth=2, markerfacecolor="white")
+        for size, value in zip(SIZES, values, strict=True):
+            if size in seen(name, teacher):
+                axis.plot(size, value, "o", color=colour, markersize=9)
+    axis.grid(axis="y", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":
