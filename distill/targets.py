@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill import distributed, timing
 from distill.feature_statistics import (
+    IN_CHECKPOINT,
     StatisticsPass,
     TargetStatistics,
     load_statistics,
@@ -26,8 +27,6 @@ from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
-
-_IN_CHECKPOINT = "checkpoint"  # in the place of a fingerprint
 
 
 class TargetsConfig(BaseModel):
@@ -176,7 +175,7 @@ class Targets:
     def save(self, folder: Path) -> None:
         """Writes the statistics as a checkpoint keeps them."""
         for name, statistics in self.statistics.items():
-            save_statistics(folder / f"{name}.safetensors", statistics, _IN_CHECKPOINT)
+            save_statistics(folder / f"{name}.safetensors", statistics, IN_CHECKPOINT)
 
     def load(self, folder: Path) -> None:
         """Goes back to the statistics of a checkpoint, whatever has been estimated since.
@@ -186,14 +185,19 @@ class Targets:
         """
         for name in self.statistics:
             path = folder / f"{name}.safetensors"
-            statistics = load_statistics(path, _IN_CHECKPOINT)
+            statistics = load_statistics(path, IN_CHECKPOINT)
             if statistics is None:
                 raise ValueError(f"{path}: missing, or not the statistics of a checkpoint")
             phi_s = statistics.phi_s.to(distributed.device())
             self.statistics[name] = statistics._replace(phi_s=phi_s)
 
     def fit(
-        self, shown: Iterator[Shown], folder: Path, facts: Mapping[str, object], num_images: int
+        self,
+        shown: Iterator[Shown],
+        folder: Path,
+        facts: Mapping[str, object],
+        num_images: int,
+        inherited: Mapping[str, TargetStatistics] | None = None,
     ) -> dict[str, str]:
         """Estimates the statistics on all ranks, or reads them where they lie in a folder.
 
@@ -204,17 +208,20 @@ class Targets:
             folder: `<teacher>.safetensors` are read from and written to it.
             facts: what else the estimate depends on: data, sizes, number of images.
             num_images: images that each teacher sees, over all ranks, in whole steps.
+            inherited: statistics that stand already, by teacher.
 
         Returns:
-            Teacher name to `estimated` or `cached`.
+            Teacher name to `estimated`, `cached` or `inherited`.
         """
         own = {
             name: (statistics_fingerprint(fingerprint, facts), self.teachers[name].spec)
             for name, fingerprint in self.fingerprints().items()
         }
         every = {n: known for each in distributed.gather_objects(own) for n, known in each.items()}
+        inherited = inherited or {}
         found = {
-            name: load_statistics(folder / f"{name}.safetensors", fingerprint)
+            name: inherited.get(name)
+            or load_statistics(folder / f"{name}.safetensors", fingerprint)
             for name, (fingerprint, _) in every.items()
         }
         # Ranks may look at a shared folder at different moments: rank 0's view decides.
@@ -231,7 +238,8 @@ class Targets:
         for name, statistics in found.items():
             assert statistics is not None
             self.statistics[name] = statistics._replace(phi_s=statistics.phi_s.to(device))
-        return {name: "estimated" if name in missing else "cached" for name in found}
+        kinds = dict.fromkeys(found, "cached") | dict.fromkeys(missing, "estimated")
+        return kinds | dict.fromkeys(inherited.keys() & found.keys(), "inherited")
 
     def _show(
         self, shown: Iterator[Shown], passes: Mapping[str, StatisticsPass], num_images: int

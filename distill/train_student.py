@@ -10,6 +10,7 @@ from distill.engine import Engine
 from distill.equivariance import frame_size
 from distill.errors import command
 from distill.evaluation.during_training import TrainingBenchmarks
+from distill.inherited import inherited_statistics
 from distill.optimizer import decay_groups
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.route_table import route_rows, route_table
@@ -54,7 +55,8 @@ def assemble(recipe: StudentRecipe) -> Assembly:
         facts: dict[str, object] = {"student_patch": recipe.student.patch_size}
         facts["routes"] = {name: arm.routes for name, arm in recipe.placed_arms.items()}
         shown = recipe.step_plan(distributed.world_size())
-        fit_targets(recipe, targets, shown, recipe.targets.statistics_images, facts)
+        inherited = inherited_statistics(recipe)
+        fit_targets(recipe, targets, shown, recipe.targets.statistics_images, facts, inherited)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
     engine = Engine(
         student,

@@ -20,6 +20,7 @@ from distill.arms import Pass
 from distill.cached_targets import STATISTICS, cache_facts, cache_folder_is_free, group_of
 from distill.errors import RecipeError, command
 from distill.feature_statistics import save_statistics
+from distill.inherited import inherited_statistics
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.run_folder import make_run_folder
 from distill.student_task import build_targets, build_teachers
@@ -85,7 +86,8 @@ def _write(recipe: StudentRecipe, folder: Path, precision: CachePrecision) -> No
     mine = plan.teachers_of(distributed.rank())
     targets = build_targets(recipe, build_teachers(recipe, mine), mine)
     facts: dict[str, object] = {"cache": cache_facts(recipe)}
-    fit_targets(recipe, targets, plan, recipe.targets.statistics_images, facts)
+    inherited = inherited_statistics(recipe)
+    fit_targets(recipe, targets, plan, recipe.targets.statistics_images, facts, inherited)
     writer = CacheWriter(folder, precision, distributed.rank())
     batches = open_stream(recipe, plan).batches()
     for step in track(range(recipe.run.steps), "targets"):
