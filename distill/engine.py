@@ -1,8 +1,6 @@
-"""DeepSpeed behind a small interface; the only module that imports it.
+"""DeepSpeed behind a small interface: steps, weights and their average, checkpoints.
 
-Every key of DeepSpeed's dictionary is generated here from typed fields, because DeepSpeed accepts a
-misspelt key in silence and has defaults that change results (it clips gradients at 1.0 when told
-nothing). What this module does not do: schedules, losses, and when to save.
+What this module does not do: schedules, losses, and when to save.
 
 Facts about DeepSpeed 0.19.8 that shape it, each held by a test in `tests/canary`:
 accumulation is ours (`managed_gradient_accumulation: false`), because two backward passes before
@@ -12,22 +10,25 @@ teachers too.
 """
 
 import functools
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from distill import distributed, timing
+from distill import distributed
 from distill.average import AveragedModule
-from distill.errors import RecipeError
-from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, flat_size
+from distill.deepspeed_library import (
+    errors_kept,
+    import_deepspeed,
+    require_precision,
+    time_collectives,
+    whole_weights,
+)
+from distill.engine_config import EngineConfig, deepspeed_config, why_no_whole_average
+from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer
 from distill.resharding import (
     cut_flat,
     cut_parameters,
@@ -37,41 +38,6 @@ from distill.resharding import (
     weights_of,
     written_by_parameter,
 )
-
-_COLLECTIVES = ("all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
-
-
-class EngineConfig(BaseModel):
-    """How the student is trained over the processes.
-
-    Attributes:
-        zero_stage: what the ranks split: 1 optimiser state, 2 also gradients, 3 also weights.
-        precision: `bf16` keeps float32 weights and runs the trunk under autocast; `fp16` trains
-            float16 weights with a float32 master copy and a dynamic loss scale. Under either a
-            GPU multiplies what stays float32 as TF32.
-        gradient_clipping: largest norm of the gradient; 0 does not clip.
-        ema_decay: decay of the exponential moving average of the weights, which is then what is
-            exported; 0 keeps none.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    zero_stage: int = 2
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    gradient_clipping: float = Field(1.0, ge=0)
-    ema_decay: float = Field(0.0, ge=0, lt=1)
-
-    @field_validator("zero_stage")
-    @classmethod
-    def _stage(cls, stage: int) -> int:
-        if stage == 0:
-            raise ValueError(
-                "ZeRO 0 is not offered: in 0.19 it neither checks gradients for NaN in fp32 nor "
-                "counts Adam's steps right in bf16; use 1, also on one process"
-            )
-        if stage not in (1, 2, 3):
-            raise ValueError(f"must be 1, 2 or 3, got {stage}")
-        return stage
 
 
 class StepResult(NamedTuple):
@@ -86,46 +52,6 @@ class StepResult(NamedTuple):
     grad_norm: float
     skipped: bool
     loss_scale: float
-
-
-def why_no_whole_average(config: EngineConfig) -> str | None:
-    """Why the average cannot run as a module, with the key at fault; None where it can."""
-    if not config.ema_decay:
-        return "engine.ema_decay: is 0, so there is no average; C-RADIOv4 has 0.9996"
-    if config.zero_stage == 3:
-        return "engine.zero_stage: 3 leaves no rank with all the weights to average; use 1 or 2"
-    if config.precision == "fp16":
-        return "engine.precision: an average of fp16 weights would stand still; use bf16, or fp32"
-    return None
-
-
-def deepspeed_config(config: EngineConfig, micro_batch_size: int) -> dict[str, Any]:
-    """DeepSpeed's dictionary, with every key that matters written out."""
-    return {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": config.gradient_clipping,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "overlap_comm": False,
-            # Gradients stay where autograd puts them, and are reduced a bucket at a time. DeepSpeed
-            # would copy them into one buffer, 2 GB whatever the module's size, and from there into
-            # a second one as large as all of them.
-            "contiguous_gradients": False,
-            "reduce_bucket_size": flat_size(),
-            # Stage 3 would split a rank's slice into groups of 1e9, other ones for other ranks.
-            "sub_group_size": 10**12,
-            "memory_efficient_linear": False,
-        },
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": False},
-        "fp16": {"enabled": config.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
-        "communication_data_type": "fp32",
-        "checkpoint": {"tag_validation": "Fail"},
-        "steps_per_print": sys.maxsize,
-        "wall_clock_breakdown": False,
-    }
 
 
 class Autocast(nn.Module):
@@ -165,8 +91,8 @@ class Engine:
         micro_batch_size: int,
         whole_average: bool = False,
     ) -> None:
-        deepspeed = _import_deepspeed()
-        _require_precision(config)
+        deepspeed = import_deepspeed()
+        require_precision(config)
         self.config = config
         self._optimizer_config = optimizer
         self._groups = {group.name: group for group in groups}
@@ -182,7 +108,7 @@ class Engine:
             config=deepspeed_config(config, micro_batch_size),
             dist_init_required=False,
         )
-        _time_collectives()
+        time_collectives()
         self._share_weights()
         in_slices = bool(config.ema_decay) and not whole_average
         self._average = [p.detach().clone() for p in self._masters()] if in_slices else []
@@ -239,7 +165,7 @@ class Engine:
         if average and self._averaged:
             return self._averaged.weights()
         with self._average_in_place(average and bool(self._average)):
-            return self._gathered()
+            return whole_weights(self._engine.module.module)
 
     def save(self, folder: Path) -> None:
         """Writes weights and optimiser state; every rank writes its part of the average.
@@ -247,7 +173,7 @@ class Engine:
         Raises:
             RankError: on every rank, where one could not write.
         """
-        with _errors_kept(self._engine) as raise_kept:
+        with errors_kept(self._engine) as raise_kept:
             self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
         distributed.together(raise_kept)
         if self._average:
@@ -384,108 +310,3 @@ class Engine:
         finally:
             if enabled:
                 torch._foreach_copy_(masters, kept)
-
-    def _gathered(self) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        module = self._engine.module.module
-        weights = {name: b.detach().cpu().clone() for name, b in module.named_buffers()}
-        persistent = set(module.state_dict().keys())
-        weights = {name: b for name, b in weights.items() if name in persistent}
-        for name, parameter in module.named_parameters():
-            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
-            weights[name] = full.detach().float().cpu().clone()
-        return weights
-
-
-@contextmanager
-def _errors_kept(engine: Any) -> Iterator[Callable[[], None]]:
-    """Keeps the errors of DeepSpeed's file writer, to be raised after its collectives.
-
-    A rank that left `save_checkpoint` at a full disk would leave its peers in the barrier behind.
-    """
-    errors: list[Exception] = []
-    writer = engine.checkpoint_engine
-    save = writer.save
-
-    def attempt(*arguments: Any, **options: Any) -> None:
-        try:
-            save(*arguments, **options)
-        except Exception as error:
-            errors.append(error)
-
-    def raise_kept() -> None:
-        if errors:
-            raise errors[0]
-
-    writer.save = attempt
-    engine._copy_recovery_script = lambda folder: None  # DeepSpeed's own zero_to_fp32.py, unused
-    try:
-        yield raise_kept
-    finally:
-        del writer.save, engine._copy_recovery_script
-
-
-def _time_collectives() -> None:
-    """Counts DeepSpeed's collectives as communication, through its backend's methods.
-
-    Those that it starts and waits for elsewhere (ZeRO 3's gathers of weights) show in what waits.
-    """
-    from deepspeed.comm import comm
-
-    backend: Any = comm.cdb
-    for name in _COLLECTIVES:
-        method = getattr(backend, name)
-        if name not in vars(backend):  # of an engine before this one
-            setattr(backend, name, _timed(method))
-
-
-def _timed(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def timed(*arguments: Any, **options: Any) -> Any:
-        with timing.part(timing.WAITING):
-            return method(*arguments, **options)
-
-    return timed
-
-
-def _require_precision(config: EngineConfig) -> None:
-    from deepspeed.accelerator import get_accelerator
-
-    if config.precision == "fp16" and not get_accelerator().is_fp16_supported():
-        raise RecipeError("engine.precision: this device has no fp16 arithmetic; use bf16, or fp32")
-
-
-def _import_deepspeed() -> Any:
-    """Imports DeepSpeed, ready for a machine without a GPU and without a compiler.
-
-    On the CPU DeepSpeed would compile a shared-memory collective for half a minute, which leaves
-    69 MB a rank in /dev/shm for ever and serves inference only.
-    """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 announces to rename.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    import deepspeed
-    from deepspeed import ops
-
-    if not torch.cuda.is_available():
-        ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _import_muon_uncompiled()
-    return deepspeed
-
-
-def _import_muon_uncompiled() -> None:
-    """Imports DeepSpeed's Muon, which `initialize` would, without torch's compiler behind it.
-
-    Its kernels are decorated with `compile` at import, which loads the whole of inductor: 4 s and
-    50 MB for an optimiser that is not offered here.
-    """
-    from deepspeed.runtime import compiler
-
-    kept = compiler.compile
-    compiler.compile = lambda: lambda function: function
-    try:
-        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-    finally:
-        compiler.compile = kept

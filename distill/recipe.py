@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_
 
 from distill.arms import ArmConfig, StepPlan, place_of
 from distill.config import load_recipe
-from distill.engine import why_no_whole_average
+from distill.engine_config import why_no_whole_average
 from distill.equivariance import ShiftConfig
 from distill.evaluation.during_training import TrainingBenchmarksConfig
 from distill.evaluation.fidelity import EvaluationConfig

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from data.config import DataConfig
-from distill.engine import EngineConfig
+from distill.engine_config import EngineConfig
 from distill.optimizer import OptimizerConfig
 from distill.schedule import ScheduleConfig
 from distill.tracking import TrackingConfig

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from distill import distributed
 from distill.average import AveragedModule
-from distill.engine import Engine, EngineConfig, why_no_whole_average
+from distill.engine import Engine
+from distill.engine_config import EngineConfig, why_no_whole_average
 from distill.optimizer import decay_groups
 from tests.ranks import run_on_ranks
 from tests.test_distill_engine import DECAY, LR, OPTIMIZER, TwoHeads, _batch, _loss, train_plainly

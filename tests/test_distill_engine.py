@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from distill import distributed
-from distill.engine import Engine, EngineConfig, deepspeed_config
+from distill.engine import Engine
+from distill.engine_config import EngineConfig, deepspeed_config
 from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, decay_groups
 from tests.ranks import run_on_ranks
 

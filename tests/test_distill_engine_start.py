@@ -5,8 +5,8 @@ import sys
 
 PROGRAM = """
 import sys
-from distill.engine import _import_deepspeed
-_import_deepspeed()
+from distill.deepspeed_library import import_deepspeed
+import_deepspeed()
 from deepspeed.runtime import compiler
 from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 assert compiler.compile.__module__ == "deepspeed.runtime.compiler"

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distill.engine import Engine, EngineConfig
+from distill.engine import Engine
+from distill.engine_config import EngineConfig
 from distill.optimizer import OptimizerConfig, decay_groups
 from distill.planning.memory import Sharding
 from distill.planning.step import Trace

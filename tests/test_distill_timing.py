@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from distill import timing
-from distill.engine import Engine, EngineConfig
+from distill.engine import Engine
+from distill.engine_config import EngineConfig
 from distill.optimizer import OptimizerConfig, decay_groups
 from tests.ranks import run_on_ranks
 

@@ -15,7 +15,7 @@ ALLOWED = {
     "distill": {"distill", "student", "teachers", "data"},
 }
 ONLY_IN = {
-    "deepspeed": "distill/engine.py",
+    "deepspeed": "distill/deepspeed_library.py",
     "wandb": "distill/tracking.py",
     "ruamel": "distill/config.py",
 }

@@ -1,0 +1,86 @@
+"""What a recipe says of the engine, and the dictionary that DeepSpeed gets for it.
+
+Every key of that dictionary is generated here from typed fields, because DeepSpeed accepts a
+misspelt key in silence and has defaults that change results (it clips gradients at 1.0 when told
+nothing).
+"""
+
+import sys
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from distill.optimizer import flat_size
+
+
+class EngineConfig(BaseModel):
+    """How the student is trained over the processes.
+
+    Attributes:
+        zero_stage: what the ranks split: 1 optimiser state, 2 also gradients, 3 also weights.
+        precision: `bf16` keeps float32 weights and runs the trunk under autocast; `fp16` trains
+            float16 weights with a float32 master copy and a dynamic loss scale. Under either a
+            GPU multiplies what stays float32 as TF32.
+        gradient_clipping: largest norm of the gradient; 0 does not clip.
+        ema_decay: decay of the exponential moving average of the weights, which is then what is
+            exported; 0 keeps none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    zero_stage: int = 2
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_clipping: float = Field(1.0, ge=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+
+    @field_validator("zero_stage")
+    @classmethod
+    def _stage(cls, stage: int) -> int:
+        if stage == 0:
+            raise ValueError(
+                "ZeRO 0 is not offered: in 0.19 it neither checks gradients for NaN in fp32 nor "
+                "counts Adam's steps right in bf16; use 1, also on one process"
+            )
+        if stage not in (1, 2, 3):
+            raise ValueError(f"must be 1, 2 or 3, got {stage}")
+        return stage
+
+
+def why_no_whole_average(config: EngineConfig) -> str | None:
+    """Why the average cannot run as a module, with the key at fault; None where it can."""
+    if not config.ema_decay:
+        return "engine.ema_decay: is 0, so there is no average; C-RADIOv4 has 0.9996"
+    if config.zero_stage == 3:
+        return "engine.zero_stage: 3 leaves no rank with all the weights to average; use 1 or 2"
+    if config.precision == "fp16":
+        return "engine.precision: an average of fp16 weights would stand still; use bf16, or fp32"
+    return None
+
+
+def deepspeed_config(config: EngineConfig, micro_batch_size: int) -> dict[str, Any]:
+    """DeepSpeed's dictionary, with every key that matters written out."""
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.gradient_clipping,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            # Gradients stay where autograd puts them, and are reduced a bucket at a time. DeepSpeed
+            # would copy them into one buffer, 2 GB whatever the module's size, and from there into
+            # a second one as large as all of them.
+            "contiguous_gradients": False,
+            "reduce_bucket_size": flat_size(),
+            # Stage 3 would split a rank's slice into groups of 1e9, other ones for other ranks.
+            "sub_group_size": 10**12,
+            "memory_efficient_linear": False,
+        },
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": config.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
+        "communication_data_type": "fp32",
+        "checkpoint": {"tag_validation": "Fail"},
+        "steps_per_print": sys.maxsize,
+        "wall_clock_breakdown": False,
+    }
