@@ -235,7 +235,8 @@ class Targets:
                     save_statistics(folder / f"{name}.safetensors", estimate, every[name][0])
             distributed.barrier()
         device = distributed.device()
-        for name, statistics in found.items():
+        # Heads of teachers that do not run keep theirs too: an export to their space needs it.
+        for name, statistics in {**inherited, **found}.items():
             assert statistics is not None
             self.statistics[name] = statistics._replace(phi_s=statistics.phi_s.to(device))
         kinds = dict.fromkeys(found, "cached") | dict.fromkeys(missing, "estimated")

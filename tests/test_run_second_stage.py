@@ -54,6 +54,21 @@ def test_a_second_stage_standardises_as_the_first_and_goes_on_at_its_loss(
     assert read_metrics(tmp_path / "run")[0][key] < (before[0][key] + before[-1][key]) / 2
 
 
+def test_a_head_whose_teacher_does_not_run_keeps_its_statistics(
+    first: Path, tmp_path: Path
+) -> None:
+    silent = {"weights": {"expert": {"summary": 0, "spatial": 0}}}
+    new = {"kind": "timm", "model": "test_vit2", "weights": "none", "resolution": [64, 64]}
+    recipe = second(tmp_path, first, teachers={"new": new}, objective=silent)
+    done = run(plain_command(recipe), tmp_path)
+    assert done.returncode == 0, done.stderr
+    statistics = tmp_path / "run/checkpoints/step-00000002/statistics"
+    ours = load_file(statistics / "expert.safetensors")
+    theirs = load_file(first / LAST / "statistics/expert.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (statistics / "new.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     "override",
     [
