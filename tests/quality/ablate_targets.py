@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace, seed: int) -> None:
     suite: dict[str, Any] = {"task": "benchmarks", "dir": str(folder), "seeds": [seed]}
     students = {"start": "low", **{row: f"{row}-{seed}" for row in ROWS}}
     suite["models"] = {
-        name: {"kind": "student", "path": str(options.out / path)}
+        name: {"kind": "student", "path": str(options.out / path), "resolution": [256, 256]}
         for name, path in students.items()
     }
     suite["benchmarks"] = {}
