@@ -16,11 +16,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Photographs -> shards -> distilled student -> a page to look at: runs/quickstart/page/index.html
+# Photographs -> shards -> distilled student -> a dense score (a linear probe), and a page to look at:
+# runs/quickstart/page/index.html
 quickstart: setup
 	$(BIN)/python -m data.photographs runs/quickstart-data
 	$(BIN)/python -m data.write_shards runs/quickstart-data/photographs runs/quickstart-data/train
 	$(BIN)/deepspeed --module distill.train_student recipes/quickstart.yaml
+	$(BIN)/python -m distill.evaluate recipes/evaluation/quickstart.yaml
 	$(BIN)/python -m distill.evaluate recipes/quickstart.yaml
 
 # The GPU's kernels are tested under Triton's interpreter, a large package that nothing else needs.

@@ -24,7 +24,8 @@ class ArmConfig(BaseModel):
     Attributes:
         resolution: of the student's input, as in `run.resolution`.
         batch_size: images of one optimiser step, over all ranks that run the arm.
-        micro_batch_size: images of one forward pass on one rank; None takes a rank's whole share.
+        micro_batch_size: images of one forward pass on one rank, where its share is larger; None
+            takes the whole share.
         teachers: names of those that see the arm's images; None for all.
         weight: how much one image of the arm counts, against those of other arms.
         ranks: the arm's share of the ranks, which then run nothing else: 1 and 3 give it every
@@ -56,6 +57,7 @@ class Pass(NamedTuple):
         shares: teacher to the pass's share of its loss; those of all passes sum to 1.
         arm_share: the pass's share of its own arm's images.
         routes: teacher to route, for the teachers of the arm.
+        keys: of its images, once they are read.
     """
 
     arm: str
@@ -65,6 +67,7 @@ class Pass(NamedTuple):
     shares: Mapping[str, float]
     arm_share: float
     routes: Mapping[str, RouteChoice]
+    keys: Sequence[str] = ()
 
 
 class StepPlan:
@@ -99,6 +102,11 @@ class StepPlan:
         _require_equal_passes(self.arms, parts)
         every = [part for arm in parts.values() for part in arm]
         self.layout = Layout(self._parts, every, _identity(self.arms))
+
+    @property
+    def partitions(self) -> list[range]:
+        """The ranks that run the same arms, part by part; all in one where arms have none."""
+        return list(dict.fromkeys(self._placed.values()))
 
     def teachers_of(self, rank: int) -> set[str]:
         """The teachers that a rank runs."""

@@ -6,12 +6,15 @@ the average needs all of it on every rank, which this holds.
 
 import copy
 from collections.abc import Mapping
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class AveragedModule:
+
+class AveragedModule(Generic[M]):
     """A frozen copy of a module, in evaluation mode, that follows its weights.
 
     Args:
@@ -22,7 +25,7 @@ class AveragedModule:
         module: the copy.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: M, decay: float) -> None:
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
         self._decay = decay
 

@@ -16,8 +16,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from distill.errors import RecipeError
+from teachers.kinds import did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
+
+# For what pydantic says in terms of Python's own types.
+_PLAIN = {
+    "dict_type": "keys with values are due",
+    "model_type": "keys with values are due",
+    "model_attributes_type": "keys with values are due",
+    "tuple_type": "a list is due",
+}
 
 
 def load_recipe(kind: type[Model], path: Path, overrides: Sequence[str]) -> Model:
@@ -118,31 +127,48 @@ def validate(model: type[Model], value: Mapping[str, Any], where: str) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors(include_url=False)]
+        items = _without_other_branches(error.errors(include_url=False))
+        lines = [_explain(model, item) for item in items]
         head = where if len(lines) > 1 else f"{where}: {lines[0]}"
         raise RecipeError("\n  ".join([head, *lines] if len(lines) > 1 else [head])) from None
 
 
+def _without_other_branches(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of a value that is a section or a word, what is wrong with it as the one that it is."""
+    kept = []
+    for item in items:
+        word = any(str(part).startswith("literal[") for part in item["loc"])
+        section = item["type"] in ("model_type", "model_attributes_type")
+        other = (word and isinstance(item["input"], dict)) or (
+            section and isinstance(item["input"], str)
+        )
+        if not other:
+            kept.append(item)
+    return kept or list(items)
+
+
 def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
-    location = [str(part) for part in item["loc"]]
+    location = [str(part) for part in item["loc"] if "[" not in str(part)]  # pydantic's own steps
     path = ".".join(location) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _known_keys(model, item["loc"][:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
         allowed = f"; choose from {', '.join(known)}" if known else ""
-        return f"{path}: unknown key{hint}{allowed}"
+        return f"{path}: unknown key{did_you_mean(location[-1], known)}{allowed}"
     if item["type"] == "missing":
         return f"{path}: required, but not given"
     if item["type"] == "value_error":
         return f"{path}: {item['ctx']['error']}"
-    came = item["input"]
-    message = item["msg"][0].lower() + item["msg"][1:]
-    hint = ""
+    if item["type"] == "union_tag_invalid":
+        kind, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
+        hint = did_you_mean(kind, known)
+        return f"{path}.kind: '{kind}' is unknown{hint}; choose one of {', '.join(known)}"
+    came, hint = item["input"], ""
+    message = _PLAIN.get(item["type"], item["msg"][0].lower() + item["msg"][1:])
+    if item["type"] == "too_short":
+        message = f"at least {item['ctx']['min_length']} item is due"
     if item["type"] == "literal_error" and isinstance(came, str):
-        allowed_values = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        near = difflib.get_close_matches(came, allowed_values, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        expected = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        hint = did_you_mean(came, expected)
     return f"{path}: {message}, got {came!r}{hint}"
 
 

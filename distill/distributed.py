@@ -1,22 +1,25 @@
 """Where this process stands among the others, and the few collectives the project needs.
 
-Only RANK, LOCAL_RANK and WORLD_SIZE are read, so `deepspeed`, `torchrun`, `srun` with these
-variables and plain `python` all start the same program. In one process everything is a no-op.
+Only RANK, LOCAL_RANK and WORLD_SIZE are read, so `deepspeed`, `torchrun`, `srun` (see `slurm`)
+and plain `python` all start the same program. In one process everything is a no-op.
 """
 
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from distill import timing
 
 
 def rank() -> int:
@@ -68,7 +71,8 @@ def _on_one_machine() -> bool:
 def _meeting_place() -> str:
     """A file name that the processes of one launcher share, and no other launcher's, ever."""
     launcher = psutil.Process(os.getppid())
-    return f".meeting-{launcher.pid}-{launcher.create_time():.2f}"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # `torchrun --max-restarts`
+    return f".meeting-{launcher.pid}-{launcher.create_time():.2f}-{attempt}"
 
 
 def disconnect(folder: Path) -> None:
@@ -102,11 +106,63 @@ def barrier() -> None:
         dist.barrier(device_ids=None if index is None else [index])
 
 
+@contextmanager
+def first_on_its_node() -> Iterator[None]:
+    """The first process of each machine runs the block, then its others do; all must call this.
+
+    What the first has read of large files or has downloaded, the others find in memory or on disk.
+    """
+    hosts = gather_objects(socket.gethostname())
+    leads = hosts.index(hosts[rank()]) == rank()
+    if not leads:
+        barrier()
+    try:
+        yield
+    finally:  # a process that fails says so itself
+        if leads:
+            barrier()
+
+
 def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
     """Reduces a tensor over the processes, in place; `op` is sum, max or min."""
     if dist.is_initialized() and world_size() > 1:
-        dist.all_reduce(values, op=getattr(dist.ReduceOp, op.upper()))
+        with timing.part(timing.WAITING):
+            dist.all_reduce(values, op=getattr(dist.ReduceOp, op.upper()))
     return values
+
+
+class Peers(NamedTuple):
+    """Ranks that do the same work in step.
+
+    Attributes:
+        group: what torch calls them; None where this rank is alone.
+        size: how many there are.
+        place: of this rank among them.
+    """
+
+    group: Any = None
+    size: int = 1
+    place: int = 0
+
+
+def peers_among(parts: Sequence[range]) -> Peers:
+    """This rank's peers, of parts that no two ranks share; every rank must call this."""
+    found = Peers()
+    for part in parts:
+        group = dist.new_group(list(part)) if len(part) > 1 else None
+        if rank() in part:
+            found = Peers(group, len(part), rank() - part.start)
+    return found
+
+
+def all_gather(own: Tensor, peers: Peers) -> Tensor:
+    """(n,) of each of the peers, one after the other, (peers * n,)."""
+    if peers.group is None:
+        return own
+    whole = own.new_empty(peers.size * len(own))
+    with timing.part(timing.WAITING):
+        dist.all_gather_into_tensor(whole, own, group=peers.group)
+    return whole
 
 
 def any_rank(flag: bool) -> bool:

@@ -11,6 +11,7 @@ non-finite gradients; ZeRO 3 must not replace `torch.nn.functional.linear`, whic
 teachers too.
 """
 
+import functools
 import os
 import sys
 import warnings
@@ -23,11 +24,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from distill import distributed
+from distill import distributed, timing
 from distill.average import AveragedModule
 from distill.errors import RecipeError
 from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, flat_size
-from distill.resharding import cut_flat, cut_parameters, read_ranks, reshard_state
+from distill.resharding import (
+    cut_flat,
+    cut_parameters,
+    join,
+    read_ranks,
+    reshard_state,
+    weights_of,
+    written_by_parameter,
+)
+
+_COLLECTIVES = ("all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
 
 
 class EngineConfig(BaseModel):
@@ -160,7 +171,7 @@ class Engine:
         self._optimizer_config = optimizer
         self._groups = {group.name: group for group in groups}
         module.to(distributed.device()).train()
-        self._averaged: AveragedModule | None = None
+        self._averaged: AveragedModule[nn.Module] | None = None
         if whole_average:
             assert why_no_whole_average(config) is None
             self._averaged = AveragedModule(module, config.ema_decay)
@@ -171,6 +182,7 @@ class Engine:
             config=deepspeed_config(config, micro_batch_size),
             dist_init_required=False,
         )
+        _time_collectives()
         self._share_weights()
         in_slices = bool(config.ema_decay) and not whole_average
         self._average = [p.detach().clone() for p in self._masters()] if in_slices else []
@@ -248,16 +260,19 @@ class Engine:
 
         Args:
             folder: of a checkpoint.
-            ranks: how many wrote it; where there are others now, ZeRO's shares are cut anew.
+            ranks: how many wrote it; where there are others now, or ZeRO 3 on one side only, its
+                shares are cut anew.
         """
-        if ranks == distributed.world_size():
+        from_stage_3 = written_by_parameter(folder / "engine")
+        same = ranks == distributed.world_size() and from_stage_3 == self._in_stage_3
+        if same:
             path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
             if path is None:
                 raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it")
         else:
             self._load_resharded(folder / "engine", ranks)
         if self._average:
-            self._load_average(folder, ranks)
+            self._load_average(folder, ranks, None if same else from_stage_3)
         if self._averaged:
             self._averaged.restore(torch.load(folder / "average.pt"))
         self._apply_options()
@@ -274,42 +289,68 @@ class Engine:
             group["eps"] = self._optimizer_config.eps
         optimizer.clip_grad = self.config.gradient_clipping
 
-    def _load_average(self, folder: Path, ranks: int) -> None:
-        same = ranks == distributed.world_size()
+    @property
+    def _in_stage_3(self) -> bool:
+        return self.config.zero_stage == 3
+
+    def _load_average(self, folder: Path, ranks: int, from_stage_3: bool | None) -> None:
+        """The average; `from_stage_3` is None where this rank wrote its own share as it is now."""
+        same = from_stage_3 is None
         writers = [distributed.rank()] if same else range(ranks)
         files = [folder / f"average_{rank}.pt" for rank in writers]
         stored = [torch.load(file, map_location=distributed.device()) for file in files]
         groups = enumerate(zip(*stored, strict=True))
-        mine = stored[0] if same else [self._cut(shares, number) for number, shares in groups]
+        cut = functools.partial(self._cut, from_stage_3=bool(from_stage_3))
+        mine = stored[0] if same else [cut(shares, number) for number, shares in groups]
         torch._foreach_copy_(self._average, mine)
 
     def _load_resharded(self, folder: Path, ranks: int) -> None:
         """What DeepSpeed's own loading does, with this rank's share of what other ranks wrote."""
         optimizer, module = self._engine.optimizer, self._engine.module
-        by_parameter = self.config.zero_stage == 3
-        model, states = read_ranks(folder, ranks, by_parameter=by_parameter)
-        if by_parameter:
+        to_stage_3, from_stage_3 = self._in_stage_3, written_by_parameter(folder)
+        model, states = read_ranks(folder, ranks)
+        if to_stage_3:
             optimizer.checkpoint_event_prologue()
+        if to_stage_3 or from_stage_3:
             for name, buffer in module.named_buffers():
                 if name in model["module"]:
                     buffer.copy_(model["module"][name])
         else:
             module.load_state_dict(model["module"])
-        state = reshard_state(states, self._cut, by_parameter=by_parameter)
+        if from_stage_3 and not to_stage_3:
+            self._fill(weights_of(states, by_parameter=True))
+        state = reshard_state(
+            states,
+            functools.partial(self._cut, from_stage_3=from_stage_3),
+            optimizer.state_dict(),
+            from_stage_3=from_stage_3,
+            to_stage_3=to_stage_3,
+        )
         optimizer.load_state_dict([state] * distributed.world_size())  # which takes its rank's
-        if by_parameter:
+        if to_stage_3:
             optimizer.checkpoint_event_epilogue()
         for name in ("global_steps", "skipped_steps"):
             setattr(self._engine, name, model[name])
 
-    def _cut(self, shares: Sequence[Tensor], group: int) -> Tensor:
+    def _fill(self, groups: Sequence[Sequence[Tensor]]) -> None:
+        """Sets the whole weights from the shares that ZeRO 3 wrote, which keeps no others."""
+        parameters = self._engine.optimizer.bit16_groups
+        for group, shares in zip(parameters, groups, strict=True):
+            sizes = [parameter.numel() for parameter in group]
+            pieces = join(shares, sizes, by_parameter=True).split(sizes)
+            for parameter, piece in zip(group, pieces, strict=True):
+                parameter.data.copy_(piece.view_as(parameter))
+
+    def _cut(self, shares: Sequence[Tensor], group: int, *, from_stage_3: bool) -> Tensor:
         """This rank's share of a group's flat tensor, out of those of other ranks."""
         optimizer, rank = self._engine.optimizer, distributed.rank()
-        if self.config.zero_stage == 3:
+        if self._in_stage_3:
             sizes = [parameter.ds_numel for parameter in optimizer.fp16_groups[group]]
-            return cut_parameters(shares, sizes, rank, distributed.world_size())
+            whole = join(shares, sizes, by_parameter=from_stage_3)
+            return cut_parameters([whole], sizes, rank, distributed.world_size())
         sizes = [parameter.numel() for parameter in optimizer.bit16_groups[group]]
-        return cut_flat(shares, sizes, rank, len(self._masters()[group]))
+        whole = join(shares, sizes, by_parameter=from_stage_3)
+        return cut_flat([whole], sizes, rank, len(self._masters()[group]))
 
     def _masters(self) -> list[Tensor]:
         """This rank's float32 partitions: flat private tensors, whose names a canary test holds."""
@@ -383,6 +424,29 @@ def _errors_kept(engine: Any) -> Iterator[Callable[[], None]]:
         yield raise_kept
     finally:
         del writer.save, engine._copy_recovery_script
+
+
+def _time_collectives() -> None:
+    """Counts DeepSpeed's collectives as communication, through its backend's methods.
+
+    Those that it starts and waits for elsewhere (ZeRO 3's gathers of weights) show in what waits.
+    """
+    from deepspeed.comm import comm
+
+    backend: Any = comm.cdb
+    for name in _COLLECTIVES:
+        method = getattr(backend, name)
+        if name not in vars(backend):  # of an engine before this one
+            setattr(backend, name, _timed(method))
+
+
+def _timed(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def timed(*arguments: Any, **options: Any) -> Any:
+        with timing.part(timing.WAITING):
+            return method(*arguments, **options)
+
+    return timed
 
 
 def _require_precision(config: EngineConfig) -> None:

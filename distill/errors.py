@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from data.errors import DataError
+from distill import slurm
 from student.errors import StudentError
 from teachers.errors import TeacherError
 
@@ -32,6 +33,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
+        slurm.adopt()
         try:
             main()
         except USER_ERRORS as error:

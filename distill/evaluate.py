@@ -60,7 +60,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="changes to the recipe, such as evaluation.resolutions=[256,[384,512]]",
+        help="changes to the recipe, such as benchmarks.camvid.dataset.root=PATH or "
+        "evaluation.resolutions=[256,[384,512]]; recipes/evaluation/README.md has a command for "
+        "each benchmark",
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     return parser.parse_intermixed_args(arguments)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill.checkpoint import find_checkpoint, read_manifest
 from distill.config import load_yaml
 from distill.errors import RecipeError
+from distill.feature_statistics import IN_CHECKPOINT
 from student.storage import FORMAT, StudentFile, read_student
 from teachers.phi_s import PhiS, load_phi_s
 
@@ -128,7 +129,7 @@ def _statistics(checkpoint: Path, name: str) -> PhiS:
             "was not trained, and has no teacher's space. Choose another with --head, or leave all "
             "out with --no-heads"
         )
-    return load_phi_s(path, "checkpoint")
+    return load_phi_s(path, IN_CHECKPOINT)
 
 
 def _fold(state: Mapping[str, Tensor], name: str, phi_s: PhiS) -> dict[str, Tensor]:

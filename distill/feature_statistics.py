@@ -23,6 +23,8 @@ from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s, load_phi_s, save_phi_s
 
+IN_CHECKPOINT = "checkpoint"  # in the place of a fingerprint
+
 
 class TargetStatistics(NamedTuple):
     """What standardises one teacher's targets.

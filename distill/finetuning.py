@@ -18,7 +18,7 @@ from distill.errors import RecipeError
 from distill.low_rank import add_low_rank
 from student.config import StudentInit
 from student.model import Student
-from student.storage import StudentFile, read_student
+from student.storage import StudentHeader, read_header
 
 
 class FinetuningConfig(BaseModel):
@@ -49,7 +49,7 @@ def freeze(
     Raises:
         RecipeError: with a frozen trunk, tokens would read other class tokens than they did.
     """
-    source = read_student(init.path)
+    source = read_header(init.path)
     old = set(source.targets)
     if config.trunk == "frozen":
         _check_tokens(student, source, init)
@@ -65,7 +65,7 @@ def freeze(
         add_low_rank(student.trunk.blocks, config.rank)
 
 
-def _check_tokens(student: Student, source: StudentFile, init: StudentInit) -> None:
+def _check_tokens(student: Student, source: StudentHeader, init: StudentInit) -> None:
     """What the trunk's tokens read must be what they read in the file."""
     isolated = student.config.isolated
     loose = [n for n in student.targets if n not in source.targets and n not in isolated]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from distill import distributed
+from distill import distributed, timing
 from distill.arms import Pass
 from distill.engine import Engine, StepResult
 from distill.objective import LossTerms
@@ -134,7 +134,6 @@ class Loop:
         self._plan, self._task, self._tracker = plan, task, tracker
         self._save, self._stop, self._benchmarks = save, stop, benchmarks
         self._device = distributed.device()
-        self._meter = _Meter()
         self._skipped = self._images = 0
 
     def run(self, batches: Iterator[Batch], start_step: int, start_images: int) -> Outcome:
@@ -148,6 +147,11 @@ class Loop:
         Raises:
             NonFiniteError: a loss or gradient was NaN or infinite.
         """
+        with timing.measured() as clock:
+            self._meter = _Meter(clock)
+            return self._run(batches, start_step, start_images)
+
+    def _run(self, batches: Iterator[Batch], start_step: int, start_images: int) -> Outcome:
         plan = self._plan
         self._images = start_images
         self._measure(start_step)
@@ -184,26 +188,28 @@ class Loop:
         sums: dict[str, Tensor] = {}
         passes = plan.passes(step)
         for part in passes:
-            started = time.perf_counter()
-            batch = next(batches)
-            self._meter.waited += time.perf_counter() - started
+            with timing.part("data"):
+                batch = next(batches)
+            part = part._replace(keys=batch.keys)
             keys += batch.keys
             images = batch.images.to(self._device, non_blocking=True).float() / 255
             # By the images' place: of local shards, whichever rank they fall to, they meet the
             # same numbers.
             distributed.seed_default_generators(plan.seed, "forward", step, part.first)
-            terms = self._task.loss(images, part)
-            # The engine takes the mean over the ranks, and the shares of all of them sum to 1.
-            self._task.engine.backward(terms.total * distributed.world_size())
+            with timing.part("student"):
+                terms = self._task.loss(images, part)
+                # The engine takes the mean over the ranks; the shares of all of them sum to 1.
+                self._task.engine.backward(terms.total * distributed.world_size())
             for name, value in _named(terms).items():
                 sums[name] = sums.get(name, 0) + value
         values, stopping = self._share(step, sums, keys)
         lr = plan.lr * scheduled_ratio(plan.schedule, step, plan.steps)
-        result = self._task.engine.step(lr)
+        with timing.part("optimizer"):
+            result = self._task.engine.step(lr)
         self._check_gradient(step, result, keys)
         self._report(step, values, lr, result)
         if plan.pictures_every and (step + 1) % plan.pictures_every == 0:
-            self._draw(step + 1, images, passes[-1])
+            self._draw(step + 1, images, part)
         return stopping
 
     def _share(
@@ -246,7 +252,7 @@ class Loop:
         images = plan.images(step)
         meter.images += images
         self._images += images
-        self._tracker.advance(done, sums["loss"], meter.data_share())
+        self._tracker.advance(done, sums["loss"])
         if done % plan.log_every and done != plan.steps:
             return
         values = {**sums, "lr": lr, "grad_norm": result.grad_norm}
@@ -264,23 +270,23 @@ class Loop:
 
 
 class _Meter:
-    """Speed since it was last restarted."""
+    """Speed, and where the time goes, since it was last restarted."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: timing.Clock) -> None:
+        self._clock = clock
         self.restart()
 
     def restart(self) -> None:
-        self.started, self.waited, self.images = time.perf_counter(), 0.0, 0
-
-    def data_share(self) -> float:
-        return self.waited / max(time.perf_counter() - self.started, 1e-9)
+        self.started, self.images = time.perf_counter(), 0
+        self._clock.restart()
 
     def read(self) -> dict[str, float]:
+        """Every rank must call this."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return {
             "images_per_s": self.images / seconds,
-            "data_share": self.waited / seconds,
             "peak_memory_gb": _peak_memory() / 1e9,
+            **timing.shares(distributed.gather_objects(self._clock.read())),
         }
 
 

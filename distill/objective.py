@@ -46,6 +46,11 @@ class TeacherWeights(BaseModel):
     summary: float = Field(1.0, ge=0)
     spatial: float = Field(1.0, ge=0)
 
+    @property
+    def count(self) -> bool:
+        """Whether one of them counts."""
+        return self.summary > 0 or self.spatial > 0
+
 
 class ObjectiveConfig(BaseModel):
     """What the student is asked to match, and how.

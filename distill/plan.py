@@ -87,7 +87,7 @@ def main() -> None:
     console.print(screen_table(memory_sheet(steps, workload.arms)))
     batch = sum(cost.arm.share * cost.arm.batch_size for cost in costs)
     console.print(screen_table(time_sheet(steps, batch, arguments.gpu)))
-    if isinstance(workload, StudentWorkload):
+    if isinstance(workload, StudentWorkload) and workload.may_checkpoint:
         fullest = max(costs, key=lambda cost: cost.trace.peak)
         workload.switch_checkpointing()
         other = workload.trace(fullest.arm, fullest.trace.images)

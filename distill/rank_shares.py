@@ -11,7 +11,7 @@ def share_out(batch: int, micro: int | None, ranks: int, *, batch_at: str, micro
 
     Args:
         batch: images of a step, over all ranks.
-        micro: images of one forward pass on one rank; None for all of a rank's.
+        micro: images of one forward pass on one rank, where it has so many; None for all of its.
         ranks: number of processes that share the batch.
         batch_at: the section of the recipe that says the batch.
         micro_at: the section that says the other.
@@ -22,12 +22,13 @@ def share_out(batch: int, micro: int | None, ranks: int, *, batch_at: str, micro
     if batch % ranks:
         lower = batch // ranks * ranks
         fits = [size for size in (lower, lower + ranks) if size]
+        fewer = max(count for count in range(1, ranks) if batch % count == 0)
         raise RecipeError(
             f"{batch_at}.batch_size: {batch} images do not divide over {ranks} ranks; "
-            f"use {' or '.join(map(str, fits))}"
+            f"use {' or '.join(map(str, fits))}, or ranks that divide it, such as {fewer}"
         )
     share = batch // ranks
-    micro = micro or share
+    micro = min(micro or share, share)
     if share % micro:
         fits = [size for size in range(1, share + 1) if share % size == 0]
         nearest = min(fits, key=lambda size: abs(size - micro))

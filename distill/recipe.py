@@ -19,7 +19,7 @@ from distill.reparametrisation import ReparametrisationConfig
 from distill.resolution import ResolutionSchedule
 from distill.targets import TargetsConfig
 from distill.training_recipe import RunConfig, TrainingRecipe
-from distill.window_augmentation import WindowAugmentationConfig
+from distill.window_augmentation import WindowAugmentationConfig, fitting_windows
 from student.config import StudentConfig, StudentInit
 from teachers.build import parse_teacher
 from teachers.teacher import TeacherConfig
@@ -34,8 +34,8 @@ class StudentRun(RunConfig):
         resolution: the student's input in pixels, one number or [height, width]; or a list of
             sizes with probabilities and stages, see `SizeConfig`.
         batch_size: images of one optimiser step, over all ranks.
-        micro_batch_size: images of one forward pass on one rank; the rest is accumulated. None
-            takes a rank's whole share at once.
+        micro_batch_size: images of one forward pass on one rank, where its share is larger; the
+            rest is accumulated. None takes the whole share at once.
     """
 
     resolution: ResolutionSchedule | None = None
@@ -74,6 +74,9 @@ class StudentRecipe(TrainingRecipe):
                 raise ValueError(f"teachers.{name}: a teacher's name is letters, digits and _")
         self._require_teachers("objective.weights", self.objective.weights)
         self._require_teachers("targets.routes", self.targets.routes)
+        self._require_teachers("targets.placement", self.targets.placement)
+        self._require_teachers("student.isolated", self.student.isolated)
+        self._require_teachers("student.head.upsample", self.student.head.upsample)
         self._check_arms()
         if self.student.head.only is not None:
             raise ValueError(
@@ -83,6 +86,8 @@ class StudentRecipe(TrainingRecipe):
         for place, size in self._sizes():
             self._check_resolution(place, size)
             self._check_shifts(place, size)
+        self._check_cached()
+        self._check_windows()
         self._check_reparametrisation()
         self._check_finetuning()
         problem = why_no_whole_average(self.engine) if self.objective.mesa else None
@@ -184,6 +189,30 @@ class StudentRecipe(TrainingRecipe):
             raise ValueError(
                 f"objective.equivariance.limit: crops {config.limit} tokens apart share nothing "
                 f"where a side has {tokens}; use at most {tokens - 1}, or a larger {place}"
+            )
+
+    def _check_cached(self) -> None:
+        if self.targets.cached is None:
+            return
+        if self.objective.equivariance is not None:
+            raise ValueError(
+                "objective.equivariance: draws views of its own in every step, which no cache "
+                "holds; leave it out, or targets.cached"
+            )
+        if self.targets.placement:
+            raise ValueError(
+                "targets.placement: no teacher runs where targets are cached; leave one of both out"
+            )
+
+    def _check_windows(self) -> None:
+        config, patch = self.window_augmentation, self.student.patch_size
+        grids = {(size[0] // patch, size[1] // patch) for _, size in self._sizes()}
+        if config.probability and not any(fitting_windows(config, grid) for grid in grids):
+            fits = {s for h, w in grids for s in range(2, max(h, w)) if h % s == w % s == 0}
+            cure = f"use some of {sorted(fits)}" if fits else "leave window_augmentation out"
+            raise ValueError(
+                f"window_augmentation.sizes: none of {list(config.sizes)} divides a grid of the "
+                f"student's, {' or '.join(f'{h} x {w}' for h, w in sorted(grids))}; {cure}"
             )
 
     def _check_reparametrisation(self) -> None:

@@ -1,8 +1,9 @@
-"""ZeRO's flat tensors, written by one number of ranks and read by another.
+"""ZeRO's flat tensors, written by one number of ranks or one stage and read by another.
 
-DeepSpeed 0.19.8 loads its checkpoints with as many ranks as wrote them. ZeRO 1 and 2 pad the flat
-tensor of a group and cut it into equal shares; ZeRO 3 pads and cuts each parameter by itself and
-lays a rank's pieces one behind the other. Putting them together and cutting anew changes no bit.
+DeepSpeed 0.19.8 loads its checkpoints with as many ranks as wrote them, at their stage. ZeRO 1 and
+2 pad the flat tensor of a group and cut it into equal shares; ZeRO 3 pads and cuts each parameter
+by itself and lays a rank's pieces one behind the other. Putting them together and cutting anew
+changes no bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -60,20 +61,42 @@ def cut_parameters(shares: Sequence[Tensor], sizes: Sequence[int], rank: int, ra
     return torch.cat(mine)
 
 
-def read_ranks(
-    folder: Path, ranks: int, *, by_parameter: bool
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def join(shares: Sequence[Tensor], sizes: Sequence[int], *, by_parameter: bool) -> Tensor:
+    """A group's parameters one behind the other, flat and without padding.
+
+    Args:
+        shares: flat, of the ranks that wrote them, in their order.
+        sizes: elements of the parameters.
+        by_parameter: whether they were written under ZeRO 3.
+    """
+    if by_parameter:
+        return cut_parameters(shares, sizes, 0, 1)
+    return torch.cat(list(shares))[: sum(sizes)]
+
+
+def written_by_parameter(folder: Path) -> bool:
+    """Whether a checkpoint of DeepSpeed's is of ZeRO 3."""
+    return not (folder / _WHOLE_MODEL).exists()
+
+
+def weights_of(states: Sequence[Mapping[str, Any]], *, by_parameter: bool) -> list[list[Tensor]]:
+    """For each group the shares of its float32 weights."""
+    groups = zip(*(state[_KEYS[by_parameter][1]] for state in states), strict=True)
+    return [list(shares) for shares in groups]
+
+
+def read_ranks(folder: Path, ranks: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Reads what DeepSpeed wrote on every rank.
 
     Args:
         folder: of DeepSpeed's checkpoint.
         ranks: how many wrote it.
-        by_parameter: whether they did so under ZeRO 3.
 
     Returns:
         The state of the module, whole except under ZeRO 3, and of each rank's optimiser.
     """
-    model = "zero_pp_rank_0_mp_rank_00_model_states.pt" if by_parameter else _WHOLE_MODEL
+    split = written_by_parameter(folder)
+    model = "zero_pp_rank_0_mp_rank_00_model_states.pt" if split else _WHOLE_MODEL
     names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)]
     states = [_read(folder / name)["optimizer_state_dict"] for name in names]
     return _read(folder / model), states
@@ -86,17 +109,23 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def reshard_state(
-    states: Sequence[Mapping[str, Any]], cut: Cut, *, by_parameter: bool
+    states: Sequence[Mapping[str, Any]],
+    cut: Cut,
+    own: Mapping[str, Any],
+    *,
+    from_stage_3: bool,
+    to_stage_3: bool,
 ) -> dict[str, Any]:
     """One rank's state of DeepSpeed's ZeRO optimiser, as DeepSpeed would load it.
 
     Args:
         states: those of the ranks that wrote them, in their order.
         cut: makes this rank's share of group number i out of the shares of all.
-        by_parameter: whether they were written under ZeRO 3.
+        own: the state that this rank's optimiser has before, for what only its stage writes.
+        from_stage_3: whether they were written under ZeRO 3.
+        to_stage_3: whether they are read under it.
     """
-    first, (optimizer, weights) = states[0], _KEYS[by_parameter]
-    groups = zip(*(state[weights] for state in states), strict=True)
+    first, optimizer = states[0], _KEYS[from_stage_3][0]
     moments: dict[int, dict[str, Any]] = {}
     for group, named in first[optimizer]["state"].items():
         moments[group] = {
@@ -105,8 +134,12 @@ def reshard_state(
             else value  # a count of steps, which all ranks share
             for name, value in named.items()
         }
+    groups = enumerate(weights_of(states, by_parameter=from_stage_3))
+    due_optimizer, due_weights = _KEYS[to_stage_3]
     return {
-        **first,
-        optimizer: {**first[optimizer], "state": moments},
-        weights: [cut(shares, number) for number, shares in enumerate(groups)],
+        **own,
+        **{key: value for key, value in first.items() if key in own},
+        "zero_stage": own["zero_stage"],
+        due_optimizer: {**first[optimizer], "state": moments},
+        due_weights: [cut(shares, number) for number, shares in groups],
     }

@@ -62,6 +62,8 @@ class ResolutionSchedule(RootModel[tuple[SizeConfig, ...]]):
     @classmethod
     def _from_one(cls, value: Any) -> Any:
         listed = isinstance(value, list | tuple)
+        if listed and not value:
+            raise ValueError("no size in the list; give a number, [height, width], or some sizes")
         several = listed and any(isinstance(size, dict | SizeConfig) for size in value)
         return value if several else ({"size": value},)
 

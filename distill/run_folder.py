@@ -3,12 +3,14 @@
 import json
 import os
 import platform
+import socket
 import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from distill import distributed
 from distill.config import dump_yaml, load_yaml
 from distill.errors import RecipeError
 from distill.files import write_text
@@ -18,7 +20,11 @@ Status = Literal["running", "preempted", "done", "failed"]
 _PACKAGES = ("torch", "deepspeed", "timm", "open_clip_torch", "webdataset", "featsharp-distill")
 # What may differ when a run goes on: how long, how often, and how it is shown.
 _FREE = {"benchmarks", "checkpoint", "tracking", "evaluation"}
-_FREE_OF_RUN = {"dir", "steps", "watchdog_s"}  # and micro-batches, wherever they are set
+_FREE_OF = {  # and micro-batches, wherever they are set
+    "run": {"dir", "steps", "watchdog_s"},
+    "engine": {"zero_stage"},  # which checkpoints are cut anew for
+    "targets": {"placement"},
+}
 
 
 def make_run_folder(folder: Path) -> None:
@@ -35,6 +41,28 @@ def make_run_folder(folder: Path) -> None:
         raise RecipeError(f"run.dir: {folder} cannot be written")
 
 
+def require_shared(folder: Path) -> None:
+    """Checks that all machines see one folder; every rank calls this.
+
+    Raises:
+        RecipeError: on every rank; names the machines that see another one.
+    """
+    host = socket.gethostname()
+    first, name = distributed.broadcast_object((host, f".seen-{host}-{os.getpid()}"))
+    if distributed.rank() == 0:
+        (folder / name).touch()
+    distributed.barrier()
+    unseen = distributed.gather_objects(None if (folder / name).exists() else host)
+    if distributed.rank() == 0:
+        (folder / name).unlink()
+    blind = sorted({host for host in unseen if host is not None})
+    if blind:
+        raise RecipeError(
+            f"run.dir: {folder} is another folder on {', '.join(blind)} than on {first}; it must "
+            "be on a file system that all machines share, under one path"
+        )
+
+
 def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
     """Describes the run in its folder, or checks that the folder belongs to it; rank 0 only.
 
@@ -43,10 +71,10 @@ def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
     """
     path = folder / "recipe.yaml"
     if path.exists():
-        difference = _difference(_comparable(load_yaml(path)), _comparable(recipe))
-        if difference:
+        found = difference(_comparable(load_yaml(path)), _comparable(recipe))
+        if found:
             raise RecipeError(
-                f"run.dir: {folder} already holds a run of another recipe ({difference}); "
+                f"run.dir: {folder} already holds a run of another recipe ({found}); "
                 "choose another run.dir, or remove the folder"
             )
     for leftover in folder.glob(".meeting-*"):  # of processes that were killed
@@ -88,7 +116,8 @@ def _git_commit() -> str:
 
 def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in recipe.items() if key not in _FREE}
-    kept["run"] = {k: v for k, v in recipe.get("run", {}).items() if k not in _FREE_OF_RUN}
+    for section, free in _FREE_OF.items():
+        kept[section] = {k: v for k, v in recipe.get(section, {}).items() if k not in free}
     return {key: _without_micro_batches(value) for key, value in kept.items()}
 
 
@@ -99,12 +128,12 @@ def _without_micro_batches(value: Any) -> Any:
     return [_without_micro_batches(v) for v in value] if isinstance(value, list) else value
 
 
-def _difference(old: Any, new: Any, path: str = "") -> str:
+def difference(old: Any, new: Any, path: str = "") -> str:
     """The first place where two trees differ, in words; empty where they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(k for k in new if k not in old)]:
             place = f"{path}.{key}" if path else str(key)
-            found = _difference(old.get(key), new.get(key), place)
+            found = difference(old.get(key), new.get(key), place)
             if found:
                 return found
         return ""

@@ -9,7 +9,6 @@ One step of power iteration in each forward pass of training keeps sigma up to d
 under activation checkpointing, which runs forward twice, must not use it.
 """
 
-import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -44,14 +43,14 @@ class SpectralScale(nn.Module):
     def __init__(self, weight: Tensor, *, kept: bool = False) -> None:
         super().__init__()
         # From a generator of its own: what is built afterwards draws the same numbers without it.
-        u = torch.randn(len(weight), generator=torch.Generator().manual_seed(0))
+        u = torch.randn(len(weight), generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("u", F.normalize(u, dim=0).to(weight))
         self.register_buffer("v", weight.new_zeros(weight.shape[1]))
         self._iterate(weight.detach(), _FIRST_ITERATIONS)
-        norm = float(_norm(weight.detach(), self.u, self.v)) if kept else 1.0
+        norm = _norm(weight.detach(), self.u, self.v) if kept else weight.new_ones(())
         # softplus(scale) + floor = norm; two-dimensional, like all that is decayed
-        start = math.log(math.expm1(max(norm - _FLOOR, _EPS)))
-        self.scale = nn.Parameter(weight.new_full((1, 1), start))
+        start = (norm.double() - _FLOOR).clamp(min=_EPS).expm1().log()
+        self.scale = nn.Parameter(start.to(weight.dtype).view(1, 1))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, (out, in)."""

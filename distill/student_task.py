@@ -35,14 +35,18 @@ from teachers.teacher import Teacher
 
 
 def build_teachers(
-    recipe: StudentRecipe, names: Collection[str] | None = None
+    recipe: StudentRecipe,
+    names: Collection[str] | None = None,
+    *,
+    in_host: Collection[str] = (),
 ) -> dict[str, Teacher]:
     """Builds every teacher of a recipe, on this process's device, and checks the user's own.
 
     Args:
         recipe: names them.
-        names: those that this rank runs; the others come without weights, on the meta device,
-            for what they promise. None for all.
+        names: those that this rank runs; None for all. The others, and those that no loss counts
+            for, come without weights, on the meta device, for what they promise.
+        in_host: those that stay in host memory, uncompiled, until `Targets.place`.
 
     Raises:
         RecipeError: a teacher cannot be built or breaks the contract; names its entry.
@@ -50,8 +54,9 @@ def build_teachers(
     teachers = {}
     dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
     for name, config in recipe.teachers.items():
-        runs = names is None or name in names
-        device = distributed.device() if runs else torch.device("meta")
+        runs = (names is None or name in names) and recipe.objective.weights_of(name).count
+        here = torch.device("cpu") if name in in_host else distributed.device()
+        device = here if runs else torch.device("meta")
         try:
             teachers[name] = build_teacher(config, device=device, dtype=dtype)
             if runs and not TEACHERS.is_built_in(config.kind):
@@ -67,7 +72,7 @@ def build_teachers(
                 f"it is for a dry run and on ranks that leave it to others ({error}); its "
                 "constructor may load weights, but not read values"
             ) from error
-        if runs and recipe.targets.compile:
+        if runs and recipe.targets.compile and name not in in_host:
             compile_teacher(teachers[name])
     return teachers
 
@@ -106,7 +111,10 @@ def build_targets(
     """
     running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
     if not running:
-        raise RecipeError("objective.weights: every weight is zero, so there is nothing to learn")
+        raise RecipeError(
+            "objective.weights: every weight is zero, so there is nothing to learn; leave one "
+            "teacher's spatial or summary weight above 0"
+        )
     route_rows(recipe, teachers)
     for name, teacher in running.items():
         _check_evaluation(recipe, name, teacher)
@@ -156,7 +164,7 @@ class StudentTask:
         # Of all ranks' teachers, so that the draws do not depend on who runs which.
         readers = [*part.routes, *([mesa.READER] if self._mesa else [])]
         views = build_views(self._equivariance, images, self._patch, readers, generator)
-        targets = self._targets(views.student, part.routes, views.of)
+        targets = self._targets(views.student, part.routes, views.of, part.keys)
         height, width = views.student.shape[-2:]
         grid = (height // self._patch, width // self._patch)
         window = draw_window(self._windows, grid, self._seed, self.engine.steps)
@@ -240,8 +248,9 @@ class StudentTask:
         with torch.no_grad():
             output: StudentOutput = self.engine(shown)
         self.engine.train(True)
+        # On every rank, as several may have to gather a teacher's weights together.
+        targets = self._targets(shown, part.routes, keys=part.keys[: len(shown)])
         if distributed.rank() == 0:
-            targets = self._targets(shown, part.routes)
             draw_panels(path, shown, targets, {"student": output})
 
 

@@ -4,7 +4,7 @@ Teachers live here, outside the module that DeepSpeed trains, so that they never
 optimiser or a checkpoint.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,21 +12,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from distill import distributed
+from distill import distributed, timing
 from distill.feature_statistics import (
+    IN_CHECKPOINT,
     StatisticsPass,
     TargetStatistics,
     load_statistics,
     save_statistics,
     statistics_fingerprint,
 )
+from distill.placement import Placement, place_teacher
 from distill.routes import Route, RouteChoice, choose_route
 from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
-
-_IN_CHECKPOINT = "checkpoint"  # in the place of a fingerprint
 
 
 class TargetsConfig(BaseModel):
@@ -39,6 +39,11 @@ class TargetsConfig(BaseModel):
         statistics_images: images, over all ranks, that each teacher's standardisation is estimated
             on, rounded up to whole steps; those of all its arms together.
         routes: teacher to route, for those that are not left to `auto`; see `distill.routes`.
+        placement: teacher to where its weights wait while a student trains, for those that are not
+            on the device as a whole: `offloaded`, in host memory; `sharded`, in parts over the
+            ranks that run its arm. A block at a time comes to the device, and is not compiled.
+        cached: a folder that `distill.write_targets` wrote, which then stands for the teachers:
+            a student trains without running any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +52,8 @@ class TargetsConfig(BaseModel):
     compile: bool = False
     statistics_images: PositiveInt = 2048
     routes: dict[str, RouteChoice] = {}
+    placement: dict[str, Placement] = {}
+    cached: Path | None = None
 
 
 class Shown(NamedTuple):
@@ -78,7 +85,7 @@ class Targets:
     ) -> None:
         self.teachers = dict(teachers)
         self.statistics: dict[str, TargetStatistics] = {}
-        self._patch, self._phi_s = student_patch, phi_s
+        self.patch, self._phi_s = student_patch, phi_s
         self._fingerprints: dict[str, str] = {}
         self._routes: dict[tuple[str, tuple[int, int], RouteChoice], Route] = {}
 
@@ -88,6 +95,18 @@ class Targets:
             if name not in self._fingerprints:
                 self._fingerprints[name] = teacher_fingerprint(teacher)
         return dict(self._fingerprints)
+
+    def place(self, placement: Mapping[str, Placement], peers: distributed.Peers) -> None:
+        """Puts teachers that were built in host memory where they belong.
+
+        Args:
+            placement: teacher to place.
+            peers: the ranks that run the same arms.
+        """
+        self.fingerprints()  # of whole weights
+        for name, where in placement.items():
+            if name in self.teachers:
+                place_teacher(self.teachers[name], where, peers)
 
     def features(
         self,
@@ -111,12 +130,16 @@ class Targets:
         }
 
     def _encode(self, name: str, images: Tensor, choice: RouteChoice) -> Features:
+        with timing.part(f"teacher/{name}"):
+            return self._routed(name, images, choice)
+
+    def _routed(self, name: str, images: Tensor, choice: RouteChoice) -> Features:
         teacher = self.teachers[name]
-        if self._patch is None:
+        if self.patch is None:
             return teacher(resize(images, teacher.spec.resolution))
         key = name, (images.shape[-2], images.shape[-1]), choice
         if key not in self._routes:
-            self._routes[key] = choose_route(teacher, key[1], self._patch, choice)
+            self._routes[key] = choose_route(teacher, key[1], self.patch, choice)
         return self._routes[key].encode(teacher, images)
 
     def __call__(
@@ -124,8 +147,16 @@ class Targets:
         images: Tensor,
         routes: Mapping[str, RouteChoice] | None = None,
         view: Callable[[str], Tensor] | None = None,
+        keys: Sequence[str] = (),
     ) -> dict[str, Features]:
-        """The teachers' targets: their `features`, standardised where the recipe asks for it."""
+        """The teachers' targets: their `features`, standardised where the recipe asks for it.
+
+        Args:
+            images: as for `features`.
+            routes: as for `features`.
+            view: as for `features`.
+            keys: of the images; read where a cache stands for the teachers.
+        """
         features = self.features(images, routes, view)
         return {name: self.standardise(name, f) for name, f in features.items()}
 
@@ -144,7 +175,7 @@ class Targets:
     def save(self, folder: Path) -> None:
         """Writes the statistics as a checkpoint keeps them."""
         for name, statistics in self.statistics.items():
-            save_statistics(folder / f"{name}.safetensors", statistics, _IN_CHECKPOINT)
+            save_statistics(folder / f"{name}.safetensors", statistics, IN_CHECKPOINT)
 
     def load(self, folder: Path) -> None:
         """Goes back to the statistics of a checkpoint, whatever has been estimated since.
@@ -154,14 +185,19 @@ class Targets:
         """
         for name in self.statistics:
             path = folder / f"{name}.safetensors"
-            statistics = load_statistics(path, _IN_CHECKPOINT)
+            statistics = load_statistics(path, IN_CHECKPOINT)
             if statistics is None:
                 raise ValueError(f"{path}: missing, or not the statistics of a checkpoint")
             phi_s = statistics.phi_s.to(distributed.device())
             self.statistics[name] = statistics._replace(phi_s=phi_s)
 
     def fit(
-        self, shown: Iterator[Shown], folder: Path, facts: Mapping[str, object], num_images: int
+        self,
+        shown: Iterator[Shown],
+        folder: Path,
+        facts: Mapping[str, object],
+        num_images: int,
+        inherited: Mapping[str, TargetStatistics] | None = None,
     ) -> dict[str, str]:
         """Estimates the statistics on all ranks, or reads them where they lie in a folder.
 
@@ -172,17 +208,20 @@ class Targets:
             folder: `<teacher>.safetensors` are read from and written to it.
             facts: what else the estimate depends on: data, sizes, number of images.
             num_images: images that each teacher sees, over all ranks, in whole steps.
+            inherited: statistics that stand already, by teacher.
 
         Returns:
-            Teacher name to `estimated` or `cached`.
+            Teacher name to `estimated`, `cached` or `inherited`.
         """
         own = {
             name: (statistics_fingerprint(fingerprint, facts), self.teachers[name].spec)
             for name, fingerprint in self.fingerprints().items()
         }
         every = {n: known for each in distributed.gather_objects(own) for n, known in each.items()}
+        inherited = inherited or {}
         found = {
-            name: load_statistics(folder / f"{name}.safetensors", fingerprint)
+            name: inherited.get(name)
+            or load_statistics(folder / f"{name}.safetensors", fingerprint)
             for name, (fingerprint, _) in every.items()
         }
         # Ranks may look at a shared folder at different moments: rank 0's view decides.
@@ -199,7 +238,8 @@ class Targets:
         for name, statistics in found.items():
             assert statistics is not None
             self.statistics[name] = statistics._replace(phi_s=statistics.phi_s.to(device))
-        return {name: "estimated" if name in missing else "cached" for name in found}
+        kinds = dict.fromkeys(found, "cached") | dict.fromkeys(missing, "estimated")
+        return kinds | dict.fromkeys(inherited.keys() & found.keys(), "inherited")
 
     def _show(
         self, shown: Iterator[Shown], passes: Mapping[str, StatisticsPass], num_images: int

@@ -24,6 +24,8 @@ from distill.files import write_text
 
 log = logging.getLogger("distill")
 
+_STRAGGLES = 1.1  # times the mean rank's work, from which a rank is named beside the loss
+
 
 class TrackingConfig(BaseModel):
     """Where the numbers go.
@@ -68,6 +70,7 @@ class Tracker:
         active: bool,
     ) -> None:
         self._active = active
+        self._speed: list[str] = []  # as of the last line of metrics
         self._wandb: Any = None
         self._progress: Progress | None = None
         if not active:
@@ -94,10 +97,10 @@ class Tracker:
     ) -> None:
         self.close(failed=kind is not None)
 
-    def advance(self, step: int, loss: float, data_share: float) -> None:
+    def advance(self, step: int, loss: float) -> None:
         """Moves the progress bar, where there is one."""
         if self._progress is not None:
-            shown = f"loss {loss:.4f}  data {data_share:.0%}"
+            shown = "  ".join([f"loss {loss:.4f}", *self._speed])
             self._progress.update(self._task, completed=step, description=shown)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -108,11 +111,10 @@ class Tracker:
         if not self._active:
             return
         self._store(step, values)
+        self._speed = _speed(values)
         if self._progress is None:
             parts = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
-            parts.append(f"grad {values['grad_norm']:.3f}")
-            parts.append(f"{values['images_per_s']:.1f} img/s")
-            parts.append(f"data {values['data_share']:.0%}")
+            parts += [f"grad {values['grad_norm']:.3f}", *self._speed]
             print(
                 f"step {step}/{self._num_steps}  " + "  ".join(parts), file=sys.stderr, flush=True
             )
@@ -164,6 +166,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines that a run has written, in order; what was not finite is None."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def _speed(values: dict[str, float]) -> list[str]:
+    parts = [f"{values['images_per_s']:.1f} img/s", f"data {values['time/data']:.0%}"]
+    if values.get("slowest_rank_work", 0.0) > _STRAGGLES:
+        work = values["slowest_rank_work"]
+        parts.append(f"rank {values['slowest_rank']:.0f} works {work:.2f} x the mean")
+    return parts
 
 
 def _cut_after(path: Path, step: int) -> None:

@@ -4,10 +4,13 @@ The same command starts a run and resumes it from its newest whole checkpoint.
 """
 
 from distill import distributed
+from distill.arms import StepPlan
+from distill.cached_targets import CachedTargets
 from distill.engine import Engine
 from distill.equivariance import frame_size
 from distill.errors import command
 from distill.evaluation.during_training import TrainingBenchmarks
+from distill.inherited import inherited_statistics
 from distill.optimizer import decay_groups
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.route_table import route_rows, route_table
@@ -18,8 +21,10 @@ from distill.student_task import (
     build_teachers,
     prepare_student,
 )
+from distill.targets import Targets
 from distill.tracking import log
 from distill.training import Assembly, fit_targets, open_stream, run_command
+from teachers.teacher import Teacher
 
 
 @command
@@ -40,17 +45,18 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     margin = frame_size(objective.equivariance, (0, 0), recipe.student.patch_size)[0]
     plan = recipe.step_plan(distributed.world_size(), margin=margin)
     stream = open_stream(recipe, plan)
-    mine = plan.teachers_of(distributed.rank())
-    teachers = build_teachers(recipe, mine)
-    log.info("%s", route_table(route_rows(recipe, teachers)))
-    targets = build_targets(recipe, teachers, mine)
-    if objective.standardisation != "none" or objective.summary == "angle":
+    teachers, targets = build_taught(recipe, plan)
+    # Before the statistics, which may take long: a file that does not fit is told at once.
+    student = build_student(recipe, teachers)
+    prepare_student(student, recipe, teachers)
+    if recipe.targets.cached is None and (
+        objective.standardisation != "none" or objective.summary == "angle"
+    ):
         facts: dict[str, object] = {"student_patch": recipe.student.patch_size}
         facts["routes"] = {name: arm.routes for name, arm in recipe.placed_arms.items()}
         shown = recipe.step_plan(distributed.world_size())
-        fit_targets(recipe, targets, shown, recipe.targets.statistics_images, facts)
-    student = build_student(recipe, teachers)
-    prepare_student(student, recipe, teachers)
+        inherited = inherited_statistics(recipe)
+        fit_targets(recipe, targets, shown, recipe.targets.statistics_images, facts, inherited)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
     engine = Engine(
         student,
@@ -67,9 +73,28 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     return Assembly(task, stream, plan, benchmarks)
 
 
+def build_taught(recipe: StudentRecipe, plan: StepPlan) -> tuple[dict[str, Teacher], Targets]:
+    """The teachers, and what makes targets of them on this rank, or a cache in their place."""
+    placement = recipe.targets.placement
+    mine = set() if recipe.targets.cached else plan.teachers_of(distributed.rank())
+    with distributed.first_on_its_node():
+        teachers = build_teachers(recipe, mine, in_host=placement)
+    log.info("%s", route_table(route_rows(recipe, teachers)))
+    if recipe.targets.cached:
+        return teachers, CachedTargets(recipe, teachers)
+    targets = build_targets(recipe, teachers, mine)
+    if placement:
+        targets.place(placement, distributed.peers_among(plan.partitions))
+    return teachers, targets
+
+
 def preview(recipe: StudentRecipe) -> str:
-    """How each teacher would be run, without weights."""
-    return route_table(route_rows(recipe, build_teachers(recipe, set())))
+    """How each teacher would be run, without weights; refuses what a run would refuse of them."""
+    teachers = build_teachers(recipe, set())
+    build_targets(recipe, teachers, set())
+    if recipe.targets.cached:
+        CachedTargets(recipe, teachers)
+    return route_table(route_rows(recipe, teachers))
 
 
 if __name__ == "__main__":

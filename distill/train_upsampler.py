@@ -43,7 +43,8 @@ def main() -> None:
 
 def assemble(recipe: UpsamplerRecipe) -> Assembly:
     """Builds the teacher and its upsampler, and opens the images at the size they need."""
-    teacher, fingerprint = build_encoder(recipe)
+    with distributed.first_on_its_node():
+        teacher, fingerprint = build_encoder(recipe)
     resolution = base_resolution(recipe, teacher.spec)
     plan = recipe.step_plan(resolution, NAME, distributed.world_size())
     stream = open_stream(recipe, plan)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from distill import distributed
 from distill.checkpoint import find_checkpoint, read_manifest
 from distill.errors import RecipeError
-from distill.feature_statistics import load_statistics
+from distill.feature_statistics import IN_CHECKPOINT, load_statistics
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.student_task import build_student, build_targets, build_teachers
 from distill.targets import Targets
@@ -99,7 +99,7 @@ def load_trained(trained: Trained) -> tuple[dict[str, Student], Targets]:
     if trained.recipe.objective.standardisation == "phi_s":
         for name in targets.teachers:
             path = trained.checkpoint / "statistics" / f"{name}.safetensors"
-            statistics = load_statistics(path, "checkpoint")
+            statistics = load_statistics(path, IN_CHECKPOINT)
             if statistics is None:
                 raise RecipeError(f"{path}: missing, or not the statistics of a checkpoint")
             phi_s = statistics.phi_s.to(device)

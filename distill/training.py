@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from distill.arms import StepPlan
 from distill.checkpoint import read_manifest, restore_latest, save_checkpoint
 from distill.config import dump_yaml
 from distill.evaluation.during_training import TrainingBenchmarks
+from distill.feature_statistics import TargetStatistics
 from distill.files import write_text
 from distill.generators import generator_states, restore_generators
 from distill.loop import Loop, NonFiniteError, Outcome, Plan, Task
@@ -35,7 +36,13 @@ from distill.process import (
     disarm_watchdog,
     importing,
 )
-from distill.run_folder import make_run_folder, open_run_folder, versions, write_status
+from distill.run_folder import (
+    make_run_folder,
+    open_run_folder,
+    require_shared,
+    versions,
+    write_status,
+)
 from distill.targets import Shown, Targets
 from distill.tracking import Tracker, log
 from distill.training_recipe import TrainingRecipe, resolved
@@ -130,7 +137,12 @@ def open_stream(recipe: TrainingRecipe, plan: StepPlan, *, purpose: str = "") ->
 
 
 def fit_targets(
-    recipe: TrainingRecipe, targets: Targets, plan: StepPlan, count: int, facts: dict[str, object]
+    recipe: TrainingRecipe,
+    targets: Targets,
+    plan: StepPlan,
+    count: int,
+    facts: dict[str, object],
+    inherited: Mapping[str, TargetStatistics] | None = None,
 ) -> None:
     """Estimates what standardises the targets, over images in an order of its own.
 
@@ -140,11 +152,12 @@ def fit_targets(
         plan: the sizes at which each teacher sees the images.
         count: images, over all ranks.
         facts: what the estimate depends on beside the images.
+        inherited: what stands already, see `inherited_statistics`.
     """
     stream = open_stream(recipe, plan, purpose="statistics")
     facts = {"stream": stream.state()["identity"], "images": count, **facts}
     shown = _shown(stream, plan, recipe.run.watchdog_s)
-    outcome = targets.fit(shown, recipe.run.dir / "statistics", facts, count)
+    outcome = targets.fit(shown, recipe.run.dir / "statistics", facts, count, inherited)
     log.info("statistics over %d images: %s", count, outcome)
 
 
@@ -182,6 +195,7 @@ def _parse(module: str, description: str) -> argparse.Namespace:
 
 def _train(recipe: R, assemble: Assemble[R], stop: StopRequest) -> Outcome:
     run = recipe.run
+    require_shared(run.dir)
     _on_rank_0(lambda: open_run_folder(run.dir, resolved(recipe)))
     _note(recipe, "running")
     if recipe.engine.precision != "fp32" and torch.cuda.is_available():

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill import distributed
+from distill import distributed, timing
 from distill.arms import Pass
 from distill.engine import Engine
 from distill.objective import LossTerms
@@ -77,8 +77,10 @@ class MultiView(nn.Module):
 
         def encode(inputs: Tensor) -> Features:
             if seen:
-                return teacher(inputs)
-            summary, spatial = teacher(torch.cat([inputs, views]))
+                with timing.part("teacher"):
+                    return teacher(inputs)
+            with timing.part("teacher"):
+                summary, spatial = teacher(torch.cat([inputs, views]))
             seen.append(spatial[len(inputs) :])
             summary = None if summary is None else summary[: len(inputs)]
             return Features(summary, spatial[: len(inputs)])

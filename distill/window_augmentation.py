@@ -27,6 +27,11 @@ class WindowAugmentationConfig(BaseModel):
     sizes: tuple[PositiveInt, ...] = Field((6, 7, 8, 9, 12, 16), min_length=1)
 
 
+def fitting_windows(config: WindowAugmentationConfig, grid: tuple[int, int]) -> list[int]:
+    """The sides that divide both sides of a grid (h, w) into more than one window."""
+    return [s for s in config.sizes if grid[0] % s == grid[1] % s == 0 and s < max(grid)]
+
+
 def draw_window(
     config: WindowAugmentationConfig, grid: tuple[int, int], seed: int, step: int
 ) -> int | None:
@@ -38,8 +43,21 @@ def draw_window(
         seed: of the run.
         step: the optimiser step.
     """
-    fitting = [s for s in config.sizes if grid[0] % s == grid[1] % s == 0 and s < max(grid)]
+    fitting = fitting_windows(config, grid)
     generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "windows", step))
     if torch.rand((), generator=generator) >= config.probability or not fitting:
         return None
     return fitting[int(torch.randint(len(fitting), (), generator=generator))]
+
+
+def window_shares(
+    config: WindowAugmentationConfig, grid: tuple[int, int]
+) -> dict[int | None, float]:
+    """What `draw_window` returns, each with its probability; nothing that never happens."""
+    fitting = fitting_windows(config, grid) if config.probability else []
+    if not fitting:
+        return {None: 1.0}
+    shares: dict[int | None, float] = {None: 1 - config.probability}
+    for side in fitting:  # a side may be listed twice
+        shares[side] = shares.get(side, 0.0) + config.probability / len(fitting)
+    return {side: share for side, share in shares.items() if share}

@@ -5,10 +5,11 @@ Reading it needs neither deepspeed nor `distill`, and runs no code from the file
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -26,14 +27,28 @@ FORMAT = "featsharp-distill student 1"
 _Targets = TypeAdapter(dict[str, FeatureSpec])
 
 
-class StudentFile(NamedTuple):
-    """What a student's file holds.
+class StudentHeader(NamedTuple):
+    """What a student's file says of its weights.
 
     Attributes:
         config: the architecture and pixel normalisation; `init` is None.
         targets: teacher name to what it returns, in the order of the class tokens.
-        state_dict: the student's, on the CPU.
         metadata: whatever the writer wanted to keep beside the weights.
+    """
+
+    config: StudentConfig
+    targets: dict[str, FeatureSpec]
+    metadata: dict[str, str]
+
+
+class StudentFile(NamedTuple):
+    """What a student's file holds.
+
+    Attributes:
+        config: see `StudentHeader`.
+        targets: see `StudentHeader`.
+        state_dict: the student's, on the CPU.
+        metadata: see `StudentHeader`.
     """
 
     config: StudentConfig
@@ -88,6 +103,26 @@ def read_student(path: str | PathLike[str]) -> StudentFile:
     Raises:
         StudentError: there is no such file, or it is not one of `save_student`.
     """
+    with _opened(path) as (file, header):
+        # Clones are aligned in memory, as the writer's weights were: CPU kernels take another
+        # path, with other roundings, for weights that lie where the file has them.
+        state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    return StudentFile(header.config, header.targets, state, header.metadata)
+
+
+def read_header(path: str | PathLike[str]) -> StudentHeader:
+    """Reads what a file of `save_student` says of its weights, and none of these.
+
+    Raises:
+        StudentError: there is no such file, or it is not one of `save_student`.
+    """
+    with _opened(path) as (_, header):
+        return header
+
+
+@contextmanager
+def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
+    """A student's file, and its header."""
     if not Path(path).is_file():
         raise StudentError(f"student {path}: there is no such file")
     try:
@@ -98,15 +133,14 @@ def read_student(path: str | PathLike[str]) -> StudentFile:
                     f"student {path}: its format is {header.get('format')!r}; "
                     f"save_student writes {FORMAT!r}"
                 )
-            # Clones are aligned in memory, as the writer's weights were: CPU kernels take another
-            # path, with other roundings, for weights that lie where the file has them.
-            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        return StudentFile(
-            StudentConfig.model_validate_json(header["config"]),
-            _Targets.validate_json(header["targets"]),
-            state,
-            json.loads(header["metadata"]),
-        )
+            yield (
+                file,
+                StudentHeader(
+                    StudentConfig.model_validate_json(header["config"]),
+                    _Targets.validate_json(header["targets"]),
+                    json.loads(header["metadata"]),
+                ),
+            )
     except (SafetensorError, ValidationError, KeyError) as error:
         raise StudentError(f"student {path}: not a file of save_student: {error}") from error
 

@@ -133,7 +133,8 @@ def _explain(error: ValidationError, config: type[BaseModel]) -> str:
             lines.append(f"{where}: unknown key{near}; allowed are {list(config.model_fields)}")
         elif detail["type"] == "missing":
             lines.append(f"{where}: missing")
+        elif detail["type"] == "value_error":  # written here, with what came
+            lines.append(f"{where}: {detail['ctx']['error']}".removeprefix(": "))
         else:
-            message = detail["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message}, got {detail['input']!r}")
+            lines.append(f"{where}: {detail['msg']}, got {detail['input']!r}")
     return "; ".join(lines)

@@ -9,6 +9,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from data.errors import DataError
+from data.labelled.files import read_rgb
 from data.labelled.segmentation import AnySegmentation
 from data.labelled.segmentation_classes import CITYSCAPES, COCO_COARSE, COCO_FINE_OF_171
 from data.labelled.segmentation_files import SegmentationLayout, renumbered
@@ -183,6 +184,17 @@ def test_coloured_labels_where_numbers_are_due_are_refused(tmp_path: Path) -> No
     write(tmp_path / "annotations/validation/a.png")
     with pytest.raises(DataError, match="has 3 channels; one is due"):
         labels_of(layout("folder", tmp_path, classes=["x", "y"]))
+
+
+def test_grey_and_palette_photographs_are_read_as_rgb(tmp_path: Path) -> None:
+    """As every labelled set reads them: 23 of 1,000 of ImageNet's are grey."""
+    grey = np.array([[0, 100, 255]], np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert read_rgb(tmp_path / "grey.png").tolist() == [[[v] * 3 for v in (0, 100, 255)]]
+    palette = Image.fromarray(np.array([[1, 0]], np.uint8), mode="P")
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.save(tmp_path / "palette.png")
+    assert read_rgb(tmp_path / "palette.png").tolist() == [[[200, 100, 50], [10, 20, 30]]]
 
 
 def test_labels_of_another_size_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Depth benchmark: the loss, the bins, the way from an image to counted pixels, whole runs."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from distill.evaluation.benchmark import build_benchmark, parse_benchmark
-from distill.evaluation.depth import BinnedDepth, Depth, sig_loss
+from distill.evaluation.depth import BinnedDepth, Depth
+from distill.evaluation.depth_losses import gradient_loss
 from distill.evaluation.geometry_heads import Reader
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
@@ -154,27 +154,14 @@ def test_bins_are_uniform_and_weighted_by_relu_and_a_tenth() -> None:
     assert float(came) == pytest.approx(due, rel=1e-6)
 
 
-def test_the_loss_is_that_of_the_logarithms_and_of_their_mean_alone_at_first() -> None:
-    prediction, truth = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([2.0, 2.0, 4.0])
-    g = [math.log(p + 1e-3) - math.log(t + 1e-3) for p, t in ((1, 2), (2, 2), (5, 4))]
-    mean = math.fsum(g) / 3
-    variance = math.fsum((x - mean) ** 2 for x in g) / 3
-    known = torch.ones(3, dtype=torch.bool)
-    early = [float(sig_loss(prediction, truth, known, step)) for step in (0, 99)]
-    late = float(sig_loss(prediction, truth, known, 100))
-    assert early == pytest.approx([math.sqrt(0.15 * mean**2)] * 2, rel=1e-4)
-    assert late == pytest.approx(math.sqrt(variance + 0.15 * mean**2), rel=1e-5)
-
-
-def test_the_loss_leaves_out_unknown_depth_and_has_a_slope_everywhere() -> None:
-    prediction = torch.tensor([1.0, 2.0, 5.0], requires_grad=True)
-    truth = torch.tensor([1.0, 2.0, 0.0])
+def test_the_term_of_gradients_is_added_by_its_weight() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction, truth = torch.rand(2, 2, 1, 9, 7, generator=generator).add(0.5)
+    plain, weighted = (benchmark(Path(), gradient_weight=weight) for weight in (0, 0.05))
+    due = 0.05 * gradient_loss(prediction, truth, truth > 0)
     for step in (0, 100):
-        (slope,) = torch.autograd.grad(sig_loss(prediction, truth, truth > 0, step), prediction)
-        assert slope.isfinite().all()
-        assert slope[2] == 0
-    nothing = torch.zeros(3, dtype=torch.bool)
-    assert sig_loss(prediction, truth, nothing, 0) == 0
+        more = weighted.loss(prediction, truth, step) - plain.loss(prediction, truth, step)
+        assert float(more) == pytest.approx(float(due), rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["online", "cached"])
@@ -215,7 +202,8 @@ def measured_on_rank(root: Path) -> dict[str, float]:
 
 def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
     write(tmp_path)
-    (tmp_path / "test" / "rgb" / "5.png").unlink()  # five images for two ranks
+    for split in ("train", "test"):
+        (tmp_path / split / "rgb" / "5.png").unlink()  # five images for two ranks
     alone = measured_on_rank(tmp_path)
     for figures in run_on_ranks(2, measured_on_rank, tmp_path):
         assert figures == pytest.approx(alone, rel=1e-5)
@@ -238,6 +226,13 @@ def test_only_what_counts_is_counted(tmp_path: Path) -> None:
     assert (truth[0, 3:9, 4:20] > 0).all()
     coarse = benchmark(tmp_path, labels=(6, 8))._test_pixels(sample)[1]
     assert coarse.shape == (1, 6, 8)
+
+
+def test_the_grid_that_is_counted_on_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    for changes, named in (({}, "as stored"), ({"labels": (6, 8)}, [6, 8])):
+        chosen = benchmark(tmp_path, probe={"steps": 1}, **changes)
+        assert chosen.measure(pixels(), 0, tmp_path).protocol["metric_grid"] == named
 
 
 def test_depth_outside_of_the_range_is_unknown(tmp_path: Path) -> None:

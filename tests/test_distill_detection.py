@@ -13,6 +13,7 @@ from data.errors import DataError
 from data.labelled.detection import CocoLayout
 from distill.config import load_recipe
 from distill.errors import RecipeError
+from distill.evaluation import detection_training
 from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation.detection_training import (
     DetectorTrainingConfig,
@@ -26,6 +27,7 @@ from distill.evaluation.detector import CellAnchors, Level, Pyramid, build_detec
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.sharing import own_share
 from distill.evaluation.suite import SuiteRecipe
+from distill.optimizer import build_optimizer
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
@@ -190,6 +192,27 @@ def test_images_without_objects_train(tmp_path: Path) -> None:
     loss = batch_loss(detector, [fit_image(image, SIZE, False) for image in train.images])
     assert loss.isfinite()
     assert float(loss.detach()) > 0
+
+
+def test_the_rate_falls_every_step_to_almost_nothing(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+
+    def watched(*arguments: Any) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(*arguments)
+        optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+        return optimizer
+
+    monkeypatch.setattr(detection_training, "build_optimizer", watched)
+    changes = {"steps": 8, "batch_size": 1, "schedule": {"warmup_steps": 2}}
+    config = DetectorTrainingConfig.model_validate({**FAST, **changes})
+    train = CocoLayout(root=shapes).load("train")
+    train_detector(colours(), train, SIZE, config, seed=0)
+    assert rates[:3] == pytest.approx([1e-3, 2e-3, 3e-3])
+    assert rates[2:] == sorted(set(rates[2:]), reverse=True)
+    assert len(rates) == 8
+    assert 0 < rates[-1] < 3e-4
 
 
 def test_the_encoder_stays_as_it_is(shapes: Path) -> None:

@@ -1,5 +1,6 @@
 """The engine against plain PyTorch: gradients, clipping, averaging, precision, resuming."""
 
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -253,6 +254,33 @@ def test_another_number_of_ranks_goes_on_with_the_same_bits(
                 # A mean over three equal gradients may round.
                 bound = 1e-6 if name.startswith("third") else 0
                 torch.testing.assert_close(read[name], value, rtol=0, atol=bound, msg=f"{kind}")
+
+
+def read_at_other_stages(folder: str, written_by: int) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """Loads what each stage saved under every other, and trains the third step."""
+    found = {}
+    stages = [stage for stage, kind in KINDS if kind == "adamw"]
+    for before, after in itertools.permutations(stages, 2):
+        engine = _part_of_a_run(after, "adamw")
+        engine.load(Path(folder) / f"{(before, 'adamw')}", ranks=written_by)
+        found[before, after] = _third_step(engine)
+    return found
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (3, 2), (1, 2)])
+def test_another_zero_stage_goes_on_with_the_same_bits(
+    before: int, after: int, tmp_path: Path
+) -> None:
+    written = dict(zip(KINDS, run_on_ranks(before, write_all, str(tmp_path))[0], strict=True))
+    for of_rank in run_on_ranks(after, read_at_other_stages, str(tmp_path), before):
+        assert len(of_rank) == 6
+        for (by, at), read in of_rank.items():
+            due = written[by, "adamw"]
+            assert read.keys() == due.keys()
+            for name, value in due.items():
+                bound = 1e-6 if name.startswith("third") else 0
+                said = f"{name}, {by} to {at}"
+                torch.testing.assert_close(read[name], value, rtol=0, atol=bound, msg=said)
 
 
 def _load_with_other_options(folder: str) -> tuple[float, float, float]:

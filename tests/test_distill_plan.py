@@ -14,7 +14,10 @@ from distill.errors import MISTAKE, RecipeError
 from distill.plan import main, workload_of
 from distill.planning.machine import GPUS, Gpu, Speed, link_seconds, reading_seconds
 from distill.planning.scaling import Scaling, measure_arms
-from distill.planning.step import Workload
+from distill.planning.step import Trace, Workload, count
+from student.errors import StudentError
+from student.model import Student
+from student.storage import save_student
 from tests.tiny_run import tiny_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -114,12 +117,123 @@ def test_the_largest_micro_batch_fills_the_memory_when_it_is_traced(tmp_path: Pa
     assert memory.total == pytest.approx(0.2e9 * 0.92, rel=0.02)
 
 
-def test_options_drawn_by_image_or_step_are_planned_as_without_them(tmp_path: Path) -> None:
-    objective = {"equivariance": {"kind": "shift", "limit": 1}, "mesa": {"weight": 1.0}}
-    drawn = {"objective": objective, "window_augmentation": {"probability": 1.0, "sizes": [1]}}
-    plain = workload_of(tiny_recipe(tmp_path), "tiny")
-    other = workload_of(tiny_recipe(tmp_path, **drawn), "tiny")
-    assert plain.trace(plain.arms[0], 2) == other.trace(other.arms[0], 2)
+def traced(tmp_path: Path, **sections: Any) -> tuple[Workload, Trace]:
+    """A micro-batch of the tiny recipe with these sections."""
+    workload = workload_of(tiny_recipe(tmp_path, **sections), "tiny")
+    return workload, workload.trace(workload.arms[0], 2)
+
+
+def total(trace: Trace, part: str) -> int:
+    return trace.parts[part].flops.total()
+
+
+def test_shifts_dropping_and_tolerated_losses_cost_no_products(tmp_path: Path) -> None:
+    objective = {
+        "equivariance": {"kind": "shift", "limit": 1},
+        "dropping": 0.5,
+        "tolerated_non_finite": 2,
+    }
+    assert traced(tmp_path)[1] == traced(tmp_path, objective=objective)[1]
+
+
+def test_mesa_runs_the_average_forward_in_its_steps_and_keeps_it_whole(tmp_path: Path) -> None:
+    mesa = {"weight": 1.0, "start_step": 6}
+    _, plain = traced(tmp_path)
+    workload, trace = traced(tmp_path, objective={"mesa": mesa})
+    embedding = 2 * 2 * 4 * 3 * 16**2 * 32  # whose input has no gradient
+    forward = (total(plain, "student") - 2 * embedding) / 3 + embedding
+    assert total(trace, "moving average") == 18 / 24 * forward
+    (row,) = [row for row in workload.rows(workload.arms[0]) if row.part == "moving average"]
+    assert (row.passes, row.trained) == (18 / 24, False)
+    found = Scaling(workload, measure_arms(workload), Speed(GPU, "fp32", 0.5))
+    assert found.on(2).memory.average == 4 * count(workload.trained)[0]
+
+
+def test_windows_count_in_their_share_of_the_steps(tmp_path: Path) -> None:
+    options = {"run": {"resolution": 64}, "student": {"windows": {"num_global": 1}}}
+    never, always, often = (
+        traced(tmp_path, window_augmentation={"probability": p, "sizes": [2, 3]}, **options)[1]
+        for p in (0.0, 1.0, 0.25)
+    )
+    flops = [total(trace, "student") for trace in (never, always, often)]
+    assert flops[2] == 0.75 * flops[0] + 0.25 * flops[1]
+    # One of two blocks: 4 windows of 4 patches, each with its own copy of 5 tokens.
+    assert flops[1] - flops[0] == 3 * 2 * (block(9, 4) - block(21, 1))
+    assert often.peak == max(never.peak, always.peak)
+
+
+def block(tokens: int, windows: int) -> int:
+    """FLOPs of a block of the tiny student for an image."""
+    return windows * (2 * tokens * 12 * 32**2 + 4 * tokens**2 * 32)
+
+
+def test_spectral_norms_hold_each_effective_weight_and_cost_no_products(tmp_path: Path) -> None:
+    _, plain = traced(tmp_path)
+    workload, trace = traced(tmp_path, reparametrisation={"spectral": "trunk"})
+    assert trace.flops() == plain.flops()
+    matrices = 4 * 2 * 12 * 32**2  # bytes, of two blocks
+    assert trace.parts["student"].held - plain.parts["student"].held >= matrices
+    assert not workload.may_checkpoint
+    scales = 2 * (3 + 3)  # q, k and v have one each
+    assert sum(p.numel() for p in workload.trained.parameters()) == 54624 + scales
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> dict[str, Any]:
+    """Sections of a recipe that teaches the tiny student one more teacher."""
+    workload = workload_of(tiny_recipe(tmp_path), "tiny")
+    student = Student(workload.trained.config, workload.trained.targets)
+    path = tmp_path / "student.safetensors"
+    save_student(path, student.config, student.targets, student.state_dict(), {})
+    new = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [32, 32]}
+    return {
+        "teachers": {"new": new},
+        "student": {"init": {"kind": "student", "path": str(path)}, "isolated": ["new"]},
+        "objective": {"weights": {"expert": {"summary": 0, "spatial": 0}}},
+    }
+
+
+def test_a_frozen_trunk_has_no_gradients_of_weights_and_exchanges_the_new_heads(
+    tmp_path: Path, trained: dict[str, Any]
+) -> None:
+    workload, trace = traced(tmp_path, finetuning={"trunk": "frozen"}, **trained)
+    head = sum(p.numel() for p in workload.trained.heads["new"].parameters())
+    tokens = 2 * 32
+    embedding, forward = 2 * 2 * 4 * 3 * 16**2 * 32, 2 * 2 * block(4 + 2 + 4, 1)
+    # Forward, and backward to the new class token: through attention twice, once through weights.
+    attention = 2 * 2 * 4 * 10**2 * 32
+    assert total(trace, "student") == embedding + 2 * forward + attention
+    sharding = Scaling(workload, measure_arms(workload), Speed(GPU, "fp32", 0.5)).sharding
+    assert sharding.parameters == head + tokens
+    assert sum(sharding.collectives(1)) == 2 * 4 * (head + tokens)
+    memory = sharding.memory(trace, 1, accumulation=1, teachers=0)
+    assert memory.weights == 4 * count(workload.trained)[0]
+    assert memory.moments == 2 * 4 * (head + tokens)
+
+
+def test_low_rank_updates_are_trained_beside_frozen_weights(
+    tmp_path: Path, trained: dict[str, Any]
+) -> None:
+    tuned = {"trunk": "low_rank", "rank": 2}
+    workload, trace = traced(tmp_path, finetuning=tuned, **trained)
+    frozen, plain = traced(tmp_path, finetuning={"trunk": "frozen"}, **trained)
+    more = 2 * 2 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
+    (updated, before) = (
+        sum(p.numel() for p in w.trained.parameters() if p.requires_grad)
+        for w in (workload, frozen)
+    )
+    assert updated - before == more
+    matrices = 2 * 12 * 32**2
+    # The update's product and both its gradients, and the gradient of each effective weight.
+    products = 3 * 2 * 2 * matrices + 2 * 2 * 10 * matrices
+    assert total(trace, "student") - total(plain, "student") == products
+
+
+def test_fine_tuning_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    start = {"init": {"kind": "student", "path": str(tmp_path / "student.safetensors")}}
+    tree = tiny_recipe(tmp_path, student=start, finetuning={"trunk": "frozen"})
+    with pytest.raises(StudentError, match="student.safetensors: there is no such file"):
+        workload_of(tree, "tiny")
 
 
 def test_what_limits_a_run_follows_the_machine(tmp_path: Path) -> None:
@@ -197,13 +311,6 @@ def test_mistakes_are_one_message(
     assert stopped.value.code == MISTAKE
     assert message in said
     assert said.startswith("error: ")
-
-
-def test_fine_tuning_is_refused_in_words(tmp_path: Path) -> None:
-    start = {"init": {"kind": "student", "path": str(tmp_path / "student.safetensors")}}
-    tree = tiny_recipe(tmp_path, student=start, finetuning={"trunk": "frozen"})
-    with pytest.raises(RecipeError, match="finetuning: .* plan the recipe without it"):
-        workload_of(tree, "tiny")
 
 
 def test_a_student_beyond_its_upsamplers_reach_is_refused(tmp_path: Path) -> None:

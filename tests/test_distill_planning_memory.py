@@ -1,6 +1,7 @@
 """Bytes by hand, rings step by step, and what DeepSpeed's ranks really exchange."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -56,6 +57,16 @@ def test_ranks_share_masters_moments_average_and_from_stage_2_gradients(
 def test_fp16_keeps_half_of_the_weights_beside_float32_masters() -> None:
     memory = sharding(precision="fp16").memory(TRACE, 1, accumulation=1, teachers=0)
     assert (memory.weights, memory.masters) == (200, 400)
+
+
+def test_frozen_weights_lie_on_every_rank_and_in_a_whole_average() -> None:
+    config = EngineConfig(zero_stage=2, ema_decay=0.9)
+    tuned = Sharding(config, parameters=100, largest=10, fixed=600)
+    memory = tuned.memory(TRACE, 4, accumulation=1, teachers=0)
+    assert (memory.weights, memory.moments, memory.average) == (600 + 400, 200, 100)
+    assert tuned.collectives(1) == sharding(zero_stage=2).collectives(1)
+    whole = replace(tuned, whole_average=True).memory(TRACE, 4, accumulation=1, teachers=0)
+    assert whole.average == 600 + 400
 
 
 def test_what_a_rank_sends_is_what_rings_send_chunk_by_chunk() -> None:

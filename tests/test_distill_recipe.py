@@ -62,7 +62,7 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
         ("optimizer.lr=-1", "optimizer.lr: .*greater than 0, got -1"),
         ("teachers.clip.kind=dfn_clap", "teachers.clip: kind: 'dfn_clap' is unknown.*'dfn_clip'"),
         ("teachers.clip.modle=x", r"teachers.clip: modle: unknown key \(did you mean 'model'\?\)"),
-        ("teachers={}", "teachers: .*at least 1 item"),
+        ("teachers={}", "teachers: at least 1 item is due, got {}"),
         ("teachers.my-clip={kind: dfn_clip, model: clip_ti16_128}", "letters, digits and _"),
         (
             "objective.weights.dino={spatial: 0}",
@@ -75,6 +75,39 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
         ("run.steps.more=1", "override 'run.steps.more=1': run.steps holds no keys"),
         ("data.sources.3.weight=1", "data.sources is a list of 1; '3' is not one of 0 to 0"),
         ("run.steps=[1", "override 'run.steps=.*"),
+        ("run.resolution=64px", r"a whole number or a pair \[height, width\] is due, got '64px'$"),
+        ("run.resolution=[64,64,3]", r"pair \[height, width\] is due, got \[64, 64, 3\]$"),
+        ("run.resolution=[]", "yaml: run.resolution: no size in the list; give a number"),
+        (
+            "student.init={kind: tim, model: x}",
+            r"student.init.kind: 'tim' is unknown \(did you mean 'timm'\?\); choose one of timm",
+        ),
+        (
+            "objective.equivariance={kind: shfit}",
+            r"equivariance.kind: 'shfit' is unknown \(did you mean 'shift'\?\); .*homography$",
+        ),
+        (
+            "data.augmentation=nonee",
+            r"yaml: data.augmentation: .*'nonee' \(did you mean 'none'",
+        ),
+        (
+            "data.augmentation={scale: [1.0, 0.1]}",
+            "yaml: data.augmentation: scale: the smallest value, 1.0, is above the largest, 0.1$",
+        ),
+        ("teachers=[clip]", r"teachers: keys with values are due, got \['clip'\]"),
+        (
+            "teachers.clip.upsampler={kind: bilinear, factor: 1.5}",
+            r"factor: a whole number or a pair \[height, width\] is due, got 1.5(?!, got 1.5)",
+        ),
+        (
+            "window_augmentation={probability: 0.5, sizes: [7, 9]}",
+            r"sizes: none of \[7, 9\] divides a grid of the student's, 4 x 4; use some of",
+        ),
+        (
+            "student.isolated=[clop]",
+            r"student.isolated.clop: no such teacher \(did you mean 'clip'",
+        ),
+        ("student.head.upsample={sam: 2}", "student.head.upsample.sam: no such teacher; there are"),
     ],
 )
 def test_each_mistake_is_named_by_its_path(override: str, message: str, tmp_path: Path) -> None:
@@ -112,7 +145,7 @@ def test_a_list_is_no_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("batch", "micro", "ranks", "message"),
     [
-        (8, None, 3, "8 images do not divide over 3 ranks; use 6 or 9"),
+        (8, None, 3, "8 images do not divide over 3 ranks; use 6 or 9, or ranks .* such as 2"),
         (16, 3, 2, r"3 does not divide a rank's share of 8 images \(16 over 2 ranks\).* is 2"),
     ],
 )
@@ -130,6 +163,11 @@ def test_a_batch_divides_over_ranks_and_micro_batches(tmp_path: Path) -> None:
     for overrides, images, passes in (((), 2, 1), (("run.micro_batch_size=1",), 1, 2)):
         made = load(tmp_path, *overrides).step_plan(4).passes(3, 0)
         assert [one.images for one in made] == [images] * passes
+
+
+def test_a_micro_batch_is_never_more_than_a_ranks_share(tmp_path: Path) -> None:
+    (only,) = load(tmp_path, "run.micro_batch_size=6").step_plan(4).passes(0, 0)
+    assert only.images == 2
 
 
 def test_overrides_do_not_touch_the_rest() -> None:

@@ -1,10 +1,18 @@
 """Shares of flat tensors cut anew, against a plain statement of both layouts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from distill.resharding import cut_flat, cut_parameters, reshard_state
+from distill.resharding import (
+    cut_flat,
+    cut_parameters,
+    join,
+    reshard_state,
+    written_by_parameter,
+)
 
 SIZES = (5, 8, 1, 3)
 PARAMETERS = torch.arange(1.0, 1 + sum(SIZES)).split(SIZES)
@@ -48,6 +56,7 @@ def test_vectors_are_cut_and_counts_are_kept() -> None:
     states = [
         {
             "scale": 2.0,
+            "zero_stage": 2,
             "base_optimizer_state": {
                 "state": {0: {"step": torch.tensor(7.0), "m": share}},
                 "param_groups": [1],
@@ -61,11 +70,29 @@ def test_vectors_are_cut_and_counts_are_kept() -> None:
         assert group == 0
         return torch.cat(shares)
 
-    came = reshard_state(states, whole, by_parameter=False)
-    moments, weights = came["base_optimizer_state"], came["single_partition_of_fp32_groups"]
+    own = {"scale": 1.0, "zero_stage": 3, "fp32_flat_groups": [], "optimizer_state_dict": {}}
+    keys = {False: ("base_optimizer_state", "single_partition_of_fp32_groups")}
+    keys[True] = ("optimizer_state_dict", "fp32_flat_groups")
     everything = torch.cat(flat_shares(2))
-    assert came["scale"] == 2.0
-    assert moments["param_groups"] == [1]
-    assert moments["state"][0]["step"] == 7
-    assert torch.equal(moments["state"][0]["m"], everything)
-    assert torch.equal(weights[0], everything + 1)
+    for to_stage_3, (optimizer, weights) in keys.items():
+        came = reshard_state(states, whole, own, from_stage_3=False, to_stage_3=to_stage_3)
+        moments = came[optimizer]
+        assert came["scale"] == 2.0
+        assert came["zero_stage"] == 3
+        assert moments["param_groups"] == [1]
+        assert moments["state"][0]["step"] == 7
+        assert torch.equal(moments["state"][0]["m"], everything)
+        assert torch.equal(came[weights][0], everything + 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_shares_of_either_kind_join_to_the_same_parameters(ranks: int) -> None:
+    flat = join(flat_shares(ranks), SIZES, by_parameter=False)
+    assert torch.equal(join(parameter_shares(ranks), SIZES, by_parameter=True), flat)
+    assert len(flat) == sum(SIZES)
+
+
+def test_zero_3_is_told_by_its_files(tmp_path: Path) -> None:
+    assert written_by_parameter(tmp_path)
+    (tmp_path / "mp_rank_00_model_states.pt").touch()
+    assert not written_by_parameter(tmp_path)

@@ -214,6 +214,32 @@ def test_whole_and_slide_agree_where_the_image_is_one_window() -> None:
     assert torch.allclose(whole, slid, atol=1e-6)
 
 
+class Fixed(torch.nn.Module):
+    """A head whose logits are the colours of the map, one class a channel."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps * 0.25 + 0.5  # undoes the normalisation of `Pixels`
+
+
+@pytest.mark.parametrize("size", [(21, 27), (42, 54), (7, 9)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_linear_ramp_survives_up_to_the_grid_that_is_counted(
+    size: tuple[int, int], axis: int
+) -> None:
+    """Half-pixel centres throughout; what covers padding is cut off before anything is resized."""
+
+    def ramp(height: int, width: int) -> Tensor:
+        along = (torch.arange((height, width)[axis]) + 0.5) / (height, width)[axis]
+        return along.view((-1, 1) if axis == 0 else (1, -1)).expand(3, height, width)
+
+    (came,) = predict(pixels(4), [Fixed()], ramp(21, 27), seen(), size, 1)
+    inner: list[slice] = [slice(None)] * 3
+    rim = -(-8 * size[axis] // (21, 27)[axis])  # cells are clamped there, or hold padding
+    inner[1 + axis] = slice(rim, -rim)
+    assert came[tuple(inner)].numel()
+    assert torch.allclose(came[tuple(inner)], ramp(*size)[tuple(inner)], atol=1e-5)
+
+
 def test_sliding_averages_the_probabilities_of_all_windows_over_a_pixel() -> None:
     image = torch.rand(3, 10, 7, generator=torch.Generator().manual_seed(0))
     head, encoder = head_of(3), pixels(2)

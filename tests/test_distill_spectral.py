@@ -179,3 +179,12 @@ def test_doing_it_twice_is_refused() -> None:
     module = reparametrised()
     with pytest.raises(RuntimeError, match="reparametrised already"):
         spectral_reparametrise(module)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_it_needs_no_weights_to_be_built(kept: bool) -> None:
+    with torch.device("meta"):
+        module = network()
+    spectral_reparametrise(module, kept=kept)
+    assert {p.device.type for p in [*module.parameters(), *module.buffers()]} == {"meta"}
+    assert module.state_dict().keys() == reparametrised().state_dict().keys()

@@ -1,7 +1,9 @@
-"""How a student's run builds its teachers."""
+"""How a student's run builds its teachers, and what it asks of them."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -9,12 +11,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from distill import distributed
+from distill.engine import Engine
 from distill.errors import RecipeError
 from distill.recipe import StudentRecipe
-from distill.student_task import build_teachers
+from distill.route_table import route_rows
+from distill.student_task import StudentTask, build_student, build_targets, build_teachers
+from student.model import Student
 from teachers.features import Features
-from teachers.teacher import TeacherConfig
+from teachers.teacher import Teacher, TeacherConfig
 from teachers.timm_teacher import TimmTeacher
+from teachers.upsampled import UpsampledTeacher
+from teachers.upsamplers.tile import Tile
 from tests.doubles import Curved
 
 
@@ -80,6 +88,16 @@ def test_an_objective_that_cannot_work_is_refused(sections: Any, message: str) -
         _recipe(TIMM, **sections)
 
 
+def test_a_teacher_that_no_loss_counts_for_comes_without_weights() -> None:
+    silent = {"weights": {"mine": {"summary": 0, "spatial": 0}}}
+    teacher = build_teachers(_recipe(TIMM, objective=silent))["mine"]
+    assert {p.device.type for p in teacher.parameters()} == {"meta"}
+    assert teacher.spec.spatial_dim == 192
+    heard = {"weights": {"mine": {"summary": 0, "spatial": 0.1}}}
+    teacher = build_teachers(_recipe(TIMM, objective=heard))["mine"]
+    assert {p.device.type for p in teacher.parameters()} == {"cpu"}
+
+
 class Measuring(Curved):
     """A user's class whose constructor looks at its weights."""
 
@@ -94,3 +112,83 @@ def test_a_class_that_cannot_do_without_weights_is_named_where_they_are_not_due(
     message = r"teachers\.mine: cannot be built without its weights, on torch's meta device, .* dry"
     with pytest.raises(RecipeError, match=message):
         build_teachers(recipe, set())
+
+
+class Spoiled(Curved):
+    """A teacher that mistakes one of the images it encodes for another."""
+
+    def __init__(self, *, any_resolution: bool = False) -> None:
+        super().__init__()
+        self.spec = replace(self.spec, any_resolution=any_resolution)
+        self.spoiled: int | None = None
+
+    def extract(self, images: Tensor) -> Features:
+        before = sum(self.seen)
+        summary, spatial = super().extract(images)
+        assert summary is not None
+        if self.spoiled is not None and before <= self.spoiled < before + len(images):
+            summary[self.spoiled - before] *= torch.tensor([1.0, -1.0, 1.0])
+            spatial[self.spoiled - before] += 1
+        return Features(summary, spatial)
+
+
+class Idle:
+    """What the task asks of an engine for a loss."""
+
+    steps = 0
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.student(*inputs)
+
+
+def _step(recipe: StudentRecipe, teachers: dict[str, Teacher]) -> Callable[[], list[float]]:
+    """The losses of a step's passes, on the same images every time."""
+    student = build_student(recipe, teachers).eval()
+    engine = cast(Engine, Idle(student))
+    targets = build_targets(recipe, teachers)
+    passes = recipe.step_plan(1).passes(0, 0)
+    sizes = [recipe.arms[part.arm].resolution.root[0].size for part in passes]
+    images = [torch.rand(p.images, 3, *size) for p, size in zip(passes, sizes, strict=True)]
+
+    def losses() -> list[float]:
+        task = StudentTask(recipe, student, engine, targets)
+        distributed.seed_default_generators(0, "forward")
+        pairs = zip(images, passes, strict=True)
+        return [float(task.loss(x, part).total.detach()) for x, part in pairs]
+
+    return losses
+
+
+def test_a_step_of_two_arms_runs_what_its_table_says_and_every_pass_counts() -> None:
+    """An image that any pass mistakes for another changes the step's loss: none is for nothing."""
+    encoders = {"tiled": Spoiled(), "fixed": Spoiled(), "free": Spoiled(any_resolution=True)}
+    tiled = UpsampledTeacher(encoders["tiled"], Tile(encoders["tiled"].spec, (2, 2)))
+    teachers: dict[str, Teacher] = {**encoders, "tiled": tiled}
+    recipe = _recipe(
+        TIMM,
+        run={"dir": Path("unused"), "steps": 1},
+        teachers=dict.fromkeys(teachers, TIMM),
+        arms={
+            "low": {"resolution": (12, 20), "batch_size": 2},
+            "high": {"resolution": (24, 40), "batch_size": 1},
+        },
+        student={"size": "tiny", "depth": 1, "patch_size": 4, "max_resolution": 40},
+        objective={"standardisation": "none"},
+    )
+    due = dict.fromkeys(teachers, 0)
+    for row in route_rows(recipe, teachers):
+        due[row.teacher] += row.batch_size * row.route.forwards // row.route.images
+    assert due == {"tiled": 2 + 5, "fixed": 2 + 1, "free": 2 + 1}
+    losses = _step(recipe, teachers)
+    right = losses()
+    assert {name: sum(encoder.seen) for name, encoder in encoders.items()} == due
+    for name, encoder in encoders.items():
+        for encoder.spoiled in range(due[name]):
+            encoder.seen.clear()
+            assert losses() != right, (name, encoder.spoiled)
+        encoder.spoiled = None
+        encoder.seen.clear()
+    assert losses() == right

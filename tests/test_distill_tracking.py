@@ -4,9 +4,11 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from distill.tracking import Tracker, TrackingConfig, read_metrics
 
-NUMBERS = {"loss": 1.0, "lr": 0.1, "grad_norm": 2.0, "images_per_s": 3.0, "data_share": 0.0}
+NUMBERS = {"loss": 1.0, "lr": 0.1, "grad_norm": 2.0, "images_per_s": 3.0, "time/data": 0.0}
 
 
 def _tracker(folder: Path, start_step: int = 0) -> Tracker:
@@ -34,3 +36,14 @@ def test_lines_behind_the_step_that_a_run_resumes_from_are_cut(tmp_path: Path) -
     with _tracker(tmp_path, start_step=2) as tracker:
         tracker.metrics(3, {**NUMBERS, "loss": 7.0})
     assert [(x["step"], x["loss"]) for x in read_metrics(tmp_path)] == [(1, 1), (2, 1), (3, 7)]
+
+
+def test_a_rank_that_works_longer_than_the_others_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with _tracker(tmp_path) as tracker:
+        for step, work in ((1, 1.05), (2, 1.4)):
+            tracker.metrics(step, {**NUMBERS, "slowest_rank": 3.0, "slowest_rank_work": work})
+    even, uneven = capsys.readouterr().err.splitlines()
+    assert even.endswith("data 0%")
+    assert uneven.endswith("data 0%  rank 3 works 1.40 x the mean")

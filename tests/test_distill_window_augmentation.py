@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.window_augmentation import WindowAugmentationConfig, draw_window
+from distill.window_augmentation import WindowAugmentationConfig, draw_window, window_shares
 
 ALWAYS = WindowAugmentationConfig(probability=1.0)
 
@@ -41,3 +41,13 @@ def test_the_draw_depends_on_seed_and_step_alone() -> None:
     """So every rank, whatever its generators have done, draws the same."""
     assert drawn(ALWAYS, (24, 24), 20) == drawn(ALWAYS, (24, 24), 20)
     assert drawn(ALWAYS, (24, 24), 20) != [draw_window(ALWAYS, (24, 24), 1, s) for s in range(20)]
+
+
+def test_the_shares_are_those_of_the_draws() -> None:
+    config = WindowAugmentationConfig(probability=0.6, sizes=(6, 6, 8, 7))
+    shares = window_shares(config, (24, 24))
+    assert shares == pytest.approx({None: 0.4, 6: 0.4, 8: 0.2})
+    found = drawn(config, (24, 24), 3000)
+    assert {s: found.count(s) / 3000 for s in shares} == pytest.approx(shares, abs=0.04)
+    assert window_shares(config, (13, 26)) == window_shares(WindowAugmentationConfig(), (24, 24))
+    assert None not in window_shares(ALWAYS, (24, 24))

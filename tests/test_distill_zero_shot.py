@@ -111,6 +111,19 @@ def test_names_of_imagenet_are_for_its_thousand_classes(tmp_path: Path) -> None:
         measure(entry, tmp_path / "clip")
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"kind": "zero_shot", "dataset": {"kind": "class_folders", "root": "/nowhere"}},
+        {"kind": "retrieval", "dataset": {"kind": "coco_captions", "root": "/nowhere"}},
+    ],
+)
+def test_missing_data_are_told_before_a_text_tower_is_downloaded(entry: dict[str, Any]) -> None:
+    tower = {"model": "ViT-H-14-378-quickgelu", "weights": "dfn5b"}
+    with pytest.raises(DataError, match="there is no /nowhere/.*; expected under /nowhere"):
+        measure(entry | {"text": tower}, Path(), Pixels(PixelsConfig()))
+
+
 def test_a_template_without_a_place_for_the_name_is_refused(tmp_path: Path) -> None:
     entry = classified(tmp_path, templates=["a photo"], text={"model": "x"})
     with pytest.raises(TeacherError, match="one {} where the class's name goes"):

@@ -9,12 +9,14 @@ from torchvision.models import squeezenet1_0
 
 from distill.config import load_recipe
 from distill.evaluation.comparison import ComparisonRecipe
+from distill.recipe import load_student_recipe
 from teachers.build import build_teacher, parse_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.testing import check_teacher
 from teachers.upsamplers.downsampler import AttentionDownsampler
 from teachers.upsamplers.featup import FeatUp
 from tests.quality.aliased import OffCentre
+from tests.quality.mode_switch import RECIPE, STUDENTS, overrides
 from tests.quality.seven_taps import TAPS, SevenTaps, SevenTapsLevel
 from tests.tiny_run import REPOSITORY
 
@@ -103,3 +105,11 @@ def test_off_centre_windows_are_off_by_half_a_cell_less_half_a_position(
 def test_the_comparison_recipe_loads() -> None:
     path = Path(REPOSITORY) / "recipes/evaluation/upsamplers.yaml"
     assert list(load_recipe(ComparisonRecipe, path, []).methods) == ["bilinear", "featsharp"]
+
+
+def test_the_students_of_the_mode_switch_differ_in_who_sees_which_size_alone() -> None:
+    loaded = {name: load_student_recipe(RECIPE, overrides(name)) for name in STUDENTS}
+    trees = [recipe.model_dump(mode="json") for recipe in loaded.values()]
+    seen = [{arm: tree["arms"][arm].pop("teachers") for arm in tree["arms"]} for tree in trees]
+    assert trees[0] == trees[1]
+    assert seen == [STUDENTS["split"], STUDENTS["both"]]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.config import dump_yaml
+from distill.config import apply_overrides, dump_yaml, load_yaml, validate
+from distill.evaluate import parse_arguments
+from distill.evaluation.benchmark import BENCHMARKS
+from distill.evaluation.results import ReportRecipe
+from distill.evaluation.suite import SuiteRecipe
 from tests.tiny_run import REPOSITORY, run, write_images
 
 TEXT = (REPOSITORY / "recipes/evaluation/README.md").read_text()
@@ -67,6 +72,31 @@ def test_two_ranks_under_the_launcher_give_one_file_with_the_figures_of_one(tmp_
     one, two = (json.loads((tmp_path / n / "results.jsonl").read_text()) for n in ("one", "two"))
     assert one["figures"] == two["figures"]
     assert not list((tmp_path / "two").glob(".meeting*"))
+
+
+def commands() -> list[list[str]]:
+    """The page's commands as a shell passes them on."""
+    script = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL))
+    script = re.sub(r"python -m |deepspeed --num_gpus \d+ --module ", "show ", script)
+    show = "show() { printf '%s\\t' \"$@\"; echo; }\n"
+    done = subprocess.run(["bash", "-c", show + script], capture_output=True, text=True, check=True)
+    lines = [line.rstrip("\t").split("\t") for line in done.stdout.splitlines()]
+    return [line for line in lines if line[0] == "distill.evaluate"]
+
+
+def test_the_page_has_a_valid_command_for_every_kind_of_benchmark() -> None:
+    kinds = set()
+    for _, *arguments in commands():
+        parsed = parse_arguments(arguments)
+        path = parsed.on or Path(parsed.target)
+        tree = load_yaml(REPOSITORY / path)
+        apply_overrides(tree, parsed.overrides)
+        if tree["task"] == "benchmarks":
+            recipe = validate(SuiteRecipe, tree, str(arguments))
+            kinds |= {benchmark.kind for benchmark in recipe.benchmarks.values()}
+        else:
+            validate(ReportRecipe, tree, str(arguments))
+    assert kinds == set(BENCHMARKS.table)
 
 
 def test_every_recipe_that_the_page_names_is_there() -> None:

@@ -66,8 +66,13 @@ def test_a_run_leaves_recipe_versions_metrics_and_whole_checkpoints(finished: Pa
     assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
     for name in ("loss", "loss/expert/spatial", "loss/expert/summary", "lr", "grad_norm"):
         assert all(line[name] > 0 for line in metrics[:-1]), name
-    for name in ("images_per_s", "data_share", "peak_memory_gb"):
+    for name in ("images_per_s", "peak_memory_gb"):
         assert all(name in line for line in metrics), name
+    parts = {"data", "teacher/expert", "student", "optimizer", "other"}
+    for line in metrics:
+        shares = {n: v for n, v in line.items() if n.startswith("time/")}
+        assert shares.keys() - {"time/communication"} == {f"time/{part}" for part in parts}
+        assert sum(shares.values()) == pytest.approx(1)
     assert json.loads((folder / "versions.json").read_text())["deepspeed"] == "0.19.8"
 
 
@@ -172,6 +177,9 @@ def test_two_ranks_under_the_launcher(stage: int, finished: Path, tmp_path: Path
     two = [line for line in two if "loss" in line]
     # The same images, whatever the number of ranks; only position windows are drawn by rank.
     assert [line["images"] for line in two] == [line["images"] for line in one]
+    assert all(line["time/communication"] > 0 for line in two)
+    assert {line["slowest_rank"] for line in two} <= {0, 1}
+    assert all(1 <= line["slowest_rank_work"] <= 2 for line in two)
     with Image.open(tmp_path / f"run/pictures/step-{STEPS:08d}.png") as picture:
         picture.load()
         assert picture.size == (3 * 198 - 6, 22 + 2 * 198 - 6)

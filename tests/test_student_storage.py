@@ -13,7 +13,7 @@ import student as package
 from student.config import HeadConfig, StudentConfig
 from student.errors import StudentError
 from student.model import Student
-from student.storage import load_student, read_student, save_student
+from student.storage import load_student, read_header, read_student, save_student
 from teachers.features import FeatureSpec
 
 TARGETS = {
@@ -66,6 +66,7 @@ def test_metadata_come_back_and_initial_weights_are_forgotten(tmp_path: Path) ->
     file = read_student(tmp_path / "s")
     assert file.metadata == {"commit": "abc"}
     assert file.config == student.config
+    assert read_header(tmp_path / "s") == (file.config, file.targets, file.metadata)
 
 
 def test_a_student_loads_where_deepspeed_and_distill_cannot_be_imported(tmp_path: Path) -> None:

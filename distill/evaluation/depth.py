@@ -4,19 +4,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from data.labelled.depth import DepthSample, DepthView
 from distill.evaluation.benchmark import BenchmarkConfig
+from distill.evaluation.depth_losses import gradient_loss, sig_loss
 from distill.evaluation.depth_scores import ERRORS, NUM_SUMS, aligned, depth_scores, depth_sums
 from distill.evaluation.geometry import Geometry
 from distill.evaluation.geometry_config import GeometryConfig
 from distill.evaluation.geometry_heads import build_head
 
-_MEAN_ONLY_STEPS = 100  # of SigLoss
-_MEAN_SHARE = 0.15  # lambda is one minus it (Eigen et al. 2014; AdaBins)
-_EPS = 1e-3  # metres, in logarithms
 _LEAST = 0.1  # of a bin's weight
 
 
@@ -26,11 +24,14 @@ class DepthConfig(GeometryConfig):
     Attributes:
         bins: of depth, over all of the range in equal steps.
         depth_range: in metres; truth outside is unknown, predictions are clamped to it.
+        gradient_weight: of `gradient_loss` beside SigLoss, on the pixels of `loss_stride`. Probe3D
+            weighs them 0.5 and 10: 0.05, as AdamW without decay heeds no common factor.
     """
 
     kind: str = "depth"
     bins: PositiveInt = 256
     depth_range: tuple[PositiveFloat, PositiveFloat] = (0.001, 10.0)
+    gradient_weight: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -61,27 +62,6 @@ class BinnedDepth(nn.Module):
         return (weights * self.centres).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
 
 
-def sig_loss(prediction: Tensor, truth: Tensor, known: Tensor, step: int) -> Tensor:
-    """The scale-invariant error of logarithms, which is lenient with a common factor.
-
-    With g = log prediction - log truth: sqrt(var(g) + 0.15 mean(g)^2), and during the first 100
-    steps the second term alone, which brings the scale about right.
-
-    Args:
-        prediction: metres, of any shape.
-        truth: metres where it is known, of the same shape.
-        known: bool, of the same shape.
-        step: 0-based.
-    """
-    if not known.any():
-        return prediction.sum() * 0
-    g = (prediction[known] + _EPS).log() - (truth[known] + _EPS).log()
-    total = _MEAN_SHARE * g.mean().square()
-    if step >= _MEAN_ONLY_STEPS:
-        total = total + g.var(correction=0)
-    return (total + 1e-12).sqrt()  # whose slope at zero is infinite
-
-
 class Depth(Geometry):
     """Depth in metres from one image, figures per image and pooled, as they are and aligned."""
 
@@ -109,8 +89,11 @@ class Depth(Geometry):
         return BinnedDepth(head, config.bins, config.depth_range)
 
     def loss(self, prediction: Tensor, truth: Tensor, step: int) -> Tensor:
-        """See `sig_loss`."""
-        return sig_loss(prediction, truth, truth > 0, step)
+        """SigLoss, and the term of gradients where it has a weight."""
+        total = sig_loss(prediction, truth, truth > 0, step)
+        if not self.config.gradient_weight:
+            return total
+        return total + self.config.gradient_weight * gradient_loss(prediction, truth, truth > 0)
 
     def finish(self, prediction: Tensor) -> Tensor:
         """Clamped to the range."""

@@ -51,8 +51,9 @@ class Retrieval(Benchmark):
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Searches; see `Benchmark.measure`."""
         config: RetrievalConfig = self.config
-        tower, encode = load_text_tower(config, encoder), Encoding(encoder, config)
+        encode = Encoding(encoder, config)
         names, captions, read = config.dataset.load()
+        tower = load_text_tower(config, encoder)  # maybe a download: after the data were found
         images = encode(names, read, config.dataset.model_dump_json()).gathered()
         texts = encode_texts(tower, [text for group in captions for text in group])
         owner = torch.arange(len(names)).repeat_interleave(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
-_MOST_COLUMNS = 10  # of a table on a screen
+_SCREEN = 80  # characters of a line; rich cuts words that do not fit
 
 
 class Cell(NamedTuple):
@@ -42,11 +42,25 @@ def screen_table(sheet: Sheet) -> Table:
     for name, cells in sheet.lines:
         bold = (f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in cells)
         grid.append([escape(name), *bold])
-    if len(sheet.head) > _MOST_COLUMNS:
-        grid = [list(line) for line in zip(*grid, strict=True)]
+    plain = [list(sheet.head), *([name, *(c.text for c in cells)] for name, cells in sheet.lines)]
+    width, turned = _width(plain), _width(_turned(plain))
+    if width > _SCREEN and turned < width:
+        grid = _turned(grid)
     table = Table(title=escape(sheet.title), caption=escape(sheet.note) or None)
     for number, head in enumerate(grid[0]):
         table.add_column(head, justify="right" if number else "left")
     for line in grid[1:]:
         table.add_row(*line)
     return table
+
+
+def _turned(grid: list[list[str]]) -> list[list[str]]:
+    return [list(line) for line in zip(*grid, strict=True)]
+
+
+def _width(grid: list[list[str]]) -> int:
+    """Characters of a line of the table; heads may break between words."""
+    columns = (
+        (max(map(len, head.split()), default=0), *map(len, cells)) for head, *cells in _turned(grid)
+    )
+    return 1 + sum(max(column) + 3 for column in columns)

@@ -63,9 +63,10 @@ class ZeroShot(Benchmark):
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Classifies the test images; see `Benchmark.measure`."""
         config: ZeroShotConfig = self.config
-        tower, encode = load_text_tower(config, encoder), Encoding(encoder, config)
+        encode = Encoding(encoder, config)
         with config.dataset.open("test") as images:
             names = _class_names(config, images.classes)
+            tower = load_text_tower(config, encoder)  # maybe a download: after the data were found
             identity = f"{config.dataset.model_dump_json()} test"
             vectors = encode(images.names, images.read, identity).gathered()
         classes = classifier(tower, names, config.templates)

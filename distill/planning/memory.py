@@ -21,7 +21,7 @@ class Memory(NamedTuple):
     """Bytes of a rank at its fullest.
 
     Attributes:
-        weights: of what is trained.
+        weights: of the module under the engine, frozen ones included.
         masters: ZeRO's float32 slice of them, where it is another copy.
         moments: of the optimiser.
         average: of the weights.
@@ -64,14 +64,16 @@ class Sharding:
 
     Attributes:
         config: stage, precision and averaging.
-        parameters: of what is trained.
+        parameters: that are trained.
         largest: elements that are flattened at once, see `optimizer.flat_size`.
+        fixed: bytes of the module's frozen weights and buffers, which every rank holds.
         whole_average: whether every rank keeps all of the average, as MESA asks for.
     """
 
     config: EngineConfig
     parameters: int
     largest: int
+    fixed: float = 0.0
     whole_average: bool = False
 
     def memory(self, trace: Trace, ranks: int, *, accumulation: float, teachers: float) -> Memory:
@@ -97,15 +99,20 @@ class Sharding:
             micro_batch = trace.peak + extra * own_gradients / whole
         fullest = max(micro_batch, own_gradients + bucket)
         return Memory(
-            weights=self._weights(whole, part),
+            weights=self.fixed + self._weights(whole, part),
             masters=0.0 if alone else part,
             moments=_MOMENTS * part,
-            average=(whole if self.whole_average else part) if config.ema_decay else 0.0,
+            average=self._average(whole, part),
             gradients=own_gradients,
             buckets=bucket,
             teachers=teachers,
             activations=fullest - own_gradients,
         )
+
+    def _average(self, whole: float, part: float) -> float:
+        if not self.config.ema_decay:
+            return 0.0
+        return self.fixed + whole if self.whole_average else part
 
     def _weights(self, whole: float, part: float) -> float:
         if self.config.zero_stage < 3:

@@ -119,9 +119,13 @@ class Scaling:
         device_type: str = "cuda",
     ) -> None:
         self._workload, self._costs, self._speed = workload, costs, speed
-        parameters = count(workload.trained)[0]
+        trained = [p for p in workload.trained.parameters() if p.requires_grad]
         self.sharding = Sharding(
-            workload.recipe.engine, parameters, flat_size(device_type), workload.whole_average
+            workload.recipe.engine,
+            parameters=sum(p.numel() for p in trained),
+            largest=flat_size(device_type),
+            fixed=count(workload.trained)[1] - sum(p.numel() * p.element_size() for p in trained),
+            whole_average=workload.whole_average,
         )
 
     def on(self, gpus: int) -> Scaled:
@@ -224,10 +228,10 @@ class Scaling:
         done: set[str] = set()
         for cost in self._costs:
             rows = self._workload.rows(cost.arm)
-            parts = [row.part for row in rows if not row.trained and row.part not in done]
+            parts = {r.part for r in rows if r.part.split("/")[0] in cost.arm.routes} - done
             if parts:
                 flops.update(cost.trace.flops(*parts))
-                done.update(parts)
+                done |= parts
         images = self._workload.statistics_images
         return self._speed.seconds({dtype: images * each for dtype, each in flops.items()})
 

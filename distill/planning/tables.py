@@ -137,8 +137,8 @@ def assumptions(speed: Speed, workers: int) -> list[str]:
         f"between nodes, at {LINK_SHARE:.0%}; not overlapped with computing, no latency.",
         f"Photographs of {SOURCE_PIXELS} times the student's pixels, {PIXELS_PER_S / 1e6:g} Mpx/s "
         f"a worker, at most {IMAGES_PER_S:g} images/s; {reading}.",
-        "Not counted: MESA's passes, windows, spectral norms, optimiser and EMA arithmetic, "
-        "checkpoints, pictures, evaluation, waiting.",
+        "Not counted: power iteration, noise on weights, shifts and warps, arithmetic of optimiser "
+        "and average, checkpoints, pictures, evaluation, waiting.",
     ]
 
 

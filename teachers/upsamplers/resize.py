@@ -8,8 +8,11 @@ from torch import Tensor
 
 
 def _both_axes(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return (value, value) if whole else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"a whole number or a pair [height, width] is due, got {value!r}")
+    return value
 
 
 Factor = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_both_axes)]

@@ -94,7 +94,7 @@ def main() -> list[Figure]:
         lines = read_metrics(Path(folder) / "run")[WARM_UP:]
         speed, waiting, memory = (
             statistics.median(line[key] for line in lines)
-            for key in ("images_per_s", "data_share", "peak_memory_gb")
+            for key in ("images_per_s", "time/data", "peak_memory_gb")
         )
         alone, per_image = bare(path)
     used = speed * per_image / PEAK

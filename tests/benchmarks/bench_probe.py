@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.evaluation.depth import BinnedDepth, sig_loss
+from distill.evaluation.depth import BinnedDepth
+from distill.evaluation.depth_losses import sig_loss
 from distill.evaluation.geometry_heads import LinearHead
 from distill.evaluation.probe_training import ProbeConfig, probe_features, train_heads
 from teachers.build import build_teacher, parse_teacher

@@ -17,8 +17,9 @@ from PIL import Image
 from data.write_shards import main as write_shards
 from distill.config import dump_yaml
 
-BATCH, SIDE, DIM = 8, 224, 768
+BATCH, SIDE = 8, 224
 HIDDEN, LAYERS = 768, 1
+TEACHER = "vit_base_patch16_224"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -29,7 +30,7 @@ def recipe(folder: Path, *, steps: int, **sections: Any) -> dict[str, Any]:
         "run": {"dir": str(folder / "run"), "steps": steps, "resolution": SIDE},
         "data": {"sources": [{"shards": str(folder / "shards")}], "workers": 0},
         "teachers": {
-            name: {"kind": "timm", "model": "vit_base_patch16_224", "weights": "none"}
+            name: {"kind": "timm", "model": TEACHER, "weights": "none"}
             for name in ("first", "second")
         },
         "student": {

@@ -10,6 +10,7 @@ Prints a line a case and ends with code 1 where one is off by more than 10 %.
 
 import argparse
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,16 +28,26 @@ from distill import distributed
 from distill.arms import Pass
 from distill.config import load_yaml, validate
 from distill.engine import Engine
+from distill.equivariance import frame_size
 from distill.feature_statistics import TargetStatistics
 from distill.optimizer import decay_groups
 from distill.plan import workload_of
 from distill.planning.machine import GPUS, Speed
 from distill.planning.scaling import Scaling, measure_arms
+from distill.planning.student_step import StudentWorkload
 from distill.recipe import StudentRecipe
-from distill.student_task import StudentTask, build_student, build_targets, build_teachers
+from distill.student_task import (
+    StudentTask,
+    build_student,
+    build_targets,
+    build_teachers,
+    prepare_student,
+)
 from distill.train_upsampler import base_resolution, build_encoder
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
+from student.model import Student
+from student.storage import save_student
 from teachers.phi_s import any_phi_s
 from tests.benchmarks.workload import recipe as workload_recipe
 from tests.ranks import run_on_ranks
@@ -89,9 +100,16 @@ def student_step(tree: dict[str, Any]) -> Step:
         phi_s = any_phi_s(teacher.spec.spatial_dim)
         targets.statistics[name] = TargetStatistics(phi_s, torch.ones(()))
     student = build_student(recipe, teachers)
+    prepare_student(student, recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
-    size = passes[0].images
-    engine = Engine(student, recipe.engine, recipe.optimizer, groups, micro_batch_size=size)
+    engine = Engine(
+        student,
+        recipe.engine,
+        recipe.optimizer,
+        groups,
+        micro_batch_size=passes[0].images,
+        whole_average=recipe.objective.mesa is not None,
+    )
     return Step(StudentTask(recipe, student, engine, targets), passes)
 
 
@@ -162,25 +180,53 @@ def predict(tree: dict[str, Any], ranks: int) -> tuple[Figures, tuple[int, int]]
     speed = Speed(GPUS["h100"], "fp32", 1.0)
     scaling = Scaling(workload, costs, speed, device_type="cpu")
     step = scaling.on(ranks)
-    (images,), arm = step.micro_batches, costs[0].arm
+    (images,), size = step.micro_batches, costs[0].arm.resolution
     flops = sum(costs[0].trace.flops().values()) * images * step.accumulation
     figures = Figures(
         step.memory.total, flops, sum(scaling.sharding.collectives(step.accumulation))
     )
-    return figures, arm.resolution
+    if isinstance(workload, StudentWorkload):
+        objective, patch = workload.recipe.objective, workload.recipe.student.patch_size
+        size = frame_size(objective.equivariance, size, patch)
+    return figures, size
 
 
-def cases() -> dict[str, tuple[dict[str, Any], int]]:
-    """Name to recipe and number of ranks."""
+def student(
+    batch: int, micro: int, engine: dict[str, Any], *, sections: Any = None, **options: Any
+) -> dict[str, Any]:
+    """A ViT-S and two ViT-B teachers, with options of the student and other sections."""
+    tree = workload_recipe(
+        Path("unused"), steps=1, student=options, engine=engine, **(sections or {})
+    )
+    tree["run"] |= {"batch_size": batch, "micro_batch_size": micro}
+    return tree
 
-    def student(batch: int, micro: int, engine: dict[str, Any], **options: Any) -> dict[str, Any]:
-        tree = workload_recipe(Path("unused"), steps=1, student=options, engine=engine)
-        tree["run"] |= {"batch_size": batch, "micro_batch_size": micro}
-        return tree
 
+def finetuned(folder: Path, batch: int, engine: dict[str, Any], trunk: str) -> dict[str, Any]:
+    """The student of one teacher learns the other, four images at a time."""
+    path = folder / "student.safetensors"
+    if not path.exists():
+        old = validate(StudentRecipe, student(batch, 4, engine), "case")
+        teacher = build_teachers(old, set())["first"]
+        model = Student(old.student, {"first": teacher.spec})
+        save_student(path, model.config, model.targets, model.state_dict(), {})
+    sections = {
+        "finetuning": {"trunk": trunk},
+        "objective": {"weights": {"first": {"summary": 0, "spatial": 0}}},
+    }
+    init = {"kind": "student", "path": str(path)}
+    return student(batch, 4, engine, sections=sections, init=init, isolated=["second"])
+
+
+def cases(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
+    """Name to recipe and number of ranks; a folder keeps the student that is fine-tuned."""
     upsampler = load_yaml(RECIPES / "upsampler_siglip_ti.yaml")
     quickstart = load_yaml(RECIPES / "quickstart.yaml")
     average = {"zero_stage": 2, "ema_decay": 0.9}
+    mixed = average | {"precision": "bf16"}
+    mesa = {"objective": {"mesa": {}, "equivariance": {"kind": "shift"}}}
+    spectral = {"reparametrisation": {"spectral": "all"}}
+    windows = {"window_augmentation": {"probability": 1.0, "sizes": [7]}}
     return {
         "ViT-S student, fp32": (student(8, 8, average), 1),
         "ViT-S student, bf16": (student(8, 8, average | {"precision": "bf16"}), 1),
@@ -188,6 +234,14 @@ def cases() -> dict[str, tuple[dict[str, Any], int]]:
         "ViT-S student, 2 micro-batches": (student(16, 8, average), 1),
         "quickstart, FeatSharp targets": (quickstart, 1),
         "upsampler_siglip_ti": (upsampler, 1),
+        "ViT-S student, MESA, shifts": (student(4, 4, mixed, sections=mesa), 1),
+        "ViT-S student, spectral norms": (student(4, 4, mixed, sections=spectral), 1),
+        "ViT-S student, windows": (student(4, 4, mixed, sections=windows), 1),
+        "ViT-S student, frozen trunk": (finetuned(folder, 4, mixed, "frozen"), 1),
+        "ViT-S student, low rank": (finetuned(folder, 4, mixed, "low_rank"), 1),
+        "ViT-S student, low rank, 2 ranks": (finetuned(folder, 8, mixed, "low_rank"), 2),
+        "quickstart, 2 ranks": (quickstart, 2),
+        "quickstart, 4 ranks": (quickstart, 4),
         "ViT-S student, 2 ranks, ZeRO 1": (student(8, 4, {"zero_stage": 1}), 2),
         "ViT-S student, 2 ranks, ZeRO 2, 2 micro-batches": (student(16, 4, {"zero_stage": 2}), 2),
     }
@@ -198,10 +252,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        named = {n: case for n, case in cases(Path(folder)).items() if chosen.only in n}
+        return compare(named)
+
+
+def compare(named: dict[str, tuple[dict[str, Any], int]]) -> int:
+    """Prints a line a case; 1 where one is off."""
     worst = 0.0
-    for name, (tree, ranks) in cases().items():
-        if chosen.only not in name:
-            continue
+    for name, (tree, ranks) in named.items():
         predicted, size = predict(tree, ranks)
         measured: Figures = run_on_ranks(ranks, measure, tree, size, timeout_s=600)[0]
         line = f"{name:48s}"

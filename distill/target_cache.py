@@ -1,0 +1,189 @@
+"""Targets on disk: shards of safetensors, found by teacher, route, image and view.
+
+A shard holds the standardised maps of some images as fp16, or as int8 with one float32 scale an
+image, `|y|max / 127`: PHI-S gives all channels one variance, so one scale serves them. Beside them
+the image's key, and a checksum of the pixels that the teacher was shown, which stands for the crop,
+the flip and the size. Summaries are fp16. `cache.json`, written last, says what all depends on.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distill.errors import RecipeError
+from distill.files import write_text
+from teachers.features import Features
+
+CachePrecision = Literal["int8", "fp16"]
+HEADER = "cache.json"
+_SHARD_BYTES = 64_000_000
+_OPEN_SHARDS = 64
+
+
+class View(NamedTuple):
+    """What a teacher was shown.
+
+    Attributes:
+        key: of the image.
+        checksum: of its uint8 pixels.
+    """
+
+    key: str
+    checksum: int
+
+
+def views_of(images: Tensor, keys: Sequence[str]) -> list[View]:
+    """The views of a batch.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], of whole 255ths.
+        keys: B of them.
+    """
+    pixels = (images * 255).round().byte().cpu().numpy()
+    return [View(k, zlib.crc32(p.tobytes())) for k, p in zip(keys, pixels, strict=True)]
+
+
+class CacheWriter:
+    """Collects targets on one rank and writes them shard by shard.
+
+    Args:
+        folder: of the cache.
+        precision: of the maps.
+        rank: this process's, in the names of its files.
+    """
+
+    def __init__(self, folder: Path, precision: CachePrecision, rank: int) -> None:
+        self._folder, self._precision, self._rank = folder, precision, rank
+        self._pending: dict[str, list[tuple[View, dict[str, Tensor]]]] = {}
+        self._done: dict[str, set[View]] = {}
+
+    def missing(self, group: str, views: Sequence[View]) -> list[int]:
+        """Numbers of the views that a group does not have yet."""
+        done = self._done.setdefault(group, set())
+        return [number for number, view in enumerate(views) if view not in done]
+
+    def add(self, group: str, views: Sequence[View], features: Features) -> None:
+        """Adds the targets of views: summary (B, S) or None, spatial (B, D, h, w)."""
+        pending = self._pending.setdefault(group, [])
+        for number, view in enumerate(views):
+            row = _encoded(features.spatial[number], self._precision)
+            if features.summary is not None:
+                row["summary"] = features.summary[number].half()
+            pending.append((view, {name: t.cpu() for name, t in row.items()}))
+        self._done.setdefault(group, set()).update(views)
+        if len(pending) * pending[0][1]["spatial"].nbytes >= _SHARD_BYTES:
+            self._write(group)
+
+    def finish(self) -> dict[str, int]:
+        """Writes what is left; returns the number of views of each group."""
+        for group in self._pending:
+            self._write(group)
+        return {group: len(views) for group, views in self._done.items()}
+
+    def _write(self, group: str) -> None:
+        rows = self._pending[group]
+        if not rows:
+            return
+        folder = self._folder / group
+        folder.mkdir(parents=True, exist_ok=True)
+        number = len(list(folder.glob(f"{self._rank:05d}-*.safetensors")))
+        tensors = {name: torch.stack([row[name] for _, row in rows]) for name in rows[0][1]}
+        views = json.dumps([view for view, _ in rows])
+        path = folder / f"{self._rank:05d}-{number:06d}.safetensors"
+        save_file(tensors, path, metadata={"views": views})
+        self._pending[group] = []
+
+
+def _encoded(spatial: Tensor, precision: CachePrecision) -> dict[str, Tensor]:
+    if precision == "fp16":
+        return {"spatial": spatial.half()}
+    scale = spatial.abs().amax().clamp(min=1e-12) / 127
+    return {"spatial": (spatial / scale).round().to(torch.int8), "scale": scale.float()}
+
+
+class TargetCache:
+    """Reads what `CacheWriter` wrote.
+
+    Args:
+        folder: of the cache.
+
+    Raises:
+        RecipeError: no whole cache lies there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / HEADER).is_file():
+            raise RecipeError(
+                f"targets.cached: {folder} holds no whole cache of targets; write one with "
+                f"`python -m distill.write_targets RECIPE {folder}`"
+            )
+        self.facts: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        self._index: dict[str, dict[View, tuple[Path, int]]] = {}
+        for path in sorted(folder.glob("*/*.safetensors")):
+            if path.parent.name in self.facts["views"]:
+                found = self._index.setdefault(path.parent.name, {})
+                found |= {view: (path, row) for row, view in enumerate(_stored_views(path))}
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that were written."""
+        return sorted(self._index)
+
+    def read(self, group: str, views: Sequence[View], device: torch.device) -> Features:
+        """The targets of some views, as they were added, to the precision of the cache.
+
+        Raises:
+            RecipeError: an image or its view is not there; says which, and what to do.
+        """
+        index = self._index[group]
+        for view in views:
+            if view not in index:
+                raise RecipeError(self._absent(group, view))
+        rows = [_row(*index[view]) for view in views]
+        tensors = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+        spatial = tensors["spatial"].float()
+        if "scale" in tensors:
+            spatial = spatial * tensors["scale"].view(-1, 1, 1, 1)
+        summary = tensors["summary"].float() if "summary" in tensors else None
+        return Features(summary, spatial)
+
+    def _absent(self, group: str, view: View) -> str:
+        place = f"targets.cached: {self.folder / group}"
+        if any(view.key == other.key for other in self._index[group]):
+            return (
+                f"{place} has image {view.key} in another view only: another crop, flip or decoder "
+                "than this run's; with random crops a cache serves the steps that it was written "
+                "for, with data.augmentation=none every step"
+            )
+        return (
+            f"{place} has no image {view.key}; write a cache over these images and as many steps, "
+            "or train on those that it has"
+        )
+
+
+def write_header(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Writes what a cache depends on, and with it makes the cache whole."""
+    write_text(folder / HEADER, json.dumps(facts, indent=1))
+
+
+def _stored_views(path: Path) -> list[View]:
+    return [View(*view) for view in json.loads(_open(path).metadata()["views"])]
+
+
+def _row(path: Path, row: int) -> dict[str, Tensor]:
+    shard = _open(path)
+    return {name: shard.get_slice(name)[row] for name in shard.keys()}  # noqa: SIM118
+
+
+@lru_cache(_OPEN_SHARDS)
+def _open(path: Path) -> Any:
+    return safe_open(path, framework="pt")

@@ -1,0 +1,166 @@
+"""Whole runs on cached targets: the losses of runs with teachers; and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.config import dump_yaml
+from distill.errors import RecipeError
+from distill.recipe import load_student_recipe
+from distill.tracking import read_metrics
+from distill.train_student import preview
+from distill.write_targets import main
+from tests.tiny_run import plain_command, run, tiny_recipe
+
+STEPS = 6
+DATA = {"augmentation": {"scale": [0.5, 1.0]}}
+
+
+def recipe_in(folder: Path, shards: Path, **sections: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    here = {
+        "run": {"steps": STEPS, "dir": str(folder / "run")},
+        "data": {**DATA, "sources": [{"shards": str(shards)}]},
+        "objective": {"summary": "angle"},
+    }
+    merged = {k: {**here.get(k, {}), **sections.get(k, {})} for k in {**here, **sections}}
+    path = folder / "recipe.yaml"
+    path.write_text(dump_yaml(tiny_recipe(shards.parent, **merged)))
+    return path
+
+
+def write(*arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["write_targets", *map(str, arguments)])
+        main()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in fp16 over a run's images, beside their shards."""
+    root = tmp_path_factory.mktemp("cached")
+    tiny_recipe(root)  # writes the shards
+    recipe = recipe_in(root / "writer", root / "shards")
+    write(recipe, root / "cache", "--precision", "fp16")
+    return root / "cache"
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "run")]
+
+
+def test_a_run_on_cached_targets_has_the_losses_of_one_with_its_teachers(
+    cache: Path, tmp_path: Path
+) -> None:
+    shards = cache.parent / "shards"
+    live = recipe_in(tmp_path / "live", shards)
+    tracking = {"every": 1, "pictures_every": STEPS}
+    cached = recipe_in(
+        tmp_path / "cached", shards, targets={"cached": str(cache)}, tracking=tracking
+    )
+    for recipe in (live, cached):
+        done = run(plain_command(recipe), recipe.parent)
+        assert done.returncode == 0, done.stderr
+    expected, came = losses(tmp_path / "live"), losses(tmp_path / "cached")
+    assert came == pytest.approx(expected, rel=2e-3)
+    names = set().union(*read_metrics(tmp_path / "cached/run"))
+    assert "time/cache" in names
+    assert "time/teacher/expert" not in names
+    assert (tmp_path / f"cached/run/pictures/step-{STEPS:08d}.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"run": {"seed": 5}}, r"written by another recipe \(data.seed: 0 there, 5 here\)"),
+        (
+            {"data": {"augmentation": {"scale": [0.1, 1.0]}}},
+            r"data.augmentation.scale: \[0.5, 1.0\] there, \[0.1, 1.0\] here",
+        ),
+        (
+            {"teachers": {"expert": {"kind": "timm", "model": "test_vit2", "weights": "none"}}},
+            "teachers.expert.model: 'test_vit' there, 'test_vit2' here",
+        ),
+        (
+            {"objective": {"standardisation": "none", "summary": "cosine"}},
+            "objective.standardisation: 'phi_s' there, 'none' here",
+        ),
+        ({"run": {"resolution": 48}}, "has no expert-.*-48x48 .*; it has expert-matched-32x32"),
+        (
+            {"objective": {"equivariance": {"kind": "shift", "limit": 1}}},
+            "equivariance: draws views",
+        ),
+        ({"targets": {"placement": {"expert": "offloaded"}}}, "placement: no teacher runs where"),
+        (
+            {"targets": {"cached": "nowhere"}},
+            "nowhere holds no whole cache .*distill.write_targets RECIPE nowhere",
+        ),
+    ],
+)
+def test_another_teacher_view_or_size_than_the_caches_is_refused_before_a_run(
+    sections: dict[str, Any], message: str, cache: Path, tmp_path: Path
+) -> None:
+    targets = {"targets": {"cached": str(cache), **sections.get("targets", {})}}
+    recipe = recipe_in(tmp_path, cache.parent / "shards", **{**sections, **targets})
+    with pytest.raises(RecipeError, match=message):
+        preview(load_student_recipe(recipe, []))
+
+
+def test_a_step_beyond_the_caches_is_told_with_the_image(cache: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(
+        tmp_path,
+        cache.parent / "shards",
+        targets={"cached": str(cache)},
+        run={"steps": STEPS + 1, "dir": str(tmp_path / "run")},
+    )
+    done = run(plain_command(recipe), tmp_path)
+    assert done.returncode == 2
+    assert "has image 000000.tar/" in done.stderr
+    assert "in another view only" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_augmentation_a_cache_of_one_epoch_serves_any_seed_and_any_step(
+    cache: Path, tmp_path: Path
+) -> None:
+    shards = cache.parent / "shards"
+    plain = {"data": {"augmentation": "none"}}
+    writer = recipe_in(tmp_path / "writer", shards, **plain)
+    write(writer, tmp_path / "cache")
+    longer = {"run": {"steps": 2 * STEPS + 1, "seed": 3, "dir": str(tmp_path / "reader/run")}}
+    cached = {"targets": {"cached": str(tmp_path / "cache")}}
+    reader = recipe_in(tmp_path / "reader", shards, **plain, **longer, **cached)
+    done = run(plain_command(reader), tmp_path / "reader")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["objective={equivariance: {kind: shift, limit: 1}}"], "equivariance: draws views of its"),
+        (["objective={standardisation: none}"], "--precision int8: has one scale for all channels"),
+        (["targets.cached=x"], "targets.cached: is what this command writes; leave it out here"),
+    ],
+)
+def test_what_no_cache_can_hold_is_not_written(
+    arguments: list[str],
+    message: str,
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = recipe_in(tmp_path, cache.parent / "shards")
+    with pytest.raises(SystemExit, match="2"):
+        write(recipe, tmp_path / "cache", *arguments)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_in(tmp_path, cache.parent / "shards")
+    with pytest.raises(SystemExit, match="2"):
+        write(recipe, cache)
+    assert "is not empty; give another folder, or remove it" in capsys.readouterr().err

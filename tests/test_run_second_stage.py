@@ -1,0 +1,93 @@
+"""A run that goes on from another run's student: its map heads keep the space they speak in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill.feature_statistics import TargetStatistics
+from distill.inherited import inherited_statistics
+from distill.recipe import load_student_recipe
+from distill.tracking import read_metrics
+from tests.tiny_run import STEPS, plain_command, run, write_recipe
+
+LAST = f"checkpoints/step-{STEPS:08d}"
+CALM = {"lr": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a first stage."""
+    folder = tmp_path_factory.mktemp("first")
+    done = run(plain_command(write_recipe(folder, run={"steps": STEPS}, optimizer=CALM)), folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def second(folder: Path, first: Path, **sections: Any) -> Path:
+    init = {"kind": "student", "path": str(first / LAST / "student.safetensors")}
+    student = {"init": init, **sections.pop("student", {})}
+    stage = {"run": {"resolution": 64, "steps": 2, **sections.pop("run", {})}}
+    return write_recipe(folder, student=student, optimizer=CALM, **stage, **sections)
+
+
+def inherited(recipe: Path, *overrides: str) -> dict[str, TargetStatistics]:
+    return inherited_statistics(load_student_recipe(recipe, overrides))
+
+
+def test_a_second_stage_standardises_as_the_first_and_goes_on_at_its_loss(
+    first: Path, tmp_path: Path
+) -> None:
+    recipe = second(tmp_path, first)
+    done = run(plain_command(recipe), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "{'expert': 'inherited'}" in done.stderr
+    path = "statistics/expert.safetensors"
+    ours = load_file(tmp_path / "run/checkpoints/step-00000002" / path)
+    theirs = load_file(first / LAST / path)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    before = read_metrics(first)
+    key = "loss/expert/spatial"
+    # Of other images at another size, but nearer to where it ended than to where it began.
+    assert read_metrics(tmp_path / "run")[0][key] < (before[0][key] + before[-1][key]) / 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "student.init.heads=false",
+        "student.init=null",
+        "objective.standardisation=none",
+    ],
+)
+def test_nothing_is_inherited_without_heads_or_axes(
+    first: Path, tmp_path: Path, override: str
+) -> None:
+    assert set(inherited(second(tmp_path, first))) == {"expert"}
+    assert inherited(tmp_path / "recipe.yaml", override) == {}
+
+
+def test_another_size_and_an_upsampler_leave_the_encoder_what_it_is(
+    first: Path, tmp_path: Path
+) -> None:
+    recipe = second(tmp_path, first)
+    upsampled = "teachers.expert.upsampler={kind: tile, factor: 2}"
+    assert set(inherited(recipe, upsampled)) == {"expert"}
+
+
+def test_another_encoder_of_that_name_inherits_nothing(
+    first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert inherited(second(tmp_path, first), "teachers.expert.model=test_vit2") == {}
+    assert "expert is another encoder there; its head starts anew" in caplog.text
+
+
+def test_a_file_without_its_statistics_is_told(
+    first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((first / LAST / "student.safetensors").read_bytes())
+    assert inherited(second(tmp_path, first), f"student.init.path={alone}") == {}
+    assert "the head of expert is taken over, but" in caplog.text
