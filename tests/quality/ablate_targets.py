@@ -20,7 +20,7 @@ from tests.quality.compare_upsamplers import REPOSITORY
 
 LEARNED = ("featup", "featsharp")
 ROWS = ("baseline", "tile", "s2", *LEARNED)
-LOW, HIGH, UPSAMPLER = 2500, 400, 150  # steps
+LOW, HIGH, UPSAMPLER = 2500, 300, 150  # steps
 BENCHMARKS = {"camvid": "camvid", "depth_quick": "nyuv2", "knn": "det200"}  # recipe to data
 GROUPS = {"segmentation": ["camvid"], "depth": ["depth"], "classification": ["knn"]}
 
