@@ -20,7 +20,7 @@ from tests.quality.compare_upsamplers import REPOSITORY
 
 LEARNED = ("featup", "featsharp")
 ROWS = ("baseline", "tile", "s2", *LEARNED)
-LOW, HIGH, UPSAMPLER = 2500, 400, 150  # steps
+LOW, HIGH, UPSAMPLER = 2500, 300, 150  # steps
 BENCHMARKS = {"camvid": "camvid", "depth_quick": "nyuv2", "knn": "det200"}  # recipe to data
 GROUPS = {"segmentation": ["camvid"], "depth": ["depth"], "classification": ["knn"]}
 
@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace, seed: int) -> None:
     suite: dict[str, Any] = {"task": "benchmarks", "dir": str(folder), "seeds": [seed]}
     students = {"start": "low", **{row: f"{row}-{seed}" for row in ROWS}}
     suite["models"] = {
-        name: {"kind": "student", "path": str(options.out / path)}
+        name: {"kind": "student", "path": str(options.out / path), "resolution": [256, 256]}
         for name, path in students.items()
     }
     suite["benchmarks"] = {}
