@@ -15,7 +15,7 @@ _CONTEXT.set_forkserver_preload(["torch", "deepspeed", "distill.engine", "studen
 
 
 def run_on_ranks(
-    world_size: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 120
+    world_size: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 300
 ) -> list[Any]:
     """The results of `function(*arguments)` on every rank, in their order."""
     queue = _CONTEXT.Queue()

@@ -79,11 +79,10 @@ def test_an_encoder_whose_lists_hold_little_comes_and_goes_as_a_whole() -> None:
 
 
 def test_blocks_are_the_members_of_the_outermost_lists() -> None:
-    inner = nn.Sequential(nn.Linear(4, 4), nn.GELU())
-    encoder = nn.ModuleDict(
-        {"stem": nn.Linear(2, 2), "stages": nn.ModuleList([nn.ModuleList([inner, inner])])}
-    )
-    assert blocks_of(encoder) == [inner, inner]
+    first, second = (nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(2))
+    stage = nn.ModuleList([first, second, first])  # a shared block is one
+    encoder = nn.ModuleDict({"stem": nn.Linear(2, 2), "stages": nn.ModuleList([stage])})
+    assert blocks_of(encoder) == [first, second]
 
 
 def sharded_on_a_rank(parts: list[range]) -> tuple[int, list[Tensor]]:
