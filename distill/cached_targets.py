@@ -11,7 +11,7 @@ from distill.errors import RecipeError
 from distill.feature_statistics import load_statistics
 from distill.recipe import StudentRecipe
 from distill.route_table import route_rows
-from distill.routes import RouteChoice, Size, choose_route
+from distill.routes import Route, RouteChoice, Size, choose_route
 from distill.run_folder import difference
 from distill.target_cache import TargetCache, views_of
 from distill.targets import Targets
@@ -45,7 +45,10 @@ def group_of(
 ) -> str:
     """Where a cache keeps a teacher's targets for students of a size."""
     assert patch is not None  # there is a student
-    route = choose_route(teacher, size, patch, choice)
+    return _group(name, choose_route(teacher, size, patch, choice), size)
+
+
+def _group(name: str, route: Route, size: Size) -> str:
     return f"{name}-{route.kind}-{size[0]}x{size[1]}"
 
 
@@ -88,7 +91,7 @@ class CachedTargets(Targets):
                 "same, or write a cache of its own"
             )
         for row in route_rows(recipe, self._promised):
-            group = f"{row.teacher}-{row.route.kind}-{row.student[0]}x{row.student[1]}"
+            group = _group(row.teacher, row.route, row.student)
             if group not in self._cache.groups:
                 raise RecipeError(
                     f"targets.cached: {folder} has no {group} (teacher, route, student's size); "
