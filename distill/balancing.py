@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from distill import distributed
+from distill.runtime import distributed
 
 _EPS = 1e-8
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from distill import distributed, timing
-from distill.errors import RecipeError
 from distill.feature_statistics import load_statistics
 from distill.recipe import StudentRecipe
 from distill.route_table import route_rows
 from distill.routes import Route, RouteChoice, Size, choose_route
-from distill.run_folder import difference
+from distill.runtime import distributed, timing
+from distill.runtime.errors import RecipeError
+from distill.runtime.run_folder import difference
 from distill.target_cache import TargetCache, views_of
 from distill.targets import Targets
 from teachers.features import Features

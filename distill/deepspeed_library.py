@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill import timing
 from distill.engine_config import EngineConfig
-from distill.errors import RecipeError
+from distill.runtime import timing
+from distill.runtime.errors import RecipeError
 
 _COLLECTIVES = ("all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
 

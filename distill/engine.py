@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill import distributed
 from distill.average import AveragedModule
 from distill.deepspeed_library import (
     errors_kept,
@@ -38,6 +37,7 @@ from distill.resharding import (
     weights_of,
     written_by_parameter,
 )
+from distill.runtime import distributed
 
 
 class StepResult(NamedTuple):

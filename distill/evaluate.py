@@ -12,9 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distill import distributed
-from distill.config import apply_overrides, load_recipe, load_yaml, validate
-from distill.errors import RecipeError, command
 from distill.evaluation.comparison import ComparisonRecipe, compare
 from distill.evaluation.comparison_table import comparison_table
 from distill.evaluation.models import model_of
@@ -28,6 +25,10 @@ from distill.evaluation.suite import RESULTS, SuiteRecipe, run_suite
 from distill.evaluation.throughput import ThroughputRecipe, measure_throughput
 from distill.evaluation.throughput_report import throughput_table
 from distill.evaluation.upsampler_run import evaluate_upsampler
+from distill.runtime import distributed
+from distill.runtime.command import command
+from distill.runtime.config import apply_overrides, load_recipe, load_yaml, validate
+from distill.runtime.errors import RecipeError
 from distill.trained import find_trained, recipe_file
 from teachers.kinds import did_you_mean
 

@@ -9,15 +9,16 @@ import argparse
 import os
 from pathlib import Path
 
-from distill.checkpoint import find_checkpoint
-from distill.errors import RecipeError, command
 from distill.export_onnx import large_weights, save_onnx
 from distill.export_radio import save_radio
 from distill.export_source import Source, is_standardised, keep_heads, read_source, to_teacher_space
 from distill.export_upsampler import NAME as UPSAMPLER
 from distill.export_upsampler import check_out, export_upsampler
-from distill.files import write_text
 from distill.model_card import model_card
+from distill.runtime.checkpoint import find_checkpoint
+from distill.runtime.command import command
+from distill.runtime.errors import RecipeError
+from distill.runtime.files import write_text
 from student.storage import StudentFile, save_student, student_of
 
 FORMATS = ("safetensors", "onnx", "radio")

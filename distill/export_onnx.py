@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 from student.model import Student
 
 TOLERANCE = 1e-4  # absolute and relative

@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 from student.config import SHAPES, StudentConfig
 from student.heads import MLP2
 from student.storage import StudentFile

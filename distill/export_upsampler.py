@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint import read_manifest
-from distill.errors import RecipeError
+from distill.runtime.checkpoint import read_manifest
+from distill.runtime.errors import RecipeError
 from teachers.upsamplers.trained import read_upsampler, save_upsampler
 
 NAME = "upsampler.safetensors"  # in a checkpoint

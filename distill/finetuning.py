@@ -14,8 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from distill.errors import RecipeError
 from distill.low_rank import add_low_rank
+from distill.runtime.errors import RecipeError
 from student.config import StudentInit
 from student.model import Student
 from student.storage import StudentHeader, read_header

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from distill import distributed, timing
 from distill.arms import Pass
 from distill.engine import Engine, StepResult
 from distill.objective import LossTerms
-from distill.process import StopRequest, arm_watchdog, disarm_watchdog
+from distill.runtime import distributed, timing
+from distill.runtime.process import StopRequest, arm_watchdog, disarm_watchdog
+from distill.runtime.tracking import Tracker, log
 from distill.schedule import ScheduleConfig, scheduled_ratio
-from distill.tracking import Tracker, log
 
 Outcome = Literal["done", "preempted"]
 LEFT_OUT = "non_finite/"  # a task's metrics of this prefix are above 0 where it left a loss out

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from distill.config import dump_yaml, parse_yaml
+from distill.runtime.config import dump_yaml, parse_yaml
 from student.storage import StudentFile
 
 _HEADER = """---

@@ -13,7 +13,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from torch import Tensor
 
-from distill import distributed
 from distill.balancing import Balancing, BalancingConfig
 from distill.dropping import kept_shares
 from distill.equivariance import EquivarianceConfig, Pair
@@ -25,6 +24,7 @@ from distill.losses import (
     mse_spatial_loss,
 )
 from distill.mesa import MesaConfig
+from distill.runtime import distributed
 from teachers.features import Features, FeatureSpec
 
 _SPATIAL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from distill import distributed
+from distill.runtime import distributed
 
 # On a CPU in float32 16 MB: enough for a collective, and well below the 32 MB from which glibc maps
 # fresh memory instead of using again what the activations have left.

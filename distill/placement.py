@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distill import distributed
 from distill.routes import bare_encoder
+from distill.runtime import distributed
 from teachers.teacher import Teacher
 
 Placement = Literal["offloaded", "sharded"]

@@ -11,8 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from distill.config import apply_overrides, load_yaml, validate
-from distill.errors import RecipeError, command
 from distill.evaluation.sheet import screen_table
 from distill.planning.machine import GPUS, Speed, find_gpu
 from distill.planning.scaling import Scaling, measure_arms
@@ -27,6 +25,9 @@ from distill.planning.tables import (
 )
 from distill.planning.upsampler_step import UpsamplerWorkload
 from distill.recipe import StudentRecipe
+from distill.runtime.command import command
+from distill.runtime.config import apply_overrides, load_yaml, validate
+from distill.runtime.errors import RecipeError
 from distill.upsampler_recipe import UpsamplerRecipe
 from teachers.kinds import did_you_mean
 

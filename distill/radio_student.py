@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 from student.config import HeadConfig, Shape, StudentConfig
 from student.heads import MLP2
 from student.storage import StudentFile, student_of

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from fractions import Fraction
 
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 
 
 def share_out(batch: int, micro: int | None, ranks: int, *, batch_at: str, micro_at: str) -> int:

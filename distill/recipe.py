@@ -8,7 +8,6 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_validator
 
 from distill.arms import ArmConfig, StepPlan, place_of
-from distill.config import load_recipe
 from distill.engine_config import why_no_whole_average
 from distill.equivariance import ShiftConfig
 from distill.evaluation.during_training import TrainingBenchmarksConfig
@@ -17,6 +16,7 @@ from distill.finetuning import FinetuningConfig
 from distill.objective import ObjectiveConfig
 from distill.reparametrisation import ReparametrisationConfig
 from distill.resolution import ResolutionSchedule
+from distill.runtime.config import load_recipe
 from distill.targets import TargetsConfig
 from distill.training_recipe import RunConfig, TrainingRecipe
 from distill.window_augmentation import WindowAugmentationConfig, fitting_windows

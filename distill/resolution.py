@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from distill import distributed
+from distill.runtime import distributed
 from teachers.upsamplers.resize import Factor
 
 

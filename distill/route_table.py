@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from distill.arms import place_of
-from distill.errors import RecipeError
 from distill.recipe import StudentRecipe
 from distill.resolution import SizeConfig
 from distill.routes import Route, Size, choose_route
+from distill.runtime.errors import RecipeError
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 

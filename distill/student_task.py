@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill import distributed, mesa
+from distill import mesa
 from distill.arms import Pass
 from distill.engine import Engine
 from distill.equivariance import build_views, central_crop
-from distill.errors import USER_ERRORS, RecipeError
 from distill.evaluation.student_encoder import StudentEncoder
 from distill.finetuning import freeze
 from distill.objective import LossTerms, Objective
@@ -19,8 +18,10 @@ from distill.recipe import StudentRecipe
 from distill.reparametrisation import materialised, reparametrise
 from distill.route_table import route_rows
 from distill.routes import choose_route
+from distill.runtime import distributed
+from distill.runtime.errors import USER_ERRORS, RecipeError
+from distill.runtime.tracking import log
 from distill.targets import Targets
-from distill.tracking import log
 from distill.window_augmentation import draw_window
 from student.config import StudentInit
 from student.model import Student, StudentOutput

@@ -12,7 +12,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from distill import distributed, timing
 from distill.feature_statistics import (
     IN_CHECKPOINT,
     StatisticsPass,
@@ -23,6 +22,7 @@ from distill.feature_statistics import (
 )
 from distill.placement import Placement, place_teacher
 from distill.routes import Route, RouteChoice, choose_route
+from distill.runtime import distributed, timing
 from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher

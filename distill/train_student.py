@@ -3,17 +3,18 @@
 The same command starts a run and resumes it from its newest whole checkpoint.
 """
 
-from distill import distributed
 from distill.arms import StepPlan
 from distill.cached_targets import CachedTargets
 from distill.engine import Engine
 from distill.equivariance import frame_size
-from distill.errors import command
 from distill.evaluation.during_training import TrainingBenchmarks
 from distill.inherited import inherited_statistics
 from distill.optimizer import decay_groups
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.route_table import route_rows, route_table
+from distill.runtime import distributed
+from distill.runtime.command import command
+from distill.runtime.tracking import log
 from distill.student_task import (
     StudentTask,
     build_student,
@@ -22,7 +23,6 @@ from distill.student_task import (
     prepare_student,
 )
 from distill.targets import Targets
-from distill.tracking import log
 from distill.training import Assembly, fit_targets, open_stream, run_command
 from teachers.teacher import Teacher
 

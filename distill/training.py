@@ -20,31 +20,31 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 from data.stream import TrainStream, merge_states
-from distill import distributed
 from distill.arms import StepPlan
-from distill.checkpoint import read_manifest, restore_latest, save_checkpoint
-from distill.config import dump_yaml
 from distill.evaluation.during_training import TrainingBenchmarks
 from distill.feature_statistics import TargetStatistics
-from distill.files import write_text
-from distill.generators import generator_states, restore_generators
 from distill.loop import Loop, NonFiniteError, Outcome, Plan, Task
-from distill.process import (
+from distill.runtime import distributed
+from distill.runtime.checkpoint import read_manifest, restore_latest, save_checkpoint
+from distill.runtime.config import dump_yaml
+from distill.runtime.files import write_text
+from distill.runtime.generators import generator_states, restore_generators
+from distill.runtime.process import (
     StopRequest,
     arm_watchdog,
     die_with_launcher,
     disarm_watchdog,
     importing,
 )
-from distill.run_folder import (
+from distill.runtime.run_folder import (
     make_run_folder,
     open_run_folder,
     require_shared,
     versions,
     write_status,
 )
+from distill.runtime.tracking import Tracker, log
 from distill.targets import Shown, Targets
-from distill.tracking import Tracker, log
 from distill.training_recipe import TrainingRecipe, resolved
 
 R = TypeVar("R", bound=TrainingRecipe, contravariant=True)

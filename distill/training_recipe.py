@@ -16,8 +16,8 @@ from pydantic import (
 from data.config import DataConfig
 from distill.engine_config import EngineConfig
 from distill.optimizer import OptimizerConfig
+from distill.runtime.tracking import TrackingConfig
 from distill.schedule import ScheduleConfig
-from distill.tracking import TrackingConfig
 
 
 class RunConfig(BaseModel):

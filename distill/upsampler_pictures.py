@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from data.images import load_images
-from distill import distributed
-from distill.errors import RecipeError
 from distill.pictures import draw_maps, draw_side_by_side
+from distill.runtime import distributed
+from distill.runtime.errors import RecipeError
 from distill.trained import find_run, recipe_file
 from distill.upsampler_recipe import load_upsampler_recipe
 from teachers.build import build_teacher, parse_teacher

@@ -14,11 +14,11 @@ from pydantic import (
 )
 
 from distill.arms import ArmConfig, StepPlan
-from distill.config import load_recipe
 from distill.evaluation.upsampling import UpsamplerEvaluationConfig
 from distill.optimizer import OptimizerConfig
 from distill.rank_shares import share_out
 from distill.recipe import AnyTeacher
+from distill.runtime.config import load_recipe
 from distill.targets import TargetsConfig
 from distill.training_recipe import RunConfig, TrainingRecipe
 from teachers.upsamplers.build import parse_upsampler

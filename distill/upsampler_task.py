@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill import distributed, timing
 from distill.arms import Pass
 from distill.engine import Engine
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
 from distill.reparametrisation import materialised
-from distill.run_folder import versions
+from distill.runtime import distributed, timing
+from distill.runtime.run_folder import versions
 from distill.spectral import SpectralScale, spectral_reparametrise
 from distill.training_recipe import resolved
 from distill.upsampler_recipe import UpsamplerRecipe

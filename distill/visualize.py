@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from data.images import load_images
-from distill import distributed
-from distill.config import load_yaml
-from distill.errors import RecipeError, command
 from distill.pictures import draw_panels
+from distill.runtime import distributed
+from distill.runtime.command import command
+from distill.runtime.config import load_yaml
+from distill.runtime.errors import RecipeError
 from distill.trained import find_trained, load_trained, recipe_file
 from distill.upsampler_pictures import draw_biases, draw_upsampler, is_upsampler_file
 

@@ -8,7 +8,7 @@ windows later, where images are large: `Student.forward(images, window)`.
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from distill import distributed
+from distill.runtime import distributed
 
 
 class WindowAugmentationConfig(BaseModel):

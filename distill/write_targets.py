@@ -15,18 +15,19 @@ from typing import get_args
 from torch import Tensor
 
 from data.progress import track
-from distill import distributed
 from distill.arms import Pass
 from distill.cached_targets import STATISTICS, cache_facts, cache_folder_is_free, group_of
-from distill.errors import RecipeError, command
 from distill.feature_statistics import save_statistics
 from distill.inherited import inherited_statistics
 from distill.recipe import StudentRecipe, load_student_recipe
-from distill.run_folder import make_run_folder
+from distill.runtime import distributed
+from distill.runtime.command import command
+from distill.runtime.errors import RecipeError
+from distill.runtime.run_folder import make_run_folder
+from distill.runtime.tracking import log
 from distill.student_task import build_targets, build_teachers
 from distill.target_cache import CachePrecision, CacheWriter, views_of, write_header
 from distill.targets import Targets
-from distill.tracking import log
 from distill.training import fit_targets, open_stream
 
 

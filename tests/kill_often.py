@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from distill.checkpoint import find_checkpoints
+from distill.runtime.checkpoint import find_checkpoints
 from tests.tiny_run import (
     assert_same_weights,
     environment,

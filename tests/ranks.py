@@ -49,7 +49,7 @@ def _main(
     )
     import torch
 
-    from distill import distributed
+    from distill.runtime import distributed
 
     torch.set_num_threads(1)
     try:

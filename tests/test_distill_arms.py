@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from distill.config import validate
-from distill.errors import RecipeError
 from distill.recipe import StudentRecipe
+from distill.runtime.config import validate
+from distill.runtime.errors import RecipeError
 from distill.training_recipe import resolved
 
 LOW = {"resolution": 64, "batch_size": 12, "micro_batch_size": 2}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import distributed
 from distill.average import AveragedModule
 from distill.engine import Engine
 from distill.engine_config import EngineConfig, why_no_whole_average
 from distill.optimizer import decay_groups
+from distill.runtime import distributed
 from tests.ranks import run_on_ranks
 from tests.test_distill_engine import DECAY, LR, OPTIMIZER, TwoHeads, _batch, _loss, train_plainly
 

@@ -8,12 +8,12 @@ import pytest
 
 from data.errors import DataError
 from data.labelled.detection import DetectionSet, MarkedImage, Objects
-from distill.errors import RecipeError
 from distill.evaluation.average_precision import (
     Detections,
     average_precision,
     require_coco_eval,
 )
+from distill.runtime.errors import RecipeError
 
 SMALL, MEDIUM, LARGE = [0, 0, 20, 20], [100, 0, 150, 50], [200, 0, 320, 120]
 Mark = tuple[list[float] | list[int], int]

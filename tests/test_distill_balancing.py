@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import distributed
 from distill.balancing import Balancing, BalancingConfig
+from distill.runtime import distributed
 from tests.ranks import run_on_ranks
 
 

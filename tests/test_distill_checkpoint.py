@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from distill import checkpoint
-from distill.checkpoint import (
+from distill.runtime import checkpoint
+from distill.runtime.checkpoint import (
     find_checkpoint,
     find_checkpoints,
     read_manifest,
     restore_latest,
     save_checkpoint,
 )
-from distill.errors import CheckpointError, RecipeError, command
+from distill.runtime.command import command
+from distill.runtime.errors import CheckpointError, RecipeError
 from tests.ranks import run_on_ranks
 
 

@@ -10,13 +10,13 @@ import torch
 
 from data.errors import DataError
 from distill import loop as loop_module
-from distill.config import validate
-from distill.errors import RecipeError
 from distill.evaluation.during_training import TrainingBenchmarks, TrainingBenchmarksConfig
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.loop import Loop, Plan
+from distill.runtime.config import validate
+from distill.runtime.errors import RecipeError
+from distill.runtime.tracking import Tracker, TrackingConfig, read_metrics
 from distill.schedule import ScheduleConfig
-from distill.tracking import Tracker, TrackingConfig, read_metrics
 
 RAMP = {"ramp": {"kind": "tests.doubles:Ramp"}}
 

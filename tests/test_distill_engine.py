@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distill import distributed
 from distill.engine import Engine
 from distill.engine_config import EngineConfig, deepspeed_config
 from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, decay_groups
+from distill.runtime import distributed
 from tests.ranks import run_on_ranks
 
 OPTIMIZER = OptimizerConfig(weight_decay=0.1)

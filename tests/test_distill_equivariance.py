@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from distill import distributed
 from distill.equivariance import (
     Pair,
     ShiftConfig,
@@ -21,6 +20,7 @@ from distill.equivariance import (
     frame_size,
 )
 from distill.losses import mse_spatial_loss
+from distill.runtime import distributed
 
 PATCH = 4
 SHIFT = ShiftConfig(kind="shift", std=1.0)

@@ -12,14 +12,14 @@ from PIL import Image
 
 from data.images import load_images
 from distill import evaluate, visualize
-from distill.checkpoint import save_checkpoint
-from distill.config import dump_yaml
-from distill.errors import RecipeError
 from distill.evaluation import student_run
 from distill.feature_statistics import load_statistics, save_statistics
-from distill.files import write_text
 from distill.recipe import load_student_recipe
-from distill.run_folder import open_run_folder
+from distill.runtime.checkpoint import save_checkpoint
+from distill.runtime.config import dump_yaml
+from distill.runtime.errors import RecipeError
+from distill.runtime.files import write_text
+from distill.runtime.run_folder import open_run_folder
 from distill.student_task import build_student, build_targets, build_teachers
 from distill.targets import Shown
 from distill.trained import find_trained

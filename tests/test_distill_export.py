@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.config import validate
-from distill.errors import RecipeError
 from distill.export import main
 from distill.recipe import StudentRecipe
+from distill.runtime.config import validate
+from distill.runtime.errors import RecipeError
 from student.errors import StudentError
 from student.model import Student
 from student.storage import load_student, read_student

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from distill import export_onnx
-from distill.errors import RecipeError
 from distill.export import export_student
 from distill.export_onnx import save_onnx
+from distill.runtime.errors import RecipeError
 from student.storage import load_student
 from tests.tiny_export import build, export, outputs, write_run
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.errors import RecipeError
 from distill.export import export_student
 from distill.export_radio import save_radio
+from distill.runtime.errors import RecipeError
 from student.config import SHAPES, HeadConfig, StudentConfig
 from student.model import Student
 from student.storage import StudentFile

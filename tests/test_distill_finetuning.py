@@ -7,12 +7,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from distill.distributed import seed_default_generators
-from distill.errors import RecipeError
 from distill.finetuning import FinetuningConfig, freeze
 from distill.low_rank import LowRank
 from distill.optimizer import OptimizerConfig, build_optimizer, decay_groups
 from distill.reparametrisation import materialised
+from distill.runtime.distributed import seed_default_generators
+from distill.runtime.errors import RecipeError
 from student.config import StudentInit
 from student.model import Student
 from student.storage import save_student

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import distributed
 from distill.balancing import BalancingConfig
 from distill.equivariance import ShiftConfig, build_views, frame_size
 from distill.objective import Objective, ObjectiveConfig
 from distill.reparametrisation import ReparametrisationConfig, reparametrise
+from distill.runtime import distributed
 from student.config import HeadConfig, StudentConfig
 from student.model import Student
 from teachers.features import Features

@@ -12,13 +12,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from data.errors import DataError
-from distill.errors import RecipeError
 from distill.evaluation import linear
 from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation.classification_data import Examples, hold_out
 from distill.evaluation.linear import LinearConfig, train_linear
 from distill.evaluation.logistic import fit_and_score
 from distill.evaluation.models import Pixels, PixelsConfig
+from distill.runtime.errors import RecipeError
 from teachers.errors import TeacherError
 from tests.class_tree import write_colours
 

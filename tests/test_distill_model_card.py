@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import dump_yaml, parse_yaml
 from distill.export import export_student
 from distill.export_source import read_source
 from distill.model_card import model_card
+from distill.runtime.config import dump_yaml, parse_yaml
 from student.storage import StudentFile
 from tests.tiny_export import build, write_run
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.errors import RecipeError
 from distill.evaluation.models import StoredStudent, StoredStudentConfig
 from distill.recipe import load_student_recipe
+from distill.runtime.errors import RecipeError
 from distill.student_task import build_teachers
 from student.config import HeadConfig, StudentConfig
 from student.model import Student

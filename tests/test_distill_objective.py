@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import distributed
 from distill.balancing import BalancingConfig
-from distill.config import validate
 from distill.dropping import kept_shares
 from distill.equivariance import Pair
-from distill.errors import RecipeError
 from distill.feature_statistics import StatisticsPass, angular_dispersion
 from distill.losses import cosine_summary_loss, mse_spatial_loss
 from distill.objective import Objective, ObjectiveConfig, TeacherWeights
 from distill.recipe import StudentRecipe
+from distill.runtime import distributed
+from distill.runtime.config import validate
+from distill.runtime.errors import RecipeError
 from distill.student_task import build_targets
 from distill.targets import Shown, Targets
 from teachers.build import build_teacher

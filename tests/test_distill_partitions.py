@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill import distributed
 from distill.arms import Pass, StepPlan
-from distill.config import validate
 from distill.engine import Engine
 from distill.optimizer import decay_groups
 from distill.recipe import StudentRecipe
+from distill.runtime import distributed
+from distill.runtime.config import validate
 from distill.student_task import StudentTask
 from distill.targets import Shown, Targets
 from student.model import Student

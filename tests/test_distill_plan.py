@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from distill.config import apply_overrides, load_yaml
-from distill.errors import MISTAKE, RecipeError
 from distill.plan import main, workload_of
 from distill.planning.machine import GPUS, Gpu, Speed, link_seconds, reading_seconds
 from distill.planning.scaling import Scaling, measure_arms
 from distill.planning.step import Trace, Workload, count
+from distill.runtime.command import MISTAKE
+from distill.runtime.config import apply_overrides, load_yaml
+from distill.runtime.errors import RecipeError
 from student.errors import StudentError
 from student.model import Student
 from student.storage import save_student

@@ -9,7 +9,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distill.errors import RecipeError
 from distill.evaluation import probe_training
 from distill.evaluation.probe_training import (
     CachedFeatures,
@@ -18,6 +17,7 @@ from distill.evaluation.probe_training import (
     image_order,
     train_heads,
 )
+from distill.runtime.errors import RecipeError
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher

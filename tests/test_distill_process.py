@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from distill.process import importing
+from distill.runtime.process import importing
 
 COMMANDS = ("evaluate", "export", "train_student", "train_upsampler", "visualize")
 HEAVY = ("timm", "open_clip", "deepspeed", "matplotlib", "wandb", "torch._dynamo")

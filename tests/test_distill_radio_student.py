@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.errors import RecipeError
 from distill.export import export_student
 from distill.export_radio import save_radio
 from distill.radio_student import read_radio_student
+from distill.runtime.errors import RecipeError
 from student.config import StudentConfig
 from student.model import Student
 from student.storage import StudentFile, load_student, student_of

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from distill.errors import RecipeError
 from distill.evaluation.report import change_sheet, relative_changes, split_task
+from distill.runtime.errors import RecipeError
 
 GROUPS = ("classification", "dense", "probe3d", "retrieval", "context", "nyud", "vila")
 PRINTED = {  # the seven groups' changes, and the Delta_m printed beside them, to three places

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from distill import evaluate
-from distill.config import dump_yaml
-from distill.errors import RecipeError
 from distill.evaluation.benchmark import Benchmark, Measurement
 from distill.evaluation.report_page import write_report
 from distill.evaluation.results import read_suites
+from distill.runtime.config import dump_yaml
+from distill.runtime.errors import RecipeError
 from teachers.teacher import Teacher
 
 

@@ -7,9 +7,9 @@ from unittest.mock import patch
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from distill.config import dump_yaml, validate
-from distill.errors import RecipeError
 from distill.resolution import ResolutionSchedule, SizeConfig
+from distill.runtime.config import dump_yaml, validate
+from distill.runtime.errors import RecipeError
 
 
 class Recipe(BaseModel):

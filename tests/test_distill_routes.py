@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.config import validate
-from distill.errors import RecipeError
 from distill.recipe import StudentRecipe
 from distill.route_table import route_rows, route_table
 from distill.routes import RouteChoice, choose_route
+from distill.runtime.config import validate
+from distill.runtime.errors import RecipeError
 from distill.targets import Targets
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec

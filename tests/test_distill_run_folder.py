@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from distill.errors import RecipeError
-from distill.run_folder import open_run_folder
+from distill.runtime.errors import RecipeError
+from distill.runtime.run_folder import open_run_folder
 
 RECIPE: dict[str, Any] = {
     "run": {"dir": "runs/x", "steps": 10, "seed": 0},

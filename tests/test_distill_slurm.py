@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from distill import slurm
+from distill.runtime import slurm
 
 TASK = {
     "SLURM_JOB_ID": "4242",

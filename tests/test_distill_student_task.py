@@ -11,11 +11,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distill import distributed
 from distill.engine import Engine
-from distill.errors import RecipeError
 from distill.recipe import StudentRecipe
 from distill.route_table import route_rows
+from distill.runtime import distributed
+from distill.runtime.errors import RecipeError
 from distill.student_task import StudentTask, build_student, build_targets, build_teachers
 from student.model import Student
 from teachers.features import Features

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 from distill.target_cache import (
     CachePrecision,
     CacheWriter,

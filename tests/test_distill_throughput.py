@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from distill.config import dump_yaml, load_recipe
-from distill.errors import RecipeError
 from distill.evaluation import throughput
 from distill.evaluation.break_even import break_even
 from distill.evaluation.throughput_report import throughput_table
+from distill.runtime.config import dump_yaml, load_recipe
+from distill.runtime.errors import RecipeError
 from teachers.features import Features
 from teachers.teacher import Teacher
 from teachers.timm_teacher import TimmTeacher

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.tracking import Tracker, TrackingConfig, read_metrics
+from distill.runtime.tracking import Tracker, TrackingConfig, read_metrics
 
 NUMBERS = {"loss": 1.0, "lr": 0.1, "grad_norm": 2.0, "images_per_s": 3.0, "time/data": 0.0}
 

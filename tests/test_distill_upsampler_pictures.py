@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from distill import upsampler_pictures, visualize
-from distill.checkpoint import save_checkpoint
-from distill.config import dump_yaml
 from distill.pictures import HEIGHT
+from distill.runtime.checkpoint import save_checkpoint
+from distill.runtime.config import dump_yaml
 from distill.upsampler_pictures import draw_biases, find_upsampler, stages
 from teachers.build import build_teacher, parse_teacher
 from teachers.fingerprint import teacher_fingerprint

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import distributed
 from distill.engine import Engine
 from distill.reparametrisation import materialised
+from distill.runtime import distributed
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import MultiView, build_multi_view, parameter_groups
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s

@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill import evaluate
-from distill.checkpoint import save_checkpoint
-from distill.config import dump_yaml
 from distill.evaluation import comparison
 from distill.evaluation.comparison_table import comparison_table
 from distill.evaluation.upsampling import (
@@ -23,6 +21,8 @@ from distill.evaluation.upsampling import (
     held_out_views,
     measure_upsamplers,
 )
+from distill.runtime.checkpoint import save_checkpoint
+from distill.runtime.config import dump_yaml
 from teachers.build import build_teacher, parse_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.fingerprint import teacher_fingerprint

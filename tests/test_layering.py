@@ -16,8 +16,8 @@ ALLOWED = {
 }
 ONLY_IN = {
     "deepspeed": "distill/deepspeed_library.py",
-    "wandb": "distill/tracking.py",
-    "ruamel": "distill/config.py",
+    "wandb": "distill/runtime/tracking.py",
+    "ruamel": "distill/runtime/config.py",
 }
 
 

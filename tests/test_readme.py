@@ -4,8 +4,8 @@ import re
 import shutil
 from pathlib import Path
 
-from distill.config import validate
 from distill.recipe import StudentRecipe
+from distill.runtime.config import validate
 from tests.tiny_run import REPOSITORY, plain_command, run, write_recipe
 
 TEXT = (REPOSITORY / "README.md").read_text()
@@ -24,7 +24,7 @@ def test_the_readme_is_short_and_starts_with_a_command() -> None:
 
 
 def test_the_recipe_is_valid(tmp_path: Path) -> None:
-    from distill.config import load_yaml
+    from distill.runtime.config import load_yaml
 
     path = tmp_path / "recipe.yaml"
     path.write_text(_block("yaml", "task: student"))

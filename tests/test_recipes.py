@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from distill.config import load_recipe, load_yaml, validate
 from distill.equivariance import ShiftConfig
 from distill.evaluation.comparison import ComparisonRecipe
 from distill.evaluation.results import ReportRecipe
@@ -22,6 +21,7 @@ from distill.evaluation.throughput import ThroughputRecipe
 from distill.objective import ObjectiveConfig
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.reparametrisation import ReparametrisationConfig
+from distill.runtime.config import load_recipe, load_yaml, validate
 from distill.train_student import preview
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import MultiView, build_multi_view, parameter_groups

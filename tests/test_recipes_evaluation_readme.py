@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.config import apply_overrides, dump_yaml, load_yaml, validate
 from distill.evaluate import parse_arguments
 from distill.evaluation.benchmark import BENCHMARKS
 from distill.evaluation.results import ReportRecipe
 from distill.evaluation.suite import SuiteRecipe
+from distill.runtime.config import apply_overrides, dump_yaml, load_yaml, validate
 from tests.tiny_run import REPOSITORY, run, write_images
 
 TEXT = (REPOSITORY / "recipes/evaluation/README.md").read_text()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.tracking import read_metrics
+from distill.runtime.tracking import read_metrics
 from tests.tiny_run import (
     assert_same_weights,
     launcher_command,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.checkpoint import find_checkpoints
-from distill.tracking import read_metrics
+from distill.runtime.checkpoint import find_checkpoints
+from distill.runtime.tracking import read_metrics
 from tests.tiny_run import launcher_command, plain_command, run, write_recipe
 
 # A user's own teacher, found in the current directory; `trouble` is run before each batch.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.tracking import read_metrics
+from distill.runtime.tracking import read_metrics
 from tests import test_run_upsampler
 from tests.tiny_run import STEPS, environment, launcher_command, plain_command, run, write_recipe
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from distill import distributed
-from distill.checkpoint import checkpoint_name, find_checkpoints, read_manifest
-from distill.errors import RecipeError
-from distill.run_folder import require_shared
-from distill.tracking import read_metrics
+from distill.runtime import distributed
+from distill.runtime.checkpoint import checkpoint_name, find_checkpoints, read_manifest
+from distill.runtime.errors import RecipeError
+from distill.runtime.run_folder import require_shared
+from distill.runtime.tracking import read_metrics
 from tests.ranks import run_on_ranks
 from tests.tiny_run import environment, plain_command, wait_for_metrics, write_recipe
 

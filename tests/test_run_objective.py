@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import student as student_package
-from distill.tracking import read_metrics
+from distill.runtime.tracking import read_metrics
 from tests.tiny_run import (
     STEPS,
     assert_same_weights,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from distill.config import dump_yaml, load_yaml
-from distill.tracking import read_metrics
+from distill.runtime.config import dump_yaml, load_yaml
+from distill.runtime.tracking import read_metrics
 from tests.tiny_run import environment, tiny_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import student
-from distill.checkpoint import find_checkpoints
 from distill.evaluation.benchmark import BenchmarkConfig
 from distill.evaluation.student_encoder import StudentEncoder
-from distill.tracking import read_metrics
+from distill.runtime.checkpoint import find_checkpoints
+from distill.runtime.tracking import read_metrics
 from tests.doubles import Ramp
 from tests.tiny_run import (
     STEPS,

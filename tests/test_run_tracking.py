@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from distill.tracking import read_metrics
+from distill.runtime.tracking import read_metrics
 from tests.tiny_run import assert_same_weights, plain_command, run, tiny_recipe, write_recipe
 
 STEPS = 4

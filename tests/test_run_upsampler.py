@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from distill.checkpoint import find_checkpoints
-from distill.config import dump_yaml
-from distill.errors import RecipeError
-from distill.tracking import read_metrics
+from distill.runtime.checkpoint import find_checkpoints
+from distill.runtime.config import dump_yaml
+from distill.runtime.errors import RecipeError
+from distill.runtime.tracking import read_metrics
 from distill.train_upsampler import base_resolution, main
 from distill.upsampler_recipe import load_upsampler_recipe
 from teachers.features import FeatureSpec

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
-from distill.config import parse_yaml
 from distill.export import main
+from distill.runtime.config import parse_yaml
 from student.config import StudentConfig
 from student.storage import load_student, save_student
 from teachers.build import parse_teacher

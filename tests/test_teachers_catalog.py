@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 
-from distill.config import load_yaml
+from distill.runtime.config import load_yaml
 from teachers import catalog
 from teachers.build import TEACHERS, build_teacher, parse_teacher
 from teachers.catalog import licence_of, main

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.checkpoint import save_checkpoint
-from distill.config import dump_yaml
 from distill.export import export_student
 from distill.feature_statistics import TargetStatistics, save_statistics
+from distill.runtime.checkpoint import save_checkpoint
+from distill.runtime.config import dump_yaml
 from student.config import HeadConfig, StudentConfig
 from student.model import Student
 from student.storage import load_student, save_student

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data.write_shards import main as write_shards
-from distill.config import dump_yaml
+from distill.runtime.config import dump_yaml
 
 STEPS = 24
 REPOSITORY = Path(__file__).resolve().parent.parent

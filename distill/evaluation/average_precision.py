@@ -8,7 +8,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.labelled.detection import DetectionSet
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 
 MAX_DETECTIONS = 100  # of an image that count
 _FIGURES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # COCO's first six numbers

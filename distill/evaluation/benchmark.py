@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
-from distill import distributed
+from distill.runtime import distributed
 from teachers.kinds import Family
 from teachers.teacher import Teacher
 

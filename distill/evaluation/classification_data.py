@@ -8,8 +8,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.class_folders import ClassFolders
-from distill.distributed import derive_seed
 from distill.evaluation.summaries import Encoding, SummaryConfig
+from distill.runtime.distributed import derive_seed
 from teachers.teacher import Teacher
 
 

@@ -12,9 +12,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.images import load_images
-from distill import distributed
-from distill.checkpoint import MANIFEST, find_checkpoint, read_manifest
-from distill.errors import RecipeError
 from distill.evaluation.held_out import require_images
 from distill.evaluation.upsampling import (
     Candidate,
@@ -23,9 +20,12 @@ from distill.evaluation.upsampling import (
     measure_upsamplers,
     upsampled_maps,
 )
-from distill.files import write_text
 from distill.pictures import draw_maps
 from distill.recipe import AnyTeacher
+from distill.runtime import distributed
+from distill.runtime.checkpoint import MANIFEST, find_checkpoint, read_manifest
+from distill.runtime.errors import RecipeError
+from distill.runtime.files import write_text
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint

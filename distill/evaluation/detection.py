@@ -16,8 +16,6 @@ from torchvision.models.detection import FCOS
 from data.errors import DataError
 from data.labelled.ahead import read_ahead
 from data.labelled.detection import CocoLayout, DetectionSet
-from distill import distributed
-from distill.errors import RecipeError
 from distill.evaluation.average_precision import (
     MAX_DETECTIONS,
     Detections,
@@ -35,6 +33,8 @@ from distill.evaluation.detection_training import (
 )
 from distill.evaluation.detector import NMS_THRESHOLD, SCORE_THRESHOLD
 from distill.evaluation.sharing import gather_shares, own_share
+from distill.runtime import distributed
+from distill.runtime.errors import RecipeError
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 

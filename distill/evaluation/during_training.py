@@ -12,11 +12,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from distill import distributed
-from distill.errors import USER_ERRORS
 from distill.evaluation.benchmark import AnyBenchmark, build_benchmark, measure_into
-from distill.generators import generators_kept
-from distill.tracking import Tracker, read_metrics
+from distill.runtime import distributed
+from distill.runtime.errors import USER_ERRORS
+from distill.runtime.generators import generators_kept
+from distill.runtime.tracking import Tracker, read_metrics
 from teachers.teacher import Teacher
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 
 
 def require_images(source: Path) -> None:

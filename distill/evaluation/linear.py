@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.classification_data import (
     ClassificationConfig,
@@ -25,7 +24,8 @@ from distill.evaluation.classification_data import (
 )
 from distill.evaluation.probe_training import ProbeConfig, train_heads
 from distill.evaluation.summaries import accuracy
-from distill.files import write_text
+from distill.runtime import distributed
+from distill.runtime.files import write_text
 from teachers.teacher import Teacher
 
 _ROWS = 1 << 14  # vectors that are worked on at once

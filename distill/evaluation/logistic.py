@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.classification_data import (
     ClassificationConfig,
@@ -18,6 +17,7 @@ from distill.evaluation.classification_data import (
     load_classification_data,
 )
 from distill.evaluation.linear import write_choice
+from distill.runtime import distributed
 from teachers.teacher import Teacher
 
 

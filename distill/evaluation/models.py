@@ -13,10 +13,10 @@ from pydantic import PositiveInt
 from safetensors import safe_open
 from torch import Tensor
 
-from distill.checkpoint import find_checkpoint
-from distill.errors import RecipeError
 from distill.evaluation.student_encoder import StudentEncoder
 from distill.recipe import load_student_recipe
+from distill.runtime.checkpoint import find_checkpoint
+from distill.runtime.errors import RecipeError
 from distill.student_task import build_student, build_teachers
 from distill.trained import recipe_file
 from student.model import Student

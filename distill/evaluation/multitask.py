@@ -22,7 +22,6 @@ from data.errors import DataError
 from data.labelled.files import IGNORED
 from data.labelled.multitask import MultiTaskLayout
 from data.progress import track
-from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.geometry_heads import LinearHead
 from distill.evaluation.multitask_tasks import PixelTask, build_tasks
@@ -32,6 +31,7 @@ from distill.evaluation.pixel_views import PixelViews
 from distill.evaluation.probe_training import ProbeConfig
 from distill.evaluation.sharing import own_share
 from distill.pictures import draw_columns
+from distill.runtime import distributed
 from teachers.teacher import Teacher
 
 SHOWN = 4  # test images of a picture

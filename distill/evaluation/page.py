@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation.html_parts import code, document, image, table_cell, text
-from distill.files import write_text
 from distill.recipe import StudentRecipe
-from distill.tracking import read_metrics
+from distill.runtime.files import write_text
+from distill.runtime.tracking import read_metrics
 from distill.trained import Trained
 
 _METRICS = (

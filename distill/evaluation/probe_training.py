@@ -28,9 +28,9 @@ from pydantic import (
 from torch import Tensor, nn
 
 from data.progress import track
-from distill import distributed
-from distill.errors import RecipeError
 from distill.evaluation.sharing import gather_shares, own_share
+from distill.runtime import distributed
+from distill.runtime.errors import RecipeError
 from distill.schedule import ScheduleConfig, scheduled_ratio
 from teachers.errors import TeacherError
 

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from distill.errors import RecipeError
 from distill.evaluation.sheet import Cell, Sheet
+from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
 
 Rows = Sequence[Mapping[str, Any]]

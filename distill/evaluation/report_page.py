@@ -8,7 +8,7 @@ from distill.evaluation.html_parts import document, image, sheet_table, text
 from distill.evaluation.results import Result, facts
 from distill.evaluation.sheet import Sheet
 from distill.evaluation.suite import row_folder
-from distill.files import write_text
+from distill.runtime.files import write_text
 
 
 def write_report(

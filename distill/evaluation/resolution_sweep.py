@@ -15,11 +15,11 @@ from pydantic import Field, PositiveInt
 
 from data.images import load_images
 from data.progress import track
-from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.fidelity import Agreement, measure
 from distill.evaluation.models import StoredStudent
-from distill.files import write_text
+from distill.runtime import distributed
+from distill.runtime.files import write_text
 from distill.trained import find_trained, load_trained
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from distill.errors import RecipeError
 from distill.evaluation.suite import RESULTS, TaskGroups, read_results
+from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
 
 # What two rows of one name must share.

@@ -13,11 +13,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from data.labelled.captions import CaptionData
-from distill import distributed
 from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.sharing import gather_shares, own_share
 from distill.evaluation.summaries import Encoding
 from distill.evaluation.text_side import TextConfig, load_text_tower
+from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.text_tower import TextTower
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distill import distributed
+from distill.runtime import distributed
 
 
 def own_share(count: int) -> range:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 from student.model import Student
 from teachers.features import Features, FeatureSpec
 from teachers.kinds import did_you_mean

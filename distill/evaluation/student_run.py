@@ -8,13 +8,13 @@ import torch
 from rich.table import Table
 
 from data.images import load_images
-from distill import distributed
-from distill.errors import RecipeError
 from distill.evaluation.fidelity import EvaluationConfig, measure
 from distill.evaluation.held_out import require_images
 from distill.evaluation.page import write_page
-from distill.files import write_text
 from distill.pictures import draw_panels
+from distill.runtime import distributed
+from distill.runtime.errors import RecipeError
+from distill.runtime.files import write_text
 from distill.targets import Targets
 from distill.trained import Trained, load_trained
 from student.model import Student

@@ -20,7 +20,6 @@ from pydantic import (
     field_validator,
 )
 
-from distill import distributed
 from distill.evaluation.benchmark import (
     AnyBenchmark,
     Benchmark,
@@ -29,8 +28,9 @@ from distill.evaluation.benchmark import (
 )
 from distill.evaluation.models import parse_model
 from distill.evaluation.report import require_known, split_task
-from distill.files import write_text
-from distill.run_folder import versions
+from distill.runtime import distributed
+from distill.runtime.files import write_text
+from distill.runtime.run_folder import versions
 from teachers.build import build_teacher
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher, TeacherConfig

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from data.labelled.prepared import ImagePreparation, PreparationConfig, read_prepared
 from data.progress import track
-from distill import distributed
 from distill.evaluation.benchmark import BenchmarkConfig
 from distill.evaluation.sharing import gather_shares, own_share
+from distill.runtime import distributed
 from teachers.errors import TeacherError
 from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint

@@ -1,7 +1,7 @@
 """The text tower of a benchmark, matched with the encoder that it judges."""
 
-from distill import distributed
 from distill.evaluation.summaries import SummaryConfig
+from distill.runtime import distributed
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 from teachers.text_tower import TextTower, TextTowerConfig

@@ -20,11 +20,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from distill import distributed
 from distill.evaluation.break_even import break_even
 from distill.evaluation.throughput_report import draw_throughput
-from distill.files import write_text
 from distill.recipe import AnyTeacher
+from distill.runtime import distributed
+from distill.runtime.files import write_text
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec

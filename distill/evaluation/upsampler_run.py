@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from distill.errors import RecipeError
 from distill.evaluation.comparison import compare
+from distill.runtime.errors import RecipeError
 from distill.trained import find_run, recipe_file
 from distill.upsampler_recipe import load_upsampler_recipe
 

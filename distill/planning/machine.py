@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
 
 GB = 1e9

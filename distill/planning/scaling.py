@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 
-from distill.errors import RecipeError
 from distill.optimizer import flat_size
 from distill.planning.machine import GB, MEMORY_SHARE, Speed, link_seconds, reading_seconds
 from distill.planning.memory import Memory, Sharding
 from distill.planning.step import Arm, Trace, Workload, count
+from distill.runtime.errors import RecipeError
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from distill.errors import RecipeError
 from distill.planning.meter import Meter, Part
 from distill.routes import RouteChoice
+from distill.runtime.errors import RecipeError
 from distill.training_recipe import TrainingRecipe
 from teachers.build import build_teacher
 from teachers.errors import TeacherError

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.recipe import load_student_recipe
+from distill.runtime.tracking import read_metrics
 from distill.student_task import build_student, build_teachers
-from distill.tracking import read_metrics
 from student.model import StudentOutput
 from teachers.compiled import compile_teacher
 from tests.benchmarks.bench_gpu_featsharp import ENCODERS, milliseconds

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from distill.tracking import read_metrics
+from distill.runtime.tracking import read_metrics
 from tests.benchmarks.figure import Figure
 from tests.benchmarks.workload import BATCH, launch, write_workload
 

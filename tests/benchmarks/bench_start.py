@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from distill.tracking import read_metrics
+from distill.runtime.tracking import read_metrics
 from tests.benchmarks.figure import Figure
 from tests.benchmarks.workload import launch, write_workload
 

@@ -16,12 +16,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill import distributed
-from distill.config import validate
 from distill.engine import Engine
 from distill.feature_statistics import TargetStatistics
 from distill.optimizer import decay_groups
 from distill.recipe import StudentRecipe
+from distill.runtime import distributed
+from distill.runtime.config import validate
 from distill.student_task import StudentTask, build_student, build_targets, build_teachers
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
 from tests.benchmarks.workload import HIDDEN, LAYERS, SIDE

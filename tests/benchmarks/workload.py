@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data.write_shards import main as write_shards
-from distill.config import dump_yaml
+from distill.runtime.config import dump_yaml
 
 BATCH, SIDE = 8, 224
 HIDDEN, LAYERS = 768, 1

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint import checkpoint_name, is_whole
-from distill.config import dump_yaml, load_yaml
+from distill.runtime.checkpoint import checkpoint_name, is_whole
+from distill.runtime.config import dump_yaml, load_yaml
 from tests.quality.compare_upsamplers import REPOSITORY
 
 LEARNED = ("featup", "featsharp")

@@ -22,8 +22,8 @@ from typing import Any
 
 from PIL import Image
 
-from distill.checkpoint import checkpoint_name, is_whole
-from distill.config import dump_yaml
+from distill.runtime.checkpoint import checkpoint_name, is_whole
+from distill.runtime.config import dump_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ALIASED = "-aliased"

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint import checkpoint_name, find_checkpoint, is_whole
-from distill.config import dump_yaml
 from distill.evaluation.resolution_sweep import largest_drop
+from distill.runtime.checkpoint import checkpoint_name, find_checkpoint, is_whole
+from distill.runtime.config import dump_yaml
 from tests.quality.ablate_targets import run
 from tests.quality.compare_upsamplers import REPOSITORY
 

@@ -24,9 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill import distributed
 from distill.arms import Pass
-from distill.config import load_yaml, validate
 from distill.engine import Engine
 from distill.equivariance import frame_size
 from distill.feature_statistics import TargetStatistics
@@ -36,6 +34,8 @@ from distill.planning.machine import GPUS, Speed
 from distill.planning.scaling import Scaling, measure_arms
 from distill.planning.student_step import StudentWorkload
 from distill.recipe import StudentRecipe
+from distill.runtime import distributed
+from distill.runtime.config import load_yaml, validate
 from distill.student_task import (
     StudentTask,
     build_student,

@@ -16,14 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill import distributed
 from distill.arms import Pass
-from distill.config import load_recipe
 from distill.engine import Engine
-from distill.errors import command
 from distill.objective import LossTerms
 from distill.optimizer import ParameterGroup
 from distill.reparametrisation import materialised
+from distill.runtime import distributed
+from distill.runtime.command import command
+from distill.runtime.config import load_recipe
 from distill.train_upsampler import NAME, base_resolution, build_encoder, fit_phi_s_of
 from distill.training import Assembly, open_stream, run_command
 from distill.upsampler_recipe import AnyUpsampler, UpsamplerRecipe

@@ -15,7 +15,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from distill.errors import RecipeError
+from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)

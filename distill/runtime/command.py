@@ -1,4 +1,4 @@
-"""What ends a command with one readable message and no traceback: mostly a user's mistakes."""
+"""Turns a user's mistake in a command into one message and an exit code."""
 
 import functools
 import os
@@ -6,23 +6,13 @@ import sys
 from collections.abc import Callable
 
 from data.errors import DataError
-from distill import slurm
-from student.errors import StudentError
-from teachers.errors import TeacherError
+from distill.runtime import slurm
+from distill.runtime.errors import USER_ERRORS, CheckpointError
 
 MISTAKE = 2  # exit code of a user's mistake, as argparse uses it
+
+
 FAILURE = 1  # of anything else
-
-
-class RecipeError(ValueError):
-    """A recipe, an override or a checkpoint cannot be used as given."""
-
-
-class CheckpointError(OSError):
-    """A checkpoint could not be written; nobody's mistake, and no defect that a trace explains."""
-
-
-USER_ERRORS = (RecipeError, DataError, TeacherError, StudentError)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distill import timing
+from distill.runtime import timing
 
 
 def rank() -> int:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill import distributed
-from distill.errors import CheckpointError, RecipeError
+from distill.runtime import distributed
+from distill.runtime.errors import CheckpointError, RecipeError
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8})")

@@ -1,0 +1,1 @@
+"""Errors, recipe files, processes and ranks, run folders, checkpoints and tracking."""
