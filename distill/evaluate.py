@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distill.display.tables import screen_table
 from distill.evaluation.comparison import ComparisonRecipe, compare
 from distill.evaluation.comparison_table import comparison_table
 from distill.evaluation.models import model_of
@@ -19,7 +20,6 @@ from distill.evaluation.report import change_sheet, relative_changes
 from distill.evaluation.report_page import write_report
 from distill.evaluation.results import ReportRecipe, Result, read_suites
 from distill.evaluation.results_table import results_sheets
-from distill.evaluation.sheet import screen_table
 from distill.evaluation.student_run import agreement_table, evaluate_student
 from distill.evaluation.suite import RESULTS, SuiteRecipe, run_suite
 from distill.evaluation.throughput import ThroughputRecipe, measure_throughput

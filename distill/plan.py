@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from distill.evaluation.sheet import screen_table
+from distill.display.tables import screen_table
 from distill.planning.machine import GPUS, Speed, find_gpu
 from distill.planning.scaling import Scaling, measure_arms
 from distill.planning.step import Workload

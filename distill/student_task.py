@@ -242,7 +242,7 @@ class StudentTask:
 
     def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         """Draws PCA panels of the teachers and the student side by side."""
-        from distill.pictures import draw_panels
+        from distill.display.pictures import draw_panels
 
         shown = central_crop(self._equivariance, images[:4], self._patch)
         self.engine.train(False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.images import load_images
-from distill.pictures import draw_maps, draw_side_by_side
+from distill.display.pictures import draw_maps, draw_side_by_side
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from distill.trained import find_run, recipe_file

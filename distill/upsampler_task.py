@@ -172,7 +172,7 @@ class UpsamplerTask:
 
     def draw(self, images: Tensor, part: Pass, path: Path) -> None:
         """Draws PCA panels of the encoder's map, bilinear and upsampled."""
-        from distill.pictures import draw_maps
+        from distill.display.pictures import draw_maps
 
         self.engine.train(False)
         with torch.no_grad():

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from data.images import load_images
-from distill.pictures import draw_panels
+from distill.display.pictures import draw_panels
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import load_yaml

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from distill.pictures import HEIGHT, ColourBasis, draw_panels
+from distill.display.pictures import HEIGHT, ColourBasis, draw_panels
 from student.model import StudentOutput
 from teachers.features import Features
 

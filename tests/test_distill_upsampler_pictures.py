@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill import upsampler_pictures, visualize
-from distill.pictures import HEIGHT
+from distill.display.pictures import HEIGHT
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from distill.upsampler_pictures import draw_biases, find_upsampler, stages

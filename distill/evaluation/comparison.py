@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.images import load_images
+from distill.display.pictures import draw_maps
 from distill.evaluation.held_out import require_images
 from distill.evaluation.upsampling import (
     Candidate,
@@ -20,7 +21,6 @@ from distill.evaluation.upsampling import (
     measure_upsamplers,
     upsampled_maps,
 )
-from distill.pictures import draw_maps
 from distill.recipe import AnyTeacher
 from distill.runtime import distributed
 from distill.runtime.checkpoint import MANIFEST, find_checkpoint, read_manifest

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data.labelled.files import IGNORED
-from distill.pictures import HEIGHT
+from distill.display.pictures import HEIGHT
 
 _GAP, _LINE = 6, 18
 _GOLDEN = 0.618034  # of a circle of hues: neighbours in number are far apart in colour

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.evaluation.html_parts import code, document, image, table_cell, text
+from distill.display.html_parts import code, document, image, table_cell, text
 from distill.recipe import StudentRecipe
 from distill.runtime.files import write_text
 from distill.runtime.tracking import read_metrics

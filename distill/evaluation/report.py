@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from distill.evaluation.sheet import Cell, Sheet
+from distill.display.tables import Cell, Sheet
 from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
 

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from distill.evaluation.html_parts import document, image, sheet_table, text
+from distill.display.html_parts import document, image, sheet_table, text
+from distill.display.tables import Sheet
 from distill.evaluation.results import Result, facts
-from distill.evaluation.sheet import Sheet
 from distill.evaluation.suite import row_folder
 from distill.runtime.files import write_text
 

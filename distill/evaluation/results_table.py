@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from distill.evaluation.sheet import Cell, Sheet
+from distill.display.tables import Cell, Sheet
 
 
 def results_sheets(rows: Sequence[Mapping[str, Any]]) -> list[Sheet]:

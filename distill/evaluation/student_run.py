@@ -8,10 +8,10 @@ import torch
 from rich.table import Table
 
 from data.images import load_images
+from distill.display.pictures import draw_panels
 from distill.evaluation.fidelity import EvaluationConfig, measure
 from distill.evaluation.held_out import require_images
 from distill.evaluation.page import write_page
-from distill.pictures import draw_panels
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text

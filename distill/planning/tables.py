@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from distill.evaluation.sheet import Cell, Sheet
+from distill.display.tables import Cell, Sheet
 from distill.planning.machine import (
     GB,
     IMAGES_PER_S,

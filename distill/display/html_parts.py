@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Sequence
 
-from distill.evaluation.sheet import Sheet
+from distill.display.tables import Sheet
 
 # Dark where the reader's system is; what is wider than the screen scrolls by itself while the names
 # of lines stay, and pictures stay large enough for their titles to be read.
