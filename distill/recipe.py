@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_validator
 
 from distill.arms import ArmConfig, StepPlan, place_of
-from distill.engine_config import why_no_whole_average
+from distill.engine.engine_config import why_no_whole_average
 from distill.equivariance import ShiftConfig
 from distill.evaluation.during_training import TrainingBenchmarksConfig
 from distill.evaluation.fidelity import EvaluationConfig

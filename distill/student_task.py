@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill import mesa
 from distill.arms import Pass
-from distill.engine import Engine
+from distill.engine.engine import Engine
 from distill.equivariance import build_views, central_crop
 from distill.evaluation.student_encoder import StudentEncoder
 from distill.finetuning import freeze

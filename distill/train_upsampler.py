@@ -7,7 +7,7 @@ upsampler as a file that a student's recipe can name.
 import torch
 
 from distill.arms import StepPlan
-from distill.engine import Engine
+from distill.engine.engine import Engine
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.errors import USER_ERRORS, RecipeError

@@ -14,10 +14,10 @@ from pydantic import (
 )
 
 from data.config import DataConfig
-from distill.engine_config import EngineConfig
-from distill.optimizer import OptimizerConfig
+from distill.engine.engine_config import EngineConfig
+from distill.engine.optimizer import OptimizerConfig
+from distill.engine.schedule import ScheduleConfig
 from distill.runtime.tracking import TrackingConfig
-from distill.schedule import ScheduleConfig
 
 
 class RunConfig(BaseModel):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.arms import Pass
-from distill.engine import Engine
+from distill.engine.engine import Engine
+from distill.engine.optimizer import ParameterGroup
 from distill.objective import LossTerms
-from distill.optimizer import ParameterGroup
 from distill.reparametrisation import materialised
 from distill.runtime import distributed, timing
 from distill.runtime.run_folder import versions

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "distill.engine", "student.model"])
+_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "distill.engine.engine", "student.model"])
 
 
 def run_on_ranks(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.average import AveragedModule
-from distill.engine import Engine
-from distill.engine_config import EngineConfig, why_no_whole_average
-from distill.optimizer import decay_groups
+from distill.engine.ema import AveragedModule
+from distill.engine.engine import Engine
+from distill.engine.engine_config import EngineConfig, why_no_whole_average
+from distill.engine.optimizer import decay_groups
 from distill.runtime import distributed
 from tests.ranks import run_on_ranks
 from tests.test_distill_engine import DECAY, LR, OPTIMIZER, TwoHeads, _batch, _loss, train_plainly

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from data.labelled.detection import CocoLayout
+from distill.engine.optimizer import build_optimizer
 from distill.evaluation import detection_training
 from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation.detection_training import (
@@ -25,7 +26,6 @@ from distill.evaluation.detector import CellAnchors, Level, Pyramid, build_detec
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.sharing import own_share
 from distill.evaluation.suite import SuiteRecipe
-from distill.optimizer import build_optimizer
 from distill.runtime.config import load_recipe
 from distill.runtime.errors import RecipeError
 from teachers.errors import TeacherError

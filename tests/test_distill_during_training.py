@@ -10,13 +10,13 @@ import torch
 
 from data.errors import DataError
 from distill import loop as loop_module
+from distill.engine.schedule import ScheduleConfig
 from distill.evaluation.during_training import TrainingBenchmarks, TrainingBenchmarksConfig
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.loop import Loop, Plan
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
 from distill.runtime.tracking import Tracker, TrackingConfig, read_metrics
-from distill.schedule import ScheduleConfig
 
 RAMP = {"ramp": {"kind": "tests.doubles:Ramp"}}
 

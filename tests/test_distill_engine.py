@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distill.engine import Engine
-from distill.engine_config import EngineConfig, deepspeed_config
-from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, decay_groups
+from distill.engine.engine import Engine
+from distill.engine.engine_config import EngineConfig, deepspeed_config
+from distill.engine.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, decay_groups
 from distill.runtime import distributed
 from tests.ranks import run_on_ranks
 
@@ -55,7 +55,7 @@ def _loss(outputs: tuple[Tensor, Tensor], step: int, rank: int) -> Tensor:
 
 def train_in_parts(*arguments: Any) -> dict[str, Tensor]:
     """Trains with flat tensors of one or two parameters each."""
-    with patch("distill.optimizer.FLAT_SIZE", 33):
+    with patch("distill.engine.optimizer.FLAT_SIZE", 33):
         return train_with_engine(*arguments)
 
 
@@ -146,7 +146,7 @@ def test_large_groups_trained_in_parts_equal_one_plain_float64_process(
 def test_a_group_is_cut_between_parameters_where_it_grows_too_large() -> None:
     sizes = [20, 13, 1, 40, 5]
     group = ParameterGroup("all", [nn.Parameter(torch.zeros(n)) for n in sizes], 0.1)
-    with patch("distill.optimizer.FLAT_SIZE", 33):
+    with patch("distill.engine.optimizer.FLAT_SIZE", 33):
         parts = build_optimizer(OPTIMIZER, [group]).param_groups
     assert [[p.numel() for p in part["params"]] for part in parts] == [[20, 13], [1], [40], [5]]
     assert {(part["name"], part["weight_decay"]) for part in parts} == {("all", 0.1)}
@@ -222,7 +222,9 @@ def _part_of_a_run(stage: int, kind: Literal["adamw", "nadam"]) -> Engine:
     optimizer = OPTIMIZER.model_copy(update={"kind": kind})
     config = EngineConfig(zero_stage=stage, gradient_clipping=0.0, ema_decay=DECAY)
     module = TwoHeads()
-    with patch("distill.optimizer.FLAT_SIZE", 33):  # groups of several parameters, and of one
+    with patch(
+        "distill.engine.optimizer.FLAT_SIZE", 33
+    ):  # groups of several parameters, and of one
         groups = _groups(module, optimizer)
         return Engine(module, config, optimizer, groups, micro_batch_size=4)
 

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import sys
-from distill.deepspeed_library import import_deepspeed
+from distill.engine.deepspeed_library import import_deepspeed
 import_deepspeed()
 from deepspeed.runtime import compiler
 from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam

@@ -7,9 +7,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from distill.engine.optimizer import OptimizerConfig, build_optimizer, decay_groups
 from distill.finetuning import FinetuningConfig, freeze
 from distill.low_rank import LowRank
-from distill.optimizer import OptimizerConfig, build_optimizer, decay_groups
 from distill.reparametrisation import materialised
 from distill.runtime.distributed import seed_default_generators
 from distill.runtime.errors import RecipeError

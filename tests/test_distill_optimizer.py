@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer
+from distill.engine.optimizer import OptimizerConfig, ParameterGroup, build_optimizer
 from distill.upsampler_recipe import UpsamplerOptimizer
 
 

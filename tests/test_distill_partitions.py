@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.arms import Pass, StepPlan
-from distill.engine import Engine
-from distill.optimizer import decay_groups
+from distill.engine.engine import Engine
+from distill.engine.optimizer import decay_groups
 from distill.recipe import StudentRecipe
 from distill.runtime import distributed
 from distill.runtime.config import validate

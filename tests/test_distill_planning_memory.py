@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distill.engine import Engine
-from distill.engine_config import EngineConfig
-from distill.optimizer import OptimizerConfig, decay_groups
+from distill.engine.engine import Engine
+from distill.engine.engine_config import EngineConfig
+from distill.engine.optimizer import OptimizerConfig, decay_groups
 from distill.planning.memory import Sharding
 from distill.planning.step import Trace
 from tests.ranks import run_on_ranks

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from distill.engine import Autocast
+from distill.engine.engine import Autocast
 from distill.planning.meter import Imitation, Meter
 from student.config import HeadConfig, StudentConfig
 from student.model import Student

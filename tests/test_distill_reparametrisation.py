@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.average import AveragedModule
 from distill.damp import WeightNoise, add_weight_noise
-from distill.optimizer import OptimizerConfig, decay_groups
+from distill.engine.ema import AveragedModule
+from distill.engine.optimizer import OptimizerConfig, decay_groups
 from distill.reparametrisation import ReparametrisationConfig, materialised, reparametrise
 from student.model import Student
 from tests.test_student_model import build, tensors

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.resharding import (
+from distill.engine.resharding import (
     cut_flat,
     cut_parameters,
     join,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.schedule import ScheduleConfig, scheduled_ratio
+from distill.engine.schedule import ScheduleConfig, scheduled_ratio
 
 COSINE = ScheduleConfig(warmup_steps=4, final_ratio=0.1)
 

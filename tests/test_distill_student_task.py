@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distill.engine import Engine
+from distill.engine.engine import Engine
 from distill.recipe import StudentRecipe
 from distill.route_table import route_rows
 from distill.runtime import distributed

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from distill.engine import Engine
-from distill.engine_config import EngineConfig
-from distill.optimizer import OptimizerConfig, decay_groups
+from distill.engine.engine import Engine
+from distill.engine.engine_config import EngineConfig
+from distill.engine.optimizer import OptimizerConfig, decay_groups
 from distill.runtime import timing
 from tests.ranks import run_on_ranks
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.engine import Engine
+from distill.engine.engine import Engine
 from distill.reparametrisation import materialised
 from distill.runtime import distributed
 from distill.upsampler_recipe import UpsamplerRecipe

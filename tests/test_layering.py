@@ -15,7 +15,7 @@ ALLOWED = {
     "distill": {"distill", "student", "teachers", "data"},
 }
 ONLY_IN = {
-    "deepspeed": "distill/deepspeed_library.py",
+    "deepspeed": "distill/engine/deepspeed_library.py",
     "wandb": "distill/runtime/tracking.py",
     "ruamel": "distill/runtime/config.py",
 }

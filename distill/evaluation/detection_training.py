@@ -21,12 +21,12 @@ from data.labelled.detection import (
     read_marked,
 )
 from data.progress import track
+from distill.engine.optimizer import OptimizerConfig, build_optimizer, decay_groups
+from distill.engine.schedule import ScheduleConfig, scheduled_ratio
 from distill.evaluation.detector import build_detector
 from distill.evaluation.sharing import own_share
 from distill.feature_statistics import merge_over_ranks
-from distill.optimizer import OptimizerConfig, build_optimizer, decay_groups
 from distill.runtime import distributed
-from distill.schedule import ScheduleConfig, scheduled_ratio
 from teachers.errors import TeacherError
 from teachers.phi_s import FeatureStatistics
 from teachers.teacher import Teacher

@@ -28,10 +28,10 @@ from pydantic import (
 from torch import Tensor, nn
 
 from data.progress import track
+from distill.engine.schedule import ScheduleConfig, scheduled_ratio
 from distill.evaluation.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
-from distill.schedule import ScheduleConfig, scheduled_ratio
 from teachers.errors import TeacherError
 
 # An image (3, H, W) in [0, 1] and its target, both of one size for all images; augmented with the

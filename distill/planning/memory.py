@@ -9,7 +9,7 @@ weights with the module.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from distill.engine_config import EngineConfig
+from distill.engine.engine_config import EngineConfig
 from distill.planning.step import Trace
 
 _FLOAT = 4

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from distill.optimizer import flat_size
+from distill.engine.optimizer import flat_size
 from distill.planning.machine import GB, MEMORY_SHARE, Speed, link_seconds, reading_seconds
 from distill.planning.memory import Memory, Sharding
 from distill.planning.step import Arm, Trace, Workload, count

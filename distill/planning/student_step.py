@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.arms import Pass
-from distill.average import AveragedModule
-from distill.engine import Autocast
-from distill.engine_config import EngineConfig
+from distill.engine.ema import AveragedModule
+from distill.engine.engine import Autocast
+from distill.engine.engine_config import EngineConfig
 from distill.feature_statistics import TargetStatistics
 from distill.mesa import READER
 from distill.planning.meter import Imitation, Meter

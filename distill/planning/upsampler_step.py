@@ -2,7 +2,7 @@
 
 import torch
 
-from distill.engine import Autocast
+from distill.engine.engine import Autocast
 from distill.planning.meter import Imitation, Meter
 from distill.planning.step import (
     Arm,

@@ -16,9 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.engine import Engine
+from distill.engine.engine import Engine
+from distill.engine.optimizer import decay_groups
 from distill.feature_statistics import TargetStatistics
-from distill.optimizer import decay_groups
 from distill.recipe import StudentRecipe
 from distill.runtime import distributed
 from distill.runtime.config import validate

@@ -1,4 +1,4 @@
-"""Facts about DeepSpeed 0.19.8 that `distill.engine` relies on: a release that changes one fails.
+"""Facts about DeepSpeed 0.19.8 that `distill.engine.engine` relies on: a release that changes one fails.
 
 Each test says what would break here.
 """
@@ -87,7 +87,7 @@ def test_the_private_partitions_that_the_average_follows_have_their_names() -> N
 
 
 def test_the_shared_memory_op_can_be_switched_off_before_it_compiles() -> None:
-    from distill.deepspeed_library import import_deepspeed
+    from distill.engine.deepspeed_library import import_deepspeed
 
     deepspeed = import_deepspeed()
     assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False

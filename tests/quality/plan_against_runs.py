@@ -25,10 +25,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.arms import Pass
-from distill.engine import Engine
+from distill.engine.engine import Engine
+from distill.engine.optimizer import decay_groups
 from distill.equivariance import frame_size
 from distill.feature_statistics import TargetStatistics
-from distill.optimizer import decay_groups
 from distill.plan import workload_of
 from distill.planning.machine import GPUS, Speed
 from distill.planning.scaling import Scaling, measure_arms

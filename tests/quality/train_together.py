@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.arms import Pass
-from distill.engine import Engine
+from distill.engine.engine import Engine
+from distill.engine.optimizer import ParameterGroup
 from distill.objective import LossTerms
-from distill.optimizer import ParameterGroup
 from distill.reparametrisation import materialised
 from distill.runtime import distributed
 from distill.runtime.command import command

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.engine_config import EngineConfig
+from distill.engine.engine_config import EngineConfig
 from distill.runtime import timing
 from distill.runtime.errors import RecipeError
 

@@ -18,17 +18,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill.average import AveragedModule
-from distill.deepspeed_library import (
+from distill.engine.deepspeed_library import (
     errors_kept,
     import_deepspeed,
     require_precision,
     time_collectives,
     whole_weights,
 )
-from distill.engine_config import EngineConfig, deepspeed_config, why_no_whole_average
-from distill.optimizer import OptimizerConfig, ParameterGroup, build_optimizer
-from distill.resharding import (
+from distill.engine.ema import AveragedModule
+from distill.engine.engine_config import EngineConfig, deepspeed_config, why_no_whole_average
+from distill.engine.optimizer import OptimizerConfig, ParameterGroup, build_optimizer
+from distill.engine.resharding import (
     cut_flat,
     cut_parameters,
     join,

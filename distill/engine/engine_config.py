@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from distill.optimizer import flat_size
+from distill.engine.optimizer import flat_size
 
 
 class EngineConfig(BaseModel):
