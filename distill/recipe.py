@@ -12,9 +12,9 @@ from distill.engine.engine_config import why_no_whole_average
 from distill.equivariance import ShiftConfig
 from distill.evaluation.during_training import TrainingBenchmarksConfig
 from distill.evaluation.fidelity import EvaluationConfig
-from distill.finetuning import FinetuningConfig
 from distill.objective import ObjectiveConfig
-from distill.reparametrisation import ReparametrisationConfig
+from distill.parametrization.finetuning import FinetuningConfig
+from distill.parametrization.reparametrize import ReparametrisationConfig
 from distill.resolution import ResolutionSchedule
 from distill.runtime.config import load_recipe
 from distill.targets import TargetsConfig

@@ -12,10 +12,10 @@ from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.equivariance import build_views, central_crop
 from distill.evaluation.student_encoder import StudentEncoder
-from distill.finetuning import freeze
 from distill.objective import LossTerms, Objective
+from distill.parametrization.finetuning import freeze
+from distill.parametrization.reparametrize import materialised, reparametrise
 from distill.recipe import StudentRecipe
-from distill.reparametrisation import materialised, reparametrise
 from distill.route_table import route_rows
 from distill.routes import choose_route
 from distill.runtime import distributed

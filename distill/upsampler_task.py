@@ -10,10 +10,10 @@ from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.engine.optimizer import ParameterGroup
 from distill.objective import LossTerms
-from distill.reparametrisation import materialised
+from distill.parametrization.reparametrize import materialised
+from distill.parametrization.spectral import SpectralScale, spectral_reparametrise
 from distill.runtime import distributed, timing
 from distill.runtime.run_folder import versions
-from distill.spectral import SpectralScale, spectral_reparametrise
 from distill.training_recipe import resolved
 from distill.upsampler_recipe import UpsamplerRecipe
 from teachers.catalog import licence_of

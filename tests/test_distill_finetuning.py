@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from distill.engine.optimizer import OptimizerConfig, build_optimizer, decay_groups
-from distill.finetuning import FinetuningConfig, freeze
-from distill.low_rank import LowRank
-from distill.reparametrisation import materialised
+from distill.parametrization.finetuning import FinetuningConfig, freeze
+from distill.parametrization.lora import LowRank
+from distill.parametrization.reparametrize import materialised
 from distill.runtime.distributed import seed_default_generators
 from distill.runtime.errors import RecipeError
 from student.config import StudentInit

@@ -9,7 +9,7 @@ from torch import Tensor
 from distill.balancing import BalancingConfig
 from distill.equivariance import ShiftConfig, build_views, frame_size
 from distill.objective import Objective, ObjectiveConfig
-from distill.reparametrisation import ReparametrisationConfig, reparametrise
+from distill.parametrization.reparametrize import ReparametrisationConfig, reparametrise
 from distill.runtime import distributed
 from student.config import HeadConfig, StudentConfig
 from student.model import Student

@@ -7,10 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.damp import WeightNoise, add_weight_noise
 from distill.engine.ema import AveragedModule
 from distill.engine.optimizer import OptimizerConfig, decay_groups
-from distill.reparametrisation import ReparametrisationConfig, materialised, reparametrise
+from distill.parametrization.reparametrize import (
+    ReparametrisationConfig,
+    materialised,
+    reparametrise,
+)
+from distill.parametrization.weight_noise import WeightNoise, add_weight_noise
 from student.model import Student
 from tests.test_student_model import build, tensors
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.reparametrisation import materialised
-from distill.spectral import SpectralScale, spectral_reparametrise
+from distill.parametrization.reparametrize import materialised
+from distill.parametrization.spectral import SpectralScale, spectral_reparametrise
 
 
 def network(seed: int = 0) -> nn.Sequential:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.engine.engine import Engine
-from distill.reparametrisation import materialised
+from distill.parametrization.reparametrize import materialised
 from distill.runtime import distributed
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import MultiView, build_multi_view, parameter_groups

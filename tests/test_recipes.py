@@ -19,8 +19,8 @@ from distill.evaluation.results import ReportRecipe
 from distill.evaluation.suite import SuiteRecipe
 from distill.evaluation.throughput import ThroughputRecipe
 from distill.objective import ObjectiveConfig
+from distill.parametrization.reparametrize import ReparametrisationConfig
 from distill.recipe import StudentRecipe, load_student_recipe
-from distill.reparametrisation import ReparametrisationConfig
 from distill.runtime.config import load_recipe, load_yaml, validate
 from distill.train_student import preview
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe

@@ -20,7 +20,7 @@ from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.engine.optimizer import ParameterGroup
 from distill.objective import LossTerms
-from distill.reparametrisation import materialised
+from distill.parametrization.reparametrize import materialised
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import load_recipe

@@ -12,9 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 from torch import Tensor
 
-from distill.damp import add_weight_noise
-from distill.low_rank import updated_weight
-from distill.spectral import effective_weight, spectral_reparametrise
+from distill.parametrization.lora import updated_weight
+from distill.parametrization.spectral import effective_weight, spectral_reparametrise
+from distill.parametrization.weight_noise import add_weight_noise
 from student.model import Student
 
 _MARK = ".parametrizations.weight."

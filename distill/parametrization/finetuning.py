@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from distill.low_rank import add_low_rank
+from distill.parametrization.lora import add_low_rank
 from distill.runtime.errors import RecipeError
 from student.config import StudentInit
 from student.model import Student
