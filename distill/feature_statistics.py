@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses import angles
+from distill.objective.losses import angles
 from distill.runtime import distributed
 from distill.runtime.files import write_text
 from teachers.errors import TeacherError

@@ -19,7 +19,7 @@ from data.batch import Batch
 from distill.arms import Pass
 from distill.engine.engine import Engine, StepResult
 from distill.engine.schedule import ScheduleConfig, scheduled_ratio
-from distill.objective import LossTerms
+from distill.objective.objective import LossTerms
 from distill.runtime import distributed, timing
 from distill.runtime.process import StopRequest, arm_watchdog, disarm_watchdog
 from distill.runtime.tracking import Tracker, log

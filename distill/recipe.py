@@ -9,10 +9,10 @@ from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_
 
 from distill.arms import ArmConfig, StepPlan, place_of
 from distill.engine.engine_config import why_no_whole_average
-from distill.equivariance import ShiftConfig
 from distill.evaluation.during_training import TrainingBenchmarksConfig
 from distill.evaluation.fidelity import EvaluationConfig
-from distill.objective import ObjectiveConfig
+from distill.objective.objective import ObjectiveConfig
+from distill.objective.views import ShiftConfig
 from distill.parametrization.finetuning import FinetuningConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig
 from distill.resolution import ResolutionSchedule

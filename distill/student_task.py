@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill import mesa
 from distill.arms import Pass
 from distill.engine.engine import Engine
-from distill.equivariance import build_views, central_crop
 from distill.evaluation.student_encoder import StudentEncoder
-from distill.objective import LossTerms, Objective
+from distill.objective import mesa
+from distill.objective.objective import LossTerms, Objective
+from distill.objective.views import build_views, central_crop
 from distill.parametrization.finetuning import freeze
 from distill.parametrization.reparametrize import materialised, reparametrise
 from distill.recipe import StudentRecipe

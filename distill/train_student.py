@@ -7,9 +7,9 @@ from distill.arms import StepPlan
 from distill.cached_targets import CachedTargets
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
-from distill.equivariance import frame_size
 from distill.evaluation.during_training import TrainingBenchmarks
 from distill.inherited import inherited_statistics
+from distill.objective.views import frame_size
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.route_table import route_rows, route_table
 from distill.runtime import distributed

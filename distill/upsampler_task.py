@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.engine.optimizer import ParameterGroup
-from distill.objective import LossTerms
+from distill.objective.objective import LossTerms
 from distill.parametrization.reparametrize import materialised
 from distill.parametrization.spectral import SpectralScale, spectral_reparametrise
 from distill.runtime import distributed, timing

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.balancing import Balancing, BalancingConfig
+from distill.objective.weighting import Balancing, BalancingConfig
 from distill.runtime import distributed
 from tests.ranks import run_on_ranks
 

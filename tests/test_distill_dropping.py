@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.dropping import kept_shares
+from distill.objective.weighting import kept_shares
 
 LOSSES = [
     torch.tensor([3.0, 1.0, 2.0]),

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from distill.equivariance import (
+from distill.objective.losses import mse_spatial_loss
+from distill.objective.views import (
     Pair,
     ShiftConfig,
     ShiftedViews,
@@ -19,7 +20,6 @@ from distill.equivariance import (
     central_crop,
     frame_size,
 )
-from distill.losses import mse_spatial_loss
 from distill.runtime import distributed
 
 PATCH = 4

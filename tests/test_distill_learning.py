@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.balancing import BalancingConfig
-from distill.equivariance import ShiftConfig, build_views, frame_size
-from distill.objective import Objective, ObjectiveConfig
+from distill.objective.objective import Objective, ObjectiveConfig
+from distill.objective.views import ShiftConfig, build_views, frame_size
+from distill.objective.weighting import BalancingConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig, reparametrise
 from distill.runtime import distributed
 from student.config import HeadConfig, StudentConfig

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from distill.losses import (
+from distill.objective.losses import (
     angle_summary_loss,
     angles,
     cosine_smooth_l1_spatial_loss,

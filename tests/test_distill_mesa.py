@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.equivariance import ShiftConfig, ShiftedViews, build_views
-from distill.mesa import READER, mesa_loss
+from distill.objective.mesa import READER, mesa_loss
+from distill.objective.views import ShiftConfig, ShiftedViews, build_views
 
 CONFIG = ShiftConfig(kind="shift", std=1.0)
 

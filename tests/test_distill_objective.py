@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.balancing import BalancingConfig
-from distill.dropping import kept_shares
-from distill.equivariance import Pair
 from distill.feature_statistics import StatisticsPass, angular_dispersion
-from distill.losses import cosine_summary_loss, mse_spatial_loss
-from distill.objective import Objective, ObjectiveConfig, TeacherWeights
+from distill.objective.losses import cosine_summary_loss, mse_spatial_loss
+from distill.objective.objective import Objective, ObjectiveConfig, TeacherWeights
+from distill.objective.views import Pair
+from distill.objective.weighting import BalancingConfig, kept_shares
 from distill.recipe import StudentRecipe
 from distill.runtime import distributed
 from distill.runtime.config import validate

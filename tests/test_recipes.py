@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from distill.equivariance import ShiftConfig
 from distill.evaluation.comparison import ComparisonRecipe
 from distill.evaluation.results import ReportRecipe
 from distill.evaluation.suite import SuiteRecipe
 from distill.evaluation.throughput import ThroughputRecipe
-from distill.objective import ObjectiveConfig
+from distill.objective.objective import ObjectiveConfig
+from distill.objective.views import ShiftConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.runtime.config import load_recipe, load_yaml, validate

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
-from distill.losses import match_grids
+from distill.objective.losses import match_grids
 from distill.targets import Targets
 from teachers.features import Features
 from teachers.upsamplers.resize import Factor

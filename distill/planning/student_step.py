@@ -12,7 +12,7 @@ from distill.engine.ema import AveragedModule
 from distill.engine.engine import Autocast
 from distill.engine.engine_config import EngineConfig
 from distill.feature_statistics import TargetStatistics
-from distill.mesa import READER
+from distill.objective.mesa import READER
 from distill.planning.meter import Imitation, Meter
 from distill.planning.step import (
     Arm,

@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
-from distill.equivariance import frame_size
 from distill.feature_statistics import TargetStatistics
+from distill.objective.views import frame_size
 from distill.plan import workload_of
 from distill.planning.machine import GPUS, Speed
 from distill.planning.scaling import Scaling, measure_arms

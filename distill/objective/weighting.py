@@ -6,7 +6,7 @@ alike.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,3 +74,25 @@ class Balancing:
                 before = self.means.get(name, sums.new_tensor(total / share))
                 self.means[name] = self._decay * before + (1 - self._decay) * total / share
         self._sums = {}
+
+
+def kept_shares(
+    losses: Sequence[Tensor], probability: float, generator: torch.Generator
+) -> list[Tensor]:
+    """How much each teacher counts for each image.
+
+    Args:
+        losses: of each teacher, (B,); without a graph.
+        probability: that a teacher other than the worst-matched is dropped.
+        generator: on the CPU.
+
+    Returns:
+        For each teacher (B,): 0 where it is dropped, else the number of teachers over the number
+        of those kept.
+    """
+    table = torch.stack(list(losses))
+    drawn = torch.rand(table.shape, generator=generator).to(table.device)
+    kept = drawn >= probability
+    kept.scatter_(0, table.argmax(0, keepdim=True), True)
+    shares = kept.float() * len(table) / kept.sum(0)
+    return list(shares)

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from distill.losses import match_grids
+from distill.objective.losses import match_grids
 from teachers.upsamplers.views import (
     ViewsConfig,
     sample_homographies,

@@ -13,17 +13,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from torch import Tensor
 
-from distill.balancing import Balancing, BalancingConfig
-from distill.dropping import kept_shares
-from distill.equivariance import EquivarianceConfig, Pair
-from distill.losses import (
+from distill.objective.losses import (
     angle_summary_loss,
     cosine_smooth_l1_spatial_loss,
     cosine_summary_loss,
     match_grids,
     mse_spatial_loss,
 )
-from distill.mesa import MesaConfig
+from distill.objective.mesa import MesaConfig
+from distill.objective.views import EquivarianceConfig, Pair
+from distill.objective.weighting import Balancing, BalancingConfig, kept_shares
 from distill.runtime import distributed
 from teachers.features import Features, FeatureSpec
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
-from distill.equivariance import Pair
+from distill.objective.views import Pair
 
 READER = "moving average"  # among the readers of views; no teacher's name has a space
 

@@ -1,0 +1,1 @@
+"""What training minimises: losses, their weights and the views that they compare."""
