@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from data.layout import Layout, Part
 from distill.rank_shares import deal_lanes, place_arms, share_out
 from distill.resolution import ResolutionSchedule, SizeConfig
-from distill.routes import RouteChoice
 from distill.runtime.errors import RecipeError
+from distill.targets.routes import RouteChoice
 
 
 class ArmConfig(BaseModel):

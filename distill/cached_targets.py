@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.feature_statistics import load_statistics
 from distill.recipe import StudentRecipe
 from distill.route_table import route_rows
-from distill.routes import Route, RouteChoice, Size, choose_route
 from distill.runtime import distributed, timing
 from distill.runtime.errors import RecipeError
 from distill.runtime.run_folder import difference
-from distill.target_cache import TargetCache, views_of
-from distill.targets import Targets
+from distill.targets.routes import Route, RouteChoice, Size, choose_route
+from distill.targets.target_cache import TargetCache, views_of
+from distill.targets.target_statistics import load_statistics
+from distill.targets.targets import Targets
 from teachers.features import Features
 from teachers.teacher import Teacher
 

@@ -8,9 +8,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from distill.feature_statistics import IN_CHECKPOINT, TargetStatistics, load_statistics
 from distill.recipe import StudentRecipe
 from distill.runtime.config import load_yaml
+from distill.targets.target_statistics import IN_CHECKPOINT, TargetStatistics, load_statistics
 from student.config import StudentInit
 from student.storage import read_header
 

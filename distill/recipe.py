@@ -17,7 +17,7 @@ from distill.parametrization.finetuning import FinetuningConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig
 from distill.resolution import ResolutionSchedule
 from distill.runtime.config import load_recipe
-from distill.targets import TargetsConfig
+from distill.targets.targets import TargetsConfig
 from distill.training_recipe import RunConfig, TrainingRecipe
 from distill.window_augmentation import WindowAugmentationConfig, fitting_windows
 from student.config import StudentConfig, StudentInit

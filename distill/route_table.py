@@ -6,8 +6,8 @@ from typing import NamedTuple
 from distill.arms import place_of
 from distill.recipe import StudentRecipe
 from distill.resolution import SizeConfig
-from distill.routes import Route, Size, choose_route
 from distill.runtime.errors import RecipeError
+from distill.targets.routes import Route, Size, choose_route
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 

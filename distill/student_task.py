@@ -17,11 +17,11 @@ from distill.parametrization.finetuning import freeze
 from distill.parametrization.reparametrize import materialised, reparametrise
 from distill.recipe import StudentRecipe
 from distill.route_table import route_rows
-from distill.routes import choose_route
 from distill.runtime import distributed
 from distill.runtime.errors import USER_ERRORS, RecipeError
 from distill.runtime.tracking import log
-from distill.targets import Targets
+from distill.targets.routes import choose_route
+from distill.targets.targets import Targets
 from distill.window_augmentation import draw_window
 from student.config import StudentInit
 from student.model import Student, StudentOutput

@@ -22,7 +22,7 @@ from distill.student_task import (
     build_teachers,
     prepare_student,
 )
-from distill.targets import Targets
+from distill.targets.targets import Targets
 from distill.training import Assembly, fit_targets, open_stream, run_command
 from teachers.teacher import Teacher
 

@@ -22,7 +22,6 @@ import torch
 from data.stream import TrainStream, merge_states
 from distill.arms import StepPlan
 from distill.evaluation.during_training import TrainingBenchmarks
-from distill.feature_statistics import TargetStatistics
 from distill.loop import Loop, NonFiniteError, Outcome, Plan, Task
 from distill.runtime import distributed
 from distill.runtime.checkpoint import read_manifest, restore_latest, save_checkpoint
@@ -44,7 +43,8 @@ from distill.runtime.run_folder import (
     write_status,
 )
 from distill.runtime.tracking import Tracker, log
-from distill.targets import Shown, Targets
+from distill.targets.target_statistics import TargetStatistics
+from distill.targets.targets import Shown, Targets
 from distill.training_recipe import TrainingRecipe, resolved
 
 R = TypeVar("R", bound=TrainingRecipe, contravariant=True)

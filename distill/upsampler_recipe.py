@@ -19,7 +19,7 @@ from distill.evaluation.upsampling import UpsamplerEvaluationConfig
 from distill.rank_shares import share_out
 from distill.recipe import AnyTeacher
 from distill.runtime.config import load_recipe
-from distill.targets import TargetsConfig
+from distill.targets.targets import TargetsConfig
 from distill.training_recipe import RunConfig, TrainingRecipe
 from teachers.upsamplers.build import parse_upsampler
 from teachers.upsamplers.consistency import ConsistencyConfig

@@ -17,7 +17,6 @@ from torch import Tensor
 from data.progress import track
 from distill.arms import Pass
 from distill.cached_targets import STATISTICS, cache_facts, cache_folder_is_free, group_of
-from distill.feature_statistics import save_statistics
 from distill.inherited import inherited_statistics
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.runtime import distributed
@@ -26,8 +25,9 @@ from distill.runtime.errors import RecipeError
 from distill.runtime.run_folder import make_run_folder
 from distill.runtime.tracking import log
 from distill.student_task import build_targets, build_teachers
-from distill.target_cache import CachePrecision, CacheWriter, views_of, write_header
-from distill.targets import Targets
+from distill.targets.target_cache import CachePrecision, CacheWriter, views_of, write_header
+from distill.targets.target_statistics import save_statistics
+from distill.targets.targets import Targets
 from distill.training import fit_targets, open_stream
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.feature_statistics import StatisticsPass, angular_dispersion
 from distill.objective.losses import cosine_summary_loss, mse_spatial_loss
 from distill.objective.objective import Objective, ObjectiveConfig, TeacherWeights
 from distill.objective.views import Pair
@@ -18,7 +17,8 @@ from distill.runtime import distributed
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
 from distill.student_task import build_targets
-from distill.targets import Shown, Targets
+from distill.targets.target_statistics import StatisticsPass, angular_dispersion
+from distill.targets.targets import Shown, Targets
 from teachers.build import build_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher

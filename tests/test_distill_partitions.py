@@ -19,7 +19,7 @@ from distill.recipe import StudentRecipe
 from distill.runtime import distributed
 from distill.runtime.config import validate
 from distill.student_task import StudentTask
-from distill.targets import Shown, Targets
+from distill.targets.targets import Shown, Targets
 from student.model import Student
 from teachers.features import FeatureSpec
 from tests.ranks import run_on_ranks

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.placement import Placement, blocks_of, place_teacher
 from distill.runtime import distributed
 from distill.student_task import build_teachers
-from distill.targets import Targets
+from distill.targets.placement import Placement, blocks_of, place_teacher
+from distill.targets.targets import Targets
 from teachers.build import build_teacher, parse_teacher
 from teachers.teacher import Teacher
 from tests.doubles import Curved

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from distill.recipe import StudentRecipe
 from distill.route_table import route_rows, route_table
-from distill.routes import RouteChoice, choose_route
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
-from distill.targets import Targets
+from distill.targets.routes import RouteChoice, choose_route
+from distill.targets.targets import Targets
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.matched import MatchedTeacher

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.runtime.errors import RecipeError
-from distill.target_cache import (
+from distill.targets.target_cache import (
     CachePrecision,
     CacheWriter,
     TargetCache,
@@ -91,7 +91,7 @@ def test_a_map_of_zeros_stays_one(tmp_path: Path) -> None:
 def test_full_shards_are_written_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.target_cache._SHARD_BYTES", 2 * 5 * 2 * 3)
+    monkeypatch.setattr("distill.targets.target_cache._SHARD_BYTES", 2 * 5 * 2 * 3)
     views, due = views_of(pictures(5), list("abcde")), features(5)
     cache = written(tmp_path, "int8", views, due)
     assert len(list(tmp_path.glob("*/*.safetensors"))) == 2

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from distill.export import export_student
-from distill.feature_statistics import TargetStatistics, save_statistics
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
+from distill.targets.target_statistics import TargetStatistics, save_statistics
 from student.config import HeadConfig, StudentConfig
 from student.model import Student
 from student.storage import load_student, save_student

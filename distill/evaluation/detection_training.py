@@ -25,8 +25,8 @@ from distill.engine.optimizer import OptimizerConfig, build_optimizer, decay_gro
 from distill.engine.schedule import ScheduleConfig, scheduled_ratio
 from distill.evaluation.detector import build_detector
 from distill.evaluation.sharing import own_share
-from distill.feature_statistics import merge_over_ranks
 from distill.runtime import distributed
+from distill.targets.target_statistics import merge_over_ranks
 from teachers.errors import TeacherError
 from teachers.phi_s import FeatureStatistics
 from teachers.teacher import Teacher

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
 from distill.objective.losses import match_grids
-from distill.targets import Targets
+from distill.targets.targets import Targets
 from teachers.features import Features
 from teachers.upsamplers.resize import Factor
 

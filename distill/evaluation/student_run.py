@@ -15,7 +15,7 @@ from distill.evaluation.page import write_page
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text
-from distill.targets import Targets
+from distill.targets.targets import Targets
 from distill.trained import Trained, load_trained
 from student.model import Student
 

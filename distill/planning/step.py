@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from distill.planning.meter import Meter, Part
-from distill.routes import RouteChoice
 from distill.runtime.errors import RecipeError
+from distill.targets.routes import RouteChoice
 from distill.training_recipe import TrainingRecipe
 from teachers.build import build_teacher
 from teachers.errors import TeacherError

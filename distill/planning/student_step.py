@@ -11,7 +11,6 @@ from distill.arms import Pass
 from distill.engine.ema import AveragedModule
 from distill.engine.engine import Autocast
 from distill.engine.engine_config import EngineConfig
-from distill.feature_statistics import TargetStatistics
 from distill.objective.mesa import READER
 from distill.planning.meter import Imitation, Meter
 from distill.planning.step import (
@@ -27,8 +26,9 @@ from distill.planning.step import (
 )
 from distill.planning.student_arms import student_arms
 from distill.recipe import StudentRecipe
-from distill.routes import RouteChoice, Size, bare_encoder, choose_route
 from distill.student_task import StudentTask, build_targets, prepare_student
+from distill.targets.routes import RouteChoice, Size, bare_encoder, choose_route
+from distill.targets.target_statistics import TargetStatistics
 from distill.window_augmentation import window_shares
 from student.model import Student, StudentOutput
 from teachers.matched import MatchedTeacher

@@ -15,7 +15,7 @@ from distill.planning.step import (
     seen,
     traced,
 )
-from distill.routes import RouteChoice
+from distill.targets.routes import RouteChoice
 from distill.train_upsampler import base_resolution
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import MultiView, build_multi_view, draw_views

@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
-from distill.feature_statistics import TargetStatistics
 from distill.recipe import StudentRecipe
 from distill.runtime import distributed
 from distill.runtime.config import validate
 from distill.student_task import StudentTask, build_student, build_targets, build_teachers
+from distill.targets.target_statistics import TargetStatistics
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
 from tests.benchmarks.workload import HIDDEN, LAYERS, SIDE
 

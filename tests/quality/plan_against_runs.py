@@ -27,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
-from distill.feature_statistics import TargetStatistics
 from distill.objective.views import frame_size
 from distill.plan import workload_of
 from distill.planning.machine import GPUS, Speed
@@ -43,6 +42,7 @@ from distill.student_task import (
     build_teachers,
     prepare_student,
 )
+from distill.targets.target_statistics import TargetStatistics
 from distill.train_upsampler import base_resolution, build_encoder
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups

@@ -12,7 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from distill.feature_statistics import (
+from distill.runtime import distributed, timing
+from distill.targets.placement import Placement, place_teacher
+from distill.targets.routes import Route, RouteChoice, choose_route
+from distill.targets.target_statistics import (
     IN_CHECKPOINT,
     StatisticsPass,
     TargetStatistics,
@@ -20,9 +23,6 @@ from distill.feature_statistics import (
     save_statistics,
     statistics_fingerprint,
 )
-from distill.placement import Placement, place_teacher
-from distill.routes import Route, RouteChoice, choose_route
-from distill.runtime import distributed, timing
 from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
@@ -38,7 +38,7 @@ class TargetsConfig(BaseModel):
             first images of each size; about a minute for a large encoder.
         statistics_images: images, over all ranks, that each teacher's standardisation is estimated
             on, rounded up to whole steps; those of all its arms together.
-        routes: teacher to route, for those that are not left to `auto`; see `distill.routes`.
+        routes: teacher to route, for those that are not left to `auto`; see `distill.targets.routes`.
         placement: teacher to where its weights wait while a student trains, for those that are not
             on the device as a whole: `offloaded`, in host memory; `sharded`, in parts over the
             ranks that run its arm. A block at a time comes to the device, and is not compiled.

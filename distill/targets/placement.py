@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distill.routes import bare_encoder
 from distill.runtime import distributed
+from distill.targets.routes import bare_encoder
 from teachers.teacher import Teacher
 
 Placement = Literal["offloaded", "sharded"]
