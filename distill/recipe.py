@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_validator
 
 from distill.arms import ArmConfig, StepPlan, place_of
+from distill.benchmarks.during_training import TrainingBenchmarksConfig
+from distill.benchmarks.fidelity import EvaluationConfig
 from distill.engine.engine_config import why_no_whole_average
-from distill.evaluation.during_training import TrainingBenchmarksConfig
-from distill.evaluation.fidelity import EvaluationConfig
 from distill.objective.objective import ObjectiveConfig
 from distill.objective.views import ShiftConfig
 from distill.parametrization.finetuning import FinetuningConfig

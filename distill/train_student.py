@@ -4,10 +4,10 @@ The same command starts a run and resumes it from its newest whole checkpoint.
 """
 
 from distill.arms import StepPlan
+from distill.benchmarks.during_training import TrainingBenchmarks
 from distill.cached_targets import CachedTargets
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
-from distill.evaluation.during_training import TrainingBenchmarks
 from distill.inherited import inherited_statistics
 from distill.objective.views import frame_size
 from distill.recipe import StudentRecipe, load_student_recipe

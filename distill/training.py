@@ -21,7 +21,7 @@ import torch
 
 from data.stream import TrainStream, merge_states
 from distill.arms import StepPlan
-from distill.evaluation.during_training import TrainingBenchmarks
+from distill.benchmarks.during_training import TrainingBenchmarks
 from distill.loop import Loop, NonFiniteError, Outcome, Plan, Task
 from distill.runtime import distributed
 from distill.runtime.checkpoint import read_manifest, restore_latest, save_checkpoint

@@ -14,8 +14,8 @@ from pydantic import (
 )
 
 from distill.arms import ArmConfig, StepPlan
+from distill.benchmarks.upsampling import UpsamplerEvaluationConfig
 from distill.engine.optimizer import OptimizerConfig
-from distill.evaluation.upsampling import UpsamplerEvaluationConfig
 from distill.rank_shares import share_out
 from distill.recipe import AnyTeacher
 from distill.runtime.config import load_recipe

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from distill.evaluation.benchmark import Benchmark, Measurement
+from distill.benchmarks.benchmark import Benchmark, Measurement
 from distill.runtime import distributed
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher

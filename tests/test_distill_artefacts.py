@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.evaluation.artefacts import ArtefactsConfig
-from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.artefacts import ArtefactsConfig
+from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.seams import SeamRatio
 from distill.evaluation.models import Pixels, PixelsConfig
-from distill.evaluation.seams import SeamRatio
 from teachers.errors import TeacherError
 from teachers.features import Features
 from teachers.teacher import Teacher

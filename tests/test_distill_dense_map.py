@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.benchmarks.sharing import gather_shares, own_share
 from distill.evaluation.dense_map import dense_map, padded_size, to_pixels
 from distill.evaluation.models import Pixels, PixelsConfig
-from distill.evaluation.sharing import gather_shares, own_share
 from teachers.errors import TeacherError
 from tests.doubles import SPEC
 from tests.ranks import run_on_ranks

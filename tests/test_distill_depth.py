@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.errors import DataError
-from distill.evaluation.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
 from distill.evaluation.depth import BinnedDepth, Depth
 from distill.evaluation.depth_losses import gradient_loss
 from distill.evaluation.geometry_heads import Reader

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from data.labelled.detection import CocoLayout
+from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.sharing import own_share
 from distill.engine.optimizer import build_optimizer
 from distill.evaluation import detection_training
-from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation.detection_training import (
     DetectorTrainingConfig,
     add_gradients,
@@ -24,7 +25,6 @@ from distill.evaluation.detection_training import (
 )
 from distill.evaluation.detector import CellAnchors, Level, Pyramid, build_detector, pyramid_levels
 from distill.evaluation.models import Pixels, PixelsConfig
-from distill.evaluation.sharing import own_share
 from distill.evaluation.suite import SuiteRecipe
 from distill.runtime.config import load_recipe
 from distill.runtime.errors import RecipeError

@@ -10,8 +10,8 @@ import torch
 
 from data.errors import DataError
 from distill import loop as loop_module
+from distill.benchmarks.during_training import TrainingBenchmarks, TrainingBenchmarksConfig
 from distill.engine.schedule import ScheduleConfig
-from distill.evaluation.during_training import TrainingBenchmarks, TrainingBenchmarksConfig
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.loop import Loop, Plan
 from distill.runtime.config import validate

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from distill.evaluation.fidelity import MAX_FIDELITY, Agreement, AgreementPass
+from distill.benchmarks.fidelity import MAX_FIDELITY, Agreement, AgreementPass
 from teachers.features import Features
 
 

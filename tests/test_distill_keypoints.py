@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from data.errors import DataError
-from distill.evaluation.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.map_points import cell_centres, encoder_size, sample_map
+from distill.benchmarks.sharing import own_share
 from distill.evaluation.keypoints import place
-from distill.evaluation.map_points import cell_centres, encoder_size, sample_map
 from distill.evaluation.models import Pixels, PixelsConfig
-from distill.evaluation.sharing import own_share
 from teachers.errors import TeacherError
 from tests.doubles import SPEC
 from tests.ranks import run_on_ranks

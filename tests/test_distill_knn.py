@@ -12,8 +12,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.class_folders import ClassFolders
+from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
 from distill.evaluation import knn
-from distill.evaluation.benchmark import build_benchmark, parse_benchmark
 from distill.evaluation.knn import find_nearest, vote
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.summaries import Encoding, SummaryConfig, accuracy

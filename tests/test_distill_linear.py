@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from data.errors import DataError
+from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation import linear
-from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation.classification_data import Examples, hold_out
 from distill.evaluation.linear import LinearConfig, train_linear
 from distill.evaluation.logistic import fit_and_score

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
-from distill.evaluation.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.normal_scores import (
     angles,

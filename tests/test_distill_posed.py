@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.posed import Frame, View
-from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.posed import (
     angle_deg,

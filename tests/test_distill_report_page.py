@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from distill import evaluate
-from distill.evaluation.benchmark import Benchmark, Measurement
+from distill.benchmarks.benchmark import Benchmark, Measurement
 from distill.evaluation.report_page import write_report
 from distill.evaluation.results import read_suites
 from distill.runtime.config import dump_yaml

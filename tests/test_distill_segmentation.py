@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.errors import DataError
-from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation.confusion import class_ious, confusion_matrix, segmentation_scores
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.pixel_inference import predict

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill import evaluate
-from distill.evaluation import comparison
-from distill.evaluation.comparison_table import comparison_table
-from distill.evaluation.upsampling import (
+from distill.benchmarks.upsampling import (
     Candidate,
     UpsamplerEvaluationConfig,
     UpsamplingFidelity,
     held_out_views,
     measure_upsamplers,
 )
+from distill.evaluation import comparison
+from distill.evaluation.comparison_table import comparison_table
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from teachers.build import build_teacher, parse_teacher

@@ -12,8 +12,8 @@ from PIL import Image
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from data.errors import DataError
+from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation import retrieval
-from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.retrieval import search_ranks
 from teachers.build import build_teacher, parse_teacher

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distill.benchmarks.benchmark import BENCHMARKS
 from distill.evaluate import parse_arguments
-from distill.evaluation.benchmark import BENCHMARKS
 from distill.evaluation.results import ReportRecipe
 from distill.evaluation.suite import SuiteRecipe
 from distill.runtime.config import apply_overrides, dump_yaml, load_yaml, validate

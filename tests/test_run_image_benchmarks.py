@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.sharing import own_share
 from distill.evaluation import summaries
-from distill.evaluation.benchmark import Measurement, build_benchmark, parse_benchmark
 from distill.evaluation.knn import find_nearest
-from distill.evaluation.sharing import own_share
 from distill.evaluation.summaries import Summaries
 from teachers.build import build_teacher, parse_teacher
 from tests.class_tree import COLOURS, write_colours

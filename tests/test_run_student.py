@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import student
-from distill.evaluation.benchmark import BenchmarkConfig
+from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.evaluation.student_encoder import StudentEncoder
 from distill.runtime.checkpoint import find_checkpoints
 from distill.runtime.tracking import read_metrics

@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.images import load_images
-from distill.display.pictures import draw_maps
-from distill.evaluation.held_out import require_images
-from distill.evaluation.upsampling import (
+from distill.benchmarks.fidelity import require_images
+from distill.benchmarks.upsampling import (
     Candidate,
     UpsamplerEvaluationConfig,
     held_out_views,
     measure_upsamplers,
     upsampled_maps,
 )
+from distill.display.pictures import draw_maps
 from distill.recipe import AnyTeacher
 from distill.runtime import distributed
 from distill.runtime.checkpoint import MANIFEST, find_checkpoint, read_manifest

@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 from torch import Tensor, nn
 
 from data.labelled.depth import DepthSample, DepthView
-from distill.evaluation.benchmark import BenchmarkConfig
+from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.evaluation.depth_losses import gradient_loss, sig_loss
 from distill.evaluation.depth_scores import ERRORS, NUM_SUMS, aligned, depth_scores, depth_sums
 from distill.evaluation.geometry import Geometry

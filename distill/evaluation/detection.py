@@ -16,13 +16,14 @@ from torchvision.models.detection import FCOS
 from data.errors import DataError
 from data.labelled.ahead import read_ahead
 from data.labelled.detection import CocoLayout, DetectionSet
+from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.sharing import gather_shares, own_share
 from distill.evaluation.average_precision import (
     MAX_DETECTIONS,
     Detections,
     average_precision,
     require_coco_eval,
 )
-from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.detection_pictures import draw_detections
 from distill.evaluation.detection_training import (
     DetectorTrainingConfig,
@@ -32,7 +33,6 @@ from distill.evaluation.detection_training import (
     train_detector,
 )
 from distill.evaluation.detector import NMS_THRESHOLD, SCORE_THRESHOLD
-from distill.evaluation.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from teachers.errors import TeacherError

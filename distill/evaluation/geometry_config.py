@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from data.labelled.depth import AnyDepth
 from data.labelled.depth_files import Window
-from distill.evaluation.benchmark import BenchmarkConfig
+from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.evaluation.probe_training import ProbeConfig
 from teachers.upsamplers.resize import Factor
 

@@ -14,9 +14,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from data.labelled.class_folders import ClassFolders, ClassImages
-from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.sharing import gather_shares
 from distill.evaluation.neighbour_pictures import draw_neighbours
-from distill.evaluation.sharing import gather_shares
 from distill.evaluation.summaries import Encoding, SummaryConfig, accuracy
 from distill.runtime import distributed
 from teachers.teacher import Teacher

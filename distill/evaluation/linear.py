@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.classification_data import (
     ClassificationConfig,
     Examples,

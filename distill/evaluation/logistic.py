@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.evaluation.classification_data import (
     ClassificationConfig,
     Examples,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from distill.benchmarks.sharing import gather_shares
 from distill.evaluation.confusion import confusion_matrix, miou_absent_as_0, segmentation_scores
 from distill.evaluation.saliency import MaxF
-from distill.evaluation.sharing import gather_shares
 from distill.runtime import distributed
 
 

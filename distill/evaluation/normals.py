@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
-from distill.evaluation.benchmark import BenchmarkConfig
+from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.evaluation.geometry import Geometry
 from distill.evaluation.geometry_config import GeometryConfig
 from distill.evaluation.geometry_heads import build_head

@@ -28,8 +28,8 @@ from pydantic import (
 from torch import Tensor, nn
 
 from data.progress import track
+from distill.benchmarks.sharing import gather_shares, own_share
 from distill.engine.schedule import ScheduleConfig, scheduled_ratio
-from distill.evaluation.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from teachers.errors import TeacherError

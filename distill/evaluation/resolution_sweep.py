@@ -15,8 +15,8 @@ from pydantic import Field, PositiveInt
 
 from data.images import load_images
 from data.progress import track
-from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.evaluation.fidelity import Agreement, measure
+from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.fidelity import Agreement, measure
 from distill.evaluation.models import StoredStudent
 from distill.runtime import distributed
 from distill.runtime.files import write_text

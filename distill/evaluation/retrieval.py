@@ -13,8 +13,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from data.labelled.captions import CaptionData
-from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.evaluation.sharing import gather_shares, own_share
+from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.sharing import gather_shares, own_share
 from distill.evaluation.summaries import Encoding
 from distill.evaluation.text_side import TextConfig, load_text_tower
 from distill.runtime import distributed

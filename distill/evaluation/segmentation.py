@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from data.labelled.segmentation import AnySegmentation
 from data.progress import track
-from distill.evaluation.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.sharing import own_share
 from distill.evaluation.confusion import class_ious, confusion_matrix, segmentation_scores
 from distill.evaluation.label_pictures import draw_labels
 from distill.evaluation.pixel_inference import predict
@@ -29,7 +30,6 @@ from distill.evaluation.pixel_samples import (
 )
 from distill.evaluation.pixel_views import PixelViews, cross_entropy
 from distill.evaluation.probe_training import ProbeConfig
-from distill.evaluation.sharing import own_share
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Factor

@@ -8,9 +8,8 @@ import torch
 from rich.table import Table
 
 from data.images import load_images
+from distill.benchmarks.fidelity import EvaluationConfig, measure, require_images
 from distill.display.pictures import draw_panels
-from distill.evaluation.fidelity import EvaluationConfig, measure
-from distill.evaluation.held_out import require_images
 from distill.evaluation.page import write_page
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError

@@ -20,7 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from distill.evaluation.benchmark import (
+from distill.benchmarks.benchmark import (
     AnyBenchmark,
     Benchmark,
     build_benchmark,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from data.labelled.prepared import ImagePreparation, PreparationConfig, read_prepared
 from data.progress import track
-from distill.evaluation.benchmark import BenchmarkConfig
-from distill.evaluation.sharing import gather_shares, own_share
+from distill.benchmarks.benchmark import BenchmarkConfig
+from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from teachers.errors import TeacherError
 from teachers.features import Features

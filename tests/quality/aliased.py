@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import evaluate, upsampler_task
-from distill.evaluation import upsampling
+from distill.benchmarks import upsampling
 from teachers.upsamplers import downsampler, trained, views
 from tests.quality import train_together
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
 from distill.objective.losses import match_grids
+from distill.runtime.errors import RecipeError
 from distill.targets.targets import Targets
 from teachers.features import Features
 from teachers.upsamplers.resize import Factor
@@ -130,3 +131,16 @@ def measure(
             for teacher, target in wanted.items():
                 passes[teacher][name].update(heads[teacher], target)
     return {t: {s: each.finish() for s, each in row.items()} for t, row in passes.items()}
+
+
+def require_images(source: Path) -> None:
+    """Looks for them before teachers are built, which may take minutes.
+
+    Raises:
+        RecipeError: there is no such file or folder.
+    """
+    if not source.exists():
+        raise RecipeError(
+            f"evaluation.images: there is no {source.absolute()}; set it to a folder, "
+            "archive or shards of images that the run does not train on"
+        )

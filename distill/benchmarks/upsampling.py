@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from distill.evaluation.fidelity import MAX_FIDELITY
-from distill.evaluation.seams import SeamRatio
+from distill.benchmarks.fidelity import MAX_FIDELITY
+from distill.benchmarks.seams import SeamRatio
 from teachers.features import FeatureSpec
 from teachers.teacher import Teacher
 from teachers.upsamplers.downsampler import BoxDownsampler, Downsampler

@@ -84,7 +84,7 @@ class Benchmark(ABC):
 BENCHMARKS = Family(
     noun="benchmark",
     table={
-        "artefacts": "distill.evaluation.artefacts:Artefacts",
+        "artefacts": "distill.benchmarks.artefacts:Artefacts",
         "depth": "distill.evaluation.depth:Depth",
         "detection": "distill.evaluation.detection:Detection",
         "keypoints": "distill.evaluation.keypoints:Keypoints",
