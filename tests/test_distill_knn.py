@@ -13,10 +13,10 @@ from torch import Tensor
 from data.errors import DataError
 from data.labelled.class_folders import ClassFolders
 from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
-from distill.evaluation import knn
-from distill.evaluation.knn import find_nearest, vote
+from distill.benchmarks.classification import knn
+from distill.benchmarks.classification.knn import find_nearest, vote
+from distill.benchmarks.classification.summaries import Encoding, SummaryConfig, accuracy
 from distill.evaluation.models import Pixels, PixelsConfig
-from distill.evaluation.summaries import Encoding, SummaryConfig, accuracy
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher

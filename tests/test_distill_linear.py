@@ -13,10 +13,10 @@ from sklearn.preprocessing import StandardScaler
 
 from data.errors import DataError
 from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
-from distill.evaluation import linear
-from distill.evaluation.classification_data import Examples, hold_out
-from distill.evaluation.linear import LinearConfig, train_linear
-from distill.evaluation.logistic import fit_and_score
+from distill.benchmarks.classification import linear
+from distill.benchmarks.classification.classification_data import Examples, hold_out
+from distill.benchmarks.classification.linear import LinearConfig, train_linear
+from distill.benchmarks.classification.logistic import fit_and_score
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.runtime.errors import RecipeError
 from teachers.errors import TeacherError

@@ -13,9 +13,9 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from data.errors import DataError
 from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
-from distill.evaluation import retrieval
+from distill.benchmarks.classification import retrieval
+from distill.benchmarks.classification.retrieval import search_ranks
 from distill.evaluation.models import Pixels, PixelsConfig
-from distill.evaluation.retrieval import search_ranks
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher

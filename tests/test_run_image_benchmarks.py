@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.classification import summaries
+from distill.benchmarks.classification.knn import find_nearest
+from distill.benchmarks.classification.summaries import Summaries
 from distill.benchmarks.sharing import own_share
-from distill.evaluation import summaries
-from distill.evaluation.knn import find_nearest
-from distill.evaluation.summaries import Summaries
 from teachers.build import build_teacher, parse_teacher
 from tests.class_tree import COLOURS, write_colours
 from tests.ranks import run_on_ranks

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data.labelled.prepared import ImagePreparation, PreparationConfig, read_prepared
-from distill.evaluation.summaries import Encoding, SummaryConfig
+from distill.benchmarks.classification.summaries import Encoding, SummaryConfig
 from teachers.build import build_teacher, parse_teacher
 from tests.benchmarks.bench_stream import make_photographs
 from tests.benchmarks.figure import Figure

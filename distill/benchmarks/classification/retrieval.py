@@ -14,9 +14,9 @@ from torch import Tensor
 
 from data.labelled.captions import CaptionData
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.classification.summaries import Encoding
+from distill.benchmarks.classification.text_side import TextConfig, load_text_tower
 from distill.benchmarks.sharing import gather_shares, own_share
-from distill.evaluation.summaries import Encoding
-from distill.evaluation.text_side import TextConfig, load_text_tower
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.text_tower import TextTower

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.class_folders import ClassFolders
-from distill.evaluation.summaries import Encoding, SummaryConfig
+from distill.benchmarks.classification.summaries import Encoding, SummaryConfig
 from distill.runtime.distributed import derive_seed
 from teachers.teacher import Teacher
 

@@ -1,6 +1,6 @@
 """The text tower of a benchmark, matched with the encoder that it judges."""
 
-from distill.evaluation.summaries import SummaryConfig
+from distill.benchmarks.classification.summaries import SummaryConfig
 from distill.runtime import distributed
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher

@@ -17,13 +17,13 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.evaluation.classification_data import (
+from distill.benchmarks.classification.classification_data import (
     ClassificationConfig,
     Examples,
     load_classification_data,
 )
+from distill.benchmarks.classification.summaries import accuracy
 from distill.evaluation.probe_training import ProbeConfig, train_heads
-from distill.evaluation.summaries import accuracy
 from distill.runtime import distributed
 from distill.runtime.files import write_text
 from teachers.teacher import Teacher

@@ -15,8 +15,8 @@ from torch import Tensor
 from data.errors import DataError
 from data.labelled.class_folders import ClassFolders, read_class_names
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.evaluation.summaries import Encoding, accuracy
-from distill.evaluation.text_side import TextConfig, load_text_tower
+from distill.benchmarks.classification.summaries import Encoding, accuracy
+from distill.benchmarks.classification.text_side import TextConfig, load_text_tower
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.text_tower import TextTower

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.evaluation.classification_data import (
+from distill.benchmarks.classification.classification_data import (
     ClassificationConfig,
     Examples,
     load_classification_data,
 )
-from distill.evaluation.linear import write_choice
+from distill.benchmarks.classification.linear import write_choice
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 

@@ -1,0 +1,1 @@
+"""Benchmarks of one vector an image: nearest neighbours, linear probes, zero-shot."""
