@@ -11,9 +11,9 @@ from torch import Tensor
 
 from data.errors import DataError
 from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.correspondence.keypoints import place
 from distill.benchmarks.map_points import cell_centres, encoder_size, sample_map
 from distill.benchmarks.sharing import own_share
-from distill.evaluation.keypoints import place
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
 from tests.doubles import SPEC

@@ -13,8 +13,7 @@ from torch import Tensor
 from data.errors import DataError
 from data.labelled.posed import Frame, View
 from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
-from distill.evaluation.models import Pixels, PixelsConfig
-from distill.evaluation.posed import (
+from distill.benchmarks.correspondence.posed import (
     angle_deg,
     carry,
     choose_pairs,
@@ -23,6 +22,7 @@ from distill.evaluation.posed import (
     geometry,
     match,
 )
+from distill.evaluation.models import Pixels, PixelsConfig
 from tests.ranks import run_on_ranks
 
 HEIGHT, WIDTH, FOCAL = 32, 48, 585.0

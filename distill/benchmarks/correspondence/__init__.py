@@ -1,0 +1,1 @@
+"""Benchmarks that match points between two images."""
