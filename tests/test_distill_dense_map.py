@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.benchmarks.dense.dense_map import dense_map, padded_size, to_pixels
 from distill.benchmarks.sharing import gather_shares, own_share
-from distill.evaluation.dense_map import dense_map, padded_size, to_pixels
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
 from tests.doubles import SPEC

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
-from distill.evaluation.depth import BinnedDepth, Depth
-from distill.evaluation.depth_losses import gradient_loss
-from distill.evaluation.geometry_heads import Reader
+from distill.benchmarks.dense.depth import BinnedDepth, Depth, gradient_loss
+from distill.benchmarks.dense.geometry_heads import Reader
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.evaluation.depth_losses import gradient_loss, sig_loss
+from distill.benchmarks.dense.depth import gradient_loss, sig_loss
 
 
 def test_sigloss_is_that_of_the_logarithms_and_of_their_mean_alone_at_first() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanAbsolutePercentageError, MeanSquaredError
 
-from distill.evaluation.depth_scores import aligned, depth_scores, depth_sums
+from distill.benchmarks.dense.depth_scores import aligned, depth_scores, depth_sums
 
 
 def images() -> list[tuple[Tensor, Tensor, Tensor]]:

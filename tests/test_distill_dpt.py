@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.evaluation.dpt import DPTHead
+from distill.benchmarks.dense.dpt import DPTHead
 
 
 def test_maps_of_one_grid_are_fused_on_four_times_the_grid() -> None:

@@ -14,14 +14,14 @@ from torch import Tensor
 from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
 from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
-from distill.evaluation.models import Pixels, PixelsConfig
-from distill.evaluation.normal_scores import (
+from distill.benchmarks.dense.normal_scores import (
     angles,
     normal_scores,
     normal_sums,
     normals_of_depth,
 )
-from distill.evaluation.normals import Normals, angular_loss
+from distill.benchmarks.dense.normals import Normals, angular_loss
+from distill.evaluation.models import Pixels, PixelsConfig
 
 FOCAL, CENTRE = 40.0, (17.0, 21.0)
 

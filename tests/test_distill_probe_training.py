@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distill.evaluation import probe_training
-from distill.evaluation.probe_training import (
+from distill.benchmarks.dense import probe_training
+from distill.benchmarks.dense.probe_training import (
     CachedFeatures,
     OnlineFeatures,
     ProbeConfig,

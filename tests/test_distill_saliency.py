@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.evaluation.saliency import MaxF
+from distill.benchmarks.dense.multitask_counters import MaxF
 
 
 def slow(probabilities: Tensor, labels: Tensor) -> float:

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from data.errors import DataError
 from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
-from distill.evaluation.confusion import class_ious, confusion_matrix, segmentation_scores
-from distill.evaluation.models import Pixels, PixelsConfig
-from distill.evaluation.pixel_inference import predict
-from distill.evaluation.pixel_samples import (
+from distill.benchmarks.dense.confusion import class_ious, confusion_matrix, segmentation_scores
+from distill.benchmarks.dense.pixel_inference import predict
+from distill.benchmarks.dense.pixel_samples import (
     InputConfig,
     LabelledPixels,
     ResolvedInput,
@@ -26,7 +25,8 @@ from distill.evaluation.pixel_samples import (
     resized,
     windows,
 )
-from distill.evaluation.segmentation import LinearProbe
+from distill.benchmarks.dense.segmentation import LinearProbe
+from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
 from tests.doubles import SPEC, Curved
 from tests.ranks import run_on_ranks

@@ -10,11 +10,11 @@ from torch import Tensor
 from data.images import load_images
 from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.dense.dense_map import dense_map, padded_size
 from distill.benchmarks.map_points import encoder_size
 from distill.benchmarks.seams import SeamRatio, seam_ratio
 from distill.benchmarks.sharing import own_share
 from distill.display.pictures import draw_side_by_side
-from distill.evaluation.dense_map import dense_map, padded_size
 from distill.runtime import distributed
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher

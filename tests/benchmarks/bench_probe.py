@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.evaluation.depth import BinnedDepth
-from distill.evaluation.depth_losses import sig_loss
-from distill.evaluation.geometry_heads import LinearHead
-from distill.evaluation.probe_training import ProbeConfig, probe_features, train_heads
+from distill.benchmarks.dense.depth import BinnedDepth, sig_loss
+from distill.benchmarks.dense.geometry_heads import LinearHead
+from distill.benchmarks.dense.probe_training import ProbeConfig, probe_features, train_heads
 from teachers.build import build_teacher, parse_teacher
 from tests.benchmarks.figure import Figure
 

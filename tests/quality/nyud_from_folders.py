@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from data.labelled.files import IGNORED, read_indices, read_rgb
-from distill.evaluation.normal_scores import normal_colours, normals_of_depth
+from distill.benchmarks.dense.normal_scores import normal_colours, normals_of_depth
 
 RIM = (slice(45, 471), slice(41, 601))
 METRES = 10 / 255

@@ -23,7 +23,7 @@ from distill.benchmarks.classification.classification_data import (
     load_classification_data,
 )
 from distill.benchmarks.classification.summaries import accuracy
-from distill.evaluation.probe_training import ProbeConfig, train_heads
+from distill.benchmarks.dense.probe_training import ProbeConfig, train_heads
 from distill.runtime import distributed
 from distill.runtime.files import write_text
 from teachers.teacher import Teacher

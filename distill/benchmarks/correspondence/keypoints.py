@@ -22,9 +22,9 @@ from data.labelled.keypoints import AnyKeypoints, KeypointPair
 from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.correspondence.match_pictures import Matches, draw_matches
+from distill.benchmarks.dense.dense_map import DenseMap, dense_map
 from distill.benchmarks.map_points import cell_centres, encoder_size, sample_map
 from distill.benchmarks.sharing import gather_shares, own_share
-from distill.evaluation.dense_map import DenseMap, dense_map
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Factor, resize

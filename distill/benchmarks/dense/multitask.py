@@ -23,14 +23,14 @@ from data.labelled.files import IGNORED
 from data.labelled.multitask import MultiTaskLayout
 from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.dense.geometry_heads import LinearHead
+from distill.benchmarks.dense.multitask_tasks import PixelTask, build_tasks
+from distill.benchmarks.dense.pixel_inference import predict
+from distill.benchmarks.dense.pixel_samples import InputConfig, LabelledPixels
+from distill.benchmarks.dense.pixel_views import PixelViews
+from distill.benchmarks.dense.probe_training import ProbeConfig
 from distill.benchmarks.sharing import own_share
 from distill.display.pictures import draw_columns
-from distill.evaluation.geometry_heads import LinearHead
-from distill.evaluation.multitask_tasks import PixelTask, build_tasks
-from distill.evaluation.pixel_inference import predict
-from distill.evaluation.pixel_samples import InputConfig, LabelledPixels
-from distill.evaluation.pixel_views import PixelViews
-from distill.evaluation.probe_training import ProbeConfig
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
 from distill.benchmarks.benchmark import BenchmarkConfig
-from distill.evaluation.geometry import Geometry
-from distill.evaluation.geometry_config import GeometryConfig
-from distill.evaluation.geometry_heads import build_head
-from distill.evaluation.normal_scores import (
+from distill.benchmarks.dense.geometry import Geometry
+from distill.benchmarks.dense.geometry_heads import GeometryConfig, build_head
+from distill.benchmarks.dense.normal_scores import (
     NUM_SUMS,
     normal_colours,
     normal_scores,

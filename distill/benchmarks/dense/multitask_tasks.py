@@ -15,15 +15,15 @@ from torch import Tensor
 
 from data.labelled.files import IGNORED
 from data.labelled.multitask import MultiTaskSample, NyudLayout, PascalContextLayout
-from distill.evaluation import depth_scores, normal_scores
-from distill.evaluation.label_pictures import label_colours
-from distill.evaluation.multitask_counters import (
+from distill.benchmarks.dense import depth_scores, normal_scores
+from distill.benchmarks.dense.label_pictures import label_colours
+from distill.benchmarks.dense.multitask_counters import (
     ClassCounter,
     Counter,
     SaliencyCounter,
     SumsCounter,
 )
-from distill.evaluation.pixel_views import cross_entropy
+from distill.benchmarks.dense.pixel_views import cross_entropy
 
 _WEIGHTS = {"semseg": 1.0, "parts": 2.0, "saliency": 5.0, "normals": 10.0, "depth": 1.0}
 _LEAST_DEPTH = 1e-3  # metres

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from data.labelled.files import IGNORED
-from distill.evaluation.dense_map import dense_map, padded_size, to_pixels
-from distill.evaluation.pixel_samples import (
+from distill.benchmarks.dense.dense_map import dense_map, padded_size, to_pixels
+from distill.benchmarks.dense.pixel_samples import (
     Adapt,
     LabelledPixels,
     ResolvedInput,
@@ -22,7 +22,7 @@ from distill.evaluation.pixel_samples import (
     unchanged,
     windows,
 )
-from distill.evaluation.probe_training import ProbeConfig, probe_features, train_heads
+from distill.benchmarks.dense.probe_training import ProbeConfig, probe_features, train_heads
 from teachers.teacher import Teacher
 
 

@@ -15,11 +15,10 @@ from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
 from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, Measurement
+from distill.benchmarks.dense.geometry_heads import GeometryConfig, Reader
+from distill.benchmarks.dense.probe_training import probe_features, train_heads
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.display.pictures import draw_columns
-from distill.evaluation.geometry_config import GeometryConfig
-from distill.evaluation.geometry_heads import Reader
-from distill.evaluation.probe_training import probe_features, train_heads
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize

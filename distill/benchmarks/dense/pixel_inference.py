@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.evaluation.dense_map import dense_map, to_pixels
-from distill.evaluation.pixel_samples import ResolvedInput, cut, input_size, windows
+from distill.benchmarks.dense.dense_map import dense_map, to_pixels
+from distill.benchmarks.dense.pixel_samples import ResolvedInput, cut, input_size, windows
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
 

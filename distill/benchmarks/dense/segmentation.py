@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from data.labelled.segmentation import AnySegmentation
 from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.benchmarks.sharing import own_share
-from distill.evaluation.confusion import class_ious, confusion_matrix, segmentation_scores
-from distill.evaluation.label_pictures import draw_labels
-from distill.evaluation.pixel_inference import predict
-from distill.evaluation.pixel_samples import (
+from distill.benchmarks.dense.confusion import class_ious, confusion_matrix, segmentation_scores
+from distill.benchmarks.dense.label_pictures import draw_labels
+from distill.benchmarks.dense.pixel_inference import predict
+from distill.benchmarks.dense.pixel_samples import (
     InputConfig,
     LabelledPixels,
     ResolvedInput,
     resized,
     to_tensors,
 )
-from distill.evaluation.pixel_views import PixelViews, cross_entropy
-from distill.evaluation.probe_training import ProbeConfig
+from distill.benchmarks.dense.pixel_views import PixelViews, cross_entropy
+from distill.benchmarks.dense.probe_training import ProbeConfig
+from distill.benchmarks.sharing import own_share
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Factor

@@ -1,0 +1,1 @@
+"""Benchmarks of a value for each pixel: segmentation, depth, normals, several at once."""
