@@ -8,7 +8,7 @@ import pytest
 
 from data.errors import DataError
 from data.labelled.detection import DetectionSet, MarkedImage, Objects
-from distill.evaluation.average_precision import (
+from distill.benchmarks.detection.average_precision import (
     Detections,
     average_precision,
     require_coco_eval,

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from data.errors import DataError
 from data.labelled.detection import CocoLayout
 from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
-from distill.benchmarks.sharing import own_share
-from distill.engine.optimizer import build_optimizer
-from distill.evaluation import detection_training
-from distill.evaluation.detection_training import (
+from distill.benchmarks.detection import detection_training
+from distill.benchmarks.detection.detection_training import (
     DetectorTrainingConfig,
     add_gradients,
     batch_loss,
@@ -23,7 +21,15 @@ from distill.evaluation.detection_training import (
     train_detector,
     training_draws,
 )
-from distill.evaluation.detector import CellAnchors, Level, Pyramid, build_detector, pyramid_levels
+from distill.benchmarks.detection.detector import (
+    CellAnchors,
+    Level,
+    Pyramid,
+    build_detector,
+    pyramid_levels,
+)
+from distill.benchmarks.sharing import own_share
+from distill.engine.optimizer import build_optimizer
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.suite import SuiteRecipe
 from distill.runtime.config import load_recipe

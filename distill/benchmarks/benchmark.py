@@ -86,7 +86,7 @@ BENCHMARKS = Family(
     table={
         "artefacts": "distill.benchmarks.artefacts:Artefacts",
         "depth": "distill.benchmarks.dense.depth:Depth",
-        "detection": "distill.evaluation.detection:Detection",
+        "detection": "distill.benchmarks.detection.detection:Detection",
         "keypoints": "distill.benchmarks.correspondence.keypoints:Keypoints",
         "knn": "distill.benchmarks.classification.knn:KNN",
         "linear": "distill.benchmarks.classification.linear:Linear",

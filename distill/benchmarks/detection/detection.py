@@ -17,22 +17,22 @@ from data.errors import DataError
 from data.labelled.ahead import read_ahead
 from data.labelled.detection import CocoLayout, DetectionSet
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.benchmarks.sharing import gather_shares, own_share
-from distill.evaluation.average_precision import (
+from distill.benchmarks.detection.average_precision import (
     MAX_DETECTIONS,
     Detections,
     average_precision,
     require_coco_eval,
 )
-from distill.evaluation.detection_pictures import draw_detections
-from distill.evaluation.detection_training import (
+from distill.benchmarks.detection.detection_pictures import draw_detections
+from distill.benchmarks.detection.detection_training import (
     DetectorTrainingConfig,
     fit_image,
     progress,
     to_pixels,
     train_detector,
 )
-from distill.evaluation.detector import NMS_THRESHOLD, SCORE_THRESHOLD
+from distill.benchmarks.detection.detector import NMS_THRESHOLD, SCORE_THRESHOLD
+from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from teachers.errors import TeacherError

@@ -18,7 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 
-from distill.evaluation.average_precision import MAX_DETECTIONS
+from distill.benchmarks.detection.average_precision import MAX_DETECTIONS
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.torchvision_ops import allow_plain_nms

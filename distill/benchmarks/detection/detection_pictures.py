@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data.labelled.detection import DetectionSet, place_on_canvas, read_marked
-from distill.evaluation.average_precision import Detections
+from distill.benchmarks.detection.average_precision import Detections
 
 _PANEL = (320, 320)  # (height, width) in pixels
 _IMAGES = 6

@@ -21,10 +21,10 @@ from data.labelled.detection import (
     read_marked,
 )
 from data.progress import track
+from distill.benchmarks.detection.detector import build_detector
 from distill.benchmarks.sharing import own_share
 from distill.engine.optimizer import OptimizerConfig, build_optimizer, decay_groups
 from distill.engine.schedule import ScheduleConfig, scheduled_ratio
-from distill.evaluation.detector import build_detector
 from distill.runtime import distributed
 from distill.targets.target_statistics import merge_over_ranks
 from teachers.errors import TeacherError

@@ -1,0 +1,1 @@
+"""Detection: a small detector trained on a frozen map, and its average precision."""
