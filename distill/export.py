@@ -9,12 +9,18 @@ import argparse
 import os
 from pathlib import Path
 
-from distill.export_onnx import large_weights, save_onnx
-from distill.export_radio import save_radio
-from distill.export_source import Source, is_standardised, keep_heads, read_source, to_teacher_space
-from distill.export_upsampler import NAME as UPSAMPLER
-from distill.export_upsampler import check_out, export_upsampler
-from distill.model_card import model_card
+from distill.formats.model_card import model_card
+from distill.formats.onnx import large_weights, save_onnx
+from distill.formats.radio import save_radio
+from distill.formats.source import (
+    Source,
+    is_standardised,
+    keep_heads,
+    read_source,
+    to_teacher_space,
+)
+from distill.formats.upsampler import NAME as UPSAMPLER
+from distill.formats.upsampler import check_out, export_upsampler
 from distill.runtime.checkpoint import find_checkpoint
 from distill.runtime.command import command
 from distill.runtime.errors import RecipeError
@@ -157,7 +163,7 @@ def _write(file: StudentFile, format: str, out: Path) -> None:
         difference = save_onnx(out, student.float())
         print(f"onnxruntime and PyTorch differ by at most {difference:.0e} at two sizes")
     else:
-        from distill.radio_student import check_radio  # builds timm's models
+        from distill.formats.radio_reader import check_radio  # builds timm's models
 
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
         try:

@@ -3,7 +3,7 @@
 Facts: ../shared/reference/radio-format.md, and radio-training.md 1.1 to 1.4. A file is a
 `torch.save` of `args`, a namespace, and a state dict; the same `args` in a `config.json` beside a
 `.safetensors` file is the form of the Hugging Face hub. No code in a file is ever run. Students of
-ours are written in the format by `distill.export_radio`.
+ours are written in the format by `distill.formats.radio`.
 
 Those documents are silent on how the trunk is wrapped in a DINOv2 student (RADIOv2.5-g) and on the
 names in the hub's files. So the trunk's prefix, `base_model.` in the format, is whatever stands

@@ -9,9 +9,9 @@ import onnxruntime
 import pytest
 import torch
 
-from distill import export_onnx
 from distill.export import export_student
-from distill.export_onnx import save_onnx
+from distill.formats import onnx as export_onnx
+from distill.formats.onnx import save_onnx
 from distill.runtime.errors import RecipeError
 from student.storage import load_student
 from tests.tiny_export import build, export, outputs, write_run

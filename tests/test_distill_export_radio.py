@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.export import export_student
-from distill.export_radio import save_radio
+from distill.formats.radio import save_radio
 from distill.runtime.errors import RecipeError
 from student.config import SHAPES, HeadConfig, StudentConfig
 from student.model import Student

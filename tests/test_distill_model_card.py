@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from distill.export import export_student
-from distill.export_source import read_source
-from distill.model_card import model_card
+from distill.formats.model_card import model_card
+from distill.formats.source import read_source
 from distill.runtime.config import dump_yaml, parse_yaml
 from student.storage import StudentFile
 from tests.tiny_export import build, write_run

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from distill.export import export_student
-from distill.export_radio import save_radio
-from distill.radio_student import read_radio_student
+from distill.formats.radio import save_radio
+from distill.formats.radio_reader import read_radio_student
 from distill.runtime.errors import RecipeError
 from student.config import StudentConfig
 from student.model import Student

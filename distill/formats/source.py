@@ -55,7 +55,7 @@ def read_source(path: Path) -> Source:
         return Source(file._replace(metadata=metadata), checkpoint)
     if _is_student(path):
         return Source(read_student(path), None)
-    from distill.radio_student import read_radio_student  # builds timm's models
+    from distill.formats.radio_reader import read_radio_student  # builds timm's models
 
     return Source(read_radio_student(path), None)
 

@@ -4,7 +4,7 @@ NVlabs/RADIO reads it, at c0f3701, by `radio_model(version=PATH, adaptor_names=[
 format's versions this is the one of RADIOv2.5 and later: a trunk with cropped position embeddings,
 a class token for each teacher, registers and a final norm (`model_norm`), materialised weights, and
 heads of MLP version v2 under their teachers' names. Facts: ../shared/reference/radio-format.md.
-`distill.radio_student` reads it back.
+`distill.formats.radio_reader` reads it back.
 
 That loader builds both heads of a teacher; for one without a summary the file has a summary head
 that returns one zero. Its generic adaptor is asked for everywhere, so no text tower comes along.

@@ -1,6 +1,6 @@
 """Reads a model of the RADIO family, in its public format, as a student.
 
-So public checkpoints, and what `distill.export_radio` wrote, become students: files that start
+So public checkpoints, and what `distill.formats.radio` wrote, become students: files that start
 another training, run, or are exported. Facts: ../shared/reference/radio-format.md.
 """
 
@@ -68,7 +68,7 @@ def check_radio(path: Path, file: StudentFile) -> None:
     """Makes sure that a written file is the student, bit for bit.
 
     Args:
-        path: what `distill.export_radio` wrote.
+        path: what `distill.formats.radio` wrote.
         file: the student that it was given.
 
     Raises:

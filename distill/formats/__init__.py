@@ -1,0 +1,1 @@
+"""Files that other programs read: safetensors, RADIO's, ONNX, and the model card."""
