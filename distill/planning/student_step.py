@@ -1,7 +1,8 @@
 """A student's step, on models without weights: its own targets, forward pass, losses, backward."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from distill.planning.step import (
     seen,
     traced,
 )
-from distill.planning.student_arms import student_arms
 from distill.recipe import StudentRecipe
+from distill.resolution import ResolutionSchedule, SizeConfig
 from distill.student_task import StudentTask, build_targets, prepare_student
 from distill.targets.routes import RouteChoice, Size, bare_encoder, choose_route
 from distill.targets.target_statistics import TargetStatistics
@@ -36,6 +37,39 @@ from teachers.phi_s import any_phi_s
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.upsampler import Upsampler
+
+
+def student_arms(recipe: StudentRecipe, running: Collection[str]) -> Iterator[Arm]:
+    """Every size of every arm, with the teachers that are run."""
+    for name, config in recipe.placed_arms.items():
+        seen_by = config.teachers or tuple(recipe.teachers)
+        routes = {t: config.routes.get(t, "auto") for t in seen_by if t in running}
+        sizes = config.resolution.root
+        for size in sizes:
+            batch = size.batch_size or config.batch_size
+            micro = size.micro_batch_size or config.micro_batch_size or batch
+            label = f" {size.size[0]} x {size.size[1]}" if len(sizes) > 1 else ""
+            yield Arm(
+                name,
+                (name or "student") + label,
+                size.size,
+                batch,
+                min(micro, batch),
+                routes,
+                _share(config.resolution, size, recipe.run.steps),
+                config.ranks,
+            )
+
+
+def _share(schedule: ResolutionSchedule, size: SizeConfig, steps: int) -> float:
+    """Of a run's steps, those that draw a size, on average."""
+    edges = {0, steps, *(e for s in schedule.root for e in (s.start, s.end or steps) if e < steps)}
+    total = 0.0
+    for start, end in pairwise(sorted(edges)):
+        active = [s for s in schedule.root if s.at(start)]
+        if size in active:
+            total += (end - start) * (size.probability or 1 / len(active))
+    return total / steps
 
 
 class StudentWorkload(Workload):
