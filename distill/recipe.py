@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_validator
 
-from distill.arms import ArmConfig, StepPlan, place_of
 from distill.benchmarks.during_training import TrainingBenchmarksConfig
 from distill.benchmarks.fidelity import EvaluationConfig
 from distill.engine.engine_config import why_no_whole_average
@@ -15,10 +14,11 @@ from distill.objective.objective import ObjectiveConfig
 from distill.objective.views import ShiftConfig
 from distill.parametrization.finetuning import FinetuningConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig
-from distill.resolution import ResolutionSchedule
 from distill.runtime.config import load_recipe
 from distill.targets.targets import TargetsConfig
-from distill.training_recipe import RunConfig, TrainingRecipe
+from distill.training.arms import ArmConfig, StepPlan, place_of
+from distill.training.resolution import ResolutionSchedule
+from distill.training.training_recipe import RunConfig, TrainingRecipe
 from distill.window_augmentation import WindowAugmentationConfig, fitting_windows
 from student.config import StudentConfig, StudentInit
 from teachers.build import parse_teacher

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from distill.arms import place_of
 from distill.recipe import StudentRecipe
-from distill.resolution import SizeConfig
 from distill.runtime.errors import RecipeError
 from distill.targets.routes import Route, Size, choose_route
+from distill.training.arms import place_of
+from distill.training.resolution import SizeConfig
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.evaluation.student_encoder import StudentEncoder
 from distill.objective import mesa
@@ -22,6 +21,7 @@ from distill.runtime.errors import USER_ERRORS, RecipeError
 from distill.runtime.tracking import log
 from distill.targets.routes import choose_route
 from distill.targets.targets import Targets
+from distill.training.arms import Pass
 from distill.window_augmentation import draw_window
 from student.config import StudentInit
 from student.model import Student, StudentOutput

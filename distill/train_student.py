@@ -3,7 +3,6 @@
 The same command starts a run and resumes it from its newest whole checkpoint.
 """
 
-from distill.arms import StepPlan
 from distill.benchmarks.during_training import TrainingBenchmarks
 from distill.cached_targets import CachedTargets
 from distill.engine.engine import Engine
@@ -23,7 +22,8 @@ from distill.student_task import (
     prepare_student,
 )
 from distill.targets.targets import Targets
-from distill.training import Assembly, fit_targets, open_stream, run_command
+from distill.training.arms import StepPlan
+from distill.training.session import Assembly, fit_targets, open_stream, run_command
 from teachers.teacher import Teacher
 
 

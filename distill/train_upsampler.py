@@ -6,14 +6,14 @@ upsampler as a file that a student's recipe can name.
 
 import torch
 
-from distill.arms import StepPlan
 from distill.engine.engine import Engine
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.errors import USER_ERRORS, RecipeError
 from distill.runtime.tracking import log
 from distill.targets.targets import Targets
-from distill.training import Assembly, fit_targets, open_stream, run_command
+from distill.training.arms import StepPlan
+from distill.training.session import Assembly, fit_targets, open_stream, run_command
 from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from teachers.build import TEACHERS, build_teacher

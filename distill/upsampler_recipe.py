@@ -13,14 +13,14 @@ from pydantic import (
     model_validator,
 )
 
-from distill.arms import ArmConfig, StepPlan
 from distill.benchmarks.upsampling import UpsamplerEvaluationConfig
 from distill.engine.optimizer import OptimizerConfig
-from distill.rank_shares import share_out
 from distill.recipe import AnyTeacher
 from distill.runtime.config import load_recipe
 from distill.targets.targets import TargetsConfig
-from distill.training_recipe import RunConfig, TrainingRecipe
+from distill.training.arms import ArmConfig, StepPlan
+from distill.training.rank_shares import share_out
+from distill.training.training_recipe import RunConfig, TrainingRecipe
 from teachers.upsamplers.build import parse_upsampler
 from teachers.upsamplers.consistency import ConsistencyConfig
 from teachers.upsamplers.upsampler import UpsamplerConfig

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.engine.optimizer import ParameterGroup
 from distill.objective.objective import LossTerms
@@ -14,7 +13,8 @@ from distill.parametrization.reparametrize import materialised
 from distill.parametrization.spectral import SpectralScale, spectral_reparametrise
 from distill.runtime import distributed, timing
 from distill.runtime.run_folder import versions
-from distill.training_recipe import resolved
+from distill.training.arms import Pass
+from distill.training.training_recipe import resolved
 from distill.upsampler_recipe import UpsamplerRecipe
 from teachers.catalog import licence_of
 from teachers.features import Features, FeatureSpec

@@ -15,7 +15,6 @@ from typing import get_args
 from torch import Tensor
 
 from data.progress import track
-from distill.arms import Pass
 from distill.cached_targets import STATISTICS, cache_facts, cache_folder_is_free, group_of
 from distill.inherited import inherited_statistics
 from distill.recipe import StudentRecipe, load_student_recipe
@@ -28,7 +27,8 @@ from distill.student_task import build_targets, build_teachers
 from distill.targets.target_cache import CachePrecision, CacheWriter, views_of, write_header
 from distill.targets.target_statistics import save_statistics
 from distill.targets.targets import Targets
-from distill.training import fit_targets, open_stream
+from distill.training.arms import Pass
+from distill.training.session import fit_targets, open_stream
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -9,7 +9,7 @@ import pytest
 from distill.recipe import StudentRecipe
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
-from distill.training_recipe import resolved
+from distill.training.training_recipe import resolved
 
 LOW = {"resolution": 64, "batch_size": 12, "micro_batch_size": 2}
 HIGH = {"resolution": 128, "batch_size": 4, "micro_batch_size": 1, "teachers": ["clip"]}

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from data.errors import DataError
-from distill import loop as loop_module
 from distill.benchmarks.during_training import TrainingBenchmarks, TrainingBenchmarksConfig
 from distill.engine.schedule import ScheduleConfig
 from distill.evaluation.models import Pixels, PixelsConfig
-from distill.loop import Loop, Plan
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
 from distill.runtime.tracking import Tracker, TrackingConfig, read_metrics
+from distill.training import loop as loop_module
+from distill.training.loop import Loop, Plan
 
 RAMP = {"ramp": {"kind": "tests.doubles:Ramp"}}
 

@@ -23,7 +23,7 @@ from distill.student_task import build_student, build_targets, build_teachers
 from distill.targets.target_statistics import load_statistics, save_statistics
 from distill.targets.targets import Shown
 from distill.trained import find_trained
-from distill.training_recipe import resolved
+from distill.training.training_recipe import resolved
 from student.storage import load_student, save_student
 from tests.tiny_run import write_images, write_recipe
 

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.arms import Pass, StepPlan
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
 from distill.recipe import StudentRecipe
@@ -20,6 +19,7 @@ from distill.runtime import distributed
 from distill.runtime.config import validate
 from distill.student_task import StudentTask
 from distill.targets.targets import Shown, Targets
+from distill.training.arms import Pass, StepPlan
 from student.model import Student
 from teachers.features import FeatureSpec
 from tests.ranks import run_on_ranks

@@ -8,7 +8,7 @@ import pytest
 from distill.recipe import StudentRecipe, load_student_recipe
 from distill.runtime.config import apply_overrides, dump_yaml, load_yaml, validate
 from distill.runtime.errors import RecipeError
-from distill.training_recipe import resolved
+from distill.training.training_recipe import resolved
 
 BASE = """
 run: {dir: runs/x, steps: 100, resolution: 64, batch_size: 8}

@@ -7,9 +7,9 @@ from unittest.mock import patch
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from distill.resolution import ResolutionSchedule, SizeConfig
 from distill.runtime.config import dump_yaml, validate
 from distill.runtime.errors import RecipeError
+from distill.training.resolution import ResolutionSchedule, SizeConfig
 
 
 class Recipe(BaseModel):

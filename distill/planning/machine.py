@@ -75,7 +75,7 @@ class Speed(NamedTuple):
 
     Attributes:
         gpu: which.
-        precision: of the engine; see `distill.training`, which lets all but fp32 use TF32.
+        precision: of the engine; see `distill.training.session`, which lets all but fp32 use TF32.
         utilisation: share of the GPU's rates.
     """
 

@@ -13,7 +13,7 @@ from torch import nn
 from distill.planning.meter import Meter, Part
 from distill.runtime.errors import RecipeError
 from distill.targets.routes import RouteChoice
-from distill.training_recipe import TrainingRecipe
+from distill.training.training_recipe import TrainingRecipe
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher, TeacherConfig

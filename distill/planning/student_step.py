@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.arms import Pass
 from distill.engine.ema import AveragedModule
 from distill.engine.engine import Autocast
 from distill.engine.engine_config import EngineConfig
@@ -26,10 +25,11 @@ from distill.planning.step import (
     traced,
 )
 from distill.recipe import StudentRecipe
-from distill.resolution import ResolutionSchedule, SizeConfig
 from distill.student_task import StudentTask, build_targets, prepare_student
 from distill.targets.routes import RouteChoice, Size, bare_encoder, choose_route
 from distill.targets.target_statistics import TargetStatistics
+from distill.training.arms import Pass
+from distill.training.resolution import ResolutionSchedule, SizeConfig
 from distill.window_augmentation import window_shares
 from student.model import Student, StudentOutput
 from teachers.matched import MatchedTeacher

@@ -24,7 +24,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
 from distill.objective.views import frame_size
@@ -44,6 +43,7 @@ from distill.student_task import (
 )
 from distill.targets.target_statistics import TargetStatistics
 from distill.train_upsampler import base_resolution, build_encoder
+from distill.training.arms import Pass
 from distill.upsampler_recipe import UpsamplerRecipe
 from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from student.model import Student

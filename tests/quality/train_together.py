@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.arms import Pass
 from distill.engine.engine import Engine
 from distill.engine.optimizer import ParameterGroup
 from distill.objective.objective import LossTerms
@@ -25,7 +24,8 @@ from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import load_recipe
 from distill.train_upsampler import NAME, base_resolution, build_encoder, fit_phi_s_of
-from distill.training import Assembly, open_stream, run_command
+from distill.training.arms import Pass
+from distill.training.session import Assembly, open_stream, run_command
 from distill.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
 from distill.upsampler_task import (
     MultiView,

@@ -20,9 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 from data.stream import TrainStream, merge_states
-from distill.arms import StepPlan
 from distill.benchmarks.during_training import TrainingBenchmarks
-from distill.loop import Loop, NonFiniteError, Outcome, Plan, Task
 from distill.runtime import distributed
 from distill.runtime.checkpoint import read_manifest, restore_latest, save_checkpoint
 from distill.runtime.config import dump_yaml
@@ -45,7 +43,9 @@ from distill.runtime.run_folder import (
 from distill.runtime.tracking import Tracker, log
 from distill.targets.target_statistics import TargetStatistics
 from distill.targets.targets import Shown, Targets
-from distill.training_recipe import TrainingRecipe, resolved
+from distill.training.arms import StepPlan
+from distill.training.loop import Loop, NonFiniteError, Outcome, Plan, Task
+from distill.training.training_recipe import TrainingRecipe, resolved
 
 R = TypeVar("R", bound=TrainingRecipe, contravariant=True)
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from data.layout import Layout, Part
-from distill.rank_shares import deal_lanes, place_arms, share_out
-from distill.resolution import ResolutionSchedule, SizeConfig
 from distill.runtime.errors import RecipeError
 from distill.targets.routes import RouteChoice
+from distill.training.rank_shares import deal_lanes, place_arms, share_out
+from distill.training.resolution import ResolutionSchedule, SizeConfig
 
 
 class ArmConfig(BaseModel):

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from distill.arms import Pass
 from distill.engine.engine import Engine, StepResult
 from distill.engine.schedule import ScheduleConfig, scheduled_ratio
 from distill.objective.objective import LossTerms
 from distill.runtime import distributed, timing
 from distill.runtime.process import StopRequest, arm_watchdog, disarm_watchdog
 from distill.runtime.tracking import Tracker, log
+from distill.training.arms import Pass
 
 Outcome = Literal["done", "preempted"]
 LEFT_OUT = "non_finite/"  # a task's metrics of this prefix are above 0 where it left a loss out
