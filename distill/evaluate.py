@@ -29,7 +29,7 @@ from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import apply_overrides, load_recipe, load_yaml, validate
 from distill.runtime.errors import RecipeError
-from distill.trained import find_trained, recipe_file
+from distill.tasks.trained import find_trained, recipe_file
 from teachers.kinds import did_you_mean
 
 _PATIENCE_S = 3600.0  # that ranks wait for the slowest

@@ -24,11 +24,11 @@ from distill.planning.tables import (
     time_sheet,
 )
 from distill.planning.upsampler_step import UpsamplerWorkload
-from distill.recipe import StudentRecipe
 from distill.runtime.command import command
 from distill.runtime.config import apply_overrides, load_yaml, validate
 from distill.runtime.errors import RecipeError
-from distill.upsampler_recipe import UpsamplerRecipe
+from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from teachers.kinds import did_you_mean
 
 _TASKS = ("student", "upsampler")

@@ -4,24 +4,24 @@ The same command starts a run and resumes it from its newest whole checkpoint.
 """
 
 from distill.benchmarks.during_training import TrainingBenchmarks
-from distill.cached_targets import CachedTargets
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
-from distill.inherited import inherited_statistics
 from distill.objective.views import frame_size
-from distill.recipe import StudentRecipe, load_student_recipe
-from distill.route_table import route_rows, route_table
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.tracking import log
-from distill.student_task import (
-    StudentTask,
+from distill.targets.targets import Targets
+from distill.tasks.build import (
     build_student,
     build_targets,
     build_teachers,
+    inherited_statistics,
     prepare_student,
 )
-from distill.targets.targets import Targets
+from distill.tasks.cached_targets import CachedTargets
+from distill.tasks.route_table import route_rows, route_table
+from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
+from distill.tasks.student_task import StudentTask
 from distill.training.arms import StepPlan
 from distill.training.session import Assembly, fit_targets, open_stream, run_command
 from teachers.teacher import Teacher

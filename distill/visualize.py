@@ -18,8 +18,8 @@ from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
-from distill.trained import find_trained, load_trained, recipe_file
-from distill.upsampler_pictures import draw_biases, draw_upsampler, is_upsampler_file
+from distill.tasks.trained import find_trained, load_trained, recipe_file
+from distill.tasks.upsampler_pictures import draw_biases, draw_upsampler, is_upsampler_file
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

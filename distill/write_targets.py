@@ -15,18 +15,17 @@ from typing import get_args
 from torch import Tensor
 
 from data.progress import track
-from distill.cached_targets import STATISTICS, cache_facts, cache_folder_is_free, group_of
-from distill.inherited import inherited_statistics
-from distill.recipe import StudentRecipe, load_student_recipe
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.errors import RecipeError
 from distill.runtime.run_folder import make_run_folder
 from distill.runtime.tracking import log
-from distill.student_task import build_targets, build_teachers
 from distill.targets.target_cache import CachePrecision, CacheWriter, views_of, write_header
 from distill.targets.target_statistics import save_statistics
 from distill.targets.targets import Targets
+from distill.tasks.build import build_targets, build_teachers, inherited_statistics
+from distill.tasks.cached_targets import STATISTICS, cache_facts, cache_folder_is_free, group_of
+from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
 from distill.training.arms import Pass
 from distill.training.session import fit_targets, open_stream
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from distill.recipe import StudentRecipe
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
+from distill.tasks.student_recipe import StudentRecipe
 from distill.training.training_recipe import resolved
 
 LOW = {"resolution": 64, "batch_size": 12, "micro_batch_size": 2}

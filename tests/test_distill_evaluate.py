@@ -13,16 +13,16 @@ from PIL import Image
 from data.images import load_images
 from distill import evaluate, visualize
 from distill.evaluation import student_run
-from distill.recipe import load_student_recipe
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text
 from distill.runtime.run_folder import open_run_folder
-from distill.student_task import build_student, build_targets, build_teachers
 from distill.targets.target_statistics import load_statistics, save_statistics
 from distill.targets.targets import Shown
-from distill.trained import find_trained
+from distill.tasks.build import build_student, build_targets, build_teachers
+from distill.tasks.student_recipe import load_student_recipe
+from distill.tasks.trained import find_trained
 from distill.training.training_recipe import resolved
 from student.storage import load_student, save_student
 from tests.tiny_run import write_images, write_recipe

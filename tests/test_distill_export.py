@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from distill.export import main
-from distill.recipe import StudentRecipe
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
+from distill.tasks.student_recipe import StudentRecipe
 from student.errors import StudentError
 from student.model import Student
 from student.storage import load_student, read_student

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from distill.evaluation.models import StoredStudent, StoredStudentConfig
-from distill.recipe import load_student_recipe
 from distill.runtime.errors import RecipeError
-from distill.student_task import build_teachers
+from distill.tasks.build import build_teachers
+from distill.tasks.student_recipe import load_student_recipe
 from student.config import HeadConfig, StudentConfig
 from student.model import Student
 from student.storage import save_student

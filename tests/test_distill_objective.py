@@ -12,13 +12,13 @@ from distill.objective.losses import cosine_summary_loss, mse_spatial_loss
 from distill.objective.objective import Objective, ObjectiveConfig, TeacherWeights
 from distill.objective.views import Pair
 from distill.objective.weighting import BalancingConfig, kept_shares
-from distill.recipe import StudentRecipe
 from distill.runtime import distributed
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
-from distill.student_task import build_targets
 from distill.targets.target_statistics import StatisticsPass, angular_dispersion
 from distill.targets.targets import Shown, Targets
+from distill.tasks.build import build_targets
+from distill.tasks.student_recipe import StudentRecipe
 from teachers.build import build_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher

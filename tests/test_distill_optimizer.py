@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distill.engine.optimizer import OptimizerConfig, ParameterGroup, build_optimizer
-from distill.upsampler_recipe import UpsamplerOptimizer
+from distill.tasks.upsampler_recipe import UpsamplerOptimizer
 
 
 def stepped(

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
-from distill.recipe import StudentRecipe
 from distill.runtime import distributed
 from distill.runtime.config import validate
-from distill.student_task import StudentTask
 from distill.targets.targets import Shown, Targets
+from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.student_task import StudentTask
 from distill.training.arms import Pass, StepPlan
 from student.model import Student
 from teachers.features import FeatureSpec

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.runtime import distributed
-from distill.student_task import build_teachers
 from distill.targets.placement import Placement, blocks_of, place_teacher
 from distill.targets.targets import Targets
+from distill.tasks.build import build_teachers
 from teachers.build import build_teacher, parse_teacher
 from teachers.teacher import Teacher
 from tests.doubles import Curved
@@ -110,7 +110,7 @@ def test_placed_teachers_are_built_in_host_memory_and_not_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled: list[Teacher] = []
-    monkeypatch.setattr("distill.student_task.compile_teacher", compiled.append)
+    monkeypatch.setattr("distill.tasks.student_task.compile_teacher", compiled.append)
     monkeypatch.setattr(distributed, "device", lambda: torch.device("meta"))
     made = recipe(resolution=32, batch_size=4)
     made = made.model_copy(update={"targets": made.targets.model_copy(update={"compile": True})})

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from distill.recipe import StudentRecipe, load_student_recipe
 from distill.runtime.config import apply_overrides, dump_yaml, load_yaml, validate
 from distill.runtime.errors import RecipeError
+from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
 from distill.training.training_recipe import resolved
 
 BASE = """

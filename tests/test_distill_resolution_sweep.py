@@ -11,7 +11,7 @@ from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_ben
 from distill.evaluation.models import Pixels, PixelsConfig, parse_model
 from distill.evaluation.resolution_sweep import largest_drop
 from distill.evaluation.student_run import evaluate_student
-from distill.trained import find_trained
+from distill.tasks.trained import find_trained
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.recipe import StudentRecipe
-from distill.route_table import route_rows, route_table
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
 from distill.targets.routes import RouteChoice, choose_route
 from distill.targets.targets import Targets
+from distill.tasks.route_table import route_rows, route_table
+from distill.tasks.student_recipe import StudentRecipe
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.matched import MatchedTeacher

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from distill.engine.engine import Engine
-from distill.recipe import StudentRecipe
-from distill.route_table import route_rows
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
-from distill.student_task import StudentTask, build_student, build_targets, build_teachers
+from distill.tasks.build import build_student, build_targets, build_teachers
+from distill.tasks.route_table import route_rows
+from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.student_task import StudentTask
 from student.model import Student
 from teachers.features import Features
 from teachers.teacher import Teacher, TeacherConfig

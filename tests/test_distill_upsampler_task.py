@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from distill.engine.engine import Engine
 from distill.parametrization.reparametrize import materialised
 from distill.runtime import distributed
-from distill.upsampler_recipe import UpsamplerRecipe
-from distill.upsampler_task import MultiView, build_multi_view, parameter_groups
+from distill.tasks.upsampler_recipe import UpsamplerRecipe
+from distill.tasks.upsampler_task import MultiView, build_multi_view, parameter_groups
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize

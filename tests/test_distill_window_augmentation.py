@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.window_augmentation import WindowAugmentationConfig, draw_window, window_shares
+from distill.tasks.window_augmentation import WindowAugmentationConfig, draw_window, window_shares
 
 ALWAYS = WindowAugmentationConfig(probability=1.0)
 

@@ -8,8 +8,8 @@ import torch
 from torchvision.models import squeezenet1_0
 
 from distill.evaluation.comparison import ComparisonRecipe
-from distill.recipe import load_student_recipe
 from distill.runtime.config import load_recipe
+from distill.tasks.student_recipe import load_student_recipe
 from teachers.build import build_teacher, parse_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.testing import check_teacher

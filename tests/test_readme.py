@@ -4,8 +4,8 @@ import re
 import shutil
 from pathlib import Path
 
-from distill.recipe import StudentRecipe
 from distill.runtime.config import validate
+from distill.tasks.student_recipe import StudentRecipe
 from tests.tiny_run import REPOSITORY, plain_command, run, write_recipe
 
 TEXT = (REPOSITORY / "README.md").read_text()

@@ -20,11 +20,11 @@ from distill.evaluation.throughput import ThroughputRecipe
 from distill.objective.objective import ObjectiveConfig
 from distill.objective.views import ShiftConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig
-from distill.recipe import StudentRecipe, load_student_recipe
 from distill.runtime.config import load_recipe, load_yaml, validate
+from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
+from distill.tasks.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
+from distill.tasks.upsampler_task import MultiView, build_multi_view, parameter_groups
 from distill.train_student import preview
-from distill.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
-from distill.upsampler_task import MultiView, build_multi_view, parameter_groups
 from student.config import StudentConfig
 from teachers.build import build_teacher
 from teachers.phi_s import PhiS

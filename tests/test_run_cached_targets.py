@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from distill.recipe import load_student_recipe
 from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
 from distill.runtime.tracking import read_metrics
+from distill.tasks.student_recipe import load_student_recipe
 from distill.train_student import preview
 from distill.write_targets import main
 from tests.tiny_run import plain_command, run, tiny_recipe

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.inherited import inherited_statistics
-from distill.recipe import load_student_recipe
 from distill.runtime.tracking import read_metrics
 from distill.targets.target_statistics import TargetStatistics
+from distill.tasks.build import inherited_statistics
+from distill.tasks.student_recipe import load_student_recipe
 from tests.tiny_run import STEPS, plain_command, run, write_recipe
 
 LAST = f"checkpoints/step-{STEPS:08d}"

@@ -13,9 +13,9 @@ from PIL import Image
 
 import student
 from distill.benchmarks.benchmark import BenchmarkConfig
-from distill.evaluation.student_encoder import StudentEncoder
 from distill.runtime.checkpoint import find_checkpoints
 from distill.runtime.tracking import read_metrics
+from distill.tasks.student_encoder import StudentEncoder
 from tests.doubles import Ramp
 from tests.tiny_run import (
     STEPS,

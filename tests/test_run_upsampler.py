@@ -13,8 +13,9 @@ from distill.runtime.checkpoint import find_checkpoints
 from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
 from distill.runtime.tracking import read_metrics
-from distill.train_upsampler import base_resolution, main
-from distill.upsampler_recipe import load_upsampler_recipe
+from distill.tasks.upsampler_build import base_resolution
+from distill.tasks.upsampler_recipe import load_upsampler_recipe
+from distill.train_upsampler import main
 from teachers.features import FeatureSpec
 from teachers.upsamplers.trained import load_downsampler, load_upsampler
 from tests.test_run_student import NAN_TEACHER

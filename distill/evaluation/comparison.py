@@ -21,11 +21,11 @@ from distill.benchmarks.upsampling import (
     upsampled_maps,
 )
 from distill.display.pictures import draw_maps
-from distill.recipe import AnyTeacher
 from distill.runtime import distributed
 from distill.runtime.checkpoint import MANIFEST, find_checkpoint, read_manifest
 from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text
+from distill.tasks.student_recipe import AnyTeacher
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint

@@ -13,12 +13,12 @@ from pydantic import PositiveInt
 from safetensors import safe_open
 from torch import Tensor
 
-from distill.evaluation.student_encoder import StudentEncoder
-from distill.recipe import load_student_recipe
 from distill.runtime.checkpoint import find_checkpoint
 from distill.runtime.errors import RecipeError
-from distill.student_task import build_student, build_teachers
-from distill.trained import recipe_file
+from distill.tasks.build import build_student, build_teachers
+from distill.tasks.student_encoder import StudentEncoder
+from distill.tasks.student_recipe import load_student_recipe
+from distill.tasks.trained import recipe_file
 from student.model import Student
 from student.storage import load_student
 from teachers.build import TEACHERS, parse_teacher

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.display.html_parts import code, document, image, table_cell, text
-from distill.recipe import StudentRecipe
 from distill.runtime.files import write_text
 from distill.runtime.tracking import read_metrics
-from distill.trained import Trained
+from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.trained import Trained
 
 _METRICS = (
     ("fidelity", "fidelity"),

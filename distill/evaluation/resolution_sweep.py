@@ -20,7 +20,7 @@ from distill.benchmarks.fidelity import Agreement, measure
 from distill.evaluation.models import StoredStudent
 from distill.runtime import distributed
 from distill.runtime.files import write_text
-from distill.trained import find_trained, load_trained
+from distill.tasks.trained import find_trained, load_trained
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Factor

@@ -15,7 +15,7 @@ from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text
 from distill.targets.targets import Targets
-from distill.trained import Trained, load_trained
+from distill.tasks.trained import Trained, load_trained
 from student.model import Student
 
 SHOWN = 4  # images of a picture

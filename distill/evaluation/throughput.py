@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from distill.evaluation.break_even import break_even
 from distill.evaluation.throughput_report import draw_throughput
-from distill.recipe import AnyTeacher
 from distill.runtime import distributed
 from distill.runtime.files import write_text
+from distill.tasks.student_recipe import AnyTeacher
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec

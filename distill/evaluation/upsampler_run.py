@@ -5,8 +5,8 @@ from typing import Any
 
 from distill.evaluation.comparison import compare
 from distill.runtime.errors import RecipeError
-from distill.trained import find_run, recipe_file
-from distill.upsampler_recipe import load_upsampler_recipe
+from distill.tasks.trained import find_run, recipe_file
+from distill.tasks.upsampler_recipe import load_upsampler_recipe
 
 
 def evaluate_upsampler(target: Path, overrides: list[str]) -> tuple[list[dict[str, Any]], Path]:

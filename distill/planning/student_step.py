@@ -24,13 +24,14 @@ from distill.planning.step import (
     seen,
     traced,
 )
-from distill.recipe import StudentRecipe
-from distill.student_task import StudentTask, build_targets, prepare_student
 from distill.targets.routes import RouteChoice, Size, bare_encoder, choose_route
 from distill.targets.target_statistics import TargetStatistics
+from distill.tasks.build import build_targets, prepare_student
+from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.student_task import StudentTask
+from distill.tasks.window_augmentation import window_shares
 from distill.training.arms import Pass
 from distill.training.resolution import ResolutionSchedule, SizeConfig
-from distill.window_augmentation import window_shares
 from student.model import Student, StudentOutput
 from teachers.matched import MatchedTeacher
 from teachers.phi_s import any_phi_s

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.recipe import load_student_recipe
 from distill.runtime.tracking import read_metrics
-from distill.student_task import build_student, build_teachers
+from distill.tasks.build import build_student, build_teachers
+from distill.tasks.student_recipe import load_student_recipe
 from student.model import StudentOutput
 from teachers.compiled import compile_teacher
 from tests.benchmarks.bench_gpu_featsharp import ENCODERS, milliseconds

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from distill.runtime.config import validate
-from distill.upsampler_recipe import UpsamplerRecipe
-from distill.upsampler_task import MultiView, build_multi_view
+from distill.tasks.upsampler_recipe import UpsamplerRecipe
+from distill.tasks.upsampler_task import MultiView, build_multi_view
 from teachers.build import build_teacher
 from teachers.phi_s import FeatureStatistics, fit_phi_s
 from teachers.teacher import Teacher

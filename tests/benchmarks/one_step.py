@@ -18,11 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
-from distill.recipe import StudentRecipe
 from distill.runtime import distributed
 from distill.runtime.config import validate
-from distill.student_task import StudentTask, build_student, build_targets, build_teachers
 from distill.targets.target_statistics import TargetStatistics
+from distill.tasks.build import build_student, build_targets, build_teachers
+from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.student_task import StudentTask
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
 from tests.benchmarks.workload import HIDDEN, LAYERS, SIDE
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill import evaluate, upsampler_task
+from distill import evaluate
 from distill.benchmarks import upsampling
+from distill.tasks import upsampler_task
 from teachers.upsamplers import downsampler, trained, views
 from tests.quality import train_together
 

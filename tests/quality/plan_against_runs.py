@@ -31,21 +31,16 @@ from distill.plan import workload_of
 from distill.planning.machine import GPUS, Speed
 from distill.planning.scaling import Scaling, measure_arms
 from distill.planning.student_step import StudentWorkload
-from distill.recipe import StudentRecipe
 from distill.runtime import distributed
 from distill.runtime.config import load_yaml, validate
-from distill.student_task import (
-    StudentTask,
-    build_student,
-    build_targets,
-    build_teachers,
-    prepare_student,
-)
 from distill.targets.target_statistics import TargetStatistics
-from distill.train_upsampler import base_resolution, build_encoder
+from distill.tasks.build import build_student, build_targets, build_teachers, prepare_student
+from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.student_task import StudentTask
+from distill.tasks.upsampler_build import base_resolution, build_encoder
+from distill.tasks.upsampler_recipe import UpsamplerRecipe
+from distill.tasks.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from distill.training.arms import Pass
-from distill.upsampler_recipe import UpsamplerRecipe
-from distill.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from student.model import Student
 from student.storage import save_student
 from teachers.phi_s import any_phi_s

@@ -23,11 +23,9 @@ from distill.parametrization.reparametrize import materialised
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import load_recipe
-from distill.train_upsampler import NAME, base_resolution, build_encoder, fit_phi_s_of
-from distill.training.arms import Pass
-from distill.training.session import Assembly, open_stream, run_command
-from distill.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
-from distill.upsampler_task import (
+from distill.tasks.upsampler_build import NAME, base_resolution, build_encoder, fit_phi_s_of
+from distill.tasks.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
+from distill.tasks.upsampler_task import (
     MultiView,
     build_multi_view,
     carried,
@@ -35,6 +33,8 @@ from distill.upsampler_task import (
     parameter_groups,
     upsampler_card,
 )
+from distill.training.arms import Pass
+from distill.training.session import Assembly, open_stream, run_command
 from teachers.features import Features
 from teachers.teacher import Teacher
 from teachers.upsamplers.consistency import ConsistencyTerms

@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.recipe import StudentRecipe
-from distill.route_table import route_rows
 from distill.runtime import distributed, timing
 from distill.runtime.errors import RecipeError
 from distill.runtime.run_folder import difference
@@ -15,6 +13,8 @@ from distill.targets.routes import Route, RouteChoice, Size, choose_route
 from distill.targets.target_cache import TargetCache, views_of
 from distill.targets.target_statistics import load_statistics
 from distill.targets.targets import Targets
+from distill.tasks.route_table import route_rows
+from distill.tasks.student_recipe import StudentRecipe
 from teachers.features import Features
 from teachers.teacher import Teacher
 

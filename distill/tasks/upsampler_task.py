@@ -13,9 +13,9 @@ from distill.parametrization.reparametrize import materialised
 from distill.parametrization.spectral import SpectralScale, spectral_reparametrise
 from distill.runtime import distributed, timing
 from distill.runtime.run_folder import versions
+from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from distill.training.arms import Pass
 from distill.training.training_recipe import resolved
-from distill.upsampler_recipe import UpsamplerRecipe
 from teachers.catalog import licence_of
 from teachers.features import Features, FeatureSpec
 from teachers.phi_s import PhiS

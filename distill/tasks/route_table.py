@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from distill.recipe import StudentRecipe
 from distill.runtime.errors import RecipeError
 from distill.targets.routes import Route, Size, choose_route
+from distill.tasks.student_recipe import StudentRecipe
 from distill.training.arms import place_of
 from distill.training.resolution import SizeConfig
 from teachers.errors import TeacherError

@@ -15,9 +15,9 @@ from pydantic import (
 
 from distill.benchmarks.upsampling import UpsamplerEvaluationConfig
 from distill.engine.optimizer import OptimizerConfig
-from distill.recipe import AnyTeacher
 from distill.runtime.config import load_recipe
 from distill.targets.targets import TargetsConfig
+from distill.tasks.student_recipe import AnyTeacher
 from distill.training.arms import ArmConfig, StepPlan
 from distill.training.rank_shares import share_out
 from distill.training.training_recipe import RunConfig, TrainingRecipe

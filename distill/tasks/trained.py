@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from distill.recipe import StudentRecipe, load_student_recipe
 from distill.runtime import distributed
 from distill.runtime.checkpoint import find_checkpoint, read_manifest
 from distill.runtime.errors import RecipeError
-from distill.student_task import build_student, build_targets, build_teachers
 from distill.targets.target_statistics import IN_CHECKPOINT, load_statistics
 from distill.targets.targets import Targets
+from distill.tasks.build import build_student, build_targets, build_teachers
+from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
 from student.model import Student
 from student.storage import load_student
 

@@ -1,136 +1,27 @@
 """What the loop trains when it trains a student: teachers, objective, student, and its files."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from distill.engine.engine import Engine
-from distill.evaluation.student_encoder import StudentEncoder
 from distill.objective import mesa
 from distill.objective.objective import LossTerms, Objective
 from distill.objective.views import build_views, central_crop
-from distill.parametrization.finetuning import freeze
-from distill.parametrization.reparametrize import materialised, reparametrise
-from distill.recipe import StudentRecipe
-from distill.route_table import route_rows
+from distill.parametrization.reparametrize import materialised
 from distill.runtime import distributed
-from distill.runtime.errors import USER_ERRORS, RecipeError
-from distill.runtime.tracking import log
-from distill.targets.routes import choose_route
 from distill.targets.targets import Targets
+from distill.tasks.student_encoder import StudentEncoder
+from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.window_augmentation import draw_window
 from distill.training.arms import Pass
-from distill.window_augmentation import draw_window
-from student.config import StudentInit
 from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
-from teachers.build import TEACHERS, build_teacher
 from teachers.catalog import licence_of
-from teachers.compiled import compile_teacher
-from teachers.dry_run import dry_run
-from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
-from teachers.teacher import Teacher
-
-
-def build_teachers(
-    recipe: StudentRecipe,
-    names: Collection[str] | None = None,
-    *,
-    in_host: Collection[str] = (),
-) -> dict[str, Teacher]:
-    """Builds every teacher of a recipe, on this process's device, and checks the user's own.
-
-    Args:
-        recipe: names them.
-        names: those that this rank runs; None for all. The others, and those that no loss counts
-            for, come without weights, on the meta device, for what they promise.
-        in_host: those that stay in host memory, uncompiled, until `Targets.place`.
-
-    Raises:
-        RecipeError: a teacher cannot be built or breaks the contract; names its entry.
-    """
-    teachers = {}
-    dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
-    for name, config in recipe.teachers.items():
-        runs = (names is None or name in names) and recipe.objective.weights_of(name).count
-        here = torch.device("cpu") if name in in_host else distributed.device()
-        device = here if runs else torch.device("meta")
-        try:
-            teachers[name] = build_teacher(config, device=device, dtype=dtype)
-            if runs and not TEACHERS.is_built_in(config.kind):
-                dry_run(teachers[name])
-            log.info("teacher %s: %s", name, licence_of(config))
-        except USER_ERRORS as error:
-            raise RecipeError(f"teachers.{name}: {error}") from error
-        except Exception as error:
-            if runs or TEACHERS.is_built_in(config.kind):
-                raise
-            raise RecipeError(
-                f"teachers.{name}: cannot be built without its weights, on torch's meta device, as "
-                f"it is for a dry run and on ranks that leave it to others ({error}); its "
-                "constructor may load weights, but not read values"
-            ) from error
-        if runs and recipe.targets.compile and name not in in_host:
-            compile_teacher(teachers[name])
-    return teachers
-
-
-def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Student:
-    """Builds the student; its initial weights depend on the recipe's seed only."""
-    distributed.seed_default_generators(recipe.run.seed, "student")
-    return Student(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
-
-
-def prepare_student(
-    student: Student, recipe: StudentRecipe, teachers: Mapping[str, Teacher]
-) -> None:
-    """Makes of a student, in place, what is trained: frozen parts, reparametrised weights."""
-    if recipe.finetuning is not None:
-        assert isinstance(recipe.student.init, StudentInit)
-        running = [name for name, t in teachers.items() if recipe.objective.runs(name, t.spec)]
-        freeze(student, recipe.student.init, recipe.finetuning, running)
-    reparametrise(student, recipe.reparametrisation)
-
-
-def build_targets(
-    recipe: StudentRecipe,
-    teachers: Mapping[str, Teacher],
-    names: Collection[str] | None = None,
-) -> Targets:
-    """The teachers that any loss of the recipe counts for; the others are never run.
-
-    Args:
-        recipe: the student's.
-        teachers: all of its teachers.
-        names: those that this rank runs, if any loss counts for them; None for all.
-
-    Raises:
-        RecipeError: none counts, or one has no route to a size of the student's.
-    """
-    running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
-    if not running:
-        raise RecipeError(
-            "objective.weights: every weight is zero, so there is nothing to learn; leave one "
-            "teacher's spatial or summary weight above 0"
-        )
-    route_rows(recipe, teachers)
-    for name, teacher in running.items():
-        _check_evaluation(recipe, name, teacher)
-    here = {name: t for name, t in running.items() if names is None or name in names}
-    phi_s = recipe.objective.standardisation == "phi_s"
-    return Targets(here, recipe.student.patch_size, phi_s=phi_s)
-
-
-def _check_evaluation(recipe: StudentRecipe, name: str, teacher: Teacher) -> None:
-    """Refuses what the teacher would refuse at the first held-out image."""
-    for size in recipe.evaluation.resolutions if recipe.evaluation else ():
-        try:
-            choose_route(teacher, size, recipe.student.patch_size)
-        except TeacherError as error:
-            raise RecipeError(f"teachers.{name}: {error}") from error
 
 
 class StudentTask:

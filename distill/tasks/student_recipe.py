@@ -16,10 +16,10 @@ from distill.parametrization.finetuning import FinetuningConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig
 from distill.runtime.config import load_recipe
 from distill.targets.targets import TargetsConfig
+from distill.tasks.window_augmentation import WindowAugmentationConfig, fitting_windows
 from distill.training.arms import ArmConfig, StepPlan, place_of
 from distill.training.resolution import ResolutionSchedule
 from distill.training.training_recipe import RunConfig, TrainingRecipe
-from distill.window_augmentation import WindowAugmentationConfig, fitting_windows
 from student.config import StudentConfig, StudentInit
 from teachers.build import parse_teacher
 from teachers.teacher import TeacherConfig

@@ -13,8 +13,8 @@ from data.images import load_images
 from distill.display.pictures import draw_maps, draw_side_by_side
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
-from distill.trained import find_run, recipe_file
-from distill.upsampler_recipe import load_upsampler_recipe
+from distill.tasks.trained import find_run, recipe_file
+from distill.tasks.upsampler_recipe import load_upsampler_recipe
 from teachers.build import build_teacher, parse_teacher
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher

@@ -1,0 +1,1 @@
+"""Recipes, and what turns them into something that the loop trains."""

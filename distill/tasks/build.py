@@ -1,0 +1,167 @@
+"""TODO."""
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+from distill.parametrization.finetuning import freeze
+from distill.parametrization.reparametrize import reparametrise
+from distill.runtime import distributed
+from distill.runtime.config import load_yaml
+from distill.runtime.errors import USER_ERRORS, RecipeError
+from distill.runtime.tracking import log
+from distill.targets.routes import choose_route
+from distill.targets.target_statistics import IN_CHECKPOINT, TargetStatistics, load_statistics
+from distill.targets.targets import Targets
+from distill.tasks.route_table import route_rows
+from distill.tasks.student_recipe import StudentRecipe
+from student.config import StudentInit
+from student.model import Student
+from student.storage import read_header
+from teachers.build import TEACHERS, build_teacher
+from teachers.catalog import licence_of
+from teachers.compiled import compile_teacher
+from teachers.dry_run import dry_run
+from teachers.errors import TeacherError
+from teachers.teacher import Teacher
+
+
+def build_teachers(
+    recipe: StudentRecipe,
+    names: Collection[str] | None = None,
+    *,
+    in_host: Collection[str] = (),
+) -> dict[str, Teacher]:
+    """Builds every teacher of a recipe, on this process's device, and checks the user's own.
+
+    Args:
+        recipe: names them.
+        names: those that this rank runs; None for all. The others, and those that no loss counts
+            for, come without weights, on the meta device, for what they promise.
+        in_host: those that stay in host memory, uncompiled, until `Targets.place`.
+
+    Raises:
+        RecipeError: a teacher cannot be built or breaks the contract; names its entry.
+    """
+    teachers = {}
+    dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
+    for name, config in recipe.teachers.items():
+        runs = (names is None or name in names) and recipe.objective.weights_of(name).count
+        here = torch.device("cpu") if name in in_host else distributed.device()
+        device = here if runs else torch.device("meta")
+        try:
+            teachers[name] = build_teacher(config, device=device, dtype=dtype)
+            if runs and not TEACHERS.is_built_in(config.kind):
+                dry_run(teachers[name])
+            log.info("teacher %s: %s", name, licence_of(config))
+        except USER_ERRORS as error:
+            raise RecipeError(f"teachers.{name}: {error}") from error
+        except Exception as error:
+            if runs or TEACHERS.is_built_in(config.kind):
+                raise
+            raise RecipeError(
+                f"teachers.{name}: cannot be built without its weights, on torch's meta device, as "
+                f"it is for a dry run and on ranks that leave it to others ({error}); its "
+                "constructor may load weights, but not read values"
+            ) from error
+        if runs and recipe.targets.compile and name not in in_host:
+            compile_teacher(teachers[name])
+    return teachers
+
+
+def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Student:
+    """Builds the student; its initial weights depend on the recipe's seed only."""
+    distributed.seed_default_generators(recipe.run.seed, "student")
+    return Student(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
+
+
+def prepare_student(
+    student: Student, recipe: StudentRecipe, teachers: Mapping[str, Teacher]
+) -> None:
+    """Makes of a student, in place, what is trained: frozen parts, reparametrised weights."""
+    if recipe.finetuning is not None:
+        assert isinstance(recipe.student.init, StudentInit)
+        running = [name for name, t in teachers.items() if recipe.objective.runs(name, t.spec)]
+        freeze(student, recipe.student.init, recipe.finetuning, running)
+    reparametrise(student, recipe.reparametrisation)
+
+
+def build_targets(
+    recipe: StudentRecipe,
+    teachers: Mapping[str, Teacher],
+    names: Collection[str] | None = None,
+) -> Targets:
+    """The teachers that any loss of the recipe counts for; the others are never run.
+
+    Args:
+        recipe: the student's.
+        teachers: all of its teachers.
+        names: those that this rank runs, if any loss counts for them; None for all.
+
+    Raises:
+        RecipeError: none counts, or one has no route to a size of the student's.
+    """
+    running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
+    if not running:
+        raise RecipeError(
+            "objective.weights: every weight is zero, so there is nothing to learn; leave one "
+            "teacher's spatial or summary weight above 0"
+        )
+    route_rows(recipe, teachers)
+    for name, teacher in running.items():
+        _check_evaluation(recipe, name, teacher)
+    here = {name: t for name, t in running.items() if names is None or name in names}
+    phi_s = recipe.objective.standardisation == "phi_s"
+    return Targets(here, recipe.student.patch_size, phi_s=phi_s)
+
+
+def _check_evaluation(recipe: StudentRecipe, name: str, teacher: Teacher) -> None:
+    """Refuses what the teacher would refuse at the first held-out image."""
+    for size in recipe.evaluation.resolutions if recipe.evaluation else ():
+        try:
+            choose_route(teacher, size, recipe.student.patch_size)
+        except TeacherError as error:
+            raise RecipeError(f"teachers.{name}: {error}") from error
+
+
+log = logging.getLogger(__name__)
+
+_AS_SEEN = ("upsampler", "resolution", "chunk_size")  # do not make another encoder of a teacher
+
+
+def inherited_statistics(recipe: StudentRecipe) -> dict[str, TargetStatistics]:
+    """Of the teachers whose heads `student.init` may hand over, by name.
+
+    A teacher of that name that is another encoder, and one whose statistics do not lie beside the
+    student's file as a checkpoint has them, are left out, with a warning.
+    """
+    init = recipe.student.init
+    if not isinstance(init, StudentInit) or not init.heads:
+        return {}
+    if recipe.objective.standardisation == "none":
+        return {}
+    folder = init.path.parent
+    stored = load_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else {}
+    found = {}
+    for name in [name for name in read_header(init.path).targets if name in recipe.teachers]:
+        path = folder / "statistics" / f"{name}.safetensors"
+        statistics = load_statistics(path, IN_CHECKPOINT)
+        ours = recipe.teachers[name].model_dump(mode="json")
+        if statistics is None:
+            log.warning(
+                "student.init: the head of %s is taken over, but %s, which it was trained in, is "
+                "not there: its map starts on other axes. Give the student.safetensors of a "
+                "checkpoint",
+                *(name, path),
+            )
+        elif _encoder(stored.get("teachers", {}).get(name, {})) != _encoder(ours):
+            log.warning("student.init: %s is another encoder there; its head starts anew", name)
+        else:
+            found[name] = statistics
+    return found
+
+
+def _encoder(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in _AS_SEEN}
