@@ -13,18 +13,20 @@ from pathlib import Path
 from rich.console import Console
 
 from distill.display.tables import screen_table
-from distill.evaluation.comparison import ComparisonRecipe, compare
-from distill.evaluation.comparison_table import comparison_table
+from distill.evaluation.comparison import (
+    ComparisonRecipe,
+    compare,
+    comparison_table,
+    evaluate_upsampler,
+)
 from distill.evaluation.models import model_of
 from distill.evaluation.report import change_sheet, relative_changes
 from distill.evaluation.report_page import write_report
-from distill.evaluation.results import ReportRecipe, Result, read_suites
-from distill.evaluation.results_table import results_sheets
+from distill.evaluation.results import ReportRecipe, Result, read_suites, results_sheets
 from distill.evaluation.student_run import agreement_table, evaluate_student
 from distill.evaluation.suite import RESULTS, SuiteRecipe, run_suite
 from distill.evaluation.throughput import ThroughputRecipe, measure_throughput
 from distill.evaluation.throughput_report import throughput_table
-from distill.evaluation.upsampler_run import evaluate_upsampler
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import apply_overrides, load_recipe, load_yaml, validate

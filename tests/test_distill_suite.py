@@ -14,7 +14,7 @@ from distill.benchmarks.benchmark import Benchmark, Measurement
 from distill.display.tables import Cell, Sheet, screen_table
 from distill.evaluate import parse_arguments
 from distill.evaluation.models import Pixels, PixelsConfig, model_of, parse_model
-from distill.evaluation.results_table import results_sheets
+from distill.evaluation.results import results_sheets
 from distill.evaluation.suite import SuiteRecipe, read_results, run_suite
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError

@@ -20,7 +20,7 @@ from distill.benchmarks.upsampling import (
     measure_upsamplers,
 )
 from distill.evaluation import comparison
-from distill.evaluation.comparison_table import comparison_table
+from distill.evaluation.comparison import comparison_table
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from teachers.build import build_teacher, parse_teacher

@@ -7,9 +7,11 @@ with; those of different factors stand apart, for they answer different question
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from rich.table import Table
 
 from data.images import load_images
 from distill.benchmarks.fidelity import require_images
@@ -26,6 +28,8 @@ from distill.runtime.checkpoint import MANIFEST, find_checkpoint, read_manifest
 from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text
 from distill.tasks.student_recipe import AnyTeacher
+from distill.tasks.trained import find_run, recipe_file
+from distill.tasks.upsampler_recipe import load_upsampler_recipe
 from teachers.build import build_teacher
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
@@ -192,3 +196,81 @@ def _training(path: Path, card: UpsamplerCard) -> dict[str, Any]:
         "images_seen": step * batch if step is not None and batch is not None else None,
         "versions": card.facts.get("versions"),
     }
+
+
+_FIDELITIES = ("own", "box", "true")
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The lines of `fidelity.jsonl` for a screen, a method a line.
+
+    Args:
+        rows: see `comparison.compare`; the best is sought among those of one factor.
+    """
+    table = Table(
+        *("factor", "method", "seeds", "images seen"),
+        title="Fidelity to the encoder on held-out images (mean ± standard deviation of the seeds)",
+    )
+    for name in ("own", "box", "true", "seam ratio"):
+        table.add_column(name, justify="right")
+    factors = list(dict.fromkeys(tuple(row["factor"]) for row in rows))
+    for factor in factors:
+        of_factor = [row for row in rows if tuple(row["factor"]) == factor]
+        methods: dict[str, list[Mapping[str, Any]]] = {}
+        for row in of_factor:
+            methods.setdefault(row["method"], []).append(row)
+        best = {key: max(_means(methods, key), default=None) for key in _FIDELITIES}
+        for number, (name, seeds) in enumerate(methods.items(), 1):
+            table.add_row(
+                f"{factor[0]} x {factor[1]}",
+                name,
+                str(len(seeds)),
+                _images_seen(seeds),
+                *(_figure(seeds, key, best.get(key)) for key in (*_FIDELITIES, "seam_ratio")),
+                end_section=number == len(methods),
+            )
+    return table
+
+
+def _means(methods: Mapping[str, list[Mapping[str, Any]]], key: str) -> list[float]:
+    return [mean(s[key] for s in seeds) for seeds in methods.values() if seeds[0][key] is not None]
+
+
+def _figure(seeds: list[Mapping[str, Any]], key: str, best: float | None) -> str:
+    figures = [seed[key] for seed in seeds]
+    if None in figures:
+        return "-"
+    middle = mean(figures)
+    text = f"{middle:.3f}" + (f" ± {stdev(figures):.3f}" if len(figures) > 1 else "")
+    return f"[bold]{text}[/bold]" if middle == best else text
+
+
+def _images_seen(seeds: list[Mapping[str, Any]]) -> str:
+    seen = sorted({str(seed["training"]["images_seen"] or "-") for seed in seeds})
+    return ", ".join(seen)
+
+
+def evaluate_upsampler(target: Path, overrides: list[str]) -> tuple[list[dict[str, Any]], Path]:
+    """Measures the upsampler of a run's newest whole checkpoint.
+
+    Args:
+        target: a recipe of `train_upsampler`, the folder of a run, or one of its checkpoints.
+        overrides: `section.key=value` changes to the recipe.
+
+    Returns:
+        The lines of `fidelity.jsonl`, and the run's folder `evaluation` that holds it and pictures.
+
+    Raises:
+        RecipeError: the recipe has no section `evaluation`, its images are not there, or the run
+            has no whole checkpoint.
+    """
+    recipe = load_upsampler_recipe(recipe_file(target), overrides)
+    if recipe.evaluation is None:
+        raise RecipeError(
+            "evaluation: the recipe has no such section; add evaluation.images=FOLDER to the "
+            "command"
+        )
+    run, checkpoint = find_run(target, recipe.run.dir)
+    folder = run / "evaluation"
+    methods = {recipe.upsampler.kind: [checkpoint]}
+    return compare(recipe.teacher, methods, recipe.evaluation, folder), folder
