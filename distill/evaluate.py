@@ -19,6 +19,7 @@ from distill.evaluation.comparison import (
     comparison_table,
     evaluate_upsampler,
 )
+from distill.evaluation.kinds import register_evaluation_kinds
 from distill.evaluation.models import model_of
 from distill.evaluation.report import change_sheet, relative_changes
 from distill.evaluation.report_page import write_report
@@ -74,6 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 @command
 def main() -> None:
     """The command."""
+    register_evaluation_kinds()
     arguments = parse_arguments()
     overrides = arguments.overrides
     if arguments.on is not None:

@@ -25,6 +25,7 @@ from distill.runtime.checkpoint import find_checkpoint
 from distill.runtime.command import command
 from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text
+from distill.tasks.kinds import register_kinds
 from student.storage import StudentFile, save_student, student_of
 
 FORMATS = ("safetensors", "onnx", "radio")
@@ -67,6 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 @command
 def main() -> None:
     """The command."""
+    register_kinds()
     arguments = parse_arguments()
     path, out = arguments.checkpoint, arguments.out
     if _is_upsampler(path):

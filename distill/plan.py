@@ -27,6 +27,7 @@ from distill.planning.upsampler_step import UpsamplerWorkload
 from distill.runtime.command import command
 from distill.runtime.config import apply_overrides, load_yaml, validate
 from distill.runtime.errors import RecipeError
+from distill.tasks.kinds import register_kinds
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from teachers.kinds import did_you_mean
@@ -70,6 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 @command
 def main() -> None:
     """The command."""
+    register_kinds()
     arguments = parse_arguments()
     gpu, counts = find_gpu(arguments.gpu), _counts(arguments.gpus)
     if not 0 < arguments.mfu <= 1:

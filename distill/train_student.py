@@ -19,6 +19,7 @@ from distill.tasks.build import (
     prepare_student,
 )
 from distill.tasks.cached_targets import CachedTargets
+from distill.tasks.kinds import register_kinds
 from distill.tasks.route_table import route_rows, route_table
 from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
 from distill.tasks.student_task import StudentTask
@@ -30,6 +31,7 @@ from teachers.teacher import Teacher
 @command
 def main() -> None:
     """The command."""
+    register_kinds()
     run_command(
         "distill.train_student",
         "Train a student from several frozen teachers.",

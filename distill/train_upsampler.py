@@ -7,6 +7,7 @@ upsampler as a file that a student's recipe can name.
 from distill.engine.engine import Engine
 from distill.runtime import distributed
 from distill.runtime.command import command
+from distill.tasks.kinds import register_kinds
 from distill.tasks.upsampler_build import NAME, base_resolution, build_encoder, fit_phi_s_of
 from distill.tasks.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.tasks.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
@@ -16,6 +17,7 @@ from distill.training.session import Assembly, open_stream, run_command
 @command
 def main() -> None:
     """The command."""
+    register_kinds()
     run_command(
         "distill.train_upsampler",
         "Train an upsampler that makes one teacher's map denser.",

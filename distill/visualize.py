@@ -18,6 +18,7 @@ from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
+from distill.tasks.kinds import register_kinds
 from distill.tasks.trained import find_trained, load_trained, recipe_file
 from distill.tasks.upsampler_pictures import draw_biases, draw_upsampler, is_upsampler_file
 
@@ -59,6 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 @command
 def main() -> None:
     """The command."""
+    register_kinds()
     arguments = parse_arguments()
     target, others, out = arguments.target, arguments.others, arguments.out
     if out.suffix.lower() != ".png":

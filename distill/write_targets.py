@@ -25,6 +25,7 @@ from distill.targets.target_statistics import save_statistics
 from distill.targets.targets import Targets
 from distill.tasks.build import build_targets, build_teachers, inherited_statistics
 from distill.tasks.cached_targets import STATISTICS, cache_facts, cache_folder_is_free, group_of
+from distill.tasks.kinds import register_kinds
 from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
 from distill.training.arms import Pass
 from distill.training.session import fit_targets, open_stream
@@ -53,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     """The command."""
+    register_kinds()
     options = parse_arguments()
     recipe = load_student_recipe(options.recipe, options.overrides)
     _check(recipe, options.precision)

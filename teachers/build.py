@@ -6,7 +6,7 @@ import torch
 
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
-from teachers.kinds import Family
+from teachers.kinds import Registry
 from teachers.matched import MatchedTeacher
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.upsampled import UpsampledTeacher
@@ -14,7 +14,7 @@ from teachers.upsamplers.build import build_upsampler
 from teachers.upsamplers.trained import TrainedUpsampler
 from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 
-TEACHERS = Family(
+TEACHERS = Registry(
     noun="teacher",
     table={
         "dfn_clip": "teachers.open_clip_teacher:DFNCLIP",
@@ -22,8 +22,6 @@ TEACHERS = Family(
         "open_clip": "teachers.open_clip_tower:OpenClipTower",
         "radio": "teachers.radio_teacher:RadioTeacher",
         "siglip": "teachers.open_clip_teacher:SigLIP",
-        # Its class needs the student's package, which no module here imports: a name only.
-        "student": "distill.evaluation.models:StoredStudent",
         "timm": "teachers.timm_teacher:TimmTeacher",
     },
     base=Teacher,

@@ -25,20 +25,33 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Family:
+class Registry:
     """The classes that a recipe may name in one place.
 
     Attributes:
         noun: what they are called in messages, `teacher`.
-        table: built-in kind to `module:Class`.
+        table: built-in kind to `module:Class`; `register` adds to it.
         base: the class that a user's own must derive from.
         config: the class that its `Config` must derive from.
     """
 
     noun: str
-    table: Mapping[str, str]
+    table: dict[str, str]
     base: type
     config: type[BaseModel]
+
+    def register(self, kind: str, path: str) -> None:
+        """Adds a built-in kind whose class lies in a package that may not be imported here.
+
+        Args:
+            kind: its name in recipes.
+            path: `module:Class`.
+
+        Raises:
+            ValueError: the kind names another class already.
+        """
+        if self.table.setdefault(kind, path) != path:
+            raise ValueError(f"{self.noun} kind {kind!r} is {self.table[kind]} already")
 
     def is_built_in(self, kind: str) -> bool:
         """Whether a kind is one of ours, which the tests have tried, and not a user's class."""
@@ -48,7 +61,7 @@ class Family:
         """The class that `kind` names.
 
         Raises:
-            TeacherError: there is none, or it is not a complete class of this family.
+            TeacherError: there is none, or it is not a complete class of this registry.
         """
         path = self.table.get(kind, kind)
         module_name, _, class_name = path.partition(":")

@@ -18,11 +18,14 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs two processes
 
 import teachers  # noqa: F401
+from distill.evaluation.kinds import register_evaluation_kinds
+
+register_evaluation_kinds()  # as a command does when it starts
 
 # Files that train or start processes: first, so that no worker is left with them at the end.
 _LONG = (
-    *("test_run_", "test_teachers_trained", "test_teachers_catalog", "test_distill_partitions"),
-    *("test_distill_export", "test_distill_upsampler_task", "readme"),
+    *("test_run_", "test_teachers_trained", "test_teachers_catalog", "test_training_partitions"),
+    *("test_distill_export", "test_tasks_upsampler_task", "readme"),
 )
 
 

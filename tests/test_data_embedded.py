@@ -13,7 +13,7 @@ from data.labelled import embedded
 from data.labelled.embedded import EmbeddedSegmentation
 from data.labelled.segmentation import AnySegmentation
 from data.seeds import sample_rng
-from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.evaluation.models import Pixels, PixelsConfig
 
 

@@ -1,8 +1,14 @@
-"""The house's rules: who may import whom, what stays in one module, and no shadowed names."""
+"""The house's rules: who may import whom, what stays in one module, and no shadowed names.
+
+A string that names a module (`"distill.benchmarks.dense.depth:Depth"`) counts as an import of it.
+"""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,24 +20,66 @@ ALLOWED = {
     "student": {"student", "teachers.features"},
     "distill": {"distill", "student", "teachers", "data"},
 }
+COMMANDS = (
+    *("train_student", "train_upsampler", "write_targets"),
+    *("evaluate", "plan", "export", "visualize"),
+)
+FLOORS = {  # a folder of `distill` imports folders on lower floors only
+    **dict.fromkeys(COMMANDS, 7),
+    **{"evaluation": 6, "planning": 6},
+    "tasks": 5,
+    **{"benchmarks": 4, "training": 4, "formats": 4},
+    "targets": 3,
+    **{"objective": 2, "engine": 2, "parametrization": 2},
+    **{"runtime": 1, "display": 1},
+}
 ONLY_IN = {
     "deepspeed": "distill/engine/deepspeed_library.py",
     "wandb": "distill/runtime/tracking.py",
     "ruamel": "distill/runtime/config.py",
 }
+_NAME = re.compile(rf"({'|'.join(ALLOWED)})(\.\w+)+(:\w+)?")
 
 
 def _modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+def _dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def _house() -> dict[str, Path]:
+    return {_dotted(path): path for package in ALLOWED for path in _modules(package)}
+
+
+@cache
+def _imports(path: Path) -> frozenset[str]:
+    return frozenset(_names(ast.parse(path.read_text()), path))
+
+
+def _names(tree: ast.Module, path: Path) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield f"{node.module}" if node.module else ""
+            module = node.module or ""
+            inner = [f"{module}.{alias.name}" for alias in node.names]
+            inside = [name for name in inner if name in _house()]
+            yield from inside
+            if len(inside) < len(inner):  # `from distill.runtime import distributed` is no more
+                yield module
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value.partition(":")[0]
+            if _NAME.fullmatch(node.value) and name in _house():
+                yield name
+
+
+def _room(module: str) -> str:
+    """`runtime` of `distill.runtime.config`."""
+    return module.split(".")[1]
 
 
 @pytest.mark.parametrize("package", ALLOWED)
@@ -44,12 +92,41 @@ def test_imports_go_one_way(package: str) -> None:
             assert fits, f"{path.relative_to(ROOT)} imports {name}"
 
 
+def test_every_room_of_distill_stands_on_a_floor() -> None:
+    inside = [path for path in (ROOT / "distill").iterdir() if not path.name.startswith("_")]
+    assert {path.stem for path in inside} == set(FLOORS)
+    assert {path.stem for path in inside if path.is_file()} == set(COMMANDS)
+    assert len(FLOORS) <= 20
+
+
+def test_a_room_imports_lower_floors_only() -> None:
+    upwards = [
+        f"{module} imports {name}"
+        for module, path in _house().items()
+        if module.startswith("distill.")
+        for name in _imports(path)
+        if name.startswith("distill.") and _room(name) != _room(module)
+        if FLOORS[_room(name)] >= FLOORS[_room(module)]
+    ]
+    assert not upwards, "\n".join(upwards)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {
+        module: {name for name in _imports(path) if name in _house() and name != module}
+        for module, path in _house().items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_library_is_imported_in_one_module(library: str) -> None:
     users = {
         str(path.relative_to(ROOT))
-        for package in ALLOWED
-        for path in _modules(package)
+        for path in _house().values()
         if any(name.partition(".")[0] == library for name in _imports(path))
     }
     assert users == {ONLY_IN[library]}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.benchmarks.benchmark import BENCHMARKS
+from distill.benchmarks.build import BENCHMARKS
 from distill.evaluate import parse_arguments
 from distill.evaluation.results import ReportRecipe
 from distill.evaluation.suite import SuiteRecipe

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.classification import summaries
 from distill.benchmarks.classification.knn import find_nearest
 from distill.benchmarks.classification.summaries import Summaries

@@ -7,12 +7,10 @@ name it by import path, `kind: my_package.module:MyBenchmark`; nothing here need
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
+from pydantic import BaseModel, ConfigDict
 
-from distill.runtime import distributed
-from teachers.kinds import Family
 from teachers.teacher import Teacher
 
 
@@ -79,51 +77,3 @@ class Benchmark(ABC):
             DataError: the data are not there, with the tree that is expected.
             TeacherError: the encoder cannot be measured so; says what to change.
         """
-
-
-BENCHMARKS = Family(
-    noun="benchmark",
-    table={
-        "artefacts": "distill.benchmarks.artefacts:Artefacts",
-        "depth": "distill.benchmarks.dense.depth:Depth",
-        "detection": "distill.benchmarks.detection.detection:Detection",
-        "keypoints": "distill.benchmarks.correspondence.keypoints:Keypoints",
-        "knn": "distill.benchmarks.classification.knn:KNN",
-        "linear": "distill.benchmarks.classification.linear:Linear",
-        "logistic": "distill.benchmarks.classification.logistic:Logistic",
-        "multitask": "distill.benchmarks.dense.multitask:MultiTask",
-        "normals": "distill.benchmarks.dense.normals:Normals",
-        "posed": "distill.benchmarks.correspondence.posed:Posed",
-        "resolution_sweep": "distill.evaluation.resolution_sweep:ResolutionSweep",
-        "retrieval": "distill.benchmarks.classification.retrieval:Retrieval",
-        "segmentation": "distill.benchmarks.dense.segmentation:Segmentation",
-        "zero_shot": "distill.benchmarks.classification.zero_shot:ZeroShot",
-    },
-    base=Benchmark,
-    config=BenchmarkConfig,
-)
-
-
-def parse_benchmark(value: Any) -> BenchmarkConfig:
-    """The config of the benchmark that `kind` names, as its class declares it.
-
-    Raises:
-        TeacherError: unknown kind or key, wrong value, a class that is no complete benchmark.
-    """
-    return BENCHMARKS.parse(value)
-
-
-def build_benchmark(config: BenchmarkConfig) -> Benchmark:
-    """Builds a benchmark from its config."""
-    return BENCHMARKS.resolve(config.kind).from_config(config)
-
-
-AnyBenchmark = Annotated[SerializeAsAny[BenchmarkConfig], BeforeValidator(parse_benchmark)]
-
-
-def measure_into(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-    """Makes the folder, then measures; see `Benchmark.measure`. Every rank calls this."""
-    if distributed.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    distributed.barrier()
-    return benchmark.measure(encoder, seed, folder)

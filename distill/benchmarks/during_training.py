@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from distill.benchmarks.benchmark import AnyBenchmark, build_benchmark, measure_into
+from distill.benchmarks.build import AnyBenchmark, build_benchmark, measure_into
 from distill.runtime import distributed
 from distill.runtime.errors import USER_ERRORS
 from distill.runtime.generators import generators_kept

@@ -3,92 +3,21 @@
 All are `Teacher`s: frozen encoders that take images in [0, 1] and own what they accept.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from pydantic import PositiveInt
-from safetensors import safe_open
 from torch import Tensor
 
-from distill.runtime.checkpoint import find_checkpoint
 from distill.runtime.errors import RecipeError
-from distill.tasks.build import build_student, build_teachers
-from distill.tasks.student_encoder import StudentEncoder
 from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.trained import recipe_file
-from student.model import Student
-from student.storage import load_student
-from teachers.build import TEACHERS, parse_teacher
+from teachers.build import parse_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.kinds import did_you_mean
 from teachers.teacher import Teacher, TeacherConfig
-
-_KINDS = {"pixels": "distill.evaluation.models:Pixels"}
-
-
-class StoredStudentConfig(TeacherConfig):
-    """A student of ours, to be measured or to teach another one.
-
-    Attributes:
-        path: a run's folder (its newest whole checkpoint), a checkpoint's, or an exported file.
-        head: the teacher whose head is measured; None for the backbone.
-        untrained: whether to take the weights that training started from; needs a run.
-        resolution: (height, width) in pixels that a benchmark takes for its native one; None for
-            the largest that the position table covers.
-    """
-
-    kind: str = "student"
-    path: Path
-    head: str | None = None
-    untrained: bool = False
-    resolution: tuple[PositiveInt, PositiveInt] | None = None
-
-    def licence(self) -> str:
-        """That of this code, and those of the teachers that it learned from."""
-        if self.untrained:
-            return "random weights, no licence"
-        with safe_open(_file(self), framework="pt") as file:
-            kept = json.loads((file.metadata() or {}).get("metadata", "{}"))
-        teachers = json.loads(kept.get("licences", "{}"))
-        known = "; ".join(f"{name}, {licence}" for name, licence in teachers.items())
-        return f"Apache-2.0; of its teachers: {known or 'not kept in its file'}"
-
-
-class StoredStudent(StudentEncoder):
-    """A student that lies on disk."""
-
-    Config: ClassVar[type[TeacherConfig]] = StoredStudentConfig
-
-    config: StoredStudentConfig
-
-    @classmethod
-    def from_config(cls, config: StoredStudentConfig) -> Self:
-        """Loads it.
-
-        Raises:
-            RecipeError: there is no checkpoint, or no such head.
-        """
-        found = cls(_load(config), head=config.head, resolution=config.resolution)
-        found.config = config
-        return found
-
-
-def _load(config: StoredStudentConfig) -> Student:
-    if config.untrained:
-        if config.path.is_file():
-            raise RecipeError(f"untrained: needs the folder of a run, not a file, {config.path}")
-        recipe = load_student_recipe(recipe_file(config.path), [])
-        return build_student(recipe, build_teachers(recipe))
-    return load_student(_file(config))
-
-
-def _file(config: StoredStudentConfig) -> Path:
-    if config.path.is_file():
-        return config.path
-    return find_checkpoint(config.path) / "student.safetensors"
 
 
 class PixelsConfig(TeacherConfig):
@@ -99,7 +28,7 @@ class PixelsConfig(TeacherConfig):
         resolution: (height, width) in pixels that a benchmark takes for its native one.
     """
 
-    kind: str = _KINDS["pixels"]
+    kind: str = "pixels"
     patch_size: PositiveInt = 16
     resolution: tuple[PositiveInt, PositiveInt] = (224, 224)
 
@@ -143,15 +72,6 @@ def parse_model(value: Any) -> TeacherConfig:
     """
     if isinstance(value, Mapping) and "recipe" in value:
         return _teacher_of(value)
-    if isinstance(value, Mapping) and isinstance(value.get("kind"), str):
-        kind = value["kind"]
-        if ":" not in kind and kind not in TEACHERS.table and kind not in _KINDS:
-            known = [*TEACHERS.table, *_KINDS]
-            raise RecipeError(
-                f"kind: {kind!r} is unknown{did_you_mean(kind, known)}; choose one of "
-                f"{sorted(known)}, or the import path of your own teacher, package.module:Class"
-            )
-        value = {**value, "kind": _KINDS.get(kind, kind)}
     return parse_teacher(value)
 
 

@@ -17,9 +17,9 @@ from data.images import load_images
 from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.fidelity import Agreement, measure
-from distill.evaluation.models import StoredStudent
 from distill.runtime import distributed
 from distill.runtime.files import write_text
+from distill.tasks.stored_student import StoredStudent
 from distill.tasks.trained import find_trained, load_trained
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher

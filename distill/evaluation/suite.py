@@ -20,12 +20,8 @@ from pydantic import (
     field_validator,
 )
 
-from distill.benchmarks.benchmark import (
-    AnyBenchmark,
-    Benchmark,
-    build_benchmark,
-    measure_into,
-)
+from distill.benchmarks.benchmark import Benchmark
+from distill.benchmarks.build import AnyBenchmark, build_benchmark, measure_into
 from distill.evaluation.models import parse_model
 from distill.evaluation.report import require_known, split_task
 from distill.runtime import distributed

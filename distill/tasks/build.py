@@ -1,6 +1,5 @@
-"""TODO."""
+"""From a recipe to its teachers, student and targets, and the statistics it takes over."""
 
-import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -125,8 +124,6 @@ def _check_evaluation(recipe: StudentRecipe, name: str, teacher: Teacher) -> Non
         except TeacherError as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
 
-
-log = logging.getLogger(__name__)
 
 _AS_SEEN = ("upsampler", "resolution", "chunk_size")  # do not make another encoder of a teacher
 

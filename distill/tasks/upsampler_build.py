@@ -1,4 +1,4 @@
-"""TODO."""
+"""From an upsampler's recipe to its teacher, that teacher's PHI-S and the image size."""
 
 import torch
 

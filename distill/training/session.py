@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 from data.stream import TrainStream, merge_states
-from distill.benchmarks.during_training import TrainingBenchmarks
 from distill.runtime import distributed
 from distill.runtime.checkpoint import read_manifest, restore_latest, save_checkpoint
 from distill.runtime.config import dump_yaml
@@ -44,7 +43,7 @@ from distill.runtime.tracking import Tracker, log
 from distill.targets.target_statistics import TargetStatistics
 from distill.targets.targets import Shown, Targets
 from distill.training.arms import StepPlan
-from distill.training.loop import Loop, NonFiniteError, Outcome, Plan, Task
+from distill.training.loop import Benchmarks, Loop, NonFiniteError, Outcome, Plan, Task
 from distill.training.training_recipe import TrainingRecipe, resolved
 
 R = TypeVar("R", bound=TrainingRecipe, contravariant=True)
@@ -63,7 +62,7 @@ class Assembly(NamedTuple):
     task: Task
     stream: TrainStream
     plan: StepPlan
-    benchmarks: TrainingBenchmarks | None = None
+    benchmarks: Benchmarks | None = None
 
 
 class Assemble(Protocol[R]):

@@ -5,10 +5,10 @@ from typing import Any
 
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
-from teachers.kinds import Family
+from teachers.kinds import Registry
 from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 
-UPSAMPLERS = Family(
+UPSAMPLERS = Registry(
     noun="upsampler",
     table={
         "anyup": "teachers.upsamplers.anyup:AnyUp",

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.multitask import NyudLayout, PascalContextLayout
-from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.dense.multitask_tasks import Depth, Normals, Saliency, build_tasks
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.features import Features, FeatureSpec

@@ -23,7 +23,7 @@ from distill.training.arms import Pass, StepPlan
 from student.model import Student
 from teachers.features import FeatureSpec
 from tests.ranks import run_on_ranks
-from tests.test_distill_routes import Patches
+from tests.test_targets_routes import Patches
 
 SIZES = {"low": (32, 48), "high": (64, 64)}
 BATCHES = {"low": 8, "high": 4}

@@ -52,7 +52,7 @@ def _recipe(teacher: dict[str, Any], **sections: Any) -> StudentRecipe:
 
 
 def test_a_users_class_is_tried_before_it_teaches() -> None:
-    recipe = _recipe({"kind": "tests.test_distill_student_task:Forgetful"})
+    recipe = _recipe({"kind": "tests.test_tasks_student_task:Forgetful"})
     with pytest.raises(RecipeError, match=r"teachers\.mine: Forgetful.*differs from call to call"):
         build_teachers(recipe)
 
@@ -108,7 +108,7 @@ class Measuring(Curved):
 
 
 def test_a_class_that_cannot_do_without_weights_is_named_where_they_are_not_due() -> None:
-    recipe = _recipe({"kind": "tests.test_distill_student_task:Measuring"})
+    recipe = _recipe({"kind": "tests.test_tasks_student_task:Measuring"})
     assert build_teachers(recipe)["mine"].spec.spatial_dim == 8
     message = r"teachers\.mine: cannot be built without its weights, on torch's meta device, .* dry"
     with pytest.raises(RecipeError, match=message):

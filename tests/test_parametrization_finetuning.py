@@ -17,8 +17,8 @@ from student.config import StudentInit
 from student.model import Student
 from student.storage import save_student
 from teachers.features import FeatureSpec
-from tests.test_distill_student_task import TIMM, _recipe
 from tests.test_student_model import SPECS, TARGETS, build, tensors
+from tests.test_tasks_student_task import TIMM, _recipe
 
 NEW = FeatureSpec(summary_dim=4, spatial_dim=5, **SPECS)
 FROZEN = FinetuningConfig(trunk="frozen")

@@ -12,7 +12,7 @@ from teachers.build import build_teacher, parse_teacher
 from teachers.teacher import Teacher
 from tests.doubles import Curved
 from tests.ranks import run_on_ranks
-from tests.test_distill_arms import recipe
+from tests.test_training_arms import recipe
 
 VIT = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [32, 32]}
 

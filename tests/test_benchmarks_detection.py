@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from data.labelled.detection import CocoLayout
-from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.detection import detection_training
 from distill.benchmarks.detection.detection_training import (
     DetectorTrainingConfig,

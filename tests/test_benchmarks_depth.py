@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.errors import DataError
-from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.dense.depth import BinnedDepth, Depth, gradient_loss
 from distill.benchmarks.dense.geometry_heads import Reader
 from distill.evaluation.models import Pixels, PixelsConfig

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.errors import DataError
-from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.correspondence.keypoints import place
 from distill.benchmarks.map_points import cell_centres, encoder_size, sample_map
 from distill.benchmarks.sharing import own_share

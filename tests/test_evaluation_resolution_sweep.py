@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.evaluation.models import Pixels, PixelsConfig, parse_model
 from distill.evaluation.resolution_sweep import largest_drop
 from distill.evaluation.student_run import evaluate_student

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from data.errors import DataError
-from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.dense.confusion import class_ious, confusion_matrix, segmentation_scores
 from distill.benchmarks.dense.pixel_inference import predict
 from distill.benchmarks.dense.pixel_samples import (

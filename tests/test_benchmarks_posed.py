@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.posed import Frame, View
-from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.correspondence.posed import (
     angle_deg,
     carry,

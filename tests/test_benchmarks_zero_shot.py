@@ -12,7 +12,8 @@ from PIL import Image
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from data.errors import DataError
-from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.classification import retrieval
 from distill.benchmarks.classification.retrieval import search_ranks
 from distill.evaluation.models import Pixels, PixelsConfig

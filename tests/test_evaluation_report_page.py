@@ -65,7 +65,7 @@ def write_suite(folder: Path, **changes: Any) -> Path:
             "old": {"kind": "pixels", "patch_size": 16},
             "new": {"kind": "pixels", "patch_size": 8},
         },
-        "benchmarks": {"drawn": {"kind": "tests.test_distill_report_page:Drawn"}},
+        "benchmarks": {"drawn": {"kind": "tests.test_evaluation_report_page:Drawn"}},
         "seeds": [4, 5],
         "baseline": "old",
         "groups": {"all": ["drawn", "drawn.error <px>"]},
@@ -190,7 +190,7 @@ def test_several_suites_make_one_report(
     assert [p["alt"].split()[4] for p in page.pictures] == ["one", "two"]
 
 
-ENTRY = {"drawn": {"kind": "tests.test_distill_report_page:Other", "images": 5}}
+ENTRY = {"drawn": {"kind": "tests.test_evaluation_report_page:Other", "images": 5}}
 
 
 class OtherConfig(Benchmark.Config):

@@ -44,7 +44,7 @@ def recipe(folder: Path, **changes: Any) -> SuiteRecipe:
         "task": "benchmarks",
         "dir": str(folder / "results"),
         "models": {"colours": {"kind": "pixels"}},
-        "benchmarks": {"counted": {"kind": "tests.test_distill_suite:Counting"}},
+        "benchmarks": {"counted": {"kind": "tests.test_evaluation_suite:Counting"}},
         "seeds": [3, 5],
     }
     return validate(SuiteRecipe, tree | changes, "suite")
@@ -69,7 +69,7 @@ def test_every_model_meets_every_benchmark_once_a_seed(tmp_path: Path) -> None:
 
 
 def test_what_does_not_depend_on_the_seed_is_measured_once(tmp_path: Path) -> None:
-    entry = {"counted": {"kind": "tests.test_distill_suite:Certain"}}
+    entry = {"counted": {"kind": "tests.test_evaluation_suite:Certain"}}
     assert len(run_suite(recipe(tmp_path, benchmarks=entry))) == 1
 
 
@@ -146,7 +146,7 @@ def test_a_wrong_model_is_refused(entry: dict[str, Any], message: str) -> None:
 
 
 def test_a_wrong_benchmark_is_refused(tmp_path: Path) -> None:
-    entry = {"counted": {"kind": "tests.test_distill_suite:Counted"}}
+    entry = {"counted": {"kind": "tests.test_evaluation_suite:Counted"}}
     with pytest.raises(RecipeError, match=r"benchmarks.counted: .*no class 'Counted'.*'Counting'"):
         recipe(tmp_path, benchmarks=entry)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.evaluation.models import StoredStudent, StoredStudentConfig
 from distill.runtime.errors import RecipeError
 from distill.tasks.build import build_teachers
+from distill.tasks.stored_student import StoredStudent, StoredStudentConfig
 from distill.tasks.student_recipe import load_student_recipe
 from student.config import HeadConfig, StudentConfig
 from student.model import Student

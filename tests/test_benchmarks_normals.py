@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
-from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.dense.normal_scores import (
     angles,
     normal_scores,

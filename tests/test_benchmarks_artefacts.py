@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from distill.benchmarks.artefacts import ArtefactsConfig
-from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.seams import SeamRatio
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError

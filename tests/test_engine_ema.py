@@ -13,7 +13,7 @@ from distill.engine.engine_config import EngineConfig, why_no_whole_average
 from distill.engine.optimizer import decay_groups
 from distill.runtime import distributed
 from tests.ranks import run_on_ranks
-from tests.test_distill_engine import DECAY, LR, OPTIMIZER, TwoHeads, _batch, _loss, train_plainly
+from tests.test_engine_engine import DECAY, LR, OPTIMIZER, TwoHeads, _batch, _loss, train_plainly
 
 STEPS, MICRO = 3, 2
 

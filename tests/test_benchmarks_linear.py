@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from data.errors import DataError
-from distill.benchmarks.benchmark import Measurement, build_benchmark, parse_benchmark
+from distill.benchmarks.benchmark import Measurement
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.classification import linear
 from distill.benchmarks.classification.classification_data import Examples, hold_out
 from distill.benchmarks.classification.linear import LinearConfig, train_linear

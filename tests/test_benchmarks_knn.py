@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.class_folders import ClassFolders
-from distill.benchmarks.benchmark import build_benchmark, parse_benchmark
+from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.classification import knn
 from distill.benchmarks.classification.knn import find_nearest, vote
 from distill.benchmarks.classification.summaries import Encoding, SummaryConfig, accuracy

@@ -1,0 +1,80 @@
+"""A student that lies on disk, as a teacher: `kind: student` in recipes."""
+
+import json
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import PositiveInt
+from safetensors import safe_open
+
+from distill.runtime.checkpoint import find_checkpoint
+from distill.runtime.errors import RecipeError
+from distill.tasks.build import build_student, build_teachers
+from distill.tasks.student_encoder import StudentEncoder
+from distill.tasks.student_recipe import load_student_recipe
+from distill.tasks.trained import recipe_file
+from student.model import Student
+from student.storage import load_student
+from teachers.teacher import TeacherConfig
+
+
+class StoredStudentConfig(TeacherConfig):
+    """A student of ours, to be measured or to teach another one.
+
+    Attributes:
+        path: a run's folder (its newest whole checkpoint), a checkpoint's, or an exported file.
+        head: the teacher whose head is measured; None for the backbone.
+        untrained: whether to take the weights that training started from; needs a run.
+        resolution: (height, width) in pixels that a benchmark takes for its native one; None for
+            the largest that the position table covers.
+    """
+
+    kind: str = "student"
+    path: Path
+    head: str | None = None
+    untrained: bool = False
+    resolution: tuple[PositiveInt, PositiveInt] | None = None
+
+    def licence(self) -> str:
+        """That of this code, and those of the teachers that it learned from."""
+        if self.untrained:
+            return "random weights, no licence"
+        with safe_open(_file(self), framework="pt") as file:
+            kept = json.loads((file.metadata() or {}).get("metadata", "{}"))
+        teachers = json.loads(kept.get("licences", "{}"))
+        known = "; ".join(f"{name}, {licence}" for name, licence in teachers.items())
+        return f"Apache-2.0; of its teachers: {known or 'not kept in its file'}"
+
+
+class StoredStudent(StudentEncoder):
+    """A student that lies on disk."""
+
+    Config: ClassVar[type[TeacherConfig]] = StoredStudentConfig
+
+    config: StoredStudentConfig
+
+    @classmethod
+    def from_config(cls, config: StoredStudentConfig) -> Self:
+        """Loads it.
+
+        Raises:
+            RecipeError: there is no checkpoint, or no such head.
+        """
+        found = cls(_load(config), head=config.head, resolution=config.resolution)
+        found.config = config
+        return found
+
+
+def _load(config: StoredStudentConfig) -> Student:
+    if config.untrained:
+        if config.path.is_file():
+            raise RecipeError(f"untrained: needs the folder of a run, not a file, {config.path}")
+        recipe = load_student_recipe(recipe_file(config.path), [])
+        return build_student(recipe, build_teachers(recipe))
+    return load_student(_file(config))
+
+
+def _file(config: StoredStudentConfig) -> Path:
+    if config.path.is_file():
+        return config.path
+    return find_checkpoint(config.path) / "student.safetensors"
