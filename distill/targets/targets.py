@@ -38,7 +38,7 @@ class TargetsConfig(BaseModel):
             first images of each size; about a minute for a large encoder.
         statistics_images: images, over all ranks, that each teacher's standardisation is estimated
             on, rounded up to whole steps; those of all its arms together.
-        routes: teacher to route, for those that are not left to `auto`; see `distill.targets.routes`.
+        routes: teacher to route, for those that are not left to `auto`; see `targets.routes`.
         placement: teacher to where its weights wait while a student trains, for those that are not
             on the device as a whole: `offloaded`, in host memory; `sharded`, in parts over the
             ranks that run its arm. A block at a time comes to the device, and is not compiled.
