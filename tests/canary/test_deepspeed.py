@@ -1,4 +1,4 @@
-"""Facts about DeepSpeed 0.19.8 that the engine relies on: a release that changes one fails."""
+"""Facts about DeepSpeed 0.19.8 that the engine relies on: a release that changes one fails.
 
 Each test says what would break here.
 """
