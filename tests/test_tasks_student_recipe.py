@@ -75,8 +75,11 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
         ("run.steps.more=1", "override 'run.steps.more=1': run.steps holds no keys"),
         ("data.sources.3.weight=1", "data.sources is a list of 1; '3' is not one of 0 to 0"),
         ("run.steps=[1", "override 'run.steps=.*"),
-        ("run.resolution=64px", r"a whole number or a pair \[height, width\] is due, got '64px'$"),
-        ("run.resolution=[64,64,3]", r"pair \[height, width\] is due, got \[64, 64, 3\]$"),
+        (
+            "run.resolution=64px",
+            r"expected a whole number or a pair \[height, width\], got '64px'$",
+        ),
+        ("run.resolution=[64,64,3]", r"pair \[height, width\], got \[64, 64, 3\]$"),
         ("run.resolution=[]", "yaml: run.resolution: no size in the list; give a number"),
         (
             "student.init={kind: tim, model: x}",
@@ -97,7 +100,7 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
         ("teachers=[clip]", r"teachers: keys with values are due, got \['clip'\]"),
         (
             "teachers.clip.upsampler={kind: bilinear, factor: 1.5}",
-            r"factor: a whole number or a pair \[height, width\] is due, got 1.5(?!, got 1.5)",
+            r"factor: expected a whole number or a pair \[height, width\], got 1.5(?!, got 1.5)",
         ),
         (
             "window_augmentation={probability: 0.5, sizes: [7, 9]}",

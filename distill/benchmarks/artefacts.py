@@ -19,7 +19,7 @@ from distill.runtime import distributed
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Factor, Size2d
 
 
 class ArtefactsConfig(BenchmarkConfig):
@@ -36,7 +36,7 @@ class ArtefactsConfig(BenchmarkConfig):
 
     kind: str = "artefacts"
     images: Path
-    size: Factor | Literal["native"] = "native"
+    size: Size2d | Literal["native"] = "native"
     tiles: Factor | None = None
     batch_size: PositiveInt = 8
 

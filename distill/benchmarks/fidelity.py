@@ -14,7 +14,7 @@ from distill.objective.losses import match_grids
 from distill.runtime.errors import RecipeError
 from distill.targets.targets import Targets
 from teachers.features import Features
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Size2d
 
 # Rounding to float32 moves a number by up to 2^-24 of itself; a fidelity above the inverse square
 # of that would measure the rounding alone.
@@ -33,7 +33,7 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: Path
-    resolutions: list[Factor] = Field(min_length=1)
+    resolutions: list[Size2d] = Field(min_length=1)
     batch_size: PositiveInt = 8
 
 

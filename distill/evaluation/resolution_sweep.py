@@ -23,7 +23,7 @@ from distill.tasks.stored_student import StoredStudent
 from distill.tasks.trained import find_trained, load_trained
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Size2d
 
 
 class ResolutionSweepConfig(BenchmarkConfig):
@@ -38,7 +38,7 @@ class ResolutionSweepConfig(BenchmarkConfig):
 
     kind: str = "resolution_sweep"
     images: Path
-    resolutions: Annotated[tuple[Factor, ...], Field(min_length=2)]
+    resolutions: Annotated[tuple[Size2d, ...], Field(min_length=2)]
     batch_size: PositiveInt = 8
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from distill.runtime import distributed
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Size2d
 
 
 class SizeConfig(BaseModel):
@@ -35,7 +35,7 @@ class SizeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: Factor
+    size: Size2d
     probability: float | None = Field(None, gt=0, le=1)
     start: NonNegativeInt = 0
     end: PositiveInt | None = None

@@ -1,4 +1,4 @@
-"""Image resizing and factors, as every upsampler uses them."""
+"""Sizes and factors of recipes, and the resizing that every upsampler uses."""
 
 from typing import Annotated, Any
 
@@ -11,11 +11,13 @@ def _both_axes(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return value, value
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError(f"a whole number or a pair [height, width] is due, got {value!r}")
+        raise ValueError(f"expected a whole number or a pair [height, width], got {value!r}")
     return value
 
 
-Factor = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_both_axes)]
+# (height, width); a recipe may give one number for both.
+Size2d = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_both_axes)]
+Factor = Size2d  # how many times denser a map becomes, per axis
 
 
 def scaled(size: tuple[int, int], factor: tuple[int, int]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torchvision.models import squeezenet1_0
 
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Size2d
 
 MEAN = (123 / 255, 117 / 255, 104 / 255)
 
@@ -19,7 +19,7 @@ MEAN = (123 / 255, 117 / 255, 104 / 255)
 class SqueezeNetConfig(TeacherConfig):
     kind: str = "tests.quality.squeezenet:SqueezeNet"
     weights: Path
-    resolution: Factor = (224, 224)
+    resolution: Size2d = (224, 224)
 
 
 class SqueezeNet(Teacher):

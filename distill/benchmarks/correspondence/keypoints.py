@@ -27,7 +27,7 @@ from distill.benchmarks.map_points import cell_centres, encoder_size, sample_map
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from teachers.teacher import Teacher
-from teachers.upsamplers.resize import Factor, resize
+from teachers.upsamplers.resize import Size2d, resize
 
 SHOWN = 6  # pairs of the picture
 
@@ -45,7 +45,7 @@ class KeypointsConfig(BenchmarkConfig):
 
     kind: str = "keypoints"
     dataset: AnyKeypoints
-    size: Factor | Literal["native"] = (800, 800)
+    size: Size2d | Literal["native"] = (800, 800)
     alpha: PositiveFloat = 0.1
     batch_size: PositiveInt = 8
 

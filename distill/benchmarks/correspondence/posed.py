@@ -27,7 +27,7 @@ from distill.benchmarks.map_points import encoder_size, sample_map
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from teachers.teacher import Teacher
-from teachers.upsamplers.resize import Factor, resize
+from teachers.upsamplers.resize import Size2d, resize
 
 BINS_DEG = (0, 30, 60, 90, 120)
 METRES, PIXELS = (0.01, 0.02, 0.05), (5, 25, 50)
@@ -50,7 +50,7 @@ class PosedConfig(BenchmarkConfig):
 
     kind: str = "posed"
     dataset: AnyPosed
-    size: Factor | Literal["native"] = "native"
+    size: Size2d | Literal["native"] = "native"
     stride: PositiveInt = 4
     matches: PositiveInt = 1000
     pairs_per_bin: PositiveInt | None = None

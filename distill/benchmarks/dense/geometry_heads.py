@@ -15,7 +15,7 @@ from distill.benchmarks.dense.dense_map import dense_layers, dense_map, padded_s
 from distill.benchmarks.dense.dpt import NUM_LAYERS, DPTHead
 from distill.benchmarks.dense.probe_training import ProbeConfig
 from teachers.teacher import Teacher, even_layers
-from teachers.upsamplers.resize import Factor, resize
+from teachers.upsamplers.resize import Size2d, resize
 
 
 class LinearHeadConfig(BaseModel):
@@ -54,9 +54,9 @@ class GeometryInput(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: Factor | Literal["native"] | None = None
+    size: Size2d | Literal["native"] | None = None
     window: Window | None = None
-    crop: Factor | None = None
+    crop: Size2d | None = None
     flip: bool = True
 
 
@@ -81,7 +81,7 @@ class GeometryConfig(BenchmarkConfig):
     head: Annotated[LinearHeadConfig | DPTHeadConfig, Field(discriminator="kind")]
     loss_stride: PositiveInt = 1
     counted: Window | None = None
-    labels: Factor | None = None
+    labels: Size2d | None = None
     flip_average: bool = False
 
 

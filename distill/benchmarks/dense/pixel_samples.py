@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.labelled.files import IGNORED
 from teachers.features import FeatureSpec
-from teachers.upsamplers.resize import Factor, resize
+from teachers.upsamplers.resize import Size2d, resize
 
 # Labels that were enlarged by a ratio, and mirrored or not: with the values that this changes.
 Adapt = Callable[[Tensor, float, bool], Tensor]
@@ -60,10 +60,10 @@ class InputConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: Factor | Literal["native"] | None = None
+    size: Size2d | Literal["native"] | None = None
     short_side: PositiveInt | None = None
-    crop: Factor | Literal["native"] | None = None
-    stride: Factor | None = None
+    crop: Size2d | Literal["native"] | None = None
+    stride: Size2d | None = None
     scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
     flip: bool = True
     photometric: bool = False
@@ -91,8 +91,8 @@ class InputConfig(BaseModel):
 class ResolvedInput(InputConfig):
     """An `InputConfig` for one encoder."""
 
-    size: Factor | None
-    crop: Factor | None
+    size: Size2d | None
+    crop: Size2d | None
 
 
 def to_tensors(image: np.ndarray, labels: np.ndarray) -> LabelledPixels:

@@ -32,7 +32,7 @@ from distill.benchmarks.dense.probe_training import ProbeConfig
 from distill.benchmarks.sharing import own_share
 from distill.runtime import distributed
 from teachers.teacher import Teacher
-from teachers.upsamplers.resize import Factor
+from teachers.upsamplers.resize import Size2d
 
 SHOWN = 4  # test images of a picture
 
@@ -57,7 +57,7 @@ class SegmentationConfig(BenchmarkConfig):
     probe: ProbeConfig
     dropout: float = Field(0.0, ge=0, lt=1)
     loss_stride: PositiveInt = 1
-    labels: Factor | None = None
+    labels: Size2d | None = None
     batch_size: PositiveInt = 8
 
 
