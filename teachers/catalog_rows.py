@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from teachers.features import FeatureSpec
-from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 
 HALF = (0.5, 0.5, 0.5)
 _NORMED = "last block, after the final norm"

@@ -26,15 +26,9 @@ from torch import Tensor
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.kinds import did_you_mean
+from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from teachers.radio_format import RadioArchitecture, RadioCheckpoint, read_radio
-from teachers.teacher import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    OPENAI_MEAN,
-    OPENAI_STD,
-    Teacher,
-    TeacherConfig,
-)
+from teachers.teacher import Teacher, TeacherConfig
 from teachers.timm_teacher import layer_maps
 from teachers.weights import fetch, load_strictly, on_meta, seeded, shorten
 

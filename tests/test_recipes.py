@@ -27,9 +27,11 @@ from distill.tasks.upsampler_task import MultiView, build_multi_view, parameter_
 from distill.train_student import preview
 from student.config import StudentConfig
 from teachers.build import build_teacher
+from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from teachers.phi_s import PhiS
-from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, Teacher
-from teachers.upsamplers.build import UPSAMPLERS, parse_upsampler
+from teachers.teacher import Teacher
+from teachers.upsamplers.build import parse_upsampler
+from teachers.upsamplers.kinds import UPSAMPLERS
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

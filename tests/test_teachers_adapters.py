@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
-from teachers.teacher import OPENAI_MEAN, OPENAI_STD, Teacher
+from teachers.normalization import OPENAI_MEAN, OPENAI_STD
+from teachers.teacher import Teacher
 from teachers.testing import check_teacher
 from teachers.timm_source import timm  # imported after torchvision's operators are repaired
 

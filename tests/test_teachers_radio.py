@@ -17,8 +17,8 @@ from torch import Tensor
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
+from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from teachers.radio_teacher import PUBLISHED, build_trunk, timm
-from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from teachers.testing import check_teacher
 
 C, DEPTH, HEADS, P, SIDE, HIDDEN = 16, 2, 2, 4, 5, 24

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD, Teacher, even_layers
+from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD
+from teachers.teacher import Teacher, even_layers
 
 FIXED = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=14, resolution=(384, 384))
 FREE = FeatureSpec(

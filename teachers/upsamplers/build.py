@@ -5,26 +5,10 @@ from typing import Any
 
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
-from teachers.kinds import Registry
+from teachers.upsamplers.kinds import UPSAMPLERS
 from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 
-UPSAMPLERS = Registry(
-    noun="upsampler",
-    table={
-        "anyup": "teachers.upsamplers.anyup:AnyUp",
-        "bilinear": "teachers.upsamplers.bilinear:Bilinear",
-        "featsharp": "teachers.upsamplers.featsharp:FeatSharp",
-        "featup": "teachers.upsamplers.featup:FeatUp",
-        "jafar": "teachers.upsamplers.jafar:JAFAR",
-        "resfu": "teachers.upsamplers.resfu:ReSFU",
-        "s2": "teachers.upsamplers.s2:S2",
-        "sapa": "teachers.upsamplers.sapa:SAPA",
-        "tile": "teachers.upsamplers.tile:Tile",
-        "trained": "teachers.upsamplers.trained:TrainedUpsampler",
-    },
-    base=Upsampler,
-    config=UpsamplerConfig,
-)
+UPSAMPLERS.register("trained", "teachers.upsamplers.trained:TrainedUpsampler")
 
 
 def parse_upsampler(value: Any) -> UpsamplerConfig | None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teachers.teacher import IMAGENET_MEAN, IMAGENET_STD
+from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def area_resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -21,6 +21,7 @@ from teachers.features import FeatureSpec
 from teachers.kinds import did_you_mean
 from teachers.phi_s import PhiS
 from teachers.upsamplers.downsampler import AttentionDownsampler
+from teachers.upsamplers.kinds import UPSAMPLERS
 from teachers.upsamplers.standardised import Standardised
 from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 
@@ -178,11 +179,9 @@ def load_downsampler(path: str | PathLike[str]) -> AttentionDownsampler:
 
 def _build(card: UpsamplerCard) -> Upsampler:
     """What a card describes, with weights that are still to be loaded."""
-    from teachers.upsamplers.build import build_upsampler, parse_upsampler
-
-    config = parse_upsampler(card.upsampler)
-    assert config is not None
-    return build_upsampler(config, card.spec)
+    config = UPSAMPLERS.parse(card.upsampler)
+    upsampler: Upsampler = UPSAMPLERS.resolve(config.kind).from_config(config, card.spec)
+    return upsampler
 
 
 def _find(path: Path) -> Path:
