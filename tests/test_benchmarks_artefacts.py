@@ -50,13 +50,13 @@ def test_bias_energy_is_that_of_a_slow_count(tmp_path: Path) -> None:
     maps = encoder(images.float() / 255).spatial.double()
     bias = sum(float(channel.mean(0).var(correction=0)) for channel in maps.unbind(1))
     total = sum(float(channel.var(correction=0)) for channel in maps.unbind(1))
-    assert figures == {"bias energy": pytest.approx(bias / total, rel=1e-9)}
+    assert figures == {"bias_energy": pytest.approx(bias / total, rel=1e-9)}
     assert protocol == {"images": 6, "input_px": [32, 48], "grid": [8, 12], "tiles": [1, 1]}
     assert (tmp_path / "mean_map.png").is_file()
 
 
 def test_a_pattern_that_drowns_the_images_has_nearly_all_of_the_energy(tmp_path: Path) -> None:
-    weak, strong = (measure(Patterned(s), tmp_path).figures["bias energy"] for s in (0.0, 30.0))
+    weak, strong = (measure(Patterned(s), tmp_path).metrics["bias_energy"] for s in (0.0, 30.0))
     assert weak < 0.5
     assert strong > 0.99
 
@@ -76,19 +76,19 @@ def test_an_upsamplers_seams_are_looked_for_where_its_tiles_meet(tmp_path: Path)
     )
     figures, protocol = measure(encoder, tmp_path)
     assert protocol["tiles"] == [2, 2]
-    assert figures["seam ratio"] == pytest.approx(1, abs=0.6)  # mean colours know no tiles
+    assert figures["seam_ratio"] == pytest.approx(1, abs=0.6)  # mean colours know no tiles
 
 
 def test_a_map_without_an_upsampler_has_seams_where_the_entry_says(tmp_path: Path) -> None:
     encoder = Patterned(0.0)
-    assert "seam ratio" in measure(encoder, tmp_path, tiles=2).figures
+    assert "seam_ratio" in measure(encoder, tmp_path, tiles=2).metrics
     with pytest.raises(TeacherError, match="a map of 8 x 12 cells has no 3 x 3 equal tiles"):
         measure(encoder, tmp_path, tiles=3)
 
 
 def measured_on_ranks(folder: str) -> dict[str, float]:
     options = {"batch_size": 1, "tiles": 2}
-    return measure(Patterned(0.3), Path(folder), **options).figures
+    return measure(Patterned(0.3), Path(folder), **options).metrics
 
 
 def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:

@@ -53,14 +53,14 @@ def as_found(data: DetectionSet) -> list[Detections]:
 def test_the_truth_has_ap_100_at_every_size() -> None:
     data = truth([(SMALL, 0), (LARGE, 1)], [], [(MEDIUM, 1)])
     figures = average_precision(data, as_found(data))
-    assert list(figures) == ["AP", "AP50", "AP75", "AP small", "AP medium", "AP large"]
+    assert list(figures) == ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
     assert list(figures.values()) == pytest.approx([100] * 6)
 
 
 def test_nothing_found_is_zero_and_absent_sizes_are_left_out() -> None:
     data = truth([(SMALL, 0)], [])
     figures = average_precision(data, [found(), found()])
-    assert figures == {"AP": 0, "AP50": 0, "AP75": 0, "AP small": 0}
+    assert figures == {"ap": 0, "ap50": 0, "ap75": 0, "ap_small": 0}
 
 
 def test_ap_is_the_hand_computed_one() -> None:
@@ -72,24 +72,24 @@ def test_ap_is_the_hand_computed_one() -> None:
     data = truth([(MEDIUM, 0), (LARGE, 0)])
     partly = [100, 0, 132, 50]  # 32 of 50 columns
     figures = average_precision(data, [found(([400, 300, 450, 350], 0, 0.9), (partly, 0, 0.8))])
-    assert figures["AP50"] == pytest.approx(100 * 51 / 202)
-    assert figures["AP75"] == 0
-    assert figures["AP"] == pytest.approx(100 * 51 / 202 * 3 / 10)
+    assert figures["ap50"] == pytest.approx(100 * 51 / 202)
+    assert figures["ap75"] == 0
+    assert figures["ap"] == pytest.approx(100 * 51 / 202 * 3 / 10)
 
 
 def test_ap_is_the_mean_over_classes_that_occur() -> None:
     data = truth([(MEDIUM, 0), (LARGE, 1)])
-    assert average_precision(data, [found((MEDIUM, 0, 0.5))])["AP"] == pytest.approx(50)
+    assert average_precision(data, [found((MEDIUM, 0, 0.5))])["ap"] == pytest.approx(50)
     only_cats = truth([(MEDIUM, 0)])
     wrong_class = [found((MEDIUM, 0, 0.5), (LARGE, 1, 0.9))]
-    assert average_precision(only_cats, wrong_class)["AP"] == pytest.approx(100)
+    assert average_precision(only_cats, wrong_class)["ap"] == pytest.approx(100)
 
 
 def test_sizes_are_those_of_the_marked_area() -> None:
     data = truth([(MEDIUM, 0)])
     thin = data.images[0].objects._replace(areas=np.array([300.0]))
     data = DetectionSet(data.classes, (data.images[0]._replace(objects=thin),))
-    assert set(average_precision(data, [found()])) == {"AP", "AP50", "AP75", "AP small"}
+    assert set(average_precision(data, [found()])) == {"ap", "ap50", "ap75", "ap_small"}
 
 
 def test_a_detection_on_a_crowd_counts_neither_way() -> None:
@@ -98,18 +98,18 @@ def test_a_detection_on_a_crowd_counts_neither_way() -> None:
     on_it = [
         found((MEDIUM, 0, 0.5), ([310, 210, 360, 260], 0, 0.9), ([320, 220, 350, 250], 0, 0.8))
     ]
-    assert average_precision(data, on_it)["AP"] == pytest.approx(100)
+    assert average_precision(data, on_it)["ap"] == pytest.approx(100)
     no_crowd = truth([(MEDIUM, 0)])
-    assert average_precision(no_crowd, on_it)["AP"] == pytest.approx(100 / 3)
+    assert average_precision(no_crowd, on_it)["ap"] == pytest.approx(100 / 3)
 
 
 def test_only_the_best_hundred_detections_of_an_image_count() -> None:
     data = truth([(MEDIUM, 0)])
     misses = [([400, i, 410, i + 5], 1, 0.9) for i in range(100)]
-    assert average_precision(data, [found((MEDIUM, 0, 0.5), *misses)])["AP"] == pytest.approx(100)
+    assert average_precision(data, [found((MEDIUM, 0, 0.5), *misses)])["ap"] == pytest.approx(100)
     # COCO counts the hundred of each class apart.
     misses = [(box, 0, score) for box, _, score in misses]
-    assert average_precision(data, [found((MEDIUM, 0, 0.5), *misses)])["AP"] == 0
+    assert average_precision(data, [found((MEDIUM, 0, 0.5), *misses)])["ap"] == 0
 
 
 def test_a_set_without_objects_has_no_ap() -> None:

@@ -188,7 +188,7 @@ def test_an_encoder_without_layers_has_no_dpt(tmp_path: Path) -> None:
 
 def test_the_best_of_several_rates_counts_and_all_are_told(tmp_path: Path) -> None:
     chosen = benchmark(write(tmp_path), probe={"lr": (1e-6, 0.03)})
-    figures = chosen.measure(pixels(), 0, tmp_path).figures
+    figures = chosen.measure(pixels(), 0, tmp_path).metrics
     by_rate = json.loads((tmp_path / "figures.json").read_text())
     low, high = (by_rate[f"lr {rate}"]["rmse_per_image"] for rate in ("1e-06", "0.03"))
     assert figures["rmse_per_image"] == high < low
@@ -196,7 +196,7 @@ def test_the_best_of_several_rates_counts_and_all_are_told(tmp_path: Path) -> No
 
 def measured_on_rank(root: Path) -> dict[str, float]:
     (root / "out").mkdir(exist_ok=True)
-    return benchmark(root, probe={"steps": 8}).measure(pixels(), 0, root / "out").figures
+    return benchmark(root, probe={"steps": 8}).measure(pixels(), 0, root / "out").metrics
 
 
 def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:

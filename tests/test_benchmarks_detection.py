@@ -281,7 +281,7 @@ def gradients(root: Path) -> list[Tensor]:
 
 
 def shared_work(root: Path, folder: Path) -> tuple[list[Tensor], dict[str, float]]:
-    return gradients(root), measured(root, folder, colours(), steps=12).figures
+    return gradients(root), measured(root, folder, colours(), steps=12).metrics
 
 
 def test_two_ranks_have_one_ranks_gradients_and_figures(shapes: Path, tmp_path: Path) -> None:
@@ -299,12 +299,12 @@ def test_two_ranks_have_one_ranks_gradients_and_figures(shapes: Path, tmp_path: 
 
 
 def test_ap_on_an_easy_set_rises_well_above_zero(shapes: Path, tmp_path: Path) -> None:
-    fresh = measured(shapes, tmp_path, colours(), steps=1).figures
+    fresh = measured(shapes, tmp_path, colours(), steps=1).metrics
     trained, protocol = measured(shapes, tmp_path, colours(), steps=70)
-    assert fresh["AP"] < 5
-    assert trained["AP"] > 35
-    assert trained["AP50"] > 80
-    assert next(iter(trained)) == "AP"
+    assert fresh["ap"] < 5
+    assert trained["ap"] > 35
+    assert trained["ap50"] > 80
+    assert next(iter(trained)) == "ap"
     assert (protocol["grid"], protocol["test_objects"]) == ([8, 8], 26)
     assert Image.open(tmp_path / "detections.png").width == 640
 

@@ -48,7 +48,7 @@ def figures(root: Path, alpha: float, size: int = 32, **options: object) -> dict
         parse_benchmark({**entry, "alpha": alpha, "size": size, "batch_size": 1, **options})
     )
     encoder = Pixels(PixelsConfig(patch_size=CELL, resolution=(32, 32)))
-    return benchmark.measure(encoder, 0, root).figures
+    return benchmark.measure(encoder, 0, root).metrics
 
 
 @pytest.mark.parametrize("enlarge", [1, 2])
@@ -56,15 +56,15 @@ def test_matches_are_exact_to_a_hundredth_of_a_cell(tmp_path: Path, enlarge: int
     """The box is 24 px wide: a shift by half a cell would be an error of 0.08, nine times alpha."""
     write_set(tmp_path / "x", enlarge)
     measured = figures(tmp_path, alpha=0.0002)
-    assert measured == {"PCK@0.0002": 100, "PCK@0.0002 class mean": 100} | {
-        "PCK@0.0002 same position": 100
+    assert measured == {"pck@0.0002": 100, "pck@0.0002_class_mean": 100} | {
+        "pck@0.0002_same_position": 100
     }
 
 
 def test_other_sizes_of_the_input_find_the_same_points(tmp_path: Path) -> None:
     """Of 60 px an image of 2 to 1 covers 60 x 30, fifteen rows below the top: no whole cells."""
     write_set(tmp_path / "x")
-    assert figures(tmp_path, alpha=0.09, size=64)["PCK@0.09"] == 100
+    assert figures(tmp_path, alpha=0.09, size=64)["pck@0.09"] == 100
 
 
 def test_figures_are_over_points_and_over_categories(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_figures_are_over_points_and_over_categories(tmp_path: Path) -> None:
     points = json.loads(path.read_text())
     path.write_text(json.dumps({name: found[:2] for name, found in points.items()}))
     measured = figures(tmp_path, alpha=0.01)
-    assert measured["PCK@0.01"] == pytest.approx(100 * 8 / 12)
-    assert measured["PCK@0.01 class mean"] == pytest.approx(50)
+    assert measured["pck@0.01"] == pytest.approx(100 * 8 / 12)
+    assert measured["pck@0.01_class_mean"] == pytest.approx(50)
 
 
 def test_viewpoints_have_figures_where_they_are_stated(tmp_path: Path) -> None:
@@ -84,15 +84,15 @@ def test_viewpoints_have_figures_where_they_are_stated(tmp_path: Path) -> None:
 
     write_spair(tmp_path)
     measured = figures(tmp_path, 0.1, dataset={"kind": "spair", "root": str(tmp_path)})
-    assert "PCK@0.1 viewpoint 2" in measured
-    assert "PCK@0.1 viewpoint 0" not in measured
+    assert "pck@0.1_viewpoint_2" in measured
+    assert "pck@0.1_viewpoint_0" not in measured
 
 
 def test_the_floor_is_the_same_share_of_width_and_height(tmp_path: Path) -> None:
     write_set(tmp_path / "x", enlarge=2, shift_px=1.0)  # of 48 px: an error of 0.0295
-    assert figures(tmp_path, alpha=0.029)["PCK@0.029 same position"] == 0
+    assert figures(tmp_path, alpha=0.029)["pck@0.029_same_position"] == 0
     # From b to a the points are 1/2 px off, of 24 px: the same share.
-    assert figures(tmp_path, alpha=0.03)["PCK@0.03 same position"] == 100
+    assert figures(tmp_path, alpha=0.03)["pck@0.03_same_position"] == 100
 
 
 def measured_on_ranks(root: str) -> dict[str, float]:
@@ -104,7 +104,7 @@ def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
     write_set(tmp_path / "x")
     write_set(tmp_path / "y", shift_px=3)
     due = measured_on_ranks(str(tmp_path))
-    assert 0 < due["PCK@0.09"] < 100
+    assert 0 < due["pck@0.09"] < 100
     assert run_on_ranks(2, measured_on_ranks, str(tmp_path)) == [due, due]
 
 

@@ -103,14 +103,14 @@ def test_uneven_batches_give_the_figures_of_one(tmp_path: Path) -> None:
     assert measure(root, tmp_path / "other", batch_size=7) == measured
     assert measured.protocol["train_images"] == 15
     assert measured.protocol["features"] == "summary"
-    assert measured.figures["k4"] > 60
+    assert measured.metrics["k4"] > 60
     with Image.open(tmp_path / "one" / "neighbours.png") as sheet:
         assert sheet.size == (5 * 120, 8 * 120)
 
 
 def test_more_neighbours_than_images_are_all_of_them(tmp_path: Path) -> None:
     root = write_colours(tmp_path / "set")
-    figures = measure(root, tmp_path, neighbours=[15, 99]).figures
+    figures = measure(root, tmp_path, neighbours=[15, 99]).metrics
     assert figures["k15"] == figures["k99"]
 
 

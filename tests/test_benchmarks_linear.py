@@ -121,7 +121,7 @@ def test_the_best_rate_held_out_is_trained_again_on_all(
     tried, chosen = kept["held_out_accuracy"], kept["chosen"]
     assert tried[str(chosen)] == max(tried.values())
     assert calls == [(12, rates), (15, [chosen])]
-    assert measured.figures.keys() == {"top1"}
+    assert measured.metrics.keys() == {"top1"}
     assert "without augmentation" in measured.protocol["cached"]
 
 

@@ -202,7 +202,7 @@ def test_a_mirrored_image_has_mirrored_normals(tmp_path: Path) -> None:
     angles = [
         measure(
             "nyud", root, tmp_path / f"{flip}", Slope(), input={"flip": flip}, probe=probe
-        ).figures["normals_mean_angle_pooled"]
+        ).metrics["normals_mean_angle_pooled"]
         for flip in (True, False)
     ]
     assert angles[0] < 10  # batches differ in how many are mirrored, which the batch norm sees

@@ -208,7 +208,7 @@ def test_a_probe_beats_the_mean_map_where_colours_are_normals(tmp_path: Path) ->
         input={"flip": False},  # a colour that says "to the right" does not when mirrored
     )
     encoder = Pixels(PixelsConfig(patch_size=4, resolution=(24, 24)))
-    figures = chosen.measure(encoder, 0, tmp_path).figures
+    figures = chosen.measure(encoder, 0, tmp_path).metrics
     assert next(iter(figures)) == "mean_angle_per_image"
     assert figures["mean_angle_per_image"] < 0.6 * figures["mean_map_mean_angle_per_image"]
     floor = json.loads((tmp_path / "figures.json").read_text())["mean map"]

@@ -141,7 +141,7 @@ def test_another_seed_gives_another_probe(tmp_path: Path) -> None:
     write_set(tmp_path / "set", noise=200)
     probe = {"steps": 3, "batch_size": 2, "lr": 0.01}
     one, same, other = (
-        measure(tmp_path / "set", tmp_path / f"{i}", seed=seed, probe=probe).figures
+        measure(tmp_path / "set", tmp_path / f"{i}", seed=seed, probe=probe).metrics
         for i, seed in enumerate((0, 0, 1))
     )
     assert one == same != other

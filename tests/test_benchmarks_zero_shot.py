@@ -58,7 +58,7 @@ def test_zero_shot_is_open_clips_own(tmp_path: Path, siglip_text: bool) -> None:
                 logits = whole.encode_image(image, normalize=True) @ classes
             right, count = right + int(logits.argmax() == label), count + 1
     measured = measure(classified(root, templates=templates), tmp_path / "clip")
-    assert measured.figures == {"top1": pytest.approx(100 * right / count)}
+    assert measured.metrics == {"top1": pytest.approx(100 * right / count)}
     assert 0 < right < count == measured.protocol["test_images"] == 9
 
 
@@ -67,7 +67,7 @@ def test_the_published_templates_are_open_clips(tmp_path: Path) -> None:
     root = write_colours(tmp_path / "set")
     simple = measure(classified(root, templates="simple"), tmp_path / "clip")
     written = [t("{}") for t in open_clip.SIMPLE_IMAGENET_TEMPLATES]
-    assert simple.figures == measure(classified(root, templates=written), tmp_path / "clip").figures
+    assert simple.metrics == measure(classified(root, templates=written), tmp_path / "clip").metrics
 
 
 def test_a_hit_is_any_right_caption_as_torchmetrics_has_it(

@@ -124,6 +124,16 @@ def test_the_table_marks_the_best_and_says_what_is_in_a_group() -> None:
     assert sheet.note == "dense: camvid.miou"
 
 
+def test_groups_of_older_recipes_find_metrics_that_are_in_snake_case_now() -> None:
+    rows = [
+        row(model, "coco", {"ap": 1, "ap_small": value})
+        for model, value in (("old", 2), ("new", 4))
+    ]
+    found = relative_changes(rows, "old", {"detection": ["coco.AP small"]})
+    assert found.tasks == {"detection": ["coco.ap_small"]}
+    assert found.models["new"].total.mean == pytest.approx(100)
+
+
 @pytest.mark.parametrize(
     "item, expected",
     [

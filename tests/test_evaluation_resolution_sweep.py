@@ -50,9 +50,9 @@ def test_the_curve_is_what_evaluating_the_run_says(trained: Path, tmp_path: Path
         assert {key: expected[key] for key in came} == came
     cosines = [row["spatial_cosine"] for row in due]
     assert figures == {
-        "largest cosine drop": largest_drop(cosines),
-        "expert: lowest cosine": min(cosines),
-        "expert: lowest fidelity": min(row["fidelity"] for row in due),
+        "largest_cosine_drop": largest_drop(cosines),
+        "expert_lowest_cosine": min(cosines),
+        "expert_lowest_fidelity": min(row["fidelity"] for row in due),
     }
     assert protocol == {"images": 24, "step": 2, "standardisation": "phi_s"}
     assert (tmp_path / "curves.png").is_file()
@@ -60,10 +60,10 @@ def test_the_curve_is_what_evaluating_the_run_says(trained: Path, tmp_path: Path
 
 def test_a_head_alone_and_untrained_weights_can_be_measured(trained: Path, tmp_path: Path) -> None:
     images = trained / "images"
-    one = measure(student(trained, head="expert"), images, tmp_path, [32, 64]).figures
-    other = measure(student(trained, untrained=True), images, tmp_path, [32, 64]).figures
+    one = measure(student(trained, head="expert"), images, tmp_path, [32, 64]).metrics
+    other = measure(student(trained, untrained=True), images, tmp_path, [32, 64]).metrics
     assert one.keys() == other.keys()
-    assert one["expert: lowest fidelity"] != other["expert: lowest fidelity"]
+    assert one["expert_lowest_fidelity"] != other["expert_lowest_fidelity"]
 
 
 def test_only_a_student_with_its_run_can_be_measured(trained: Path, tmp_path: Path) -> None:

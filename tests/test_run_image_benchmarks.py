@@ -99,8 +99,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 def test_two_ranks_give_the_figures_of_one(answers: list[Any], kind: str) -> None:
     alone, *ranks = (measured[kind] for measured, _, _ in answers)
     assert ranks == [alone, alone]
-    assert all(0 <= figure <= 100 for figure in alone.figures.values())
-    assert any(0 < figure < 100 for figure in alone.figures.values())
+    assert all(0 <= figure <= 100 for figure in alone.metrics.values())
+    assert any(0 < figure < 100 for figure in alone.metrics.values())
 
 
 def test_neighbours_are_the_same_however_the_bank_is_shared(answers: list[Any]) -> None:
@@ -117,7 +117,7 @@ def test_vectors_are_gathered_in_the_order_of_the_images(answers: list[Any]) -> 
 
 def test_captions_and_images_are_counted(answers: list[Any]) -> None:
     measured = answers[0][0]["retrieval"]
-    assert measured.figures.keys() == {
+    assert measured.metrics.keys() == {
         *("image_to_text_r1", "image_to_text_r2", "text_to_image_r1", "text_to_image_r2")
     }
     assert (measured.protocol["test_images"], measured.protocol["captions"]) == (3, 7)

@@ -39,7 +39,7 @@ def _evaluations(folder: Path) -> list[tuple[int, float]]:
 def _ramp_of_checkpoint(folder: Path, out: Path) -> float:
     path = folder / f"run/checkpoints/step-{STEPS:08d}/student.safetensors"
     benchmark = Ramp(BenchmarkConfig(kind="tests.doubles:Ramp"))
-    return benchmark.measure(StudentEncoder(student.load(path)), 0, out).figures["largest"]
+    return benchmark.measure(StudentEncoder(student.load(path)), 0, out).metrics["largest"]
 
 
 def _status(folder: Path) -> str:

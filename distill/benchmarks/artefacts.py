@@ -44,15 +44,15 @@ class ArtefactsConfig(BenchmarkConfig):
 class Artefacts(Benchmark):
     """Bias energy and seam ratio.
 
-    Figures: `bias energy`, the variance over positions of the mean map of all images, as a share
-    of the variance over images and positions; `seam ratio`, see `seams.seam_ratio`. Of N unrelated
+    Figures: `bias_energy`, the variance over positions of the mean map of all images, as a share
+    of the variance over images and positions; `seam_ratio`, see `seams.seam_ratio`. Of N unrelated
     images a map without pattern keeps about 1/N; and photographs have habits of their own, sky
     above and things in the middle, which the mean colours (`kind: pixels`) show.
     """
 
     Config = ArtefactsConfig
     seeded = False
-    lower_is_better = frozenset({"bias energy", "seam ratio"})
+    lower_is_better = frozenset({"bias_energy", "seam_ratio"})
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Encodes all images; see `Benchmark.measure`."""
@@ -80,7 +80,7 @@ class Artefacts(Benchmark):
         ratio = seam_ratio(distributed.all_reduce(seams.sums().to(encoder.mean.device)))
         if distributed.rank() == 0:
             draw_side_by_side(folder / "mean_map.png", [("mean of all maps", mean[None])])
-        figures = {"bias energy": energy} | ({} if ratio is None else {"seam ratio": ratio})
+        figures = {"bias_energy": energy} | ({} if ratio is None else {"seam_ratio": ratio})
         protocol = {"images": len(images), "input_px": list(size), "grid": list(grid)}
         return Measurement(figures, protocol | {"tiles": list(tiles)})
 

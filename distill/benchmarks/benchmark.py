@@ -5,6 +5,7 @@ Everything that is measured here is a `Teacher`, a student's backbone or one of 
 name it by import path, `kind: my_package.module:MyBenchmark`; nothing here needs an edit.
 """
 
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -30,15 +31,20 @@ class Measurement(NamedTuple):
     """What one encoder reached.
 
     Attributes:
-        figures: name to value; the first is the one that a report shows where there is room for
-            one only.
+        metrics: name, in snake_case, to value; the first is the one that a report shows where
+            there is room for only one.
         protocol: what has to be equal for figures to be comparable, and is not written in the
             recipe's entry: numbers of images, resolved sizes, the grid that was counted on. A
             report refuses rows that differ in it, so nothing that was found stands here.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     protocol: dict[str, Any]
+
+
+def metric_key(name: str) -> str:
+    """A metric's name in snake_case; older versions wrote `AP small` for `ap_small`."""
+    return re.sub(r"[\s,:]+", "_", name.lower())
 
 
 class Benchmark(ABC):

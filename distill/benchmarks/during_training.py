@@ -82,7 +82,7 @@ class TrainingBenchmarks:
         folder = self._folder / "benchmarks" / name / f"step-{step:08d}"
         benchmark = build_benchmark(self._config.run[name])
         try:
-            figures = measure_into(benchmark, encoder, self._config.seed, folder).figures
+            figures = measure_into(benchmark, encoder, self._config.seed, folder).metrics
         except USER_ERRORS as error:
             raise type(error)(f"benchmarks.run.{name}: {error}") from error
         tracker.figures(step, {f"eval/{name}/{key}": value for key, value in figures.items()})

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from distill.benchmarks.benchmark import metric_key
 from distill.display.tables import Cell, Sheet
 from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
@@ -162,6 +163,8 @@ def _task(rows: Rows, benchmark: str, figure: str | None) -> _Task:
     own = [row for row in rows if row["benchmark"] == benchmark]
     figure = figure if figure is not None else next(iter(own[0]["figures"]))
     known = dict.fromkeys(key for row in own for key in row["figures"])
+    if figure not in known:  # recipes of older versions have `coco.AP small`
+        figure = {metric_key(key): key for key in known}.get(metric_key(figure), figure)
     require_known(f"groups: {benchmark}", figure, known, "figure")
     figures: dict[str, dict[int, float]] = {}
     for row in own:

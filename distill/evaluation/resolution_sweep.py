@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt
 
 from data.images import load_images
 from data.progress import track
-from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement, metric_key
 from distill.benchmarks.fidelity import Agreement, measure
 from distill.runtime import distributed
 from distill.runtime.files import write_text
@@ -45,7 +45,7 @@ class ResolutionSweepConfig(BenchmarkConfig):
 class ResolutionSweep(Benchmark):
     """Agreement of each head with its teacher by resolution; needs a student and its run.
 
-    Figures: `largest cosine drop`, the most that a head's spatial cosine falls from one resolution
+    Figures: `largest_cosine_drop`, the most that a head's spatial cosine falls from one resolution
     to the next larger one, 0 where none falls; and each head's lowest cosine and fidelity. All
     points of the curves, with mean squared errors, are in `curves.jsonl`, and drawn in
     `curves.png`. Every rank measures all images.
@@ -53,7 +53,7 @@ class ResolutionSweep(Benchmark):
 
     Config = ResolutionSweepConfig
     seeded = False
-    lower_is_better = frozenset({"largest cosine drop"})
+    lower_is_better = frozenset({"largest_cosine_drop"})
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Measures at all resolutions; see `Benchmark.measure`."""
@@ -92,10 +92,10 @@ def largest_drop(values: Sequence[float]) -> float:
 
 def _figures(curves: Mapping[str, Sequence[Agreement]]) -> dict[str, float]:
     cosines = {name: [at.spatial_cosine for at in curve] for name, curve in curves.items()}
-    figures = {"largest cosine drop": max(largest_drop(curve) for curve in cosines.values())}
+    figures = {"largest_cosine_drop": max(largest_drop(curve) for curve in cosines.values())}
     for name, curve in curves.items():
-        figures[f"{name}: lowest cosine"] = min(cosines[name])
-        figures[f"{name}: lowest fidelity"] = min(at.fidelity for at in curve)
+        figures[metric_key(f"{name}_lowest_cosine")] = min(cosines[name])
+        figures[metric_key(f"{name}_lowest_fidelity")] = min(at.fidelity for at in curve)
     return figures
 
 

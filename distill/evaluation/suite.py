@@ -20,8 +20,8 @@ from pydantic import (
     field_validator,
 )
 
-from distill.benchmarks.benchmark import Benchmark
-from distill.benchmarks.build import AnyBenchmark, build_benchmark, measure_into
+from distill.benchmarks.benchmark import Benchmark, metric_key
+from distill.benchmarks.build import BENCHMARKS, AnyBenchmark, build_benchmark, measure_into
 from distill.evaluation.models import parse_model
 from distill.evaluation.report import require_known, split_task
 from distill.runtime import distributed
@@ -119,7 +119,18 @@ def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The lines of a folder's `results.jsonl`; none where nothing was measured yet."""
     path = folder / RESULTS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [_with_metric_keys(json.loads(line)) for line in lines]
+
+
+def _with_metric_keys(row: dict[str, Any]) -> dict[str, Any]:
+    """A line with the metric names of today: built-in benchmarks once wrote `AP small`."""
+    if not BENCHMARKS.is_built_in(row["entry"]["kind"]):
+        return row
+    return row | {
+        "figures": {metric_key(key): value for key, value in row["figures"].items()},
+        "lower_is_better": [metric_key(key) for key in row["lower_is_better"]],
+    }
 
 
 def row_folder(folder: Path, row: Mapping[str, Any]) -> Path:

@@ -84,7 +84,7 @@ def place(image: Tensor, size: tuple[int, int]) -> Placed:
 class Keypoints(Benchmark):
     """PCK of nearest neighbours.
 
-    Figures: `PCK@0.1`, the share of all keypoints of all pairs (what papers quote); its mean over
+    Figures: `pck@0.1`, the share of all keypoints of all pairs (what papers quote); its mean over
     categories; by difference of viewpoint, where the set states it; and of the floor, the keypoint
     at the same relative position in the target image.
     """
@@ -215,7 +215,7 @@ def _figures(
     floor: Sequence[np.ndarray],
     alpha: float,
 ) -> dict[str, float]:
-    name = f"PCK@{alpha:g}"
+    name = f"pck@{alpha:g}"
     by_category: dict[str, list[np.ndarray]] = {}
     by_viewpoint: dict[int, list[np.ndarray]] = {}
     for pair, each in zip(pairs, right, strict=True):
@@ -223,11 +223,11 @@ def _figures(
         if pair.viewpoint is not None:
             by_viewpoint.setdefault(pair.viewpoint, []).append(each)
     means = [_percent(each) for each in by_category.values() if sum(map(len, each))]
-    figures = {name: _percent(right), f"{name} class mean": float(np.mean(means))}
+    figures = {name: _percent(right), f"{name}_class_mean": float(np.mean(means))}
     for viewpoint, group in sorted(by_viewpoint.items()):
         if sum(map(len, group)):
-            figures[f"{name} viewpoint {viewpoint}"] = _percent(group)
-    return figures | {f"{name} same position": _percent(floor)}
+            figures[f"{name}_viewpoint_{viewpoint}"] = _percent(group)
+    return figures | {f"{name}_same_position": _percent(floor)}
 
 
 def _percent(right: Sequence[np.ndarray]) -> float:

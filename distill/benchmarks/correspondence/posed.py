@@ -243,14 +243,14 @@ def _pair_row(first: Points, second: Points, count: int) -> list[float]:
 
 
 def _figures(recalls: Tensor, bins: Sequence[int]) -> dict[str, float]:
-    names = [f"recall@{100 * limit:g} cm" for limit in METRES]
-    names += [f"recall@{limit} px" for limit in PIXELS]
+    names = [f"recall@{100 * limit:g}_cm" for limit in METRES]
+    names += [f"recall@{limit}_px" for limit in PIXELS]
     mean = 100 * recalls[:, : len(METRES)].mean(1)
-    figures = {"mean recall cm": float(mean.mean())}
+    figures = {"mean_recall_cm": float(mean.mean())}
     figures |= dict(zip(names, (100 * recalls.mean(0)).tolist(), strict=True))
     for number in sorted(set(bins)):
         of_bin = mean[torch.tensor(bins) == number]
-        figures[f"mean recall cm, {_bin_name(number)} deg"] = float(of_bin.mean())
+        figures[f"mean_recall_cm_{_bin_name(number)}_deg"] = float(of_bin.mean())
     return figures
 
 

@@ -11,7 +11,7 @@ from data.labelled.detection import DetectionSet
 from distill.runtime.errors import RecipeError
 
 MAX_DETECTIONS = 100  # of an image that count
-_FIGURES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # COCO's first six numbers
+_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # COCO's first six numbers
 
 
 class Detections(NamedTuple):
@@ -49,9 +49,9 @@ def average_precision(truth: DetectionSet, found: Sequence[Detections]) -> dict[
         found: of each image; of more than MAX_DETECTIONS in one, the best count.
 
     Returns:
-        `AP`, the mean over IoU 0.50 to 0.95 in steps of 0.05 and over the classes that occur;
-        `AP50` and `AP75` at one IoU; and of objects below 32 x 32 px, up to 96 x 96 px and above:
-        `AP small`, `AP medium`, `AP large`. A size that no object has is left out.
+        `ap`, the mean over IoU 0.50 to 0.95 in steps of 0.05 and over the classes that occur;
+        `ap50` and `ap75` at one IoU; and of objects below 32 x 32 px, up to 96 x 96 px and above:
+        `ap_small`, `ap_medium`, `ap_large`. A size that no object has is left out.
 
     Raises:
         DataError: no object is marked, so that nothing can be counted.
@@ -67,8 +67,8 @@ def average_precision(truth: DetectionSet, found: Sequence[Detections]) -> dict[
     evaluation = COCOeval_faster(marked, results, iouType="bbox")
     evaluation.params.maxDets = [1, 10, MAX_DETECTIONS]
     evaluation.run()
-    values = (float(value) for value in evaluation.stats[: len(_FIGURES)])
-    return {name: 100 * value for name, value in zip(_FIGURES, values, strict=True) if value >= 0}
+    values = (float(value) for value in evaluation.stats[: len(_METRICS)])
+    return {name: 100 * value for name, value in zip(_METRICS, values, strict=True) if value >= 0}
 
 
 def _ground_truth(truth: DetectionSet) -> dict[str, Any]:
