@@ -1,7 +1,8 @@
-"""What the training stream yields."""
+"""Batches of the training stream, their pixels and their bad samples."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -31,3 +32,14 @@ class Batch(NamedTuple):
     images: Tensor
     keys: list[str]
     bad: tuple[BadSample, ...]
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """The images (B, 3, H, W) as float32 in [0, 1] on a device, copied without waiting."""
+        return scale_pixels(self.images, device, non_blocking=True)
+
+
+def scale_pixels(
+    images: Tensor, device: torch.device | None = None, *, non_blocking: bool = False
+) -> Tensor:
+    """uint8 images of any shape as float32 in [0, 1], on the device where one is given."""
+    return images.to(device, non_blocking=non_blocking).float() / 255

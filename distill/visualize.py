@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from data.batch import scale_pixels
 from data.images import load_images
 from distill.display.pictures import draw_panels
 from distill.runtime import distributed
@@ -99,7 +100,7 @@ def _draw_student(out: Path, target: Path, paths: list[Path], side: int | None) 
         )
     images, _ = load_images(paths, resolution)
     students, targets = load_trained(trained)
-    pixels = images.to(distributed.device()).float() / 255
+    pixels = scale_pixels(images, distributed.device())
     draw_panels(out, pixels, targets(pixels), {"student": students["trained"](pixels)})
 
 

@@ -8,16 +8,14 @@ FOLDER` then trains without them. Under `deepspeed` every rank writes its share.
 import argparse
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from torch import Tensor
-
-from data.progress import track
+from data.batch import Batch
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.errors import RecipeError
+from distill.runtime.progress import tracked
 from distill.runtime.run_folder import make_run_folder
 from distill.runtime.tracking import log
 from distill.targets.target_cache import CachePrecision, CacheWriter, views_of, write_header
@@ -92,17 +90,15 @@ def _write(recipe: StudentRecipe, folder: Path, precision: CachePrecision) -> No
     fit_targets(recipe, targets, plan, recipe.targets.statistics_images, facts, inherited)
     writer = CacheWriter(folder, precision, distributed.rank())
     batches = open_stream(recipe, plan).batches()
-    for step in track(range(recipe.run.steps), "targets"):
+    for step in tracked(range(recipe.run.steps), "targets"):
         for part in plan.passes(distributed.rank(), step):
             batch = next(batches)
-            _add(writer, targets, batch.images, batch.keys, part)
+            _add(writer, targets, batch, part)
     _finish(recipe, folder, precision, writer, targets)
 
 
-def _add(
-    writer: CacheWriter, targets: Targets, pixels: Tensor, keys: Sequence[str], part: Pass
-) -> None:
-    images = pixels.to(distributed.device()).float() / 255
+def _add(writer: CacheWriter, targets: Targets, batch: Batch, part: Pass) -> None:
+    images, keys = batch.pixels(distributed.device()), batch.keys
     views, size = views_of(images, keys), (images.shape[-2], images.shape[-1])
     for name, choice in part.routes.items():
         if name not in targets.teachers:  # no loss counts for it

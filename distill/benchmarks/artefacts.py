@@ -7,8 +7,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from data.batch import scale_pixels
 from data.images import load_images
-from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.dense.dense_map import dense_map, padded_size
 from distill.benchmarks.map_points import encoder_size
@@ -16,6 +16,7 @@ from distill.benchmarks.seams import SeamRatio, seam_ratio
 from distill.benchmarks.sharing import own_share
 from distill.display.pictures import draw_side_by_side
 from distill.runtime import distributed
+from distill.runtime.progress import tracked
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
@@ -71,8 +72,8 @@ class Artefacts(Benchmark):
         empty = torch.zeros(encoder.spec.spatial_dim, *grid, dtype=torch.float64)
         moments, seams = _Moments(empty.to(encoder.mean.device)), SeamRatio(tiles, factor)
         parts = own.split(config.batch_size)
-        for part in track(parts, "encoding") if distributed.rank() == 0 else parts:
-            pixels = images[part].to(encoder.mean.device).float() / 255
+        for part in tracked(parts, "encoding"):
+            pixels = scale_pixels(images[part], encoder.mean.device)
             maps = dense_map(encoder, pixels).features
             moments.add(maps)
             seams.add(maps)

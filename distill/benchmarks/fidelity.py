@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
+from data.batch import scale_pixels
 from distill.objective.losses import match_grids
 from distill.runtime.errors import RecipeError
 from distill.targets.targets import Targets
@@ -124,7 +125,7 @@ def measure(
     passes = {t: {s: AgreementPass() for s in students} for t in targets.teachers}
     device = next(next(iter(students.values())).parameters()).device
     for batch in images.split(batch_size):
-        pixels = batch.to(device).float() / 255
+        pixels = scale_pixels(batch, device)
         wanted = targets(pixels)
         for name, student in students.items():
             heads = student(pixels).heads

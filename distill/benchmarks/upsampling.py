@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from data.batch import scale_pixels
 from distill.benchmarks.fidelity import MAX_FIDELITY
 from distill.benchmarks.seams import SeamRatio
 from teachers.features import FeatureSpec
@@ -184,7 +185,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels in [0, 1] and their views, on the device."""
     for batch, views in zip(images.split(size), homographies.split(size), strict=True):
-        yield batch.to(device).float() / 255, views.to(device)
+        yield scale_pixels(batch, device), views.to(device)
 
 
 @torch.no_grad()

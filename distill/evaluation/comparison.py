@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.table import Table
 
+from data.batch import scale_pixels
 from data.images import load_images
 from distill.benchmarks.fidelity import require_images
 from distill.benchmarks.upsampling import (
@@ -127,7 +128,7 @@ def _measure(
     }
     figures = measure_upsamplers(candidates, teacher, images, views, config.batch_size)
     apart = max(1, len(images) // SHOWN)  # neighbours in a folder are often frames of one film
-    shown = images[::apart][:SHOWN].to(device).float() / 255
+    shown = scale_pixels(images[::apart][:SHOWN], device)
     first = {name: opened[f"{name} 0"] for name in files}
     draw_maps(picture, shown, upsampled_maps(first, teacher, shown))
     measured_on = {

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt
 
 from data.images import load_images
-from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement, metric_key
 from distill.benchmarks.fidelity import Agreement, measure
 from distill.runtime import distributed
 from distill.runtime.files import write_text
+from distill.runtime.progress import tracked
 from distill.tasks.stored_student import StoredStudent
 from distill.tasks.trained import find_trained, load_trained
 from teachers.errors import TeacherError
@@ -70,7 +70,7 @@ class ResolutionSweep(Benchmark):
             targets.teachers = {encoder.head: targets.teachers[encoder.head]}
         sizes = sorted(set(config.resolutions), key=lambda size: (prod(size), size))
         curves: dict[str, list[Agreement]] = {name: [] for name in targets.teachers}
-        for size in track(sizes, "resolutions") if distributed.rank() == 0 else sizes:
+        for size in tracked(sizes, "resolutions"):
             images, names = load_images(config.images, size)
             measured = measure(student, targets, images, config.batch_size)
             for name, agreements in measured.items():

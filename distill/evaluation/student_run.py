@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from data.batch import scale_pixels
 from data.images import load_images
 from distill.benchmarks.fidelity import EvaluationConfig, measure, require_images
 from distill.display.pictures import draw_panels
@@ -91,6 +92,6 @@ def _protocol(trained: Trained, config: EvaluationConfig, names: list[str]) -> d
 
 @torch.no_grad()
 def _draw(path: Path, images: torch.Tensor, students: dict[str, Student], targets: Targets) -> None:
-    pixels = images.to(distributed.device()).float() / 255
+    pixels = scale_pixels(images, distributed.device())
     outputs = {name: student(pixels) for name, student in students.items()}
     draw_panels(path, pixels, targets(pixels), outputs)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.batch import scale_pixels
 from data.images import load_images
 from distill.display.pictures import draw_maps, draw_side_by_side
 from distill.runtime import distributed
@@ -66,7 +67,7 @@ def draw_upsampler(path: Path, target: Path, images: Sequence[Path]) -> None:
     device = distributed.device()
     teacher = build_teacher(parse_teacher(upsampler.card.teacher), device=device)
     upsampler.check_encoder(teacher_fingerprint(teacher))
-    shown = pixels.to(device).float() / 255
+    shown = scale_pixels(pixels, device)
     draw_maps(path, shown, stages(upsampler.to(device), teacher, shown))
 
 

@@ -192,7 +192,7 @@ class Loop:
                 batch = next(batches)
             part = part._replace(keys=batch.keys)
             keys += batch.keys
-            images = batch.images.to(self._device, non_blocking=True).float() / 255
+            images = batch.pixels(self._device)
             # By the images' place: of local shards, whichever rank they fall to, they meet the
             # same numbers.
             distributed.seed_default_generators(plan.seed, "forward", step, part.first)

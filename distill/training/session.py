@@ -165,7 +165,7 @@ def _shown(stream: TrainStream, plan: StepPlan, watchdog_s: float) -> Iterator[S
     for step in itertools.count():
         for part in plan.passes(distributed.rank(), step):
             arm_watchdog(watchdog_s)
-            images = next(batches).images.to(distributed.device()).float() / 255
+            images = next(batches).pixels(distributed.device())
             yield Shown(images, part.routes, before.copy())
         before.update(plan.images_of(step))
 

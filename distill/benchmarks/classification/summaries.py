@@ -1,7 +1,7 @@
 """One vector an image: what the image-level benchmarks measure, encoded once for all of them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -10,11 +10,12 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from data.batch import scale_pixels
 from data.labelled.prepared import ImagePreparation, PreparationConfig, read_prepared
-from data.progress import track
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
+from distill.runtime.progress import tracked
 from teachers.errors import TeacherError
 from teachers.features import Features
 from teachers.fingerprint import teacher_fingerprint
@@ -118,12 +119,12 @@ class Encoding:
 
         def encode(rows: list[tuple[int, np.ndarray]]) -> None:
             pixels = torch.from_numpy(np.stack([image for _, image in rows])).to(device)
-            images = pixels.permute(0, 3, 1, 2).float() / 255
+            images = scale_pixels(pixels.permute(0, 3, 1, 2))
             vectors[[row for row, _ in rows]] = read_vectors(self.encoder(images), self.reading)
             rows.clear()
 
         prepared = read_prepared(names, read, self._prepared)
-        for row in _tracked(range(len(names)), "encoding"):
+        for row in tracked(range(len(names)), "encoding"):
             image = next(prepared)
             group = waiting[image.shape]  # images of one size go together
             group.append((row, image))
@@ -161,10 +162,6 @@ def accuracy(scores: Tensor, labels: Tensor, top_k: int = 1) -> float:
         scores, labels, num_classes=scores.shape[1], average="micro", top_k=top_k
     )
     return 100 * share.item()
-
-
-def _tracked(items: range, what: str) -> Iterable[int]:
-    return track(items, what) if distributed.rank() == 0 else items
 
 
 def _reading(encoder: Teacher, asked: Reading | None) -> Reading:

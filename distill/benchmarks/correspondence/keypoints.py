@@ -16,16 +16,17 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from data.batch import scale_pixels
 from data.errors import DataError
 from data.labelled.files import read_rgb, read_size
 from data.labelled.keypoints import AnyKeypoints, KeypointPair
-from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.correspondence.match_pictures import Matches, draw_matches
 from distill.benchmarks.dense.dense_map import DenseMap, dense_map
 from distill.benchmarks.map_points import cell_centres, encoder_size, sample_map
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
+from distill.runtime.progress import tracked
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Size2d, resize
 
@@ -127,7 +128,7 @@ class _Images:
     def encode(self, paths: Sequence[Path], what: str) -> Iterator[tuple[Placed, DenseMap]]:
         """Where each image lies in the input, and its map (D, h, w)."""
         starts = range(0, len(paths), self._batch_size)
-        for start in track(starts, what) if distributed.rank() == 0 else starts:
+        for start in tracked(starts, what):
             read = [self._read(path) for path in paths[start : start + self._batch_size]]
             pixels = torch.stack([placed.pixels for placed in read])
             maps, covers = dense_map(self.encoder, pixels)
@@ -135,7 +136,7 @@ class _Images:
 
     def _read(self, path: Path) -> Placed:
         image = torch.tensor(read_rgb(path), device=self.encoder.mean.device)
-        return place(image.permute(2, 0, 1).float() / 255, self.size)
+        return place(scale_pixels(image.permute(2, 0, 1)), self.size)
 
 
 def _match(

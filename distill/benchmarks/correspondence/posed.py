@@ -17,15 +17,16 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
+from data.batch import scale_pixels
 from data.errors import DataError
 from data.labelled.posed import AnyPosed, Frame, View
-from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.correspondence.match_pictures import Matches, draw_matches
 from distill.benchmarks.dense.dense_map import dense_map
 from distill.benchmarks.map_points import encoder_size, sample_map
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
+from distill.runtime.progress import tracked
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Size2d, resize
 
@@ -102,7 +103,7 @@ class Posed(Benchmark):
         own = own_share(len(pairs))
         rows = [
             _pair_row(points(pairs[i][0]), points(pairs[i][1]), config.matches)
-            for i in (track(own, "matching") if distributed.rank() == 0 else own)
+            for i in tracked(own, "matching")
         ]
         columns = len(METRES) + len(PIXELS) + 2
         own_rows = torch.tensor(rows, dtype=torch.float64, device=encoder.mean.device)
@@ -166,7 +167,7 @@ def frame_points(frame: Frame, encoder: Teacher, size: tuple[int, int], stride: 
         raise DataError(f"a frame of {height} x {width} px has depth at {len(row)} points")
     pixels = np.stack([columns[column], rows[row]], 1) + 0.5
     rays = np.c_[pixels, np.ones(len(row))] @ np.linalg.inv(frame.intrinsics).T
-    image = torch.tensor(frame.image, device=device).permute(2, 0, 1)[None].float() / 255
+    image = scale_pixels(torch.tensor(frame.image, device=device).permute(2, 0, 1)[None])
     maps, covers = dense_map(encoder, resize(image, size))
     places = torch.tensor(pixels, device=device)
     scale = places.new_tensor((size[1] / width, size[0] / height))

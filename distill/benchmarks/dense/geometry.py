@@ -4,22 +4,23 @@ import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.batch import scale_pixels
 from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
-from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, Measurement
 from distill.benchmarks.dense.geometry_heads import GeometryConfig, Reader
 from distill.benchmarks.dense.probe_training import probe_features, train_heads
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.display.pictures import draw_columns
 from distill.runtime import distributed
+from distill.runtime.progress import tracked
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
 
@@ -102,7 +103,7 @@ class Geometry(Benchmark):
     def _pixels(self, sample: DepthSample) -> tuple[Tensor, Tensor]:
         """An image (3, H, W) in [0, 1] and its truth."""
         view = self.config.dataset.read(sample)
-        image = torch.tensor(view.image).permute(2, 0, 1).float() / 255
+        image = scale_pixels(torch.tensor(view.image).permute(2, 0, 1))
         return image, self.truth(view, sample)
 
     def _training_pixels(
@@ -181,7 +182,7 @@ class Geometry(Benchmark):
         first = self._pixels(samples[0])[1]
         grid = _size(first)
         total = torch.zeros(len(first) + 1, *grid, dtype=torch.float64)
-        for number in _tracked(own_share(len(samples)), "mean map"):
+        for number in tracked(own_share(len(samples)), "mean map"):
             truth = _nearest(self._pixels(samples[number])[1], grid).double()
             total += torch.cat([truth, (truth != 0).any(0, keepdim=True).double()])
         total = distributed.all_reduce(total.to(distributed.device())).cpu()
@@ -194,7 +195,7 @@ class Geometry(Benchmark):
         samples, device = self.config.dataset.samples("test"), reader.encoder.mean.device
         own = own_share(len(samples))
         rows = torch.zeros(len(own), len(heads) + 1, self.num_sums, dtype=torch.float64)
-        for row, number in zip(rows, _tracked(own, "test images"), strict=True):
+        for row, number in zip(rows, tracked(own, "test images"), strict=True):
             image, truth = self._test_pixels(samples[number])
             size, truth = _size(truth), truth.to(device)
             predicted = [self.predict(reader, head, image, size) for head in heads]
@@ -235,10 +236,6 @@ class Geometry(Benchmark):
 
 def _size(maps: Tensor) -> tuple[int, int]:
     return maps.shape[-2], maps.shape[-1]
-
-
-def _tracked(numbers: range, what: str) -> Any:
-    return track(numbers, what) if distributed.rank() == 0 else numbers
 
 
 def _nearest(truth: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,10 +18,10 @@ from pydantic import PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.batch import scale_pixels
 from data.errors import DataError
 from data.labelled.files import IGNORED
 from data.labelled.multitask import MultiTaskLayout
-from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.dense.geometry_heads import LinearHead
 from distill.benchmarks.dense.multitask_tasks import PixelTask, build_tasks
@@ -32,6 +32,7 @@ from distill.benchmarks.dense.probe_training import ProbeConfig
 from distill.benchmarks.sharing import own_share
 from distill.display.pictures import draw_columns
 from distill.runtime import distributed
+from distill.runtime.progress import tracked
 from teachers.teacher import Teacher
 
 SHOWN = 4  # test images of a picture
@@ -153,7 +154,7 @@ class _Run:
         counters = [[task.counter(len(names), device) for task in self.tasks] for _ in heads]
         known = torch.zeros(len(self.tasks), dtype=torch.int64, device=device)
         numbers = own_share(len(names))
-        for number in track(numbers, "test images") if distributed.rank() == 0 else numbers:
+        for number in tracked(numbers, "test images"):
             pixels = self._pixels(names[number])
             truths = self._truths(pixels.labels.to(device))
             known += torch.stack([(truth[0] != IGNORED).sum() for truth in truths])
@@ -205,7 +206,7 @@ class _Run:
     def _pixels(self, name: str) -> LabelledPixels:
         """An image and its truth."""
         sample = self.config.dataset.sample(name)
-        image = torch.tensor(sample.image).permute(2, 0, 1).float() / 255
+        image = scale_pixels(torch.tensor(sample.image).permute(2, 0, 1))
         return LabelledPixels(image, torch.cat([task.truth(sample) for task in self.tasks]))
 
     def _truths(self, truth: Tensor) -> Sequence[Tensor]:

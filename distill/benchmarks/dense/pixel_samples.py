@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from data.batch import scale_pixels
 from data.labelled.files import IGNORED
 from teachers.features import FeatureSpec
 from teachers.upsamplers.resize import Size2d, resize
@@ -98,7 +99,7 @@ class ResolvedInput(InputConfig):
 def to_tensors(image: np.ndarray, labels: np.ndarray) -> LabelledPixels:
     """From what a layout reads: uint8 (H, W, 3) and (H, W)."""
     pixels = torch.tensor(image).permute(2, 0, 1)  # a copy: Pillow owns what it decoded
-    return LabelledPixels(pixels.float() / 255, torch.tensor(labels))
+    return LabelledPixels(scale_pixels(pixels), torch.tensor(labels))
 
 
 def resized(pixels: LabelledPixels, size: tuple[int, int]) -> LabelledPixels:

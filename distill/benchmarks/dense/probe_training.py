@@ -8,7 +8,7 @@ trains the same heads on the whole batch, statistics of their batch norms includ
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
@@ -27,11 +27,11 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
-from data.progress import track
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.engine.schedule import ScheduleConfig, scheduled_ratio
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
+from distill.runtime.progress import tracked
 from teachers.errors import TeacherError
 
 # An image (3, H, W) in [0, 1] and its target, both of one size for all images; augmented with the
@@ -150,7 +150,7 @@ class CachedFeatures:
         self._rows: list[np.memmap] = []
         self._device = distributed.device()
         starts = range(0, count, batch_size)
-        for start in _tracked(starts, "features"):
+        for start in tracked(starts, "features"):
             numbers = range(start, min(start + batch_size, count))
             maps, target = _encode_shares([partial(sample, n, None) for n in numbers], encode)
             halves = [each.half() for each in maps]
@@ -219,7 +219,7 @@ def train_heads(
         ]
         optimizer = _optimizer(groups, config)
         order = image_order(count, config.steps * config.batch_size, seed)
-        for step in _tracked(range(config.steps), "probe"):
+        for step in tracked(range(config.steps), "probe"):
             start = step * config.batch_size
             numbers = order[start : start + config.batch_size].tolist()
             maps, target = features.batch(numbers, step)
@@ -285,7 +285,3 @@ def _file_of_rows(like: np.ndarray, count: int, folder: Path) -> np.memmap:
                 "choose online, or another dir"
             ) from None
         return np.memmap(file, dtype=like.dtype, mode="r+", shape=(count, *like.shape[1:]))
-
-
-def _tracked(items: range, what: str) -> Iterable[int]:
-    return track(items, what) if distributed.rank() == 0 else items

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.labelled.segmentation import AnySegmentation
-from data.progress import track
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.dense.confusion import class_ious, confusion_matrix, segmentation_scores
 from distill.benchmarks.dense.label_pictures import draw_labels
@@ -31,6 +30,7 @@ from distill.benchmarks.dense.pixel_views import PixelViews, cross_entropy
 from distill.benchmarks.dense.probe_training import ProbeConfig
 from distill.benchmarks.sharing import own_share
 from distill.runtime import distributed
+from distill.runtime.progress import tracked
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Size2d
 
@@ -137,7 +137,7 @@ def _count(
     device = encoder.mean.device
     matrices = torch.zeros(len(heads), classes, classes, dtype=torch.int64, device=device)
     numbers = own_share(len(samples))
-    for number in track(numbers, "test images") if distributed.rank() == 0 else numbers:
+    for number in tracked(numbers, "test images"):
         pixels = to_tensors(*config.dataset.read(samples[number]))
         labels = _labels(config, pixels).to(device)
         size = (labels.shape[0], labels.shape[1])

@@ -27,14 +27,14 @@ from distill.benchmarks.detection.detection_pictures import draw_detections
 from distill.benchmarks.detection.detection_training import (
     DetectorTrainingConfig,
     fit_image,
-    progress,
-    to_pixels,
+    stack_pixels,
     train_detector,
 )
 from distill.benchmarks.detection.detector import NMS_THRESHOLD, SCORE_THRESHOLD
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
+from distill.runtime.progress import tracked
 from teachers.errors import TeacherError
 from teachers.teacher import Teacher
 
@@ -95,9 +95,9 @@ class Detection(Benchmark):
         a_pass = -(-self.config.batch_size // distributed.world_size())
         fitted = read_ahead(lambda i: fit_image(test.images[i], size, flipped=False), own)
         rows = torch.full((len(own), MAX_DETECTIONS, 6), -1.0, dtype=torch.float64)
-        for start in progress(range(0, len(own), a_pass), "detecting"):
+        for start in tracked(range(0, len(own), a_pass), "detecting"):
             batch = [next(fitted) for _ in own[start : start + a_pass]]
-            outputs = detector(list(to_pixels(batch)))
+            outputs = detector(list(stack_pixels(batch)))
             for row, image, output in zip(rows[start:], batch, outputs, strict=False):
                 boxes = image.placement.to_image(output["boxes"].double().cpu().numpy())
                 count = len(boxes)

@@ -4,7 +4,7 @@ Ranks share each batch. They add their gradients up, so that all have the same d
 number of ranks has that of one up to rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 
+from data.batch import scale_pixels
 from data.labelled.ahead import read_ahead
 from data.labelled.detection import (
     DetectionSet,
@@ -20,12 +21,12 @@ from data.labelled.detection import (
     place_on_canvas,
     read_marked,
 )
-from data.progress import track
 from distill.benchmarks.detection.detector import build_detector
 from distill.benchmarks.sharing import own_share
 from distill.engine.optimizer import OptimizerConfig, build_optimizer, decay_groups
 from distill.engine.schedule import ScheduleConfig, scheduled_ratio
 from distill.runtime import distributed
+from distill.runtime.progress import tracked
 from distill.targets.target_statistics import merge_over_ranks
 from teachers.errors import TeacherError
 from teachers.phi_s import FeatureStatistics
@@ -122,7 +123,7 @@ def train_detector(
     draws, own = training_draws(len(train.images), config, seed), own_share(config.batch_size)
     mine = [draws[step * config.batch_size + i] for step in range(config.steps) for i in own]
     fitted = read_ahead(lambda draw: fit_image(train.images[draw[0]], size, draw[1]), mine)
-    for step in progress(range(config.steps), "training the detector"):
+    for step in tracked(range(config.steps), "training the detector"):
         for group in optimizer.param_groups:
             group["lr"] = config.optimizer.lr * scheduled_ratio(config.schedule, step, config.steps)
         loss = batch_loss(detector, [next(fitted) for _ in own])
@@ -142,7 +143,7 @@ def batch_loss(detector: FCOS, batch: Sequence[FittedImage]) -> Tensor:
     """This rank's part of the batch's loss: the ranks' parts add up to the whole."""
     device = distributed.device()
     targets = [{"boxes": b.boxes.to(device), "labels": b.labels.to(device)} for b in batch]
-    losses = detector(list(to_pixels(batch)), targets)
+    losses = detector(list(stack_pixels(batch)), targets)
     return torch.stack(list(losses.values())).sum()
 
 
@@ -170,14 +171,9 @@ def training_draws(count: int, config: DetectorTrainingConfig, seed: int) -> lis
     return list(zip(order.tolist(), flips.tolist(), strict=True))
 
 
-def to_pixels(batch: Sequence[FittedImage]) -> Tensor:
+def stack_pixels(batch: Sequence[FittedImage]) -> Tensor:
     """(B, 3, H, W) in [0, 1] on this process's device."""
-    return torch.stack([image.pixels for image in batch]).to(distributed.device()).float() / 255
-
-
-def progress(steps: range, what: str) -> Iterator[int]:
-    """The steps, which rank 0 reports."""
-    yield from track(steps, what) if distributed.rank() == 0 else steps
+    return scale_pixels(torch.stack([image.pixels for image in batch]), distributed.device())
 
 
 @torch.no_grad()
@@ -194,8 +190,8 @@ def _channel_statistics(
     own = own_share(len(chosen))
     statistics = FeatureStatistics.zeros(encoder.spec.spatial_dim, device=distributed.device())
     fitted = read_ahead(lambda i: fit_image(train.images[int(chosen[i])], size, flipped=False), own)
-    for start in progress(range(0, len(own), config.batch_size), "standardising"):
+    for start in tracked(range(0, len(own), config.batch_size), "standardising"):
         batch = [next(fitted) for _ in own[start : start + config.batch_size]]
-        statistics.update(encoder(to_pixels(batch)).spatial)
+        statistics.update(encoder(stack_pixels(batch)).spatial)
     merged = merge_over_ranks(statistics)
     return merged.mean, (merged.scatter.diagonal() / merged.count).sqrt()
