@@ -6,10 +6,9 @@ their names when they are whole and durable, and the manifest follows each.
 
 import hashlib
 import json
-import os
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from data.gather import ImageFiles, open_images
 from data.intake import LeftOut, Sample, take_image
 from data.manifest import MANIFEST, Journal, Manifest, read_manifest, store_manifest
 from data.progress import track
+from data.read_ahead import read_ahead
 from data.shard_file import OpenShard, unique_keys
 from data.tar_scan import MAX_IMAGE_BYTES
-
-_MAX_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ def write_shards(source: Path, out: Path, options: WriteOptions) -> Manifest:
             with Journal(out) as journal:
                 manifest = _begin(files, out, options)
                 if not manifest["complete"]:
-                    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-                        _Run(files, out, options, manifest, journal).write(pool)
+                    _Run(files, out, options, manifest, journal).write()
                 journal.remove()
     except OSError as error:
         begun = (out / MANIFEST).exists()
@@ -158,10 +155,15 @@ class _Run:
         )
         self._records: list[tuple[bytes, int]] = []
 
-    def write(self, pool: ThreadPoolExecutor) -> None:
+    def write(self) -> None:
         """Writes all that is left, and completes the manifest."""
         first, last = self._manifest["images_done"], len(self._images)
-        taken = self._take_ahead(pool, [name for _, name in self._images[first:]])
+        names = [name for _, name in self._images[first:]]
+        with closing(read_ahead(self._take, names)) as taken:
+            self._write(first, last, taken)
+        self._finish(last)
+
+    def _write(self, first: int, last: int, taken: Iterator[Sample | LeftOut]) -> None:
         shard = None
         try:
             for position in track(range(first, last), "writing shards"):
@@ -183,19 +185,6 @@ class _Run:
         finally:
             if shard is not None:
                 shard.discard()
-        self._finish(last)
-
-    def _take_ahead(
-        self, pool: ThreadPoolExecutor, names: Sequence[str]
-    ) -> Iterator[Sample | LeftOut]:
-        """The images in order, a few of them being decoded by threads meanwhile."""
-        ahead: deque[Future[Sample | LeftOut]] = deque()
-        for name in names:
-            ahead.append(pool.submit(self._take, name))
-            if len(ahead) > 2 * _MAX_THREADS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
     def _take(self, name: str) -> Sample | LeftOut:
         size = self._files.sizes[name]

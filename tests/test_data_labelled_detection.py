@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from data.errors import DataError
-from data.labelled.ahead import read_ahead
 from data.labelled.detection import CocoLayout, place_on_canvas, read_marked
 from tests.shapes import write_shapes
 
@@ -138,25 +137,3 @@ def test_shapes_lie_in_their_boxes(tmp_path: Path) -> None:
             assert part[0, 0] == (label == 0)
             coloured[top:bottom, left:right] = False
         assert not coloured.any()
-
-
-def test_reading_ahead_keeps_the_order_and_hands_errors_on() -> None:
-    assert list(read_ahead(lambda i: i * i, range(100))) == [i * i for i in range(100)]
-
-    def refuse(number: int) -> int:
-        if number == 40:
-            raise DataError("the image 40")
-        return number
-
-    reading = read_ahead(refuse, range(100))
-    assert [next(reading) for _ in range(40)] == list(range(40))
-    with pytest.raises(DataError, match="the image 40"):
-        next(reading)
-
-
-def test_reading_ahead_stops_a_little_ahead() -> None:
-    taken: list[int] = []
-    reading = read_ahead(lambda i: i, (taken.append(i) or i for i in range(1000)))
-    assert next(reading) == 0
-    assert len(taken) < 50
-    reading.close()  # type: ignore[attr-defined]

@@ -1,9 +1,6 @@
 """Whole images made ready for an encoder: one size or each its own, several decoded at a time."""
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Self
 
 import numpy as np
@@ -13,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from data.config import DataConfig
 from data.decode import BadImage, centre_box, open_image, to_rgb
 from data.errors import DataError
+from data.read_ahead import read_ahead
 
 _AHEAD = 128  # images decoded before they are asked for
 
@@ -110,22 +108,4 @@ def read_prepared(
             raise DataError(f"the image '{name}': {error}") from error
         return prepare(data, name)
 
-    waiting: deque[Future[np.ndarray]] = deque()
-    pool = ThreadPoolExecutor(_num_threads())
-    try:
-        for name in names:
-            waiting.append(pool.submit(job, name))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _num_threads() -> int:
-    """This process's share of the machine's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # torchrun and `deepspeed` name the number of processes on this machine differently.
-    processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
-    return max(1, (cores or 1) // int(processes))
+    return read_ahead(job, names, ahead=_AHEAD)

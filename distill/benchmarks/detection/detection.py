@@ -14,8 +14,8 @@ from pydantic import PositiveInt
 from torchvision.models.detection import FCOS
 
 from data.errors import DataError
-from data.labelled.ahead import read_ahead
 from data.labelled.detection import CocoLayout, DetectionSet
+from data.read_ahead import read_ahead
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.detection.average_precision import (
     MAX_DETECTIONS,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 
 from data.batch import scale_pixels
-from data.labelled.ahead import read_ahead
 from data.labelled.detection import (
     DetectionSet,
     MarkedImage,
@@ -21,6 +20,7 @@ from data.labelled.detection import (
     place_on_canvas,
     read_marked,
 )
+from data.read_ahead import read_ahead
 from distill.benchmarks.detection.detector import build_detector
 from distill.benchmarks.sharing import own_share
 from distill.engine.optimizer import OptimizerConfig, build_optimizer, decay_groups
