@@ -65,7 +65,7 @@ def assemble(recipe: StudentRecipe) -> Assembly:
         recipe.engine,
         recipe.optimizer,
         groups,
-        micro_batch_size=plan.passes(distributed.rank(), 0)[0].images,
+        micro_batch_size=plan.micro_batches(distributed.rank(), 0)[0].images,
         whole_average=objective.mesa is not None,
     )
     task = StudentTask(recipe, student, engine, targets)

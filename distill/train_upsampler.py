@@ -40,7 +40,7 @@ def assemble(recipe: UpsamplerRecipe) -> Assembly:
         recipe.engine,
         recipe.optimizer,
         parameter_groups(module, recipe),
-        micro_batch_size=plan.passes(distributed.rank(), 0)[0].images,
+        micro_batch_size=plan.micro_batches(distributed.rank(), 0)[0].images,
     )
     return Assembly(UpsamplerTask(recipe, module, engine, teacher, fingerprint), stream, plan)
 

@@ -25,7 +25,7 @@ from distill.tasks.build import build_targets, build_teachers, inherited_statist
 from distill.tasks.cached_targets import STATISTICS, cache_facts, cache_folder_is_free, group_of
 from distill.tasks.kinds import register_kinds
 from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
-from distill.training.arms import Pass
+from distill.training.arms import MicroBatch
 from distill.training.session import fit_targets, open_stream
 
 
@@ -91,16 +91,16 @@ def _write(recipe: StudentRecipe, folder: Path, precision: CachePrecision) -> No
     writer = CacheWriter(folder, precision, distributed.rank())
     batches = open_stream(recipe, plan).batches()
     for step in tracked(range(recipe.run.steps), "targets"):
-        for part in plan.passes(distributed.rank(), step):
+        for micro_batch in plan.micro_batches(distributed.rank(), step):
             batch = next(batches)
-            _add(writer, targets, batch, part)
+            _add(writer, targets, batch, micro_batch)
     _finish(recipe, folder, precision, writer, targets)
 
 
-def _add(writer: CacheWriter, targets: Targets, batch: Batch, part: Pass) -> None:
+def _add(writer: CacheWriter, targets: Targets, batch: Batch, micro_batch: MicroBatch) -> None:
     images, keys = batch.pixels(distributed.device()), batch.keys
     views, size = views_of(images, keys), (images.shape[-2], images.shape[-1])
-    for name, choice in part.routes.items():
+    for name, choice in micro_batch.routes.items():
         if name not in targets.teachers:  # no loss counts for it
             continue
         group = group_of(name, targets.teachers[name], size, targets.patch, choice)

@@ -91,7 +91,7 @@ def test_the_watchdog_is_off_while_they_run(
         folder=tmp_path,
         seed=0,
         steps=25,
-        passes=lambda step: [],
+        micro_batches=lambda step: [],
         images=lambda step: 1,
         lr=1.0,
         schedule=ScheduleConfig(),

@@ -19,7 +19,7 @@ from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text
 from distill.runtime.run_folder import open_run_folder
 from distill.targets.target_statistics import load_statistics, save_statistics
-from distill.targets.targets import Shown
+from distill.targets.targets import CalibrationBatch
 from distill.tasks.build import build_student, build_targets, build_teachers
 from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.trained import find_trained
@@ -39,7 +39,7 @@ def _write_run(folder: Path) -> Path:
     targets = build_targets(recipe, teachers)
     images, _ = load_images(folder / "images", (32, 32))
     routes, before = dict.fromkeys(targets.teachers, "auto"), dict.fromkeys(targets.teachers, 0)
-    shown = Shown(images.float() / 255, routes, before)
+    shown = CalibrationBatch(images.float() / 255, routes, before)
     targets.fit(iter([shown]), folder / "fitted", {}, len(images))
     student = build_student(recipe, teachers)
 

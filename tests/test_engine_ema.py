@@ -57,7 +57,7 @@ def train(stage: int, folder: str | None) -> tuple[dict[str, Tensor], Tensor]:
             engine.backward(_loss(outputs, step, rank) / MICRO)
         engine.step(LR * (step + 1))
         if folder and step == 0:
-            distributed.together(lambda: Path(folder).mkdir(exist_ok=True))
+            distributed.on_all_ranks(lambda: Path(folder).mkdir(exist_ok=True))
             engine.save(Path(folder))
             distributed.barrier()
             engine.close()

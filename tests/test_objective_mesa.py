@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.objective.mesa import READER, mesa_loss
+from distill.objective.mesa import EMA, mesa_loss
 from distill.objective.views import ShiftConfig, ShiftedViews, build_views
 
 CONFIG = ShiftConfig(kind="shift", std=1.0)
@@ -15,7 +15,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def views() -> ShiftedViews:
-    found = build_views(CONFIG, torch.rand(4, 3, 28, 36), 4, [READER], seeded())
+    found = build_views(CONFIG, torch.rand(4, 3, 28, 36), 4, [EMA], seeded())
     assert isinstance(found, ShiftedViews)
     return found
 
@@ -32,7 +32,7 @@ def test_it_is_the_formula_in_float64_over_the_cells_that_both_see() -> None:
         return (cell - cell.mean()) / (cell.var(unbiased=False) + 1e-5).sqrt()
 
     losses = []
-    for image, (dy, dx) in enumerate(drawn.shifts[READER]):
+    for image, (dy, dx) in enumerate(drawn.shifts[EMA]):
         errors = [
             (normalised(x[image, :, i + dy, j + dx]) - normalised(y[image, :, i, j]))
             .square()
@@ -49,12 +49,12 @@ def test_it_is_the_formula_in_float64_over_the_cells_that_both_see() -> None:
 def test_a_displaced_average_of_the_same_features_costs_nothing_at_any_scale() -> None:
     drawn = views()
     x = torch.nn.functional.conv2d(drawn.student, torch.randn(6, 3, 4, 4), stride=4)
-    y = torch.nn.functional.conv2d(drawn.of(READER), torch.randn(6, 3, 4, 4), stride=4)
+    y = torch.nn.functional.conv2d(drawn.of(EMA), torch.randn(6, 3, 4, 4), stride=4)
     assert mesa_loss(x, y, drawn.pairs) > 0.1
     weight = torch.randn(6, 3, 4, 4)
     x, y = (
         torch.nn.functional.conv2d(images, weight, stride=4)
-        for images in (drawn.student, drawn.of(READER))
+        for images in (drawn.student, drawn.of(EMA))
     )
     assert mesa_loss(5 * x + 3, y, drawn.pairs) == pytest.approx(0, abs=1e-3)
 

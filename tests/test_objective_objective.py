@@ -16,7 +16,7 @@ from distill.runtime import distributed
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
 from distill.targets.target_statistics import StatisticsPass, angular_dispersion
-from distill.targets.targets import Shown, Targets
+from distill.targets.targets import CalibrationBatch, Targets
 from distill.tasks.build import build_targets
 from distill.tasks.student_recipe import StudentRecipe
 from teachers.build import build_teacher
@@ -230,10 +230,10 @@ class PatchMean(Teacher):
         return Features(maps.mean((2, 3)), maps)
 
 
-def _shown(batches: Sequence[Tensor], ranks: int = 1) -> Iterator[Shown]:
+def _calibration_batches(batches: Sequence[Tensor], ranks: int = 1) -> Iterator[CalibrationBatch]:
     """One batch a step, of each of `ranks`."""
     for step, images in enumerate(batches):
-        yield Shown(images, {"t": "auto"}, {"t": step * len(images) * ranks})
+        yield CalibrationBatch(images, {"t": "auto"}, {"t": step * len(images) * ranks})
 
 
 def _images(count: int = 32) -> Tensor:
@@ -244,7 +244,9 @@ def fit_on_ranks(folder: str) -> tuple[Tensor, Tensor, Tensor, str]:
     """Each rank sees its share of the images, in batches of 4."""
     targets = Targets({"t": PatchMean()}, student_patch=8)
     batches = _images().split(4)[distributed.rank() :: distributed.world_size()]
-    outcome = targets.fit(_shown(batches, distributed.world_size()), Path(folder), {"data": 1}, 32)
+    outcome = targets.fit(
+        _calibration_batches(batches, distributed.world_size()), Path(folder), {"data": 1}, 32
+    )
     statistics = targets.statistics["t"]
     phi_s = statistics.phi_s
     return phi_s.alpha * phi_s.rotation, phi_s.mean, statistics.dispersion, outcome["t"]
@@ -264,7 +266,9 @@ def test_standardised_targets_have_mean_0_and_variance_1_and_are_estimated_once(
     for expected in ("estimated", "cached"):
         targets = Targets({"t": PatchMean()}, student_patch=8)
         facts = {"data": 1}
-        assert targets.fit(_shown(_images().split(4)), tmp_path, facts, 32) == {"t": expected}
+        assert targets.fit(_calibration_batches(_images().split(4)), tmp_path, facts, 32) == {
+            "t": expected
+        }
         maps = targets(_images())["t"].spatial.double().movedim(1, 0).flatten(1)
         assert maps.mean(1).abs().max() < 1e-5
         torch.testing.assert_close(
@@ -279,7 +283,7 @@ def test_without_a_student_a_teacher_sees_its_native_resolution(tmp_path: Path) 
     seen: list[tuple[int, ...]] = []
     teacher.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
     targets = Targets({"t": teacher}, student_patch=None)
-    targets.fit(_shown(_images().split(4)), tmp_path, {}, 8)
+    targets.fit(_calibration_batches(_images().split(4)), tmp_path, {}, 8)
     assert seen == [(18, 26)] * 2
     assert Targets({"t": teacher}, student_patch=8).features(_images(1))["t"].spatial.shape[2:] == (
         *(2, 3),
@@ -289,14 +293,16 @@ def test_without_a_student_a_teacher_sees_its_native_resolution(tmp_path: Path) 
 def test_other_data_are_estimated_anew(tmp_path: Path) -> None:
     for facts in ({"data": 1}, {"data": 2}):
         targets = Targets({"t": PatchMean()}, student_patch=8)
-        assert targets.fit(_shown(_images().split(4)), tmp_path, facts, 32) == {"t": "estimated"}
+        assert targets.fit(_calibration_batches(_images().split(4)), tmp_path, facts, 32) == {
+            "t": "estimated"
+        }
 
 
 def test_a_checkpoints_statistics_win_over_what_was_estimated_since(tmp_path: Path) -> None:
     first, second = (Targets({"t": PatchMean()}, student_patch=8) for _ in range(2))
-    first.fit(_shown(_images().split(4)), tmp_path / "one", {}, 32)
+    first.fit(_calibration_batches(_images().split(4)), tmp_path / "one", {}, 32)
     first.save(tmp_path / "checkpoint")
-    second.fit(_shown((_images() ** 3).split(4)), tmp_path / "two", {}, 32)
+    second.fit(_calibration_batches((_images() ** 3).split(4)), tmp_path / "two", {}, 32)
     due, other = first.dispersions()["t"], second.dispersions()["t"]
     assert due > 0
     assert due != other
@@ -308,7 +314,7 @@ def test_a_checkpoints_statistics_win_over_what_was_estimated_since(tmp_path: Pa
 
 def test_a_checkpoint_without_a_teachers_statistics_is_refused(tmp_path: Path) -> None:
     targets = Targets({"t": PatchMean()}, student_patch=8)
-    targets.fit(_shown(_images().split(4)), tmp_path / "one", {}, 32)
+    targets.fit(_calibration_batches(_images().split(4)), tmp_path / "one", {}, 32)
     with pytest.raises(ValueError, match=r"t\.safetensors: missing, or not the statistics"):
         targets.load(tmp_path / "nothing")
 

@@ -175,7 +175,7 @@ def test_large_recipes_keep_the_published_hyperparameters(name: str) -> None:
     recipe = load(name)
     optimizer, rates, upsampler = recipe.optimizer, recipe.rates, recipe.upsampler.model_dump()
     plan = recipe.step_plan((8, 8), "t", ranks=8)
-    assert (recipe.run.steps, recipe.run.batch_size, plan.passes(0, 0)[0].images) == (
+    assert (recipe.run.steps, recipe.run.batch_size, plan.micro_batches(0, 0)[0].images) == (
         *(9000, 32),
         2 if name == "sam_h" else 4,
     )

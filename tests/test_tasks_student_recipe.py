@@ -164,12 +164,12 @@ def test_a_batch_that_does_not_divide_says_what_does(
 
 def test_a_batch_divides_over_ranks_and_micro_batches(tmp_path: Path) -> None:
     for overrides, images, passes in (((), 2, 1), (("run.micro_batch_size=1",), 1, 2)):
-        made = load(tmp_path, *overrides).step_plan(4).passes(3, 0)
+        made = load(tmp_path, *overrides).step_plan(4).micro_batches(3, 0)
         assert [one.images for one in made] == [images] * passes
 
 
 def test_a_micro_batch_is_never_more_than_a_ranks_share(tmp_path: Path) -> None:
-    (only,) = load(tmp_path, "run.micro_batch_size=6").step_plan(4).passes(0, 0)
+    (only,) = load(tmp_path, "run.micro_batch_size=6").step_plan(4).micro_batches(0, 0)
     assert only.images == 2
 
 

@@ -146,19 +146,19 @@ class Idle:
 
 
 def _step(recipe: StudentRecipe, teachers: dict[str, Teacher]) -> Callable[[], list[float]]:
-    """The losses of a step's passes, on the same images every time."""
+    """The losses of a step's micro-batches, on the same images every time."""
     student = build_student(recipe, teachers).eval()
     engine = cast(Engine, Idle(student))
     targets = build_targets(recipe, teachers)
-    passes = recipe.step_plan(1).passes(0, 0)
-    sizes = [recipe.arms[part.arm].resolution.root[0].size for part in passes]
-    images = [torch.rand(p.images, 3, *size) for p, size in zip(passes, sizes, strict=True)]
+    micro_batches = recipe.step_plan(1).micro_batches(0, 0)
+    sizes = [recipe.arms[each.arm].resolution.root[0].size for each in micro_batches]
+    images = [torch.rand(p.images, 3, *size) for p, size in zip(micro_batches, sizes, strict=True)]
 
     def losses() -> list[float]:
         task = StudentTask(recipe, student, engine, targets)
         distributed.seed_default_generators(0, "forward")
-        pairs = zip(images, passes, strict=True)
-        return [float(task.loss(x, part).total.detach()) for x, part in pairs]
+        pairs = zip(images, micro_batches, strict=True)
+        return [float(task.loss(x, each).total.detach()) for x, each in pairs]
 
     return losses
 

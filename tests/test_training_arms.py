@@ -44,7 +44,7 @@ PARTED = ({"ranks": 3, "micro_batch_size": 2}, {"ranks": 1, "micro_batch_size": 
 def test_the_shares_of_all_passes_of_all_ranks_sum_to_one(ranks: int, own: bool) -> None:
     made = two_arms(*PARTED) if own else two_arms({"weight": 3.0})
     plan = made.step_plan(ranks)
-    passes = [one for rank in range(ranks) for one in plan.passes(rank, 5)]
+    passes = [one for rank in range(ranks) for one in plan.micro_batches(rank, 5)]
     assert sum(one.share for one in passes) == pytest.approx(1)
     for teacher in ("clip", "siglip"):
         assert sum(one.shares.get(teacher, 0) for one in passes) == pytest.approx(1)
@@ -54,7 +54,7 @@ def test_the_shares_of_all_passes_of_all_ranks_sum_to_one(ranks: int, own: bool)
 
 def test_a_teachers_loss_is_the_mean_over_the_images_that_it_sees() -> None:
     """CLIP sees 12 small images and 4 large ones, SigLIP the small ones; a large one counts 3."""
-    low, *_, high = two_arms(high={"weight": 3.0}).step_plan(1).passes(0, 0)
+    low, *_, high = two_arms(high={"weight": 3.0}).step_plan(1).micro_batches(0, 0)
     assert (low.arm, high.arm) == ("low", "high")
     assert low.shares == pytest.approx({"clip": 2 / 24, "siglip": 2 / 12})
     assert high.shares == pytest.approx({"clip": 3 / 24})
@@ -63,7 +63,7 @@ def test_a_teachers_loss_is_the_mean_over_the_images_that_it_sees() -> None:
 
 def test_ranks_of_their_own_run_their_arm_and_its_teachers_only() -> None:
     plan = two_arms(*PARTED).step_plan(8)
-    passes = [{one.arm for one in plan.passes(rank, 0)} for rank in range(8)]
+    passes = [{one.arm for one in plan.micro_batches(rank, 0)} for rank in range(8)]
     assert passes == [{"low"}] * 6 + [{"high"}] * 2
     assert plan.teachers_of(0) == {"clip", "siglip"}
     assert plan.teachers_of(7) == {"clip"}
@@ -72,7 +72,7 @@ def test_ranks_of_their_own_run_their_arm_and_its_teachers_only() -> None:
 
 def test_one_process_runs_all_arms_in_turn() -> None:
     plan = two_arms(*PARTED).step_plan(1)
-    assert [one.arm for one in plan.passes(0, 0)] == ["low"] * 6 + ["high"] * 2
+    assert [one.arm for one in plan.micro_batches(0, 0)] == ["low"] * 6 + ["high"] * 2
     assert plan.teachers_of(0) == {"clip", "siglip"}
 
 
@@ -80,8 +80,8 @@ def test_which_images_an_arm_gets_does_not_depend_on_the_ranks() -> None:
     made = two_arms(*PARTED)
     alone, shared = made.step_plan(1), made.step_plan(4)
     for step in range(3):
-        one = {(p.arm, p.first) for p in alone.passes(0, step)}
-        four = [(p.arm, p.first) for rank in range(4) for p in shared.passes(rank, step)]
+        one = {(p.arm, p.first) for p in alone.micro_batches(0, step)}
+        four = [(p.arm, p.first) for rank in range(4) for p in shared.micro_batches(rank, step)]
         assert set(four) == one
         assert len(four) == len(one)
     assert alone.layout.identity == shared.layout.identity
@@ -97,8 +97,8 @@ def test_each_size_has_its_batch() -> None:
         (
             part.resolution[0],
             part.batch_size,
-            len(plan.passes(1, step)),
-            plan.passes(1, step)[0].images,
+            len(plan.micro_batches(1, step)),
+            plan.micro_batches(1, step)[0].images,
         )
         for step in range(32)
         for part in plan.layout.parts(step)
@@ -116,7 +116,7 @@ def test_routes_of_an_arm_go_before_those_of_all() -> None:
     made = made.model_copy(
         update={"targets": made.targets.model_copy(update={"routes": {"clip": "matched"}})}
     )
-    low, *_, high = made.step_plan(1).passes(0, 0)
+    low, *_, high = made.step_plan(1).micro_batches(0, 0)
     assert low.routes == {"clip": "interpolate", "siglip": "auto"}
     assert high.routes == {"clip": "matched"}
 

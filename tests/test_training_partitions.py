@@ -16,10 +16,10 @@ from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
 from distill.runtime import distributed
 from distill.runtime.config import validate
-from distill.targets.targets import Shown, Targets
+from distill.targets.targets import CalibrationBatch, Targets
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.student_task import StudentTask
-from distill.training.arms import Pass, StepPlan
+from distill.training.arms import MicroBatch, StepPlan
 from student.model import Student
 from teachers.features import FeatureSpec
 from tests.ranks import run_on_ranks
@@ -66,10 +66,12 @@ def recipe(stage: int, own_ranks: bool) -> StudentRecipe:
     return validate(StudentRecipe, tree, "recipe")
 
 
-def images(part: Pass) -> Tensor:
+def images(micro_batch: MicroBatch) -> Tensor:
     """Each image by its place in the step."""
-    generators = [torch.Generator().manual_seed(part.first + i) for i in range(part.images)]
-    return torch.stack([torch.rand(3, *SIZES[part.arm], generator=g) for g in generators])
+    generators = [
+        torch.Generator().manual_seed(micro_batch.first + i) for i in range(micro_batch.images)
+    ]
+    return torch.stack([torch.rand(3, *SIZES[micro_batch.arm], generator=g) for g in generators])
 
 
 def student_of(made: StudentRecipe) -> Student:
@@ -103,8 +105,8 @@ def gradient(stage: int, own_ranks: bool) -> Step:
     engine.train(False)  # no random windows of positions
     task = StudentTask(made, student, engine, Targets(teachers, 16, phi_s=False))
     sums: dict[str, Tensor] = {}
-    for part in plan.passes(distributed.rank(), 0):
-        terms = task.loss(images(part), part)
+    for micro_batch in plan.micro_batches(distributed.rank(), 0):
+        terms = task.loss(images(micro_batch), micro_batch)
         engine.backward(terms.total * world)
         for name, value in {"loss": terms.total.detach(), **terms.parts, **terms.metrics}.items():
             sums[name] = sums.get(name, torch.zeros(())) + value
@@ -127,7 +129,7 @@ def plain_gradient() -> tuple[dict[str, Tensor], dict[str, float]]:
     teachers = {name: Patches(spec).train() for name, spec in SPECS.items()}
     means: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
     for arm, first in firsts.items():
-        one = Pass(arm, first, BATCHES[arm], 1, {}, 1, {})
+        one = MicroBatch(arm, first, BATCHES[arm], 1, {}, 1, {})
         pixels = images(one)
         heads = student(pixels).heads
         for name in SEEN_BY[arm]:
@@ -139,12 +141,12 @@ def plain_gradient() -> tuple[dict[str, Tensor], dict[str, float]]:
             means[name, arm] = summary.mean(), spatial.mean()
     for name, arms, weights in (("one", ("low", "high"), (1.0, 2.0)), ("other", ("low",), (1, 1))):
         counts = [WEIGHTS[arm] * BATCHES[arm] for arm in arms]
-        for index, part in enumerate(("summary", "spatial")):
+        for index, kind in enumerate(("summary", "spatial")):
             values = [means[name, arm][index] for arm in arms]
             mean = sum(c * v for c, v in zip(counts, values, strict=True)) / sum(counts)
-            losses[f"{name}/{part}"] = mean.item()
+            losses[f"{name}/{kind}"] = mean.item()
             losses |= {
-                f"loss/{arm}/{name}/{part}": v.item() for arm, v in zip(arms, values, strict=True)
+                f"loss/{arm}/{name}/{kind}": v.item() for arm, v in zip(arms, values, strict=True)
             }
             total = total + weights[index] * mean
     total.backward()
@@ -174,7 +176,7 @@ def test_the_gradient_is_that_of_one_process_with_every_arm_whole(ranks: int) ->
     assert max(float(value.abs().max()) for value in expected.values()) > 0.1
     by_rank = run_on_ranks(ranks, gradients, CASES[ranks])
     for case, steps in zip(CASES[ranks], zip(*by_rank, strict=True), strict=True):
-        # No pass is wasted: a teacher runs once for each image that it sees, on one rank.
+        # Nothing is run in vain: a teacher runs once for each image that it sees, on one rank.
         for name, count in {"one": 12, "other": 8}.items():
             assert sum(step.encoded.get(name, 0) for step in steps) == count, case
         for step in steps:
@@ -186,11 +188,11 @@ def test_the_gradient_is_that_of_one_process_with_every_arm_whole(ranks: int) ->
                 torch.testing.assert_close(value, due, rtol=1e-4, atol=1e-6, msg=f"{case} {name}")
 
 
-def _shown(plan: StepPlan, steps: int) -> Any:
+def _calibration_batches(plan: StepPlan, steps: int) -> Any:
     before = dict.fromkeys(SPECS, 0)
     for step in range(steps):
-        for part in plan.passes(distributed.rank(), step):
-            yield Shown(images(part) + step, part.routes, dict(before))
+        for micro_batch in plan.micro_batches(distributed.rank(), step):
+            yield CalibrationBatch(images(micro_batch) + step, micro_batch.routes, dict(before))
         before = {name: before[name] + count for name, count in plan.images_of(step).items()}
 
 
@@ -201,7 +203,7 @@ def estimate(own_ranks: bool, folder: str) -> tuple[dict[str, tuple[Tensor, ...]
     mine = plan.teachers_of(distributed.rank())
     teachers = {name: Patches(SPECS[name]).train() for name in SPECS if name in mine}
     targets = Targets(teachers, 16)
-    outcome = targets.fit(_shown(plan, 9), Path(folder), {}, 24)
+    outcome = targets.fit(_calibration_batches(plan, 9), Path(folder), {}, 24)
     assert set(outcome.values()) == {"estimated"}
     assert set(targets.fit(iter(()), Path(folder), {}, 24).values()) == {"cached"}
     found = {n: (s.phi_s.mean, s.phi_s.alpha, s.dispersion) for n, s in targets.statistics.items()}

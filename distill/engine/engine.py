@@ -171,11 +171,11 @@ class Engine:
         """Writes weights and optimiser state; every rank writes its part of the average.
 
         Raises:
-            RankError: on every rank, where one could not write.
+            AnyRankFailed: on every rank, where one could not write.
         """
         with errors_kept(self._engine) as raise_kept:
             self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
-        distributed.together(raise_kept)
+        distributed.on_all_ranks(raise_kept)
         if self._average:
             torch.save(self._average, folder / f"average_{distributed.rank()}.pt")
         if self._averaged and distributed.rank() == 0:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.objective.views import Pair
 
-READER = "moving average"  # among the readers of views; no teacher's name has a space
+EMA = "moving average"  # among the readers of views; no teacher's name has a space
 
 
 class MesaConfig(BaseModel):
@@ -42,7 +42,7 @@ def mesa_loss(
         average: (B, C, h, w) float32, of the averaged weights; without a graph.
         align: finds where both show the same, `Views.pairs`.
     """
-    pairs = align(READER, _normalised(student), _normalised(average))
+    pairs = align(EMA, _normalised(student), _normalised(average))
     return torch.stack([F.mse_loss(x, y) if y.numel() else x.sum() for x, y in pairs]).mean()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.engine.ema import AveragedModule
 from distill.engine.engine import Autocast
 from distill.engine.engine_config import EngineConfig
-from distill.objective.mesa import READER
+from distill.objective.mesa import EMA
 from distill.planning.meter import Imitation, Meter
 from distill.planning.step import (
     Arm,
@@ -30,7 +30,7 @@ from distill.tasks.build import build_targets, prepare_student
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.student_task import StudentTask
 from distill.tasks.window_augmentation import window_shares
-from distill.training.arms import Pass
+from distill.training.arms import MicroBatch
 from distill.training.resolution import ResolutionSchedule, SizeConfig
 from student.model import Student, StudentOutput
 from teachers.matched import MatchedTeacher
@@ -129,7 +129,7 @@ class StudentWorkload(Workload):
         if self._average is not None:
             high = seen(arm.resolution, grid, width)
             size = count(self._average.trunk)
-            rows.append(Row(READER, *size, high, self._average_share, trained=False))
+            rows.append(Row(EMA, *size, high, self._average_share, trained=False))
         for name, choice in arm.routes.items():
             rows += self._teacher_rows(name, arm.resolution, choice)
         return rows
@@ -162,7 +162,7 @@ class StudentWorkload(Workload):
         with Meter(*self._modules()) as meter, explained(arm):
             self._watch(meter, arm)
             meter.name("losses")
-            total = self._task.loss(pixels, _pass(arm, images)).total
+            total = self._task.loss(pixels, _micro_batch(arm, images)).total
             meter.name("heads")
             total.backward()
         self.trained.zero_grad()
@@ -170,7 +170,7 @@ class StudentWorkload(Workload):
             flops = [(images * shares[w], each.flops("student")) for w, each in alone.items()]
             meter.parts["student"].flops = _sum(flops)
         if self._average is not None:
-            part = meter.parts[READER]
+            part = meter.parts[EMA]
             part.flops = _sum([(self._average_share, part.flops)])
         return traced(meter, images)
 
@@ -193,7 +193,7 @@ class StudentWorkload(Workload):
         if self._average is not None:  # whose trunk is not called as a whole
             trunk = self._average.trunk
             for part in (trunk.embedding, *trunk.blocks, trunk.norm):
-                meter.inside(part, READER)
+                meter.inside(part, EMA)
         for name in arm.routes:
             teacher = self.teachers[name]
             meter.inside(bare_encoder(teacher), name)
@@ -274,10 +274,10 @@ def _sum(counted: Iterable[tuple[float, Counter[torch.dtype]]]) -> Counter[torch
     return Counter({dtype: round(number) for dtype, number in total.items()})
 
 
-def _pass(arm: Arm, images: int) -> Pass:
+def _micro_batch(arm: Arm, images: int) -> MicroBatch:
     """One micro-batch that is all of its step."""
     shares = dict.fromkeys(arm.routes, 1.0)
-    return Pass(arm.key, 0, images, 1.0, shares, 1.0, arm.routes)
+    return MicroBatch(arm.key, 0, images, 1.0, shares, 1.0, arm.routes)
 
 
 def _upsampler(teacher: Teacher, grid: Size) -> Upsampler:

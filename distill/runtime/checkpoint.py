@@ -63,10 +63,10 @@ def save_checkpoint(
             _remove(old)
 
     try:
-        distributed.together(prepare, ranks=1)
-        distributed.together(lambda: write(partial))
-        distributed.together(publish, ranks=1)
-    except distributed.RankError as error:
+        distributed.on_all_ranks(prepare, ranks=1)
+        distributed.on_all_ranks(lambda: write(partial))
+        distributed.on_all_ranks(publish, ranks=1)
+    except distributed.AnyRankFailed as error:
         # Said always, because torch hides a full disk behind "unexpected pos".
         free = distributed.broadcast_object(_free_megabytes(root))
         if distributed.rank() == 0:  # a full disk then has room for the run's last words
@@ -142,8 +142,8 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
     failures = []
     for name in candidates:
         try:
-            distributed.together(functools.partial(read, Path(name)))
-        except distributed.RankError as error:
+            distributed.on_all_ranks(functools.partial(read, Path(name)))
+        except distributed.AnyRankFailed as error:
             failures.append(f"{name}: could not be read ({error})")
         else:
             return Path(name)

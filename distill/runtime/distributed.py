@@ -188,27 +188,27 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-class RankError(RuntimeError):
+class AnyRankFailed(RuntimeError):
     """An action failed on some ranks; the message names them and what went wrong."""
 
 
-def together(action: Callable[[], None], *, ranks: int | None = None) -> None:
+def on_all_ranks(action: Callable[[], None], *, ranks: int | None = None) -> None:
     """Runs an action on the first `ranks` processes, or on all.
 
     Raises:
-        RankError: on every process, where it failed on one, so that none waits for another.
+        AnyRankFailed: on every process, where it failed on one, so that none waits for another.
     """
     failure = None
     if ranks is None or rank() < ranks:
         try:
             action()
-        except RankError as error:  # which the other ranks have too
+        except AnyRankFailed as error:  # which the other ranks have too
             failure = str(error)
         except Exception as error:
             failure = f"rank {rank()}: {type(error).__name__}: {error}"
     failures = [f for f in gather_objects(failure) if f is not None]
     if failures:
-        raise RankError("; ".join(dict.fromkeys(failures)))
+        raise AnyRankFailed("; ".join(dict.fromkeys(failures)))
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -56,7 +56,7 @@ class TargetsConfig(BaseModel):
     cached: Path | None = None
 
 
-class Shown(NamedTuple):
+class CalibrationBatch(NamedTuple):
     """Images that statistics are estimated on.
 
     Attributes:
@@ -193,7 +193,7 @@ class Targets:
 
     def fit(
         self,
-        shown: Iterator[Shown],
+        shown: Iterator[CalibrationBatch],
         folder: Path,
         facts: Mapping[str, object],
         num_images: int,
@@ -243,7 +243,10 @@ class Targets:
         return kinds | dict.fromkeys(inherited.keys() & found.keys(), "inherited")
 
     def _show(
-        self, shown: Iterator[Shown], passes: Mapping[str, StatisticsPass], num_images: int
+        self,
+        shown: Iterator[CalibrationBatch],
+        passes: Mapping[str, StatisticsPass],
+        num_images: int,
     ) -> None:
         """Runs each teacher until it has seen enough; which step that is, all ranks know."""
         for images, routes, before in shown:

@@ -17,7 +17,7 @@ from distill.targets.targets import Targets
 from distill.tasks.student_encoder import StudentEncoder
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.window_augmentation import draw_window
-from distill.training.arms import Pass
+from distill.training.arms import MicroBatch
 from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
 from teachers.catalog import licence_of
@@ -47,26 +47,26 @@ class StudentTask:
         self._seen_by = _parts_of_arms(recipe, student.targets)
         self._objective, self._step = Objective(recipe.objective, targets.dispersions()), 0
 
-    def loss(self, images: Tensor, part: Pass) -> LossTerms:
+    def loss(self, images: Tensor, micro_batch: MicroBatch) -> LossTerms:
         """What the images (B, 3, H, W) in [0, 1] of a pass add to the step's loss."""
         if self.engine.steps != self._step:
             self._objective.finish_step()
             self._step = self.engine.steps
         generator = distributed.derived_generator("views")
         # Of all ranks' teachers, so that the draws do not depend on who runs which.
-        readers = [*part.routes, *([mesa.READER] if self._mesa else [])]
+        readers = [*micro_batch.routes, *([mesa.EMA] if self._mesa else [])]
         views = build_views(self._equivariance, images, self._patch, readers, generator)
-        targets = self._targets(views.student, part.routes, views.of, part.keys)
+        targets = self._targets(views.student, micro_batch.routes, views.of, micro_batch.keys)
         height, width = views.student.shape[-2:]
         grid = (height // self._patch, width // self._patch)
         window = draw_window(self._windows, grid, self._seed, self.engine.steps)
         output: StudentOutput = self.engine(views.student, window)
-        terms = self._objective(output.heads, targets, part.shares, views.pairs)
-        terms = terms._replace(metrics={**terms.metrics, **self._of_arms(terms, part)})
+        terms = self._objective(output.heads, targets, micro_batch.shares, views.pairs)
+        terms = terms._replace(metrics={**terms.metrics, **self._of_arms(terms, micro_batch)})
         if self._mesa is None or self.engine.steps < self._mesa.start_step:
             return terms
-        average = self._average_map(views.of(mesa.READER))
-        loss = part.share * mesa.mesa_loss(output.backbone.spatial, average, views.pairs)
+        average = self._average_map(views.of(mesa.EMA))
+        loss = micro_batch.share * mesa.mesa_loss(output.backbone.spatial, average, views.pairs)
         total = terms.total + self._mesa.weight * loss
         return terms._replace(total=total, parts={**terms.parts, "mesa": loss.detach()})
 
@@ -77,14 +77,16 @@ class StudentTask:
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
             return average.forward_intermediates(images, [len(average.trunk.blocks) - 1])[0]
 
-    def _of_arms(self, terms: LossTerms, part: Pass) -> dict[str, Tensor]:
+    def _of_arms(self, terms: LossTerms, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """The same losses for each arm by itself: a mean over its own images."""
         none = torch.zeros((), device=terms.total.device)
         found = {}
         for arm, name in self._seen_by:
             value = none
-            if arm == part.arm:
-                value = terms.parts[name] * (part.arm_share / part.shares[name.split("/")[0]])
+            if arm == micro_batch.arm:
+                value = terms.parts[name] * (
+                    micro_batch.arm_share / micro_batch.shares[name.split("/")[0]]
+                )
             found[f"loss/{arm}/{name}"] = value
         return found
 
@@ -131,7 +133,7 @@ class StudentTask:
         student = student_of(self._config, self._specs, weights, "the run's student")
         return StudentEncoder(student.to(distributed.device()), resolution=self._resolution)
 
-    def draw(self, images: Tensor, part: Pass, path: Path) -> None:
+    def draw(self, images: Tensor, micro_batch: MicroBatch, path: Path) -> None:
         """Draws PCA panels of the teachers and the student side by side."""
         from distill.display.pictures import draw_panels
 
@@ -141,7 +143,7 @@ class StudentTask:
             output: StudentOutput = self.engine(shown)
         self.engine.train(True)
         # On every rank, as several may have to gather a teacher's weights together.
-        targets = self._targets(shown, part.routes, keys=part.keys[: len(shown)])
+        targets = self._targets(shown, micro_batch.routes, keys=micro_batch.keys[: len(shown)])
         if distributed.rank() == 0:
             draw_panels(path, shown, targets, {"student": output})
 

@@ -14,7 +14,7 @@ from distill.parametrization.spectral import SpectralScale, spectral_reparametri
 from distill.runtime import distributed, timing
 from distill.runtime.run_folder import versions
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
-from distill.training.arms import Pass
+from distill.training.arms import MicroBatch
 from distill.training.training_recipe import resolved
 from teachers.catalog import licence_of
 from teachers.features import Features, FeatureSpec
@@ -155,10 +155,10 @@ class UpsamplerTask:
         self._recipe, self._module, self._teacher = recipe, module, teacher
         self._fingerprint = fingerprint
 
-    def loss(self, images: Tensor, part: Pass) -> LossTerms:
+    def loss(self, images: Tensor, micro_batch: MicroBatch) -> LossTerms:
         """What the images (B, 3, H, W) in [0, 1] of a pass add to the step's loss."""
         terms: ConsistencyTerms = self.engine(images, self._views(len(images)).to(images.device))
-        return LossTerms(terms.total, terms.parts, {"mse": terms.mse}).scaled(part.share)
+        return LossTerms(terms.total, terms.parts, {"mse": terms.mse}).scaled(micro_batch.share)
 
     def save(self, folder: Path) -> None:
         """Writes the upsampler as it would be used."""
@@ -170,7 +170,7 @@ class UpsamplerTask:
     def load(self, folder: Path) -> None:
         """Nothing: all that training changes is in the engine."""
 
-    def draw(self, images: Tensor, part: Pass, path: Path) -> None:
+    def draw(self, images: Tensor, micro_batch: MicroBatch, path: Path) -> None:
         """Draws PCA panels of the encoder's map, bilinear and upsampled."""
         from distill.display.pictures import draw_maps
 

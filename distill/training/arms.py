@@ -45,17 +45,17 @@ class ArmConfig(BaseModel):
     routes: dict[str, RouteChoice] = {}
 
 
-class Pass(NamedTuple):
-    """One forward and backward pass of one rank.
+class MicroBatch(NamedTuple):
+    """One forward and backward pass of one rank: its images, routes and shares of the losses.
 
     Attributes:
         arm: its name; empty where a recipe has no arms.
         first: place of its first image among those of the step, over all ranks.
         images: how many.
-        share: of a loss that every image of the step takes part in; those of all passes of all
-            ranks sum to 1.
-        shares: teacher to the pass's share of its loss; those of all passes sum to 1.
-        arm_share: the pass's share of its own arm's images.
+        share: of a loss that every image of the step takes part in; those of all micro-batches
+            of all ranks sum to 1.
+        shares: teacher to the micro-batch's share of its loss; those of all micro-batches sum to 1.
+        arm_share: the micro-batch's share of its own arm's images.
         routes: teacher to route, for the teachers of the arm.
         keys: of its images, once they are read.
     """
@@ -99,7 +99,7 @@ class StepPlan:
         self._placed = place_arms({name: arm.ranks for name, arm in arms.items()}, ranks)
         self._lanes = deal_lanes({name: arm.ranks for name, arm in arms.items()})
         parts = {n: [self._part(n, s) for s in arm.resolution.root] for n, arm in arms.items()}
-        _require_equal_passes(self.arms, parts)
+        _require_equal_micro_batches(self.arms, parts)
         every = [part for arm in parts.values() for part in arm]
         self.layout = Layout(self._parts, every, _identity(self.arms))
 
@@ -121,20 +121,20 @@ class StepPlan:
                 seen[teacher] = seen.get(teacher, 0) + part.batch_size
         return seen
 
-    def passes(self, rank: int, step: int) -> list[Pass]:
-        """The passes of a rank in a step, in the order of its micro-batches."""
+    def micro_batches(self, rank: int, step: int) -> list[MicroBatch]:
+        """The micro-batches of a rank in a step, in the order in which they run."""
         parts = dict(zip(self.arms, self._parts(step), strict=True))
         weights = {n: self.arms[n].weight * part.batch_size for n, part in parts.items()}
         totals: dict[str, float] = {}
         for name, weight in weights.items():
             for teacher in self._teachers[name]:
                 totals[teacher] = totals.get(teacher, 0.0) + weight
-        passes = []
+        found = []
         for name, part in parts.items():
             if rank not in part.ranks:
                 continue
             of_arm = part.micro_batch_size / part.batch_size
-            one = Pass(
+            one = MicroBatch(
                 arm=name,
                 first=0,
                 images=part.micro_batch_size,
@@ -143,9 +143,9 @@ class StepPlan:
                 arm_share=of_arm,
                 routes={t: self.arms[name].routes.get(t, "auto") for t in self._teachers[name]},
             )
-            passes += [one] * part.micro_batches
+            found += [one] * part.micro_batches
         places = self.layout.slices(rank, step, 0)
-        return [one._replace(first=p.first) for one, p in zip(passes, places, strict=True)]
+        return [one._replace(first=p.first) for one, p in zip(found, places, strict=True)]
 
     def _parts(self, step: int) -> list[Part]:
         return [
@@ -178,7 +178,7 @@ def place_of(arm: str) -> str:
     return f"arms.{arm}" if arm else "run"
 
 
-def _require_equal_passes(
+def _require_equal_micro_batches(
     arms: Mapping[str, ArmConfig], parts: Mapping[str, Sequence[Part]]
 ) -> None:
     """Ranks meet in every backward pass, so those of different arms must have as many."""

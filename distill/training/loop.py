@@ -22,7 +22,7 @@ from distill.objective.objective import LossTerms
 from distill.runtime import distributed, timing
 from distill.runtime.process import StopRequest, arm_watchdog, disarm_watchdog
 from distill.runtime.tracking import Tracker, log
-from distill.training.arms import Pass
+from distill.training.arms import MicroBatch
 
 Outcome = Literal["done", "preempted"]
 LEFT_OUT = "non_finite/"  # a task's metrics of this prefix are above 0 where it left a loss out
@@ -38,12 +38,13 @@ class Task(Protocol):
 
     engine: Engine
 
-    def loss(self, images: Tensor, part: Pass) -> LossTerms:
-        """What one pass adds to the step's loss, with a graph through the engine.
+    def loss(self, images: Tensor, micro_batch: MicroBatch) -> LossTerms:
+        """What one micro-batch adds to the step's loss, with a graph through the engine.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            part: its shares. Every pass of every rank returns the same names.
+            micro_batch: its shares of the losses. Every micro-batch of every rank returns the same
+                loss names.
         """
 
     def save(self, folder: Path) -> None:
@@ -52,8 +53,8 @@ class Task(Protocol):
     def load(self, folder: Path) -> None:
         """Goes back to what `save` wrote, the engine aside; called by every rank."""
 
-    def draw(self, images: Tensor, part: Pass, path: Path) -> None:
-        """Draws a picture of the progress on the images of a pass.
+    def draw(self, images: Tensor, micro_batch: MicroBatch, path: Path) -> None:
+        """Draws a picture of the progress on the images of a micro-batch.
 
         Called by every rank; rank 0 writes the file.
         """
@@ -67,7 +68,7 @@ class Plan:
         folder: the run's.
         seed: of everything random.
         steps: optimiser steps of the whole run.
-        passes: those of this rank in a step.
+        micro_batches: of this rank, as a function of the step's number.
         images: of a step, over all ranks.
         lr: peak learning rate.
         schedule: of the learning rate.
@@ -82,7 +83,7 @@ class Plan:
     folder: Path
     seed: int
     steps: int
-    passes: Callable[[int], Sequence[Pass]]
+    micro_batches: Callable[[int], Sequence[MicroBatch]]
     images: Callable[[int], int]
     lr: float
     schedule: ScheduleConfig
@@ -186,18 +187,17 @@ class Loop:
         """One optimiser step; returns whether any rank was asked to stop."""
         plan, keys = self._plan, []
         sums: dict[str, Tensor] = {}
-        passes = plan.passes(step)
-        for part in passes:
+        for micro_batch in plan.micro_batches(step):
             with timing.part("data"):
                 batch = next(batches)
-            part = part._replace(keys=batch.keys)
+            micro_batch = micro_batch._replace(keys=batch.keys)
             keys += batch.keys
             images = batch.pixels(self._device)
             # By the images' place: of local shards, whichever rank they fall to, they meet the
             # same numbers.
-            distributed.seed_default_generators(plan.seed, "forward", step, part.first)
+            distributed.seed_default_generators(plan.seed, "forward", step, micro_batch.first)
             with timing.part("student"):
-                terms = self._task.loss(images, part)
+                terms = self._task.loss(images, micro_batch)
                 # The engine takes the mean over the ranks; the shares of all of them sum to 1.
                 self._task.engine.backward(terms.total * distributed.world_size())
             for name, value in _named(terms).items():
@@ -209,7 +209,7 @@ class Loop:
         self._check_gradient(step, result, keys)
         self._report(step, values, lr, result)
         if plan.pictures_every and (step + 1) % plan.pictures_every == 0:
-            self._draw(step + 1, images, part)
+            self._draw(step + 1, images, micro_batch)
         return stopping
 
     def _share(
@@ -261,10 +261,10 @@ class Loop:
         self._tracker.metrics(done, values)
         meter.restart()
 
-    def _draw(self, step: int, images: Tensor, part: Pass) -> None:
+    def _draw(self, step: int, images: Tensor, micro_batch: MicroBatch) -> None:
         path = self._plan.folder / "pictures" / f"step-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
-        self._task.draw(images, part, path)
+        self._task.draw(images, micro_batch, path)
         self._tracker.picture(step, "features", path)
         self._meter.restart()
 

@@ -41,7 +41,7 @@ from distill.runtime.run_folder import (
 )
 from distill.runtime.tracking import Tracker, log
 from distill.targets.target_statistics import TargetStatistics
-from distill.targets.targets import Shown, Targets
+from distill.targets.targets import CalibrationBatch, Targets
 from distill.training.arms import StepPlan
 from distill.training.loop import Benchmarks, Loop, NonFiniteError, Outcome, Plan, Task
 from distill.training.training_recipe import TrainingRecipe, resolved
@@ -155,18 +155,20 @@ def fit_targets(
     """
     stream = open_stream(recipe, plan, purpose="statistics")
     facts = {"stream": stream.state()["identity"], "images": count, **facts}
-    shown = _shown(stream, plan, recipe.run.watchdog_s)
+    shown = _calibration_batches(stream, plan, recipe.run.watchdog_s)
     outcome = targets.fit(shown, recipe.run.dir / "statistics", facts, count, inherited)
     log.info("statistics over %d images: %s", count, outcome)
 
 
-def _shown(stream: TrainStream, plan: StepPlan, watchdog_s: float) -> Iterator[Shown]:
+def _calibration_batches(
+    stream: TrainStream, plan: StepPlan, watchdog_s: float
+) -> Iterator[CalibrationBatch]:
     batches, before = stream.batches(), Counter[str]()
     for step in itertools.count():
-        for part in plan.passes(distributed.rank(), step):
+        for micro_batch in plan.micro_batches(distributed.rank(), step):
             arm_watchdog(watchdog_s)
             images = next(batches).pixels(distributed.device())
-            yield Shown(images, part.routes, before.copy())
+            yield CalibrationBatch(images, micro_batch.routes, before.copy())
         before.update(plan.images_of(step))
 
 
@@ -263,7 +265,7 @@ def _plan(recipe: TrainingRecipe, steps: StepPlan) -> Plan:
         folder=recipe.run.dir,
         seed=recipe.run.seed,
         steps=recipe.run.steps,
-        passes=functools.partial(steps.passes, distributed.rank()),
+        micro_batches=functools.partial(steps.micro_batches, distributed.rank()),
         images=steps.layout.num_samples,
         lr=recipe.optimizer.lr,
         schedule=recipe.schedule,

@@ -88,15 +88,15 @@ def our_step(tree: Mapping[str, Any]) -> Step:
         )
     student = build_student(recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
-    passes = recipe.step_plan(1).passes(0, 0)
+    micro_batches = recipe.step_plan(1).micro_batches(0, 0)
     engine = Engine(
-        student, recipe.engine, recipe.optimizer, groups, micro_batch_size=passes[0].images
+        student, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batches[0].images
     )
     task = StudentTask(recipe, student, engine, targets)
 
     def step(batches: Sequence[Tensor]) -> None:
-        for images, part in zip(batches, passes, strict=True):
-            engine.backward(task.loss(images.float() / 255, part).total)
+        for images, micro_batch in zip(batches, micro_batches, strict=True):
+            engine.backward(task.loss(images.float() / 255, micro_batch).total)
         engine.step(LR)
 
     return step

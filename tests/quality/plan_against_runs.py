@@ -40,7 +40,7 @@ from distill.tasks.student_task import StudentTask
 from distill.tasks.upsampler_build import base_resolution, build_encoder
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from distill.tasks.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
-from distill.training.arms import Pass
+from distill.training.arms import MicroBatch
 from student.model import Student
 from student.storage import save_student
 from teachers.phi_s import any_phi_s
@@ -70,16 +70,16 @@ class Step(NamedTuple):
 
     Attributes:
         task: its loss is what counts.
-        passes: micro-batches.
+        micro_batches: of this rank.
     """
 
     task: StudentTask | UpsamplerTask
-    passes: list[Pass]
+    micro_batches: list[MicroBatch]
 
     def run(self, size: tuple[int, int]) -> None:
         """One optimiser step."""
         engine = self.task.engine
-        for each in self.passes:
+        for each in self.micro_batches:
             images = torch.rand(each.images, 3, *size)
             engine.backward(self.task.loss(images, each).total)
         engine.step(1e-4)
@@ -88,7 +88,7 @@ class Step(NamedTuple):
 def student_step(tree: dict[str, Any]) -> Step:
     """As `train_student` puts it together, with any statistics."""
     recipe = validate(StudentRecipe, tree, "case")
-    passes = recipe.step_plan(distributed.world_size()).passes(distributed.rank(), 0)
+    micro_batches = recipe.step_plan(distributed.world_size()).micro_batches(distributed.rank(), 0)
     teachers = build_teachers(recipe)
     targets = build_targets(recipe, teachers)
     for name, teacher in teachers.items():
@@ -102,10 +102,10 @@ def student_step(tree: dict[str, Any]) -> Step:
         recipe.engine,
         recipe.optimizer,
         groups,
-        micro_batch_size=passes[0].images,
+        micro_batch_size=micro_batches[0].images,
         whole_average=recipe.objective.mesa is not None,
     )
-    return Step(StudentTask(recipe, student, engine, targets), passes)
+    return Step(StudentTask(recipe, student, engine, targets), micro_batches)
 
 
 def upsampler_step(tree: dict[str, Any]) -> Step:
@@ -114,12 +114,12 @@ def upsampler_step(tree: dict[str, Any]) -> Step:
     teacher, fingerprint = build_encoder(recipe)
     resolution = base_resolution(recipe, teacher.spec)
     plan = recipe.step_plan(resolution, "teacher", distributed.world_size())
-    passes = plan.passes(distributed.rank(), 0)
+    micro_batches = plan.micro_batches(distributed.rank(), 0)
     module = build_multi_view(recipe, teacher, any_phi_s(teacher.spec.spatial_dim))
     groups = parameter_groups(module, recipe)
-    size = passes[0].images
+    size = micro_batches[0].images
     engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=size)
-    return Step(UpsamplerTask(recipe, module, engine, teacher, fingerprint), passes)
+    return Step(UpsamplerTask(recipe, module, engine, teacher, fingerprint), micro_batches)
 
 
 def measure(tree: dict[str, Any], size: tuple[int, int]) -> Figures:

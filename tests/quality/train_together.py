@@ -33,7 +33,7 @@ from distill.tasks.upsampler_task import (
     parameter_groups,
     upsampler_card,
 )
-from distill.training.arms import Pass
+from distill.training.arms import MicroBatch
 from distill.training.session import Assembly, open_stream, run_command
 from teachers.features import Features
 from teachers.teacher import Teacher
@@ -96,14 +96,14 @@ class TogetherTask:
         self.engine, self._recipe, self._teacher = engine, recipe, teacher
         self._fingerprint = fingerprint
 
-    def loss(self, images: Tensor, part: Pass) -> LossTerms:
+    def loss(self, images: Tensor, micro_batch: MicroBatch) -> LossTerms:
         factor = _factor(self._recipe)
         views = draw_views(self._recipe.views, len(images), self._teacher.spec, factor)
         terms: dict[str, ConsistencyTerms] = self.engine(images, views)
         total = torch.stack([each.total for each in terms.values()]).sum()
         parts = {name: each.parts["reconstruction"] for name, each in terms.items()}
         return LossTerms(total, parts, {f"mse/{n}": t.mse for n, t in terms.items()}).scaled(
-            part.share
+            micro_batch.share
         )
 
     def save(self, folder: Path) -> None:
@@ -116,7 +116,7 @@ class TogetherTask:
     def load(self, folder: Path) -> None:
         """Nothing: all that training changes is in the engine."""
 
-    def draw(self, images: Tensor, part: Pass, path: Path) -> None:
+    def draw(self, images: Tensor, micro_batch: MicroBatch, path: Path) -> None:
         raise NotImplementedError("tracking.pictures_every must be 0")
 
 
@@ -141,7 +141,7 @@ def assemble(recipe: ComparisonRecipe) -> Assembly:
         for group in parameter_groups(members[name], own):
             groups.append(ParameterGroup(f"{name}.{group.name}", *group[1:]))
     module = Together(members, encoder)
-    micro_batch = plan.passes(distributed.rank(), 0)[0].images
+    micro_batch = plan.micro_batches(distributed.rank(), 0)[0].images
     engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
     return Assembly(TogetherTask(recipe, engine, teacher, fingerprint), stream, plan)
 
