@@ -1,4 +1,4 @@
-"""What is trained and shipped: a ViT for any resolution, with heads for each teacher.
+"""The student that is trained and shipped: a ViT for any resolution, with a head for each teacher.
 
 Importing this package imports `teachers` first, which repairs torchvision's operators where
 needed, because the modules here import timm. Nothing here needs deepspeed or `distill`.

@@ -1,7 +1,7 @@
-"""What a recipe may say about the student.
+"""The student's configuration: architecture, heads and initial weights.
 
-Sizes follow the ViTs of the RADIO family (../shared/reference/radio-training.md 1.1), which are
-timm's; `giant` has DINOv2's width, depth and heads, with the plain MLP of the other sizes.
+Sizes follow the ViTs of the RADIO family (AM-RADIO, arXiv 2312.06709), which are timm's; `giant`
+has DINOv2's width, depth and heads, with the plain MLP of the other sizes.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ DEFAULT_REGISTERS = 4
 
 
 class Shape(NamedTuple):
-    """A transformer's dimensions: channels, blocks, attention heads, channels inside the MLP."""
+    """Dimensions of a ViT: channels, blocks, attention heads, hidden channels of the MLP."""
 
     width: int
     depth: int
@@ -53,18 +53,18 @@ class _Config(BaseModel):
 
 
 class HeadConfig(_Config):
-    """The MLPs that map the student's tokens to a teacher's features.
+    """The projection heads, which map the student's tokens to the features of each teacher.
 
     Attributes:
-        hidden_dim: channels inside the MLP.
+        hidden_dim: hidden channels of the MLPs.
         num_layers: residual inner blocks.
-        upsample: teacher name to u; that teacher's map comes out u times denser than the
-            student's own grid, along both axes. 1 for teachers not named.
-        attention_blocks: transformer blocks over the patches, without class tokens, before a map's
-            MLP, which then has no inner blocks; C-RADIOv4 has 2, 0 leaves them out.
-        attention_heads: of these blocks.
-        only: the teachers whose MLPs there are; None for all. The others keep their class tokens,
-            which every other token attends to, so dropping their MLPs changes no other output.
+        upsample: teacher name to u; the head of that teacher predicts a map u times denser than
+            the student's own grid, along both axes. 1 for teachers not named.
+        attention_blocks: transformer blocks over the patch tokens, without class tokens, before
+            the MLP of a map, which then has no inner blocks. C-RADIOv4 has 2; 0 for none.
+        attention_heads: attention heads of these blocks.
+        only: the teachers that have a head; None for all. The others keep their class tokens,
+            which every other token attends to, so that no other output changes.
     """
 
     hidden_dim: PositiveInt = 1520
@@ -75,19 +75,19 @@ class HeadConfig(_Config):
     only: tuple[str, ...] | None = None
 
     def has(self, teacher: str) -> bool:
-        """Whether a teacher has its MLPs."""
+        """Whether a teacher has a head."""
         return self.only is None or teacher in self.only
 
 
 class WindowConfig(_Config):
-    """How the trunk works when it attends within windows (ViTDet), see `Student.forward`.
+    """Attention within windows (ViTDet), see `Student.forward`.
 
     Attributes:
-        num_global: blocks with global attention, one at the end of each depth // num_global, and
-            the last. At most half of the depth, or none attends within windows.
-        prefix: what becomes of class tokens and registers in the blocks between: `copy` gives each
-            window its own, whose mean goes on, as NVIDIA TAO trains; `drop` leaves them out, as
-            the published RADIO models do in inference.
+        num_global: blocks with global attention: the last of every depth // num_global blocks, and
+            the last of all. Above half of the depth, all blocks are global.
+        prefix: class tokens and registers in windowed blocks: `copy` gives each window a copy and
+            averages the copies afterwards, as NVIDIA TAO trains; `drop` leaves them out, as the
+            published RADIO models do in inference.
     """
 
     num_global: PositiveInt = 4
@@ -98,8 +98,8 @@ class TimmInit(_Config):
     """Initial trunk weights from a timm ViT of the same shape.
 
     Attributes:
-        model: timm's name for it, with or without a tag.
-        weights: a local file of its state dict (safetensors or torch), or `hub`: timm's own
+        model: timm's model name, with or without a tag.
+        weights: a local file with its state dict (safetensors or torch), or `hub` for timm's
             download and cache.
     """
 
@@ -112,9 +112,9 @@ class StudentInit(_Config):
     """Initial weights from a student that `save_student` wrote.
 
     Attributes:
-        path: its file. The trunk must be the same.
-        heads: whether heads of teachers that are still there, with the same dimensions, are taken
-            too; without, all start fresh.
+        path: its file. The trunk must have the same shape.
+        heads: whether to load the heads as well, of teachers that both students have and where
+            the dimensions agree. False: all heads start from random weights.
     """
 
     kind: Literal["student"]
@@ -123,30 +123,32 @@ class StudentInit(_Config):
 
 
 class StudentConfig(_Config):
-    """A student's architecture and where its weights start.
+    """A student's architecture and initial weights.
 
     Attributes:
-        size: names width, depth, heads and MLP width; each can be overridden.
+        size: preset of width, depth, heads and MLP width; each can be overridden.
         width: channels of a token.
         depth: transformer blocks.
         heads: attention heads.
-        mlp_ratio: channels inside the MLP over `width`.
+        mlp_ratio: hidden channels of the MLP over `width`.
         patch_size: pixels per token, along both axes.
         max_resolution: side in pixels of the square that the position table covers.
         num_registers: register tokens; 4 when neither this nor `register_multiple` is given.
-        register_multiple: choose registers so that class tokens and registers together are a
-            multiple of this; a full multiple is added where the class tokens alone are one.
-        layer_scale: initial LayerScale; None for none.
+        register_multiple: choose the registers so that class tokens and registers together are a
+            multiple of this; there is always at least one register.
+        layer_scale: initial value of LayerScale; None for no LayerScale.
         final_norm: whether a LayerNorm follows the last block; public RADIO models have none.
-        head: the MLPs for each teacher.
-        init: initial weights; None for random ones.
-        mean: pixel normalisation; None for that of `init`, and OpenAI CLIP's without one.
-        std: the same.
+        head: the projection heads.
+        init: initial weights; None for random ones. `student.initial.build` loads them.
+        mean: pixel mean per channel, for images in [0, 1]; None for that of `init`, or OpenAI
+            CLIP's without one.
+        std: pixel standard deviation per channel; None as for `mean`.
         activation_checkpointing: recompute each block's activations in the backward pass.
-        position_dropout: probability that an image gets no positions in training; RADIO's is 0.1.
-        windows: how attention within windows works, where it is asked for.
-        isolated: teachers whose class token no other token attends to, so that every other output
-            is what it would be without them.
+        position_dropout: probability that an image gets no position embeddings in training; 0.1
+            in RADIO.
+        windows: attention within windows, where a forward pass asks for it.
+        isolated: teachers whose class token no other token attends to, so that they change no
+            other output.
     """
 
     size: Size = "base"
@@ -171,7 +173,7 @@ class StudentConfig(_Config):
 
     @property
     def shape(self) -> Shape:
-        """The trunk's dimensions: those of `size`, with the overrides applied."""
+        """The trunk's dimensions: the preset `size` with the overrides applied."""
         base = SHAPES[self.size]
         width = self.width or base.width
         ratio = self.mlp_ratio or base.mlp_dim / base.width
@@ -185,7 +187,7 @@ class StudentConfig(_Config):
         return self.max_resolution // self.patch_size
 
     def count_registers(self, num_class_tokens: int) -> int:
-        """Registers beside so many class tokens."""
+        """Number of registers for a number of class tokens."""
         if self.register_multiple is not None:
             return self.register_multiple - num_class_tokens % self.register_multiple
         return DEFAULT_REGISTERS if self.num_registers is None else self.num_registers
@@ -211,9 +213,9 @@ class StudentConfig(_Config):
                 f"the nearest is {near}"
             )
         if self.num_registers is not None and self.register_multiple is not None:
-            raise ValueError("num_registers and register_multiple exclude each other; give one")
+            raise ValueError("num_registers and register_multiple exclude each other; set only one of them")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std belong together; give both or none")
+            raise ValueError("mean and std must be set together; set both or none")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std {self.std} must be positive in every channel")
         return self

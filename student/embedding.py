@@ -1,10 +1,10 @@
-"""From pixels to tokens, with cropped position embeddings (CPE).
+"""Patch embedding with cropped position embeddings (CPE).
 
-CPE lets one table serve any resolution and aspect ratio: in training each image sees a random
-window of the table, in evaluation the table is resized and its top-left corner used.
-Source: RADIOv2.5 (arXiv 2412.07679), ../shared/reference/radio-training.md 1.2. The corners of the
-window are aligned with the outer cells in training, and half-pixel centres are used in
-evaluation; the RADIO family does the same, and its weights expect it.
+CPE serves any resolution and aspect ratio with one table of positions: in training each image sees
+a random window of the table; in evaluation the table is resized and its top-left corner is used.
+Source: RO-ViT (arXiv 2305.07011), in the form of AM-RADIO (arXiv 2312.06709) and RADIOv2.5 (arXiv
+2412.07679). As in the RADIO family, whose weights expect it, interpolation aligns corners in
+training, but uses half-pixel centres in evaluation.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# A window covers at least a tenth of the table's area, before aspect jitter.
+# Smallest share of the table's area in a window, before aspect jitter.
 MIN_AREA = 0.1
 MAX_ASPECT = 4 / 3
 
@@ -23,8 +23,8 @@ def sample_viewports(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Draws a random window of the unit square for each image, with torch's default generator.
 
     Returns:
-        origin: (B, 2) its top-left corner (y, x); extent: (B, 2) its (height, width). Both in
-        [0, 1], float32, the window inside the square.
+        The top-left corners (y, x) and the (height, width) of the windows, (B, 2) each, in
+        [0, 1], float32. The windows lie inside the square.
     """
     u = torch.rand(batch, 4, device=device)
     smallest = math.sqrt(MIN_AREA)
@@ -35,17 +35,17 @@ def sample_viewports(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def crop_positions(table: Tensor, origin: Tensor, extent: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Reads a window of the table for each image, bilinearly, its outer cells on the corners.
+    """Interpolates a window of the table for each image, bilinearly, with aligned corners.
 
-    The same as `grid_sample(..., align_corners=True)`, as one weighted sum of four table rows a
-    token: its backward pass does not hold a table for each image, and it is deterministic on
-    GPUs, which that of grid_sample is not.
+    Equal to `grid_sample(..., align_corners=True)`, but computed as a weighted sum of four table
+    rows for each token: its backward pass needs no table for each image and is deterministic on
+    GPUs.
 
     Args:
         table: (S, S, D) float32.
         origin: (B, 2) top-left corners (y, x) in [0, 1].
         extent: (B, 2) sizes (height, width) in [0, 1].
-        grid: (h, w) cells to read.
+        grid: (h, w) cells to interpolate.
 
     Returns:
         (B, h * w, D) float32.
@@ -73,21 +73,21 @@ def crop_positions(table: Tensor, origin: Tensor, extent: Tensor, grid: tuple[in
 
 
 def fit_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The table for a grid: resized to a square that holds it, then its top-left corner.
+    """Resizes the table to the smallest square that holds a grid, and crops its top-left corner.
 
-    A non-square image thus sees a corner of a square map and not a stretched one.
+    A non-square image thus sees a corner of a square map and not a stretched map.
 
     Args:
         table: (S, S, D) float32.
         grid: (h, w) cells, of any size.
 
     Returns:
-        (h * w, D) float32; the table's own bits where the grid is the table's.
+        (h * w, D) float32; the exact values of the table where the grid has its size.
     """
     height, width = grid
     square = max(grid)
-    # Resized where the sides agree too, which gives the same bits, and contiguous: torch.export
-    # would guard a branch on sizes, or on strides, and its program refuse one side of it.
+    # No special case for equal sides, and contiguous: torch.export would specialise its program to
+    # one branch of a condition on sizes or strides. Resizing to the same size keeps all bits.
     channels_first = rearrange(table, "y x d -> 1 d y x")
     resized = F.interpolate(channels_first, (square, square), mode="bilinear")
     corner = rearrange(resized, "1 d y x -> y x d")[:height, :width]
@@ -95,7 +95,7 @@ def fit_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class Embedding(nn.Module):
-    """Patches through one linear layer, plus positions, behind class tokens and registers.
+    """Linear patch embedding plus positions, after class tokens and registers.
 
     Class tokens and registers get no position.
 
@@ -104,8 +104,8 @@ class Embedding(nn.Module):
         patch_size: pixels per token, along both axes.
         table_side: cells of the position table, along each axis.
         num_class_tokens: one for each teacher.
-        num_registers: tokens without a meaning of their own.
-        position_dropout: probability that an image gets no positions in training.
+        num_registers: register tokens.
+        position_dropout: probability that an image gets no position embeddings in training.
     """
 
     def __init__(
@@ -125,13 +125,13 @@ class Embedding(nn.Module):
         self.projection = nn.Linear(3 * patch_size**2, width, bias=False)
         self.positions = nn.Parameter(torch.randn(table_side, table_side, width) * scale)
         self.class_tokens = nn.Parameter(torch.randn(num_class_tokens, width) * scale)
-        # Absent, not empty: an optimiser should meet no parameter without elements.
+        # None rather than empty: optimisers should get no parameter without elements.
         self.registers = (
             nn.Parameter(torch.randn(num_registers, width) * scale) if num_registers else None
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeds.
+        """Embeds images.
 
         Args:
             images: (B, 3, H, W), normalised; sides are multiples of the patch size.

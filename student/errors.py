@@ -1,5 +1,5 @@
-"""The exception that stands for a user's mistake: shown as a message, never as a traceback."""
+"""The exception for mistakes of the user: commands print its message without a traceback."""
 
 
 class StudentError(ValueError):
-    """A student, its weights or its input was asked for in a way that cannot work."""
+    """The configuration, the weights or the input of a student is invalid."""

@@ -1,7 +1,7 @@
-"""The MLPs that map the student's tokens to a teacher's features.
+"""Projection heads, from the student's tokens to the features of a teacher.
 
-"MLP2" of the RADIO family, and C-RADIOv4's attention before it
-(../shared/reference/radio-training.md 1.6).
+The "MLP2" heads of the RADIO family (RADIOv2.5, arXiv 2412.07679), optionally with the attention
+blocks of C-RADIOv4 (arXiv 2601.17237) before the MLP of the map.
 """
 
 import torch
@@ -12,17 +12,17 @@ from student.config import HeadConfig
 from student.trunk import init_linear
 from teachers.features import Features, FeatureSpec
 
-_LAYER_SCALE = 1e-5  # C-RADIOv4's; a block starts next to the identity
+_LAYER_SCALE = 1e-5  # C-RADIOv4's: a new block is close to the identity
 
 
 class MLP2(nn.Module):
-    """Linear, then residual pre-activation layers, then a last one with a bias that starts at 0.
+    """Linear, then residual pre-activation layers, then a linear whose bias starts at zero.
 
     Computes in its parameters' dtype and returns float32.
 
     Args:
-        in_dim: channels in.
-        out_dim: channels out.
+        in_dim: input channels.
+        out_dim: output channels.
         hidden_dim: channels between.
         num_layers: residual layers.
     """
@@ -40,12 +40,13 @@ class MLP2(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of its parameters; a norm's, as reading a linear's may compute it anew."""
+        """The parameters' dtype."""
+        # Of a norm: the weight of a linear may be parametrized and computed at every read.
         return next(self.final[0].parameters()).dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_dim) to (..., out_dim) float32."""
-        # Heads and losses stay in full precision where the trunk runs under autocast.
+        # Under autocast only the trunk runs in half precision; heads and losses do not.
         with torch.autocast(x.device.type, enabled=False):
             x = self.fc1(x.to(self.dtype))
             for block in self.blocks:
@@ -54,12 +55,12 @@ class MLP2(nn.Module):
 
 
 class Head(nn.Module):
-    """What the student says in one teacher's words.
+    """Summary and spatial projection heads of one teacher.
 
     Args:
         width: channels of the student's tokens.
-        target: the teacher's features.
-        config: the MLPs' dimensions.
+        target: the spec of the teacher's features.
+        config: the dimensions of the MLPs.
         upsample: how many times denser than the student's grid the map is, along both axes.
     """
 
@@ -79,7 +80,7 @@ class Head(nn.Module):
         """Predicts the teacher's features.
 
         Args:
-            class_token: (B, C) this teacher's own.
+            class_token: (B, C) of this teacher.
             patches: (B, h * w, C).
             grid: (h, w) of the patches.
 

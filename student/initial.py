@@ -1,12 +1,11 @@
-"""Initial weights: from a timm ViT, or from a student of ours.
+"""Builds a student with its initial weights: random, from a timm ViT, or from a trained student.
 
-A trunk that does not fit is refused, never loaded in part. What starts fresh because the source
-has no counterpart (registers, class tokens, heads) is logged.
+A trunk of another shape is an error; it is never loaded in part. Weights that the source does not
+have (registers, class tokens, heads) stay random, which is logged.
 """
 
-import difflib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import timm
@@ -22,29 +21,38 @@ from torch import Tensor, nn
 from student.config import Colour, Shape, StudentConfig, StudentInit, TimmInit
 from student.errors import StudentError
 from student.model import Student
-from student.storage import read_student
+from student.storage import StudentFile, read_student
 from student.trunk import Trunk
+from teachers.features import FeatureSpec
+from teachers.kinds import did_you_mean
 
 log = logging.getLogger(__name__)
 
-# Parts of a timm ViT that come after its tokens.
+# Modules of a timm ViT behind the trunk.
 _AFTER_TRUNK = ("head.", "fc_norm.", "attn_pool.")
 _CLASS_TOKENS = "trunk.embedding.class_tokens"
 
 
-def initialise(student: Student, config: StudentConfig) -> tuple[Colour, Colour]:
-    """Copies `config.init` into a fresh student.
+def build(config: StudentConfig, targets: Mapping[str, FeatureSpec]) -> Student:
+    """Builds a student and loads the initial weights of its configuration.
 
-    Returns:
-        (mean, std) of the pixel normalisation that the weights expect.
+    Args:
+        config: the architecture and initial weights.
+        targets: teacher name to the spec of its features, in the order of the class tokens.
 
     Raises:
-        StudentError: the source cannot be read, or its trunk is not the student's.
+        StudentError: the targets do not fit the configuration, the initial weights cannot be
+            read, or they are of another trunk.
     """
-    if isinstance(config.init, StudentInit):
-        return _from_student(student, config, config.init)
-    assert isinstance(config.init, TimmInit)
-    return _from_timm(student.trunk, config, config.init)
+    student = Student(config, targets)
+    if isinstance(config.init, TimmInit):
+        mean, std = _from_timm(student.trunk, config, config.init)
+    elif isinstance(config.init, StudentInit):
+        mean, std = _from_student(student, config, config.init)
+    else:
+        return student
+    student.set_normalisation(config.mean or mean, config.std or std)
+    return student
 
 
 def _from_timm(trunk: Trunk, config: StudentConfig, init: TimmInit) -> tuple[Colour, Colour]:
@@ -57,7 +65,7 @@ def _from_timm(trunk: Trunk, config: StudentConfig, init: TimmInit) -> tuple[Col
     kernel = resample_patch_embed(source.pop("patch_embed.proj.weight"), [config.patch_size] * 2)
     state["embedding.projection.weight"] = kernel.flatten(1)
     prefix, table = _split_positions(model, source.pop("pos_embed"), config.table_side)
-    # Our patches have no bias; one that is the same everywhere is a position.
+    # Our patch embedding has no bias; adding it to every position is equivalent.
     state["embedding.positions"] = table + source.pop("patch_embed.proj.bias", 0)
     state |= _take_prefix(source, prefix, own, where)
     _check_fit(own, state, source, where)
@@ -68,25 +76,24 @@ def _from_timm(trunk: Trunk, config: StudentConfig, init: TimmInit) -> tuple[Col
 
 def _load_timm(init: TimmInit, where: str) -> Any:
     if not timm.is_model(init.model):
-        close = difflib.get_close_matches(init.model.split(".")[0], timm.list_models(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(init.model.split(".")[0], timm.list_models())
         raise StudentError(f"{where}: timm has no such model{hint}")
     if init.weights == "hub":
         try:
             return timm.create_model(init.model, pretrained=True)
         except (OSError, RuntimeError) as error:
             raise StudentError(
-                f"{where}: its weights are not in the local cache and could not be fetched "
+                f"{where}: its weights are not in the local cache and cannot be downloaded "
                 f"({error}); set student.init.weights to a local file"
             ) from error
     if not init.weights.is_file():
-        raise StudentError(f"{where}: student.init.weights: there is no file {init.weights}")
+        raise StudentError(f"{where}: student.init.weights: no such file: {init.weights}")
     model = timm.create_model(init.model, num_classes=0)
     state = load_timm_state(str(init.weights))
     try:
         model.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")})
     except RuntimeError as error:
-        raise StudentError(f"{where}: {init.weights} is of another model: {error}") from error
+        raise StudentError(f"{where}: {init.weights} is for another model: {error}") from error
     return model
 
 
@@ -94,14 +101,14 @@ def _check_shape(model: Any, shape: Shape, where: str) -> None:
     if not isinstance(model, VisionTransformer) or model.pos_embed is None:
         raise StudentError(
             f"{where} is a {type(model).__name__}; only timm's VisionTransformer with learned "
-            "positions can start a student"
+            "positions can initialise a student"
         )
     block: Any = model.blocks[0]
     mlp: Any = getattr(block, "mlp", None)
     if (type(block), type(mlp)) != (Block, Mlp):
         raise StudentError(
-            f"{where} is made of {type(block).__name__} with {type(mlp).__name__}; "
-            "the student is made of Block with Mlp"
+            f"{where} has blocks of type {type(block).__name__} with {type(mlp).__name__}; "
+            "the student has Block with Mlp"
         )
     theirs = Shape(model.embed_dim, len(model.blocks), block.attn.num_heads, mlp.fc1.out_features)
     for name, ours, came in zip(Shape._fields, shape, theirs, strict=True):
@@ -110,11 +117,11 @@ def _check_shape(model: Any, shape: Shape, where: str) -> None:
     if not isinstance(mlp.act, nn.GELU | GELUTanh):
         raise StudentError(f"{where} has the activation {mlp.act}, but the student has GELU")
     if isinstance(mlp.act, GELUTanh):
-        log.info("%s approximates GELU by tanh, to within 5e-4; the student does not", where)
+        log.info("%s approximates GELU by tanh (within 5e-4); the student uses exact GELU", where)
 
 
 def _split_positions(model: Any, positions: Tensor, side: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Positions of timm's prefix tokens, by token name, and its grid resized to (side, side, D)."""
+    """Positions of timm's prefix tokens by name, and its grid resized to (side, side, D)."""
     count = 0 if model.no_embed_class else model.num_prefix_tokens
     num_class_tokens = int(model.cls_token is not None)
     grid = resample_abs_pos_embed(
@@ -133,7 +140,7 @@ def _split_positions(model: Any, positions: Tensor, side: int) -> tuple[dict[str
 def _take_prefix(
     source: dict[str, Tensor], prefix: dict[str, Tensor], own: dict[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """timm's class token for every class token of ours, and its registers."""
+    """Class tokens, which all start as timm's one, and registers."""
     state = {}
     for ours, theirs in (("class_tokens", "cls_token"), ("registers", "reg_token")):
         name = f"embedding.{ours}"
@@ -141,7 +148,7 @@ def _take_prefix(
             tokens = (source.pop(theirs) + prefix.get(theirs, 0))[0]
             state[name] = tokens.expand_as(own[name]) if ours == "class_tokens" else tokens
         elif name in own:
-            log.info("%s has no %s: the student's start fresh", where, ours.replace("_", " "))
+            log.info("%s has no %s: they start random", where, ours.replace("_", " "))
             state[name] = own[name]
     return state
 
@@ -153,9 +160,9 @@ def _from_student(
     source = read_student(init.path)
     if init.heads and source.metadata.get("head_space") == "teacher":
         raise StudentError(
-            f"{where} was exported with --teacher-space: its heads return maps in their teachers' "
-            "own spaces, but training goes on in standardised ones; give the checkpoint's "
-            "student.safetensors, export it again without the option, or leave its heads with "
+            f"{where} was exported with --teacher-space: its heads return maps in the teachers' "
+            "own spaces, but training needs standardised ones; give the checkpoint's "
+            "student.safetensors, export it again without the option, or leave out the heads with "
             "student.init.heads=false"
         )
     for name in ("shape", "patch_size", "max_resolution", "final_norm"):
@@ -163,37 +170,41 @@ def _from_student(
         if ours != came:
             raise StudentError(f"{where} has {name} {came}, but the student has {ours}")
     own = student.state_dict()
-    state = dict(own)
-    trunk = {k: v for k, v in source.state_dict.items() if k.startswith("trunk.")}
-    tokens = dict(zip(source.targets, trunk.pop(_CLASS_TOKENS), strict=True))
-    fresh = {k: v for k, v in own.items() if k.startswith("trunk.") and k != _CLASS_TOKENS}
-    _check_fit(fresh, trunk, {k: v for k, v in trunk.items() if k not in fresh}, where)
-    state |= trunk
-    state[_CLASS_TOKENS] = torch.stack(
-        [
-            tokens.get(name, row)
-            for name, row in zip(student.targets, own[_CLASS_TOKENS], strict=True)
-        ]
-    )
-    # No shape tells how many heads the attention of a head has.
+    state = own | _student_trunk(source, own, student.targets, where)
+    # Shapes do not show the number of attention heads.
     alike = config.head.attention_heads == source.config.head.attention_heads
     alike = alike or not config.head.attention_blocks
-    for name in student.targets:
-        head = _head_state(own, name)
-        theirs = _head_state(source.state_dict, name) if init.heads and alike else {}
-        if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in theirs.items()}:
-            state |= theirs
-            log.info("%s: took the head of %s", where, name)
+    for name in student.heads:
+        head, theirs = _head_state(own, name), _head_state(source.state_dict, name)
+        if not init.heads:
+            reason = "student.init.heads is false"
+        elif not theirs:
+            reason = "the file has none"
+        elif not alike:
+            reason = "head.attention_heads differs"
+        elif {k: v.shape for k, v in head.items()} != {k: v.shape for k, v in theirs.items()}:
+            reason = "its dimensions differ"
         else:
-            missing = "it is not there" if init.heads else "as heads: false says"
-            if init.heads and not alike:
-                missing = "its attention_heads are others there"
-            reason = "it has other dimensions there" if theirs else missing
-            log.info("%s: the head of %s starts fresh, %s", where, name, reason)
+            state |= theirs
+            log.info("%s: loaded the head of %s", where, name)
+            continue
+        log.info("%s: the head of %s starts from random weights: %s", where, name, reason)
     student.load_state_dict(state)
     assert source.config.mean is not None
     assert source.config.std is not None
     return source.config.mean, source.config.std
+
+
+def _student_trunk(
+    source: StudentFile, own: dict[str, Tensor], targets: Iterable[str], where: str
+) -> dict[str, Tensor]:
+    """The trunk of a trained student; class tokens of teachers that it did not have stay ours."""
+    trunk = {k: v for k, v in source.state_dict.items() if k.startswith("trunk.")}
+    tokens = dict(zip(source.targets, trunk.pop(_CLASS_TOKENS), strict=True))
+    fresh = {k: v for k, v in own.items() if k.startswith("trunk.") and k != _CLASS_TOKENS}
+    _check_fit(fresh, trunk, {k: v for k, v in trunk.items() if k not in fresh}, where)
+    rows = zip(targets, own[_CLASS_TOKENS], strict=True)
+    return trunk | {_CLASS_TOKENS: torch.stack([tokens.get(name, row) for name, row in rows])}
 
 
 def _head_state(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -203,7 +214,7 @@ def _head_state(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 def _check_fit(
     own: dict[str, Tensor], state: dict[str, Tensor], left: dict[str, Tensor], where: str
 ) -> None:
-    """Every weight of ours is given, in its shape, and none of theirs is left over."""
+    """Checks that every weight of ours is given, in its shape, and that none is left over."""
     if left:
         raise StudentError(f"{where} has {_name(left)}, which the student's trunk does not have")
     missing = [name for name in own if name not in state]

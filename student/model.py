@@ -1,6 +1,5 @@
-"""The student: one ViT that learns from several teachers."""
+"""The student: one ViT with a head for each of its teachers."""
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,21 +7,22 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from student.config import CLIP_MEAN, CLIP_STD, StudentConfig
+from student.config import CLIP_MEAN, CLIP_STD, Colour, StudentConfig
 from student.errors import StudentError
 from student.heads import Head
 from student.trunk import Trunk
 from teachers.features import Features, FeatureSpec
+from teachers.kinds import did_you_mean
 
 
 class StudentOutput(NamedTuple):
-    """What the student returns.
+    """Output of a forward pass.
 
     Attributes:
-        backbone: its own features. The summary joins the class tokens of the teachers that have
-            one, in their order; None where no teacher has.
-        heads: for each teacher (of `head.only`, where it is given), the student's prediction of
-            that teacher's features, on the student's own grid (times the head's upsampling).
+        backbone: the student's own features. The summary concatenates the class tokens of the
+            teachers that have a summary, in the order of the teachers; None without any.
+        heads: teacher name to the student's prediction of that teacher's features, on the
+            student's own grid (times the head's upsampling). Teachers without a head are missing.
     """
 
     backbone: Features
@@ -30,15 +30,15 @@ class StudentOutput(NamedTuple):
 
 
 class Student(nn.Module):
-    """A ViT with a class token and a head for each teacher.
+    """A ViT with a class token and a head for each teacher, with random weights.
 
     Takes images of any size whose sides are multiples of the patch size, square or not. In
     training each image sees a random window of the position table; in eval mode the output is
-    deterministic.
+    deterministic. `student.initial.build` builds one with the weights that `config.init` names.
 
     Args:
-        config: the architecture and initial weights.
-        targets: teacher name to what it returns, in an order that fixes that of the class tokens.
+        config: the architecture; `init` is ignored.
+        targets: teacher name to the spec of its features, in the order of the class tokens.
 
     Attributes:
         config: the given one, with the pixel normalisation resolved.
@@ -46,7 +46,7 @@ class Student(nn.Module):
         spec: what the backbone returns and accepts.
 
     Raises:
-        StudentError: the targets, or the initial weights, do not fit.
+        StudentError: the targets do not fit the configuration.
     """
 
     def __init__(self, config: StudentConfig, targets: Mapping[str, FeatureSpec]) -> None:
@@ -73,21 +73,21 @@ class Student(nn.Module):
             spatial_from="last block, after the final norm",
             summary_from="class tokens of the teachers that have a summary",
         )
-        mean, std = CLIP_MEAN, CLIP_STD
-        if config.init is not None:
-            from student.initial import initialise  # it knows this module
+        self.config = config
+        self.set_normalisation(config.mean or CLIP_MEAN, config.std or CLIP_STD)
 
-            mean, std = initialise(self, config)
-        self.mean, self.std = config.mean or mean, config.std or std
-        self.config = config.model_copy(update={"mean": self.mean, "std": self.std})
+    def set_normalisation(self, mean: Colour, std: Colour) -> None:
+        """Sets the pixel normalisation, for images in [0, 1], here and in `config`."""
+        self.mean, self.std = mean, std
+        self.config = self.config.model_copy(update={"mean": mean, "std": std})
 
     @property
     def num_skip(self) -> int:
-        """Tokens before the first patch: class tokens and registers."""
+        """Number of tokens before the first patch: class tokens and registers."""
         return self.trunk.num_skip
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters, not one-dimensional, that weight decay must leave alone."""
+        """Names of parameters of two dimensions or more that get no weight decay."""
         names = {f"trunk.embedding.{name}" for name in ("positions", "class_tokens", "registers")}
         return names & {name for name, _ in self.named_parameters()}
 
@@ -105,8 +105,8 @@ class Student(nn.Module):
             (B, D, h, w).
 
         Raises:
-            StudentError: the images have another shape, or windows do not tile their grid; names
-                the nearest size.
+            StudentError: the shape of the images is wrong, or windows do not tile their grid;
+                names the nearest size.
         """
         grid = self._grid(images)
         if window is not None and any(side % window for side in grid):
@@ -115,8 +115,8 @@ class Student(nn.Module):
                 f"{grid[1]}; both sides must be multiples of {window}"
             )
         tokens = self.trunk(self._normalise(images), window)
-        # One split and one copy for all heads: each slice of its own would cost a gradient of the
-        # size of all tokens.
+        # One split and one copy for all heads: with a slice for each head, every slice would need
+        # a gradient of the size of all tokens.
         prefix, patches = tokens.split([self.num_skip, tokens.shape[1] - self.num_skip], dim=1)
         slots = dict(zip(self.targets, prefix.unbind(1)[: len(self.targets)], strict=True))
         patches = patches.contiguous()
@@ -129,17 +129,17 @@ class Student(nn.Module):
         return StudentOutput(backbone, heads)
 
     def forward_intermediates(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The backbone's maps after some blocks, as timm's models give them.
+        """The backbone's maps after some blocks, as timm's `forward_intermediates` returns them.
 
         Args:
             images: (B, 3, H, W) in [0, 1]; H and W are multiples of the patch size.
-            indices: of blocks, from 0; the last gives the map that `forward` returns.
+            indices: of the blocks, from 0; the last block gives the map that `forward` returns.
 
         Returns:
             A map (B, C, h, w) for each, in the order of the blocks, after the final norm, float32.
 
         Raises:
-            StudentError: the images have another shape; names the nearest size.
+            StudentError: the shape of the images is wrong; names the nearest size.
         """
         grid = self._grid(images)
         return [
@@ -150,7 +150,7 @@ class Student(nn.Module):
     def _grid(self, images: Tensor) -> tuple[int, int]:
         if images.ndim != 4 or images.shape[1] != 3:
             raise StudentError(
-                f"images of shape {tuple(images.shape)}: the student takes (B, 3, H, W)"
+                f"images of shape {tuple(images.shape)}: expected (B, 3, H, W)"
             )
         try:
             return self.spec.grid(*images.shape[2:])
@@ -171,8 +171,8 @@ def _check_targets(config: StudentConfig, targets: Mapping[str, FeatureSpec]) ->
     for name in targets:
         if not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise StudentError(
-                f"teacher {name!r}: the name becomes part of parameter names; it must not be "
-                "empty, contain a dot, or be an attribute of torch's ModuleDict"
+                f"teacher {name!r}: the name is used in parameter names; it must not be empty, "
+                "contain a dot, or be an attribute of torch's ModuleDict"
             )
     named: dict[str, Iterable[str]] = {
         "head.upsample": config.head.upsample,
@@ -182,8 +182,7 @@ def _check_targets(config: StudentConfig, targets: Mapping[str, FeatureSpec]) ->
     for key, names in named.items():
         for name in names:
             if name not in targets:
-                close = difflib.get_close_matches(name, targets, n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise StudentError(
-                    f"student.{key}: no teacher {name!r}{hint}; there are {sorted(targets)}"
+                    f"student.{key}: no teacher {name!r}{did_you_mean(name, targets)}; "
+                    f"there are {sorted(targets)}"
                 )

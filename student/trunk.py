@@ -1,8 +1,8 @@
 """The student's backbone: a pre-norm ViT made of timm's blocks.
 
-It ends with a LayerNorm unless the configuration says otherwise, as timm's ViTs do and as the RADIO
-family's do with `model_norm` on: backbone features then have a scale that does not grow with depth,
-and weights of a timm ViT keep their meaning.
+By default a LayerNorm follows the last block, as in timm's ViTs and in RADIO models with
+`model_norm`: the scale of the features then does not grow with depth, and the weights of a timm
+ViT give timm's features.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from student.windows import Windows, global_blocks, window_order
 
 
 class Trunk(nn.Module):
-    """Images to tokens: class tokens, registers, patches in row-major order.
+    """Encodes images into class tokens, registers and patch tokens, these in row-major order.
 
     Args:
-        config: the student's.
+        config: the student's configuration.
         num_class_tokens: one for each teacher.
-        isolated: the numbers of those that no other token attends to.
+        isolated: indices of the class tokens that no other token attends to.
     """
 
     def __init__(
         self, config: StudentConfig, num_class_tokens: int, isolated: Sequence[int] = ()
     ) -> None:
-        # Two seconds that --help, a mistake in a recipe and an export do without.
+        # Imported here because it takes two seconds, which --help and exports do not need.
         from timm.layers import LayerNorm
         from timm.models.vision_transformer import Block
 
@@ -50,7 +50,7 @@ class Trunk(nn.Module):
             Block(
                 width,
                 num_heads=heads,
-                # timm truncates the product; half a channel keeps it off the edge.
+                # timm truncates width * mlp_ratio; half a channel more makes rounding harmless.
                 mlp_ratio=(mlp_dim + 0.5) / width,
                 qkv_bias=True,
                 init_values=config.layer_scale,
@@ -68,13 +68,16 @@ class Trunk(nn.Module):
     def intermediates(
         self, images: Tensor, indices: Sequence[int], window: int | None = None
     ) -> list[Tensor]:
-        """The tokens after some blocks, numbered from 0, each after the norm as the last are.
+        """The tokens after some blocks, all after the final norm.
 
         Args:
             images: (B, 3, H, W), normalised.
-            indices: of blocks.
+            indices: of the blocks, from 0.
             window: side in patches of the windows that most blocks attend within; None for
-                global attention everywhere.
+                global attention in all blocks.
+
+        Returns:
+            (B, num_skip + h * w, C) for each of the blocks.
         """
         x = self.embedding(images)
         if window is None:
@@ -88,8 +91,8 @@ class Trunk(nn.Module):
         return [tokens[:, back] for tokens in found]
 
     def _run(self, x: Tensor, indices: Sequence[int], count: int | None = None) -> list[Tensor]:
-        """Tokens after some blocks; with a count, most blocks see so many patches at once."""
-        # Not len(x): torch.export would take it for a constant.
+        """Tokens after some blocks; most blocks attend within windows of `count` patches."""
+        # x.shape[0], not len(x), which torch.export would treat as a constant.
         config, depth, batch = self._windows, len(self.blocks), x.shape[0]
         everywhere = set(range(depth)) if count is None else global_blocks(depth, config.num_global)
         windows = Windows(self.num_skip, count or 0, config.prefix)
@@ -106,12 +109,12 @@ class Trunk(nn.Module):
 
     def _block(self, block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.activation_checkpointing and self.training:
-            # Blocks draw no random numbers, so there is no state to keep for the second pass.
+            # Blocks draw no random numbers, so no generator state is kept for the second pass.
             return checkpoint(block, x, mask, use_reentrant=False, preserve_rng_state=False)
         return block(x, mask)
 
     def _mask(self, x: Tensor, *, split: bool) -> Tensor | None:
-        """Who may attend to whom, (tokens, tokens); None where all may to all."""
+        """Boolean attention mask (queries, keys); None where all tokens attend to all."""
         if not self._isolated or (split and self._windows.prefix == "drop"):
             return None
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
@@ -121,7 +124,7 @@ class Trunk(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """timm's ViT initialisation of a linear layer; leaves every other module as it is."""
+    """Initialises a linear layer as timm's ViTs do; leaves other modules as they are."""
     from timm.layers import trunc_normal_
 
     if isinstance(module, nn.Linear):

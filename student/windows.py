@@ -1,7 +1,7 @@
-"""Attention within windows, ViTDet's way (Li et al., arXiv 2203.16527), for grids of any shape.
+"""Attention within windows (ViTDet; Li et al., arXiv 2203.16527, section 3), for any grid.
 
-The patches are put in the order of windows once. Most blocks then see each window as an image of
-its own; a few evenly spaced ones, and the last, see all of it, where the order does not matter.
+The patches are put in the order of windows once. Most blocks then process each window as an image
+of its own. A few evenly spaced blocks, and the last, attend to all patches, whatever their order.
 """
 
 from typing import Literal
@@ -12,28 +12,28 @@ from torch import Tensor
 
 
 def window_order(grid: tuple[int, int], window: int) -> Tensor:
-    """The numbers of the patches, in row-major order, of one window after another, (h * w,)."""
+    """Row-major indices (h * w,) of the patches, one window after another."""
     numbers = torch.arange(grid[0] * grid[1]).view(grid)
     return rearrange(numbers, "(h y) (w x) -> (h w y x)", y=window, x=window)
 
 
 def global_blocks(depth: int, num_global: int) -> set[int]:
-    """The blocks that attend globally: the last of each depth // num_global, and the last of all.
+    """Indices of the blocks with global attention.
 
-    All of them where depth is less than twice `num_global`, one more than that where stretches
-    leave a rest (radio-training.md 1.8).
+    The last of every depth // num_global blocks, and the last of all. These are `num_global`
+    blocks, more where the division leaves a remainder, and all where depth < 2 * num_global.
     """
     period = max(1, depth // num_global)
     return {i for i in range(depth) if i % period == period - 1} | {depth - 1}
 
 
 class Windows:
-    """Tokens as windows and back.
+    """Splits tokens into windows and joins them again.
 
     Args:
         prefix: number of class tokens and registers.
         count: patches in a window.
-        mode: what becomes of the prefix, see `WindowConfig.prefix`.
+        mode: treatment of the prefix, see `WindowConfig.prefix`.
     """
 
     def __init__(self, prefix: int, count: int, mode: Literal["copy", "drop"]) -> None:
@@ -41,7 +41,7 @@ class Windows:
         self._kept: Tensor | None = None
 
     def split(self, tokens: Tensor) -> Tensor:
-        """(B, prefix + h * w, C) in the order of windows to (B * windows, n, C)."""
+        """Splits (B, prefix + h * w, C), in the order of windows, into (B * windows, n, C)."""
         head, patches = tokens.split([self._prefix, tokens.shape[1] - self._prefix], dim=1)
         windows = rearrange(patches, "b (n t) c -> b n t c", t=self._count)
         if self._mode == "drop":
@@ -52,7 +52,7 @@ class Windows:
         return windows.flatten(0, 1)
 
     def join(self, windows: Tensor, batch: int) -> Tensor:
-        """What `split` made, after any number of blocks, to (B, prefix + h * w, C)."""
+        """Joins the output of `split`, after any blocks, into (B, prefix + h * w, C)."""
         windows = rearrange(windows, "(b n) t c -> b n t c", b=batch)
         head = self._kept
         if head is None:
