@@ -6,7 +6,6 @@ whatever reads the RADIO family's public checkpoints. A model card is written be
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from distill.formats.model_card import model_card
@@ -27,6 +26,7 @@ from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text
 from distill.tasks.kinds import register_kinds
 from student.storage import StudentFile, save_student, student_of
+from teachers.files import atomic
 
 FORMATS = ("safetensors", "onnx", "radio")
 
@@ -167,13 +167,9 @@ def _write(file: StudentFile, format: str, out: Path) -> None:
     else:
         from distill.formats.radio_reader import check_radio  # builds timm's models
 
-        partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-        try:
+        with atomic(out) as partial:
             save_radio(partial, file)
             check_radio(partial, file)
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,6 @@ from pydantic import (
 Size = Literal["tiny", "small", "base", "large", "so400m", "huge", "giant", "bigG"]
 Colour = tuple[float, float, float]
 
-# Constants of OpenAI's CLIP, the RADIO family's input convention.
-CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
-
 DEFAULT_REGISTERS = 4
 
 
@@ -213,7 +209,7 @@ class StudentConfig(_Config):
                 f"the nearest is {near}"
             )
         if self.num_registers is not None and self.register_multiple is not None:
-            raise ValueError("num_registers and register_multiple exclude each other; set only one of them")
+            raise ValueError("num_registers and register_multiple: set only one of them")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std must be set together; set both or none")
         if self.std is not None and min(self.std) <= 0:

@@ -7,12 +7,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from student.config import CLIP_MEAN, CLIP_STD, Colour, StudentConfig
+from student.config import Colour, StudentConfig
 from student.errors import StudentError
 from student.heads import Head
 from student.trunk import Trunk
 from teachers.features import Features, FeatureSpec
 from teachers.kinds import did_you_mean
+from teachers.normalization import OPENAI_MEAN, OPENAI_STD
 
 
 class StudentOutput(NamedTuple):
@@ -74,7 +75,7 @@ class Student(nn.Module):
             summary_from="class tokens of the teachers that have a summary",
         )
         self.config = config
-        self.set_normalisation(config.mean or CLIP_MEAN, config.std or CLIP_STD)
+        self.set_normalisation(config.mean or OPENAI_MEAN, config.std or OPENAI_STD)
 
     def set_normalisation(self, mean: Colour, std: Colour) -> None:
         """Sets the pixel normalisation, for images in [0, 1], here and in `config`."""
@@ -149,9 +150,7 @@ class Student(nn.Module):
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         if images.ndim != 4 or images.shape[1] != 3:
-            raise StudentError(
-                f"images of shape {tuple(images.shape)}: expected (B, 3, H, W)"
-            )
+            raise StudentError(f"images of shape {tuple(images.shape)}: expected (B, 3, H, W)")
         try:
             return self.spec.grid(*images.shape[2:])
         except ValueError as error:

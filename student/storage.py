@@ -1,10 +1,9 @@
-"""A student as one safetensors file: weights, architecture and targets together.
+"""Saves and loads a student as one safetensors file: weights, architecture and targets.
 
-Reading it needs neither deepspeed nor `distill`, and runs no code from the file.
+Reading needs neither deepspeed nor `distill`, and runs no code from the file.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -12,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from student.config import StudentConfig
 from student.errors import StudentError
 from student.model import Student
 from teachers.features import FeatureSpec
+from teachers.files import atomic, open_format, shape_mismatch
 
 FORMAT = "featsharp-distill student 1"
 
@@ -28,12 +27,12 @@ _Targets = TypeAdapter(dict[str, FeatureSpec])
 
 
 class StudentHeader(NamedTuple):
-    """What a student's file says of its weights.
+    """The header of a student's file.
 
     Attributes:
         config: the architecture and pixel normalisation; `init` is None.
-        targets: teacher name to what it returns, in the order of the class tokens.
-        metadata: whatever the writer wanted to keep beside the weights.
+        targets: teacher name to the spec of its features, in the order of the class tokens.
+        metadata: further entries: recipe, versions, commit, ...
     """
 
     config: StudentConfig
@@ -42,7 +41,7 @@ class StudentHeader(NamedTuple):
 
 
 class StudentFile(NamedTuple):
-    """What a student's file holds.
+    """The contents of a student's file.
 
     Attributes:
         config: see `StudentHeader`.
@@ -64,14 +63,14 @@ def save_student(
     state_dict: Mapping[str, Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes a student; the file appears whole or not at all.
+    """Writes a student, whole or not at all.
 
     Args:
         path: the file to write, usually `*.safetensors`.
         config: `Student.config`, whose pixel normalisation is resolved.
         targets: `Student.targets`.
         state_dict: `Student.state_dict()`, or the same names from a gathered or averaged copy.
-        metadata: kept beside the weights: recipe, versions, commit, ...
+        metadata: further header entries: recipe, versions, commit, ...
 
     Raises:
         RuntimeError: the configuration's pixel normalisation is not resolved, or the state dict
@@ -88,13 +87,8 @@ def save_student(
         "targets": _Targets.dump_json(dict(targets)).decode(),
         "metadata": json.dumps(dict(metadata)),
     }
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic(path) as partial:
         save_file({k: v.detach().contiguous() for k, v in state_dict.items()}, partial, header)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_student(path: str | PathLike[str]) -> StudentFile:
@@ -104,14 +98,14 @@ def read_student(path: str | PathLike[str]) -> StudentFile:
         StudentError: there is no such file, or it is not one of `save_student`.
     """
     with _opened(path) as (file, header):
-        # Clones are aligned in memory, as the writer's weights were: CPU kernels take another
-        # path, with other roundings, for weights that lie where the file has them.
+        # Cloned to be aligned in memory: for unaligned weights, as tensors of the file can be, CPU
+        # kernels round differently.
         state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     return StudentFile(header.config, header.targets, state, header.metadata)
 
 
 def read_header(path: str | PathLike[str]) -> StudentHeader:
-    """Reads what a file of `save_student` says of its weights, and none of these.
+    """Reads the header of a file of `save_student`, without its weights.
 
     Raises:
         StudentError: there is no such file, or it is not one of `save_student`.
@@ -122,27 +116,13 @@ def read_header(path: str | PathLike[str]) -> StudentHeader:
 
 @contextmanager
 def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
-    """A student's file, and its header."""
+    """A student's file and its header."""
     if not Path(path).is_file():
         raise StudentError(f"student {path}: there is no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise StudentError(
-                    f"student {path}: its format is {header.get('format')!r}; "
-                    f"save_student writes {FORMAT!r}"
-                )
-            yield (
-                file,
-                StudentHeader(
-                    StudentConfig.model_validate_json(header["config"]),
-                    _Targets.validate_json(header["targets"]),
-                    json.loads(header["metadata"]),
-                ),
-            )
-    except (SafetensorError, ValidationError, KeyError) as error:
-        raise StudentError(f"student {path}: not a file of save_student: {error}") from error
+    with open_format(path, "student", FORMAT, StudentError) as (file, header):
+        config = StudentConfig.model_validate_json(header["config"])
+        targets = _Targets.validate_json(header["targets"])
+        yield file, StudentHeader(config, targets, json.loads(header["metadata"]))
 
 
 def load_student(path: str | PathLike[str]) -> Student:
@@ -162,13 +142,13 @@ def student_of(
     state_dict: Mapping[str, Tensor],
     where: str,
 ) -> Student:
-    """A student of these weights, in eval mode; it keeps the tensors and makes no others.
+    """Builds a student from its weights, in eval mode; it uses the given tensors, not copies.
 
     Args:
         config: `Student.config`, whose pixel normalisation is resolved.
         targets: `Student.targets`.
-        state_dict: as of `save_student`.
-        where: they come from, for the message.
+        state_dict: see `save_student`.
+        where: origin of the weights, for messages.
 
     Raises:
         RuntimeError: the weights are not those of such a student.
@@ -181,12 +161,5 @@ def student_of(
 
 
 def _check_state(student: Student, state: Mapping[str, Tensor], where: str) -> None:
-    own = {name: tuple(value.shape) for name, value in student.state_dict().items()}
-    came = {name: tuple(value.shape) for name, value in state.items()}
-    wrong = sorted(name for name in own | came if own.get(name) != came.get(name))
-    if wrong:
-        name = wrong[0]
-        raise RuntimeError(
-            f"{where}: {len(wrong)} weights do not fit the student; "
-            f"{name} has shape {came.get(name)}, expected {own.get(name)} (None: absent)"
-        )
+    if wrong := shape_mismatch(student.state_dict(), state):
+        raise RuntimeError(f"{where}: {wrong}")

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from teachers.errors import TeacherError
+from teachers.files import atomic
 from teachers.hadamard import spread
 
 _BLOCK = 4096  # rows a float64 product sees at once: bounds memory, 42 MB at 1280 channels
@@ -241,9 +242,8 @@ def save_phi_s(path: Path, phi_s: PhiS, fingerprint: str) -> None:
     """
     phi_s._require_fit()
     tensors = {name: value.contiguous() for name, value in phi_s.state_dict().items()}
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={"fingerprint": fingerprint})
-    partial.replace(path)
+    with atomic(path) as partial:
+        save_file(tensors, partial, metadata={"fingerprint": fingerprint})
 
 
 def load_phi_s(path: Path, fingerprint: str) -> PhiS:

@@ -13,6 +13,7 @@ from distill.formats.radio import save_radio
 from distill.formats.radio_reader import read_radio_student
 from distill.runtime.errors import RecipeError
 from student.config import StudentConfig
+from student.initial import build as build_student
 from student.model import Student
 from student.storage import StudentFile, load_student, student_of
 from teachers.build import build_teacher, parse_teacher
@@ -155,7 +156,7 @@ def test_a_new_student_starts_from_its_trunk_and_fresh_heads(tmp_path: Path) -> 
     export_student(tmp_path / "s.pth", tmp_path / "s")
     init = {"kind": "student", "path": tmp_path / "s", "heads": False}
     config = StudentConfig(**(source.config.model_dump(exclude={"mean", "std"}) | {"init": init}))
-    started = Student(config, TARGETS).eval()
+    started = build_student(config, TARGETS).eval()
     for name, value in source.trunk.state_dict().items():
         assert torch.equal(started.trunk.state_dict()[name], value)
     images = torch.rand(1, 3, 8, 20)

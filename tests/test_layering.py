@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "data": {"data"},
     "teachers": {"teachers"},
-    "student": {"student", "teachers.features"},
+    "student": {
+        *("student", "teachers.features", "teachers.files"),
+        *("teachers.kinds", "teachers.normalization"),
+    },
     "distill": {"distill", "student", "teachers", "data"},
 }
 COMMANDS = (

@@ -63,8 +63,11 @@ def test_registers_are_four_unless_told() -> None:
     [
         ({"width": 100, "heads": 3}, "width 100 does not divide into 3 heads.*such as 99"),
         ({"max_resolution": 1024, "patch_size": 14}, "1024 is not a multiple of .*14.* is 1022"),
-        ({"num_registers": 4, "register_multiple": 8}, "exclude each other"),
-        ({"mean": (0.5, 0.5, 0.5)}, "mean and std belong together"),
+        (
+            {"num_registers": 4, "register_multiple": 8},
+            "register_multiple: set only one",
+        ),
+        ({"mean": (0.5, 0.5, 0.5)}, "mean and std must be set together"),
         ({"mean": (0, 0, 0), "std": (1, 0, 1)}, "must be positive in every channel"),
         ({"size": "medium"}, "'tiny', 'small'"),
         ({"sise": "tiny"}, "sise.*[\n].*Extra inputs"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from student.config import HeadConfig, StudentConfig
 from student.errors import StudentError
+from student.initial import build
 from student.model import Student
 from student.storage import save_student
 from teachers.features import FeatureSpec
@@ -34,7 +35,7 @@ def timm_vit(name: str, **options: Any) -> nn.Module:
 def from_timm(path: Path, name: str, targets: int = 1, **changes: Any) -> Student:
     init = {"kind": "timm", "model": name, "weights": path}
     config = StudentConfig(**(TINY | {"init": init} | changes))
-    return Student(config, {f"t{i}": CLIP for i in range(targets)}).eval()
+    return build(config, {f"t{i}": CLIP for i in range(targets)}).eval()
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_what_timm_lacks_starts_fresh_and_is_logged(
 ) -> None:
     with caplog.at_level(logging.INFO, "student"):
         from_timm(tiny[1], "vit_tiny_patch16_224", num_registers=2)
-    assert "vit_tiny_patch16_224 has no registers: the student's start fresh" in caplog.text
+    assert "vit_tiny_patch16_224 has no registers: they start random" in caplog.text
 
 
 def test_a_tanh_gelu_is_logged(
@@ -128,7 +129,7 @@ def test_a_tanh_gelu_is_logged(
     with caplog.at_level(logging.INFO, "student"):
         from_timm(tmp_path / "s.pt", name, width=16, depth=1, heads=2, mlp_ratio=4, patch_size=32)
     assert "approximates GELU by tanh" in caplog.text
-    assert "has no class tokens: the student's start fresh" in caplog.text
+    assert "has no class tokens: they start random" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -141,11 +142,11 @@ def test_a_tanh_gelu_is_logged(
         ("vit_tiny_patch16_224", {"layer_scale": 0.1}, r"has no blocks.0.ls1.gamma and 23 more"),
         ("resnet18", {}, "resnet18 is a ResNet; only timm's VisionTransformer"),
         ("vit_base_patch16_rope_224", {}, "is a Eva; only"),
-        ("vit_small_patch16_clip_224", {}, "no such model; did you mean"),
+        ("vit_small_patch16_clip_224", {}, "no such model \\(did you mean"),
         ("vit_base_patch16_clip_quickgelu_224", {"size": "base"}, "activation QuickGELU"),
         ("vit_base_patch16_clip_224", {"size": "base"}, "has norm_pre.weight and 1 more weights"),
         ("vit_small_plus_patch16_dinov3", {}, "is a Eva"),
-        ("vit_giant_patch14_dinov2", {"size": "giant"}, "is made of Block with GluMlp"),
+        ("vit_giant_patch14_dinov2", {"size": "giant"}, "has blocks of type Block with GluMlp"),
     ],
 )
 def test_a_timm_model_that_does_not_fit_is_refused_by_name(
@@ -161,17 +162,17 @@ def test_a_timm_model_that_does_not_fit_is_refused_by_name(
     monkeypatch.setattr("student.initial.timm.create_model", create)
     init = {"kind": "timm", "model": name}
     with torch.device("meta"), pytest.raises(StudentError, match=message):
-        Student(StudentConfig(**(TINY | changes | {"init": init})), {"t": CLIP})
+        build(StudentConfig(**(TINY | changes | {"init": init})), {"t": CLIP})
 
 
 def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StudentError, match="student.init.weights: there is no file .*gone.pt"):
+    with pytest.raises(StudentError, match="student.init.weights: no such file: .*gone.pt"):
         from_timm(tmp_path / "gone.pt", "vit_tiny_patch16_224")
 
 
 def test_a_weights_file_of_another_model_is_refused(tmp_path: Path) -> None:
     torch.save({"x": torch.zeros(1)}, tmp_path / "x.pt")
-    with pytest.raises(StudentError, match="x.pt is of another model"):
+    with pytest.raises(StudentError, match="x.pt is for another model"):
         from_timm(tmp_path / "x.pt", "vit_tiny_patch16_224")
 
 
@@ -183,8 +184,8 @@ def test_weights_that_cannot_be_downloaded_point_to_a_local_file(
 
     monkeypatch.setattr("student.initial.timm.create_model", unreachable)
     init = {"kind": "timm", "model": "vit_tiny_patch16_224"}
-    with pytest.raises(StudentError, match=r"not be fetched \(name not known\); set .*weights"):
-        Student(StudentConfig(**TINY, init=init), {"t": CLIP})
+    with pytest.raises(StudentError, match=r"not be downloaded \(name not known\); set .*weights"):
+        build(StudentConfig(**TINY, init=init), {"t": CLIP})
 
 
 SMALL = {"width": 16, "heads": 2, "depth": 1, "patch_size": 4, "max_resolution": 24, "head": HEAD}
@@ -216,7 +217,7 @@ def test_a_student_starts_from_another_ones_trunk_and_heads_by_teacher(
     fresh = Student(StudentConfig(**SMALL), targets)
     torch.manual_seed(1)
     with caplog.at_level(logging.INFO, "student"):
-        student = Student(config, targets)
+        student = build(config, targets)
     tokens = "trunk.embedding.class_tokens"
     ours, theirs, random = (s.state_dict()[tokens] for s in (student, source, fresh))
     assert torch.equal(ours, torch.stack([random[0], theirs[2], theirs[1]]))
@@ -226,9 +227,9 @@ def test_a_student_starts_from_another_ones_trunk_and_heads_by_teacher(
         for name, value in weights(origin, f"heads.{teacher}.").items():
             assert torch.equal(student.state_dict()[name], value)
     assert student.config.mean == (0.1, 0.2, 0.3)
-    assert "took the head of c" in caplog.text
-    assert "the head of b starts fresh, it has other dimensions there" in caplog.text
-    assert "the head of new starts fresh, it is not there" in caplog.text
+    assert "loaded the head of c" in caplog.text
+    assert "the head of b starts from random weights: its dimensions differ" in caplog.text
+    assert "the head of new starts from random weights: the file has none" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_a_student_with_another_trunk_is_refused(
 ) -> None:
     init = {"kind": "student", "path": exported[1]}
     with pytest.raises(StudentError, match=message):
-        Student(StudentConfig(**(SMALL | changes), init=init), {"a": CLIP})
+        build(StudentConfig(**(SMALL | changes), init=init), {"a": CLIP})
 
 
 def test_a_student_whose_heads_left_the_training_space_is_refused(
@@ -259,7 +260,7 @@ def test_a_student_whose_heads_left_the_training_space_is_refused(
     save_student(path, source.config, source.targets, source.state_dict(), folded)
     config = StudentConfig(**SMALL, init={"kind": "student", "path": path})
     with pytest.raises(StudentError, match="was exported with --teacher-space: its heads return"):
-        Student(config, {"a": CLIP})
+        build(config, {"a": CLIP})
 
 
 def test_such_a_student_gives_its_trunk_where_its_heads_are_left(
@@ -270,12 +271,12 @@ def test_such_a_student_gives_its_trunk_where_its_heads_are_left(
     save_student(path, source.config, source.targets, source.state_dict(), folded)
     init = {"kind": "student", "path": path, "heads": False}
     with caplog.at_level(logging.INFO, "student"):
-        student = Student(StudentConfig(**SMALL, init=init), {"a": CLIP})
+        student = build(StudentConfig(**SMALL, init=init), {"a": CLIP})
     for name, value in weights(source, "trunk.blocks.").items():
         assert torch.equal(student.state_dict()[name], value)
     for name, value in weights(student, "heads.a.").items():
         assert not (name.endswith("fc1.weight") and torch.equal(value, source.state_dict()[name]))
-    assert "the head of a starts fresh, as heads: false says" in caplog.text
+    assert "the head of a starts from random weights: student.init.heads is false" in caplog.text
 
 
 def test_attention_heads_of_another_number_start_fresh(
@@ -291,7 +292,7 @@ def test_attention_heads_of_another_number_start_fresh(
             "init": {"kind": "student", "path": path},
         }
         with caplog.at_level(logging.INFO, "student"):
-            student = Student(StudentConfig(**(SMALL | changed)), {"a": CLIP})
+            student = build(StudentConfig(**(SMALL | changed)), {"a": CLIP})
         name = "heads.a.spatial.fc1.weight"
         assert torch.equal(student.state_dict()[name], source.state_dict()[name]) == taken
-    assert "the head of a starts fresh, its attention_heads are others there" in caplog.text
+    assert "the head of a starts from random weights: head.attention_heads differs" in caplog.text

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from student.config import CLIP_MEAN, CLIP_STD, HeadConfig, StudentConfig
+from student.config import HeadConfig, StudentConfig
 from student.errors import StudentError
 from student.heads import MLP2, Head
 from student.model import Student, StudentOutput
 from teachers.features import FeatureSpec
+from teachers.normalization import OPENAI_MEAN, OPENAI_STD
 from teachers.upsamplers.views import warp
 
 SPECS = {"patch_size": 14, "resolution": (28, 28)}
@@ -65,7 +66,7 @@ def test_tokens_are_class_tokens_registers_and_patches() -> None:
 
 def test_maps_hold_the_tokens_after_the_prefix_in_row_major_order() -> None:
     student, images = build().eval(), torch.rand(2, 3, 8, 20)
-    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (OPENAI_MEAN, OPENAI_STD))
     tokens = student.trunk((images - mean) / std)
     output = student(images)
     for row, column in ((0, 3), (1, 2)):
@@ -163,7 +164,7 @@ def test_a_cast_of_the_module_leaves_the_pixel_normalisation_exact() -> None:
     student = build().bfloat16()
     student.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     student(torch.zeros(1, 3, 4, 4))
-    expected = -torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)
+    expected = -torch.tensor(OPENAI_MEAN) / torch.tensor(OPENAI_STD)
     assert torch.equal(seen[0][0, :, 0, 0], expected)
 
 
@@ -229,7 +230,7 @@ ATTENTIVE = HeadConfig(hidden_dim=12, num_layers=1, attention_blocks=2, attentio
 
 
 def test_an_attention_head_is_blocks_over_the_patches_then_an_mlp_without_inner_blocks() -> None:
-    """2 blocks, LayerScale 1e-5, no class tokens (radio-training.md 1.6); summaries keep MLP2."""
+    """As in C-RADIOv4: LayerScale 1e-5, no class tokens; the summary keeps its inner blocks."""
     head = build(head=ATTENTIVE).heads["clip"]
     assert [float(block.ls1.gamma.detach().unique()) for block in head.attention] == (
         pytest.approx([1e-5, 1e-5])
@@ -291,7 +292,7 @@ def test_attention_heads_stay_in_float32_under_autocast() -> None:
     [
         ((1, 3, 10, 20), "10 x 20 px.*multiples of 4 px.*nearest size is 8 x 20 px"),
         ((1, 3, 8, 2), "nearest size is 8 x 4 px"),
-        ((1, 1, 8, 20), r"shape \(1, 1, 8, 20\).*takes \(B, 3, H, W\)"),
+        ((1, 1, 8, 20), r"shape \(1, 1, 8, 20\).*expected \(B, 3, H, W\)"),
         ((3, 8, 20), r"shape \(3, 8, 20\)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Attention within windows, for rectangular grids (radio-training.md 9, item 21)."""
+"""Attention within windows, for rectangular grids."""
 
 import pytest
 import torch

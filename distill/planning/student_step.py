@@ -95,9 +95,8 @@ class StudentWorkload(Workload):
             name: imagined_teacher(config, recipe.targets.precision, f"teachers.{name}")
             for name, config in recipe.teachers.items()
         }
-        config = recipe.student.model_copy(update={"init": None})
         with torch.device("meta"):
-            self.trained = Student(config, {n: t.spec for n, t in self.teachers.items()})
+            self.trained = Student(recipe.student, {n: t.spec for n, t in self.teachers.items()})
         prepare_student(self.trained, recipe, self.teachers)
         self._average: Student | None = None
         if recipe.objective.mesa is not None:

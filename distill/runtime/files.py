@@ -1,14 +1,11 @@
-"""Files that are whole or absent."""
+"""Text files that are written whole or not at all."""
 
-import os
 from pathlib import Path
+
+from teachers.files import atomic
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file under another name, then renames it: a kill leaves the old or the new."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Writes a text file; a process that is killed meanwhile leaves the old file or none."""
+    with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

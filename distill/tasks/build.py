@@ -72,8 +72,10 @@ def build_teachers(
 
 def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Student:
     """Builds the student; its initial weights depend on the recipe's seed only."""
+    from student.initial import build  # imports timm, which takes two seconds
+
     distributed.seed_default_generators(recipe.run.seed, "student")
-    return Student(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
+    return build(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
 
 
 def prepare_student(

@@ -4,20 +4,19 @@ It loads without the encoder and runs no code from the file. A recipe names the 
 describe an upsampler: `upsampler: runs/featsharp/upsampler.safetensors`.
 """
 
-import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
+from teachers.files import atomic, open_format, shape_mismatch
 from teachers.kinds import did_you_mean
 from teachers.phi_s import PhiS
 from teachers.upsamplers.downsampler import AttentionDownsampler
@@ -126,13 +125,8 @@ def save_upsampler(
         for name, t in tensors.items()
     }
     header = {"format": FORMAT, "card": card.model_dump_json()}
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic(path) as partial:
         save_file(tensors, partial, header)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
@@ -204,31 +198,17 @@ def read_upsampler(path: Path) -> tuple[UpsamplerCard, dict[str, Tensor]]:
     Raises:
         TeacherError: it is not one.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise TeacherError(
-                    f"upsampler {path}: its format is {header.get('format')!r}; "
-                    f"save_upsampler writes {FORMAT!r}"
-                )
-            card = UpsamplerCard.model_validate_json(header["card"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValidationError, KeyError) as error:
-        raise TeacherError(f"upsampler {path}: not a file of save_upsampler: {error}") from error
+    with open_format(path, "upsampler", FORMAT, TeacherError) as (file, header):
+        card = UpsamplerCard.model_validate_json(header["card"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return card, {
         n: t.to(torch.promote_types(t.dtype, torch.float32), copy=True) for n, t in tensors.items()
     }
 
 
 def _check_state(own: Mapping[str, Tensor], came: Mapping[str, Tensor], path: Path) -> None:
-    shapes = [{n: tuple(t.shape) for n, t in state.items()} for state in (own, came)]
-    wrong = sorted(n for n in shapes[0] | shapes[1] if shapes[0].get(n) != shapes[1].get(n))
-    if wrong:
-        raise TeacherError(
-            f"upsampler {path}: {len(wrong)} weights do not fit its card; {wrong[0]} has shape "
-            f"{shapes[1].get(wrong[0])}, expected {shapes[0].get(wrong[0])} (None: absent)"
-        )
+    if wrong := shape_mismatch(own, came):
+        raise TeacherError(f"upsampler {path}: not the weights that its card describes: {wrong}")
 
 
 def _first_difference(own: FeatureSpec, other: FeatureSpec) -> str:

@@ -1,0 +1,75 @@
+"""Files that are written whole or not at all, and safetensors files whose header names a format."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+@contextmanager
+def atomic(path: str | PathLike[str]) -> Iterator[Path]:
+    """A temporary path to write to, renamed to `path` at the end unless an error is raised.
+
+    A process that is killed meanwhile leaves the old file or none, never a part of the new one.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_format(
+    path: str | PathLike[str], what: str, format: str, error: type[ValueError]
+) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Opens a safetensors file whose header has an entry `format`.
+
+    Args:
+        path: the file.
+        what: its contents, for messages: `student`.
+        format: the value that `format` must have.
+        error: the class of the exception.
+
+    Yields:
+        The open file and its header. A missing header entry (KeyError) or an invalid one
+        (ValidationError) that the block meets also becomes an `error`.
+
+    Raises:
+        ValueError: of class `error`; the file is not a safetensors file of this format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != format:
+                raise error(
+                    f"{what} {path}: its format is {header.get('format')!r}, expected {format!r}"
+                )
+            yield file, header
+    except (SafetensorError, ValidationError, KeyError) as reason:
+        raise error(f"{what} {path}: not a valid {what} file: {reason}") from reason
+
+
+def shape_mismatch(own: Mapping[str, Tensor], came: Mapping[str, Tensor]) -> str | None:
+    """Describes how the names or shapes of weights differ from the expected; None if they agree.
+
+    Args:
+        own: the expected state dict.
+        came: the one to check.
+    """
+    expected, found = ({k: tuple(v.shape) for k, v in state.items()} for state in (own, came))
+    wrong = sorted(k for k in expected | found if expected.get(k) != found.get(k))
+    if not wrong:
+        return None
+    return (
+        f"{len(wrong)} weights do not fit; {wrong[0]} has shape {found.get(wrong[0])}, "
+        f"expected {expected.get(wrong[0])} (None: absent)"
+    )
