@@ -11,17 +11,16 @@ from typing import Any
 
 from rich.console import Console
 
-from distill.display.tables import screen_table
 from distill.planning.machine import GPUS, Speed, find_gpu
 from distill.planning.scaling import Scaling, measure_arms
 from distill.planning.step import Workload
 from distill.planning.student_step import StudentWorkload
 from distill.planning.tables import (
-    arm_sheet,
+    arm_table,
     assumptions,
     checkpointing_line,
-    memory_sheet,
-    time_sheet,
+    memory_table,
+    time_table,
 )
 from distill.planning.upsampler_step import UpsamplerWorkload
 from distill.runtime.command import command
@@ -84,12 +83,12 @@ def main() -> None:
     scaling = Scaling(workload, costs, speed)
     console = Console()
     for cost in costs:
-        sheet = arm_sheet(cost, workload.rows(cost.arm), speed)
-        console.print(screen_table(sheet))
+        table = arm_table(cost, workload.rows(cost.arm), speed)
+        console.print(table.to_rich())
     steps = [scaling.on(count) for count in counts]
-    console.print(screen_table(memory_sheet(steps, workload.arms)))
+    console.print(memory_table(steps, workload.arms).to_rich())
     batch = sum(cost.arm.share * cost.arm.batch_size for cost in costs)
-    console.print(screen_table(time_sheet(steps, batch, arguments.gpu)))
+    console.print(time_table(steps, batch, arguments.gpu).to_rich())
     if isinstance(workload, StudentWorkload) and workload.may_checkpoint:
         fullest = max(costs, key=lambda cost: cost.trace.peak)
         workload.switch_checkpointing()

@@ -61,7 +61,7 @@ def test_an_exported_file_can_be_exported_again(tmp_path: Path) -> None:
     assert read_student(tmp_path / "t").metadata == read_student(tmp_path / "s").metadata
     with pytest.raises(RecipeError, match="no head 'siglip'.*there are clip"):
         export(tmp_path / "s", tmp_path / "u", heads=("siglip",))
-    with pytest.raises(RecipeError, match="what standardised 'clip' is in the run's checkpoints"):
+    with pytest.raises(RecipeError, match="statistics of 'clip' are in the checkpoints of its run"):
         export(tmp_path / "s", tmp_path / "u", teacher_space=True)
 
 
@@ -141,7 +141,7 @@ def test_a_mistake_ends_the_command_with_code_2_and_one_line(
 def test_a_file_that_is_there_is_overwritten_only_by_force(tmp_path: Path) -> None:
     checkpoint, out = write_run(tmp_path, build()), tmp_path / "s"
     out.write_text("mine")
-    with pytest.raises(RecipeError, match="already there; --force overwrites it"):
+    with pytest.raises(RecipeError, match="already exists; --force overwrites it"):
         export(checkpoint, out)
     assert out.read_text() == "mine"
     export(checkpoint, out, force=True)
@@ -165,7 +165,7 @@ def test_a_head_that_was_never_trained_has_no_teacher_space(tmp_path: Path) -> N
 
 def test_there_is_nothing_to_fold_where_nothing_was_standardised(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path, build(), phi_s="none")
-    with pytest.raises(RecipeError, match="standardisation=none, so its heads already"):
+    with pytest.raises(RecipeError, match="standardisation=none, so its heads are already"):
         export(checkpoint, tmp_path / "s", heads=("clip",), teacher_space=True)
 
 

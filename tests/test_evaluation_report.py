@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distill.evaluation.report import change_sheet, relative_changes, split_task
+from distill.evaluation.report import change_table, relative_changes, split_task
 from distill.runtime.errors import RecipeError
 
 GROUPS = ("classification", "dense", "probe3d", "retrieval", "context", "nyud", "vila")
@@ -114,14 +114,14 @@ def test_one_seed_has_no_spread() -> None:
 def test_the_table_marks_the_best_and_says_what_is_in_a_group() -> None:
     rows = [*seeded("old", {0: 40, 1: 60}), *seeded("new", {0: 41, 1: 61})]
     rows += [*seeded("bad", {0: 30, 1: 70}), *seeded("short", {0: 30})]
-    sheet = change_sheet(relative_changes(rows, "old", {"dense": ["camvid"]}))
-    assert sheet.head == ("model", "dense", "Delta_m")
-    shown = {name: [(cell.text, cell.best) for cell in cells] for name, cells in sheet.lines}
+    table = change_table(relative_changes(rows, "old", {"dense": ["camvid"]}))
+    assert table.columns == ("model", "dense", "Delta_m")
+    shown = {name: [(cell.text, cell.best) for cell in cells] for name, cells in table.rows}
     assert shown["old"] == [("0", False)] * 2
     assert shown["new"] == [("+2.00 ± 0.00", True)] * 2
     assert shown["bad"] == [("+0.00 ± 28.28", False)] * 2
     assert shown["short"] == [("-40.00", False)] * 2
-    assert sheet.note == "dense: camvid.miou"
+    assert table.note == "dense: camvid.miou"
 
 
 def test_groups_of_older_recipes_find_metrics_that_are_in_snake_case_now() -> None:

@@ -137,7 +137,9 @@ def test_a_target_is_measured_beside_the_baseline_if_there_is_one(
     models: list[str],
 ) -> None:
     suite = write_suite(tmp_path)
-    monkeypatch.setattr(evaluate, "model_of", lambda _: {"kind": "pixels", "patch_size": 4})
+    monkeypatch.setattr(
+        "distill.evaluation.run.model_of", lambda _: {"kind": "pixels", "patch_size": 4}
+    )
     patch = "models.mine.patch_size=2"
     assert call(monkeypatch, "mine", "--on", suite, "seeds=[0]", patch, *overrides) == 0
     lines = (tmp_path / "results/results.jsonl").read_text().splitlines()
@@ -253,7 +255,7 @@ def test_a_name_may_stand_for_several_trainings_if_the_report_says_so(
         read_suites(suites, ["encoder.weights"])
     results = read_suites(suites, ["encoder.weights", "fingerprint"])
     assert [result.row["seed"] for result in results] == [0, 1]
-    page = write_report(tmp_path / "report", results, [], None).read_text()
+    page = " ".join(write_report(tmp_path / "report", results, [], None).read_text().split())
     assert "seeds of a model's training, and of what is random" in page
     assert "two stand for several trainings each" in page
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.export import export_student
+from distill.formats.export import export_student
 from distill.formats.model_card import model_card
 from distill.formats.source import read_source
 from distill.runtime.config import dump_yaml, parse_yaml

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 import torch
 
-from distill.export import export_student
 from distill.formats import onnx as export_onnx
+from distill.formats.export import export_student
 from distill.formats.onnx import save_onnx
 from distill.runtime.errors import RecipeError
 from student.storage import load_student

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.export import export_student
+from distill.formats.export import export_student
 from distill.formats.radio import save_radio
 from distill.runtime.errors import RecipeError
 from student.config import SHAPES, HeadConfig, StudentConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.export import export_student
+from distill.formats.export import export_student
 from distill.formats.radio import save_radio
 from distill.formats.radio_reader import read_radio_student
 from distill.runtime.errors import RecipeError
@@ -135,7 +135,7 @@ def test_what_the_format_cannot_hold_is_not_written(
         state["heads.clip.summary.fc1.bias"] = state["heads.clip.summary.fc1.bias"] + 1
         save_radio(path, file._replace(state_dict=state))
 
-    monkeypatch.setattr("distill.export.save_radio", lossy)
+    monkeypatch.setattr("distill.formats.export.save_radio", lossy)
     checkpoint = write_run(tmp_path, build())
     out = tmp_path / "out" / "s.pth"
     with pytest.raises(RecipeError, match="cannot hold this student; of its clip, readers would"):

@@ -166,7 +166,7 @@ def test_export_writes_the_card_with_step_and_fidelity(finished: Path, tmp_path:
     assert out.stat().st_size < 0.7 * whole.stat().st_size
     again = run(export, finished)
     assert again.returncode == 2
-    assert "already there; --force overwrites it" in again.stderr
+    assert "already exists; --force overwrites it" in again.stderr
     wrong = run([*export, "--force", "--head", "clip"], finished)
     assert wrong.returncode == 2
     assert "are for students; this is an upsampler" in wrong.stderr

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.export import export_student
+from distill.formats.export import export_student
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from distill.targets.target_statistics import TargetStatistics, save_statistics

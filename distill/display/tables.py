@@ -1,66 +1,67 @@
-"""Tables before they are drawn, so that a screen and a page show the same."""
+"""Tables of text, printed to a terminal by `Table.to_rich` and put on a page by a template."""
 
 from typing import NamedTuple
 
+import rich.table
 from rich.markup import escape
-from rich.table import Table
 
-_SCREEN = 80  # characters of a line; rich cuts words that do not fit
+_TERMINAL_WIDTH = 80  # characters; rich cuts words in a wider table
 
 
 class Cell(NamedTuple):
-    """A cell.
+    """One cell of a table.
 
     Attributes:
-        text: what it says.
-        best: whether it is the best of its column.
+        text: its content.
+        best: whether it is the best of its column; shown in bold.
     """
 
     text: str
     best: bool = False
 
 
-class Sheet(NamedTuple):
-    """A table.
+class Table(NamedTuple):
+    """A table whose first column names the rows.
 
     Attributes:
-        title: what it is about.
-        head: of the column of names, then of the others.
-        lines: name and cells.
-        note: what stands below.
+        title: shown above the table.
+        columns: headings, the first of the column of names.
+        rows: the name and the other cells of each row.
+        note: shown below the table; empty for none.
     """
 
     title: str
-    head: tuple[str, ...]
-    lines: list[tuple[str, list[Cell]]]
+    columns: tuple[str, ...]
+    rows: list[tuple[str, list[Cell]]]
     note: str = ""
 
+    def to_rich(self) -> rich.table.Table:
+        """The table for a terminal; transposed if it is too wide and narrower that way."""
+        grid = [[escape(name) for name in self.columns]]
+        plain = [list(self.columns)]
+        for name, cells in self.rows:
+            bold = (f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in cells)
+            grid.append([escape(name), *bold])
+            plain.append([name, *(cell.text for cell in cells)])
+        width = _width(plain)
+        if width > _TERMINAL_WIDTH and _width(_transposed(plain)) < width:
+            grid = _transposed(grid)
+        table = rich.table.Table(title=escape(self.title), caption=escape(self.note) or None)
+        for number, name in enumerate(grid[0]):
+            table.add_column(name, justify="right" if number else "left")
+        for row in grid[1:]:
+            table.add_row(*row)
+        return table
 
-def screen_table(sheet: Sheet) -> Table:
-    """The sheet for a terminal, the best in bold; lines become columns where it is too wide."""
-    grid = [[escape(head) for head in sheet.head]]
-    for name, cells in sheet.lines:
-        bold = (f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in cells)
-        grid.append([escape(name), *bold])
-    plain = [list(sheet.head), *([name, *(c.text for c in cells)] for name, cells in sheet.lines)]
-    width, turned = _width(plain), _width(_turned(plain))
-    if width > _SCREEN and turned < width:
-        grid = _turned(grid)
-    table = Table(title=escape(sheet.title), caption=escape(sheet.note) or None)
-    for number, head in enumerate(grid[0]):
-        table.add_column(head, justify="right" if number else "left")
-    for line in grid[1:]:
-        table.add_row(*line)
-    return table
 
-
-def _turned(grid: list[list[str]]) -> list[list[str]]:
-    return [list(line) for line in zip(*grid, strict=True)]
+def _transposed(grid: list[list[str]]) -> list[list[str]]:
+    return [list(column) for column in zip(*grid, strict=True)]
 
 
 def _width(grid: list[list[str]]) -> int:
-    """Characters of a line of the table; heads may break between words."""
+    """Characters of one line of the printed table; headings may break between words."""
     columns = (
-        (max(map(len, head.split()), default=0), *map(len, cells)) for head, *cells in _turned(grid)
+        (max(map(len, name.split()), default=0), *map(len, cells))
+        for name, *cells in _transposed(grid)
     )
     return 1 + sum(max(column) + 3 for column in columns)

@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from distill.benchmarks.benchmark import metric_key
-from distill.display.tables import Cell, Sheet
+from distill.display.tables import Cell, Table
 from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
 
@@ -94,7 +94,7 @@ def relative_changes(rows: Rows, baseline: str, groups: Groups) -> Changes:
     )
 
 
-def change_sheet(changes: Changes) -> Sheet:
+def change_table(changes: Changes) -> Table:
     """The changes as a table, a line a model, the best of each column marked."""
     columns = {model: [*c.groups.values(), c.total] for model, c in changes.models.items()}
     best = [max(c.mean for c in column) for column in zip(*columns.values(), strict=True)]
@@ -110,7 +110,7 @@ def change_sheet(changes: Changes) -> Sheet:
     ]
     note = "; ".join(f"{group}: {', '.join(tasks)}" for group, tasks in changes.tasks.items())
     title = f"Change against {changes.baseline}, %"
-    return Sheet(title, ("model", *changes.tasks, "Delta_m"), lines, note)
+    return Table(title, ("model", *changes.tasks, "Delta_m"), lines, note)
 
 
 def split_task(where: str, item: str, benchmarks: Iterable[str]) -> tuple[str, str | None]:

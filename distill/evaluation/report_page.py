@@ -1,96 +1,79 @@
-"""One HTML file that shows results of benchmarks: tables, pictures, and how all was measured."""
+"""Writes the page of benchmark results: tables, pictures and protocols."""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from distill.display.html_parts import document, image, sheet_table, text
-from distill.display.tables import Sheet
+from distill.display.pages import Picture, render
+from distill.display.tables import Table
 from distill.evaluation.results import Result, facts
 from distill.evaluation.suite import row_folder
 from distill.runtime.files import write_text
 
 
 def write_report(
-    folder: Path, results: Sequence[Result], tables: Sequence[Sheet], changes: Sheet | None
+    folder: Path, results: Sequence[Result], tables: Sequence[Table], changes: Table | None
 ) -> Path:
-    """Writes `index.html`; pictures are inside the file.
+    """Writes `index.html`, one file with its pictures inside.
 
     Args:
-        folder: for the page.
-        results: what was measured.
-        tables: one a benchmark, titled with its name.
-        changes: against a baseline.
+        folder: of the page.
+        results: everything that was measured.
+        tables: one for each benchmark, whose title is the benchmark's name.
+        changes: relative to a baseline; None without a baseline.
 
     Returns:
-        The page.
+        Path of the page.
     """
-    title = folder.absolute().name
-    body = [
-        f"<h1>{text(title)}</h1>",
-        f"<p>Means ± standard deviations over the seeds of {_random(results)} The best is "
-        "bold.</p>",
-    ]
-    if changes is not None:
-        body += [
-            f"<h2>{text(changes.title)}</h2>",
-            sheet_table(changes),
-            "<p>A group is the mean relative change of its tasks, positive where the model is "
-            "better; Delta_m is the mean of the groups, each of the same weight. ± is the standard "
-            "deviation over seeds of the paired differences; there is none where the two models "
-            "were not measured with the same seeds, or with one.</p>",
-        ]
-    for table in tables:
-        own = [result for result in results if result.row["benchmark"] == table.title]
-        body += [f"<h2>{text(table.title)}</h2>", sheet_table(table)]
-        body += _pictures(own)
-        body += _folded("Protocol", own, ("entry", "protocol"))
-    body.append("<h2>Models</h2>")
-    for name in dict.fromkeys(result.row["model"] for result in results):
-        own = [result for result in results if result.row["model"] == name]
-        body += _folded(name, own, ("encoder", "fingerprint"))
+    of_benchmark = _grouped(results, "benchmark")
+    page = render(
+        "report.html.jinja",
+        title=folder.absolute().name,
+        retrained=_retrained(results),
+        changes=changes,
+        tables=tables,
+        pictures={name: _pictures(own) for name, own in of_benchmark.items()},
+        protocols={name: _merged(own, ("entry", "protocol")) for name, own in of_benchmark.items()},
+        models={
+            name: _merged(own, ("encoder", "fingerprint"))
+            for name, own in _grouped(results, "model").items()
+        },
+    )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    write_text(path, document(title, body))
+    write_text(path, page)
     return path
 
 
-def _random(results: Sequence[Result]) -> str:
-    """What the seeds stand for: where a model has several weights, it was trained several times."""
-    weights: dict[str, set[str]] = {}
+def _grouped(results: Iterable[Result], key: str) -> dict[str, list[Result]]:
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        weights.setdefault(result.row["model"], set()).add(result.row["fingerprint"])
-    trained = [name for name, of_model in weights.items() if len(of_model) > 1]
-    if trained:
-        return (
-            f"a model's training, and of what is random in a benchmark. {text(', '.join(trained))} "
-            "stand for several trainings each."
-        )
-    return (
-        "what is random in a benchmark, such as its probe; how far two trainings of one encoder "
-        "lie apart is not in them."
-    )
+        groups.setdefault(result.row[key], []).append(result)
+    return groups
 
 
-def _pictures(results: Sequence[Result]) -> list[str]:
-    """Of the first seed of each model; equal names side by side."""
-    first: dict[str, Result] = {}
-    for result in results:
-        first.setdefault(result.row["model"], result)
-    named: dict[str, list[str]] = {}
-    for model, result in first.items():
-        for path in sorted(row_folder(result.suite, result.row).glob("*.png")):
-            described = f"{path.stem} of {model} at {result.row['benchmark']}"
-            named.setdefault(path.stem, []).append(image(path.read_bytes(), described, model))
+def _retrained(results: Sequence[Result]) -> list[str]:
+    """Models with several weights: their seeds are trainings."""
     return [
-        f'<h3>{text(stem)}</h3>\n<div class="beside">{"".join(shown)}</div>'
-        for stem, shown in named.items()
+        name
+        for name, own in _grouped(results, "model").items()
+        if len({result.row["fingerprint"] for result in own}) > 1
     ]
 
 
-def _folded(title: str, results: Sequence[Result], keys: Iterable[str]) -> list[str]:
-    """Facts behind a heading that opens; where models differ, each value with its models."""
-    keys = list(keys)
+def _pictures(results: Sequence[Result]) -> dict[str, list[Picture]]:
+    """By the name of the file, one picture for each model: that of its first seed."""
+    named: dict[str, list[Picture]] = {}
+    for model, (result, *_) in _grouped(results, "model").items():
+        for path in sorted(row_folder(result.suite, result.row).glob("*.png")):
+            description = f"{path.stem} of {model} at {result.row['benchmark']}"
+            picture = Picture(path.read_bytes(), description, model)
+            named.setdefault(path.stem, []).append(picture)
+    return named
+
+
+def _merged(results: Sequence[Result], keys: Sequence[str]) -> dict[str, str]:
+    """Facts of some results by name; where models differ, each value with its models."""
     found: dict[str, dict[str, list[str]]] = {}
     for result in results:
         for name, value in facts(result.row, keys).items():
@@ -98,15 +81,9 @@ def _folded(title: str, results: Sequence[Result], keys: Iterable[str]) -> list[
             models = found.setdefault(name, {}).setdefault(shown, [])
             if result.row["model"] not in models:
                 models.append(result.row["model"])
-    lines = [
-        f'<tr><th scope="row">{text(name)}</th><td>{text(_values(values))}</td></tr>'
+    return {
+        name: next(iter(values))
+        if len(values) == 1
+        else "; ".join(f"{value} ({', '.join(models)})" for value, models in values.items())
         for name, values in found.items()
-    ]
-    table = "\n".join(["<table class=facts><tbody>", *lines, "</tbody></table>"])
-    return [f"<details><summary>{text(title)}</summary>\n{table}\n</details>"]
-
-
-def _values(values: dict[str, list[str]]) -> str:
-    if len(values) == 1:
-        return next(iter(values))
-    return "; ".join(f"{value} ({', '.join(models)})" for value, models in values.items())
+    }

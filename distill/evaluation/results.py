@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from distill.display.tables import Cell, Sheet
+from distill.display.tables import Cell, Table
 from distill.evaluation.suite import RESULTS, TaskGroups, read_results
 from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
@@ -148,17 +148,17 @@ def _place(result: Result) -> str:
     return f"{result.suite} ({row['benchmark']}, {row['model']}, seed {row['seed']})"
 
 
-def results_sheets(rows: Sequence[Mapping[str, Any]]) -> list[Sheet]:
+def results_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """A table a benchmark, a line a model.
 
     Args:
         rows: lines of `results.jsonl`, see `suite.run_suite`.
     """
     names = dict.fromkeys(row["benchmark"] for row in rows)
-    return [_sheet(name, [row for row in rows if row["benchmark"] == name]) for name in names]
+    return [_table(name, [row for row in rows if row["benchmark"] == name]) for name in names]
 
 
-def _sheet(name: str, rows: Sequence[Mapping[str, Any]]) -> Sheet:
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     models: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         models.setdefault(row["model"], []).append(row)
@@ -170,7 +170,7 @@ def _sheet(name: str, rows: Sequence[Mapping[str, Any]]) -> Sheet:
         (model, [Cell(str(len(seeds))), *(_cell(_values(seeds, k), best[k]) for k in figures)])
         for model, seeds in models.items()
     ]
-    return Sheet(name, ("model", "seeds", *heads), lines)
+    return Table(name, ("model", "seeds", *heads), lines)
 
 
 def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:

@@ -11,7 +11,7 @@ from data.batch import scale_pixels
 from data.images import load_images
 from distill.benchmarks.fidelity import EvaluationConfig, measure, require_images
 from distill.display.pictures import draw_panels
-from distill.evaluation.page import write_page
+from distill.evaluation.student_page import write_page
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from distill.runtime.files import write_text

@@ -1,10 +1,10 @@
-"""What an export starts from, and what it may change: which heads, and the space of their maps."""
+"""Reads the student to export, and selects its heads and the space of their maps."""
 
 import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill.runtime.checkpoint import find_checkpoint, read_manifest
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
+from distill.runtime.files import read_json_lines
 from distill.targets.target_statistics import IN_CHECKPOINT
 from student.storage import FORMAT, StudentFile, read_student
 from teachers.phi_s import PhiS, load_phi_s
@@ -22,8 +23,8 @@ class Source(NamedTuple):
     """A student to export.
 
     Attributes:
-        file: it, with where it comes from in the metadata.
-        checkpoint: the folder with its teachers' statistics; None for a student's file.
+        file: its weights and config; the metadata has the recipe, the step and the versions.
+        checkpoint: the folder that has the statistics of its teachers; None for a student's file.
     """
 
     file: StudentFile
@@ -34,12 +35,13 @@ def read_source(path: Path) -> Source:
     """Reads a student.
 
     Args:
-        path: a run's folder, a checkpoint's, a file of `save_student`, or a model of the RADIO
-            family in its public format.
+        path: the folder of a run or of a checkpoint, a file of `save_student`, or a model of the
+            RADIO family in its public format.
 
     Raises:
-        RecipeError: a folder without a whole checkpoint, or a RADIO model that no student is.
-        TeacherError: a file of neither format.
+        RecipeError: a folder without a whole checkpoint, or a RADIO model that is not built like
+            a student.
+        TeacherError: a file in neither format.
     """
     if path.is_dir() and not (path / "config.json").is_file():
         checkpoint = find_checkpoint(path)
@@ -60,6 +62,15 @@ def read_source(path: Path) -> Source:
     return Source(read_radio_student(path), None)
 
 
+def measured_fidelity(checkpoint: Path) -> list[dict[str, Any]]:
+    """What `distill.evaluate` measured on the checkpoints of a run, as it wrote it.
+
+    A row names its checkpoint by a path relative to where the command ran, so compare the name of
+    the checkpoint's folder only.
+    """
+    return read_json_lines(checkpoint.parent.parent / "evaluation" / "fidelity.jsonl")
+
+
 def _is_student(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
@@ -69,9 +80,13 @@ def _is_student(path: Path) -> bool:
 
 
 def keep_heads(file: StudentFile, names: tuple[str, ...]) -> StudentFile:
-    """The student with some heads only.
+    """The student with only some of its heads.
 
-    The backbone and the kept heads return the same numbers, bit for bit, as all class tokens stay.
+    All class tokens stay, so the backbone and the kept heads return the same numbers, bit for bit.
+
+    Args:
+        file: the student.
+        names: the teachers whose heads are kept.
 
     Raises:
         RecipeError: no such head.
@@ -94,7 +109,7 @@ def keep_heads(file: StudentFile, names: tuple[str, ...]) -> StudentFile:
 
 
 def to_teacher_space(source: Source) -> StudentFile:
-    """The student with PHI-S folded into its heads: their maps are in the teachers' own spaces.
+    """The student with PHI-S folded into its heads, so that they return the teachers' own spaces.
 
     Raises:
         RecipeError: there are no statistics to fold.
@@ -107,33 +122,32 @@ def to_teacher_space(source: Source) -> StudentFile:
     for name in names:
         if checkpoint is None:
             raise RecipeError(
-                f"heads of a student's file in the space of its training cannot leave it: what "
-                f"standardised {name!r} is in the run's checkpoints; give one of these"
+                f"--teacher-space: the heads of this file return standardised maps, and the "
+                f"statistics of {name!r} are in the checkpoints of its run; export one of these"
             )
         state = _fold(state, name, _statistics(checkpoint, name))
     return file._replace(state_dict=state, metadata=file.metadata | {"head_space": "teacher"})
 
 
 def is_standardised(checkpoint: Path) -> bool:
-    """Whether a run's heads were trained in standardised spaces."""
+    """Whether the heads of a run were trained towards standardised maps."""
     recipe = load_yaml(checkpoint / "recipe.yaml")
     return bool(recipe["objective"]["standardisation"] != "none")
 
 
 def _statistics(checkpoint: Path, name: str) -> PhiS:
-    """What the map of one teacher was standardised with."""
+    """The PHI-S that standardised the maps of one teacher."""
     path = checkpoint / "statistics" / f"{name}.safetensors"
     if not path.is_file():
         raise RecipeError(
-            f"{checkpoint} has no statistics of {name!r}, whose losses have weight zero; its head "
-            "was not trained, and has no teacher's space. Choose another with --head, or leave all "
-            "out with --no-heads"
+            f"{checkpoint} has no statistics of {name!r}, whose losses have weight zero: its head "
+            "was not trained. Choose another with --head, or none with --no-heads"
         )
     return load_phi_s(path, IN_CHECKPOINT)
 
 
 def _fold(state: Mapping[str, Tensor], name: str, phi_s: PhiS) -> dict[str, Tensor]:
-    """The weights with the inverse of PHI-S in the last layer of a spatial head."""
+    """The weights with the inverse of PHI-S folded into the last layer of a spatial head."""
     last = f"heads.{name}.spatial.final.2"
     weight, bias = state[f"{last}.weight"], state[f"{last}.bias"]
     linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from distill.display.tables import Cell, Sheet
+from distill.display.tables import Cell, Table
 from distill.planning.machine import (
     GB,
     IMAGES_PER_S,
@@ -21,7 +21,7 @@ from distill.planning.step import Arm, Row, Trace
 _MB = 1e6
 
 
-def arm_sheet(cost: ArmCost, rows: Sequence[Row], speed: Speed) -> Sheet:
+def arm_table(cost: ArmCost, rows: Sequence[Row], speed: Speed) -> Table:
     """The models that an arm's images go through, a line each.
 
     Args:
@@ -48,7 +48,7 @@ def arm_sheet(cost: ArmCost, rows: Sequence[Row], speed: Speed) -> Sheet:
         lines.append((row.part, [Cell(figure) for figure in figures]))
     h, w = arm.resolution
     total = sum(trace.flops().values()) / 1e12
-    return Sheet(
+    return Table(
         f"{arm.name}: {arm.batch_size} images of {h} x {w} px {_steps(arm.share)}, "
         f"{_short(total)} TFLOP an image",
         (
@@ -61,7 +61,7 @@ def arm_sheet(cost: ArmCost, rows: Sequence[Row], speed: Speed) -> Sheet:
     )
 
 
-def memory_sheet(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Sheet:
+def memory_table(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Table:
     """What a rank holds at its fullest, a column for each number of GPUs.
 
     Args:
@@ -76,7 +76,7 @@ def memory_sheet(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Sheet:
     for number, arm in enumerate(arms):
         sizes = [f"{step.micro_batches[number]} of {step.largest[number]}" for step in steps]
         lines.append((arm.name, [Cell(size) for size in sizes]))
-    return Sheet(
+    return Table(
         "GB of a rank (10^9 bytes)",
         ("", *(_gpus(step.gpus) for step in steps)),
         lines,
@@ -84,7 +84,7 @@ def memory_sheet(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Sheet:
     )
 
 
-def time_sheet(steps: Sequence[Scaled], batch_size: float, gpu: str) -> Sheet:
+def time_table(steps: Sequence[Scaled], batch_size: float, gpu: str) -> Table:
     """How fast the run is, a line for each number of GPUs."""
     first = steps[0]
     lines = []
@@ -102,7 +102,7 @@ def time_sheet(steps: Sequence[Scaled], batch_size: float, gpu: str) -> Sheet:
             step.limit,
         ]
         lines.append((_gpus(step.gpus), [Cell(figure) for figure in figures]))
-    return Sheet(
+    return Table(
         f"Time on {gpu}",
         (
             *("", "passes", "compute ms", "links ms", "reading ms", "step ms", "images/s"),

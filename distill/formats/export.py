@@ -1,0 +1,158 @@
+"""Exports a trained student or upsampler as one file: the work of `distill.export`."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.formats.model_card import model_card
+from distill.formats.onnx import large_weights, save_onnx
+from distill.formats.radio import save_radio
+from distill.formats.source import (
+    Source,
+    is_standardised,
+    keep_heads,
+    read_source,
+    to_teacher_space,
+)
+from distill.formats.upsampler import has_upsampler, read_trained_upsampler
+from distill.runtime.checkpoint import find_checkpoint
+from distill.runtime.errors import RecipeError
+from distill.runtime.files import write_text
+from student.storage import StudentFile, save_student, student_of
+from teachers.files import atomic
+from teachers.upsamplers.trained import save_upsampler
+
+FORMATS = ("safetensors", "onnx", "radio")
+
+
+def export(
+    path: Path,
+    out: Path,
+    *,
+    format: str = FORMATS[0],
+    heads: tuple[str, ...] | None = None,
+    teacher_space: bool = False,
+    half: bool = False,
+    force: bool = False,
+) -> Path:
+    """Writes a student or an upsampler as one file, whole or not at all.
+
+    Args:
+        path: the folder of a run or of a checkpoint; or a student's file, see
+            `source.read_source`.
+        out: the file to write; missing folders above it are made.
+        format: of a student's file, one of `FORMATS`.
+        heads: the teachers whose heads a student keeps; None for all.
+        teacher_space: whether the heads of a student return maps in their teachers' own spaces.
+        half: whether the weights of an upsampler are stored in float16.
+        force: whether existing files are overwritten.
+
+    Returns:
+        The folder of the checkpoint that was exported, or the file.
+
+    Raises:
+        RecipeError: an option that the model does not have, see also `export_student`; or `out`
+            exists or cannot be written.
+    """
+    if not has_upsampler(path):
+        if half:
+            raise RecipeError("--half: is for upsamplers; this is a student")
+        return export_student(
+            path, out, format=format, heads=heads, teacher_space=teacher_space, force=force
+        )
+    if heads is not None or teacher_space or format != FORMATS[0]:
+        raise RecipeError(
+            "--head, --no-heads, --teacher-space, --format: are for students; this is an upsampler"
+        )
+    checkpoint = find_checkpoint(path)
+    _check_out(out, force)
+    card, tensors = read_trained_upsampler(checkpoint)
+    with _writing(out):
+        save_upsampler(out, tensors, card, half=half)
+    return checkpoint
+
+
+def export_student(
+    path: Path,
+    out: Path,
+    *,
+    format: str = FORMATS[0],
+    heads: tuple[str, ...] | None = None,
+    teacher_space: bool = False,
+    force: bool = False,
+) -> Path:
+    """Writes a student as one file, whole or not at all, and its model card, `OUT.md`.
+
+    Args:
+        path: see `source.read_source`.
+        out: the file to write; missing folders above it are made.
+        format: one of `FORMATS`.
+        heads: the teachers whose heads are kept; None for all.
+        teacher_space: whether the heads return maps in their teachers' own spaces instead of the
+            standardised ones that they were trained in. The RADIO format always has the former.
+        force: whether existing files are overwritten.
+
+    Returns:
+        The folder of the checkpoint that was exported, or the file.
+
+    Raises:
+        RecipeError: no such head, no statistics to fold, or `out` exists or cannot be written.
+    """
+    card = out.with_name(f"{out.name}.md")
+    weights = [large_weights(out)] if format == "onnx" else []
+    for each in (out, card, *weights):
+        _check_out(each, force)
+    source = read_source(path)
+    if heads is not None:
+        source = source._replace(file=keep_heads(source.file, heads))
+    file = _in_space(source, format, teacher_space)
+    with _writing(out):
+        _write(file, format, out)
+        write_text(card, model_card(file, out, format, source.checkpoint))
+    return source.checkpoint or path
+
+
+def _check_out(out: Path, force: bool) -> None:
+    """Refuses a folder, and an existing file unless forced."""
+    if out.is_dir():
+        raise RecipeError(f"{out} is a folder; name the file to write, {out / 'NAME.safetensors'}")
+    if out.exists() and not force:
+        raise RecipeError(f"{out} already exists; --force overwrites it")
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Makes the folder of a file and turns errors of the file system into a user's mistake."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise RecipeError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
+def _in_space(source: Source, format: str, teacher_space: bool) -> StudentFile:
+    checkpoint = source.checkpoint
+    raw = checkpoint is not None and not is_standardised(checkpoint)
+    if teacher_space and raw:
+        raise RecipeError(
+            "--teacher-space: the run has objective.standardisation=none, so its heads are already "
+            "in their teachers' own spaces; leave the option out"
+        )
+    if teacher_space or (format == "radio" and not raw):
+        return to_teacher_space(source)
+    return source.file
+
+
+def _write(file: StudentFile, format: str, out: Path) -> None:
+    if format == "safetensors":
+        save_student(out, file.config, file.targets, file.state_dict, file.metadata)
+    elif format == "onnx":
+        student = student_of(file.config, file.targets, file.state_dict, "the student")
+        difference = save_onnx(out, student.float())
+        print(f"onnxruntime and PyTorch differ by at most {difference:.0e} at two sizes")
+    else:
+        from distill.formats.radio_reader import check_radio  # builds timm's models
+
+        with atomic(out) as partial:
+            save_radio(partial, file)
+            check_radio(partial, file)
