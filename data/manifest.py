@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from data.errors import DataError
+from data.files import write_text
 
 MANIFEST = "manifest.json"
 _JOURNAL = ".journal"
@@ -54,24 +55,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def store_manifest(folder: Path, manifest: Manifest) -> None:
     """Replaces the manifest in one step."""
-    part = folder / f".{MANIFEST}.tmp"
-    try:
-        part.write_text(json.dumps(manifest, indent=1) + "\n")
-        publish(part, folder / MANIFEST)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def publish(part: Path, final: Path) -> None:
-    """Makes a written file durable, then visible under its name."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.rename(final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 class Journal:

@@ -9,8 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from data.files import publish
 from data.intake import Sample
-from data.manifest import publish
 
 _NOT_IN_KEYS = re.compile(r"[.\x00-\x1f\x7f]")  # the first dot of a member ends its key
 

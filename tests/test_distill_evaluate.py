@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data.files import write_text
 from data.images import load_images
 from distill import evaluate, visualize
 from distill.evaluation import student_run
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
-from distill.runtime.files import write_text
 from distill.runtime.run_folder import open_run_folder
 from distill.targets.target_statistics import load_statistics, save_statistics
 from distill.targets.targets import CalibrationBatch

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.table import Table
 
 from data.batch import scale_pixels
+from data.files import write_text
 from data.images import load_images
 from distill.benchmarks.fidelity import require_images
 from distill.benchmarks.upsampling import (
@@ -27,7 +28,6 @@ from distill.display.pictures import draw_maps
 from distill.runtime import distributed
 from distill.runtime.checkpoint import MANIFEST, find_checkpoint, read_manifest
 from distill.runtime.errors import RecipeError
-from distill.runtime.files import write_text
 from distill.tasks.student_recipe import AnyTeacher
 from distill.tasks.trained import find_run, recipe_file
 from distill.tasks.upsampler_recipe import load_upsampler_recipe

@@ -8,7 +8,7 @@ from distill.display.pages import Picture, render
 from distill.display.tables import Table
 from distill.evaluation.results import Result, facts
 from distill.evaluation.suite import row_folder
-from distill.runtime.files import write_text
+from data.files import write_text
 
 
 def write_report(

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
+from data.files import write_text
 from data.images import load_images
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement, metric_key
 from distill.benchmarks.fidelity import Agreement, measure
 from distill.runtime import distributed
-from distill.runtime.files import write_text
 from distill.runtime.progress import tracked
 from distill.tasks.stored_student import StoredStudent
 from distill.tasks.trained import find_trained, load_trained

@@ -7,7 +7,7 @@ from typing import Any
 
 from distill.display.pages import Picture, render
 from distill.display.tables import Cell
-from distill.runtime.files import write_text
+from data.files import write_text
 from distill.runtime.tracking import read_metrics
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.trained import Trained

@@ -8,13 +8,13 @@ import torch
 from rich.table import Table
 
 from data.batch import scale_pixels
+from data.files import write_text
 from data.images import load_images
 from distill.benchmarks.fidelity import EvaluationConfig, measure, require_images
 from distill.display.pictures import draw_panels
 from distill.evaluation.student_page import write_page
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
-from distill.runtime.files import write_text
 from distill.targets.targets import Targets
 from distill.tasks.trained import Trained, load_trained
 from student.model import Student

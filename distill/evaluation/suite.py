@@ -20,12 +20,12 @@ from pydantic import (
     field_validator,
 )
 
+from data.files import write_text
 from distill.benchmarks.benchmark import Benchmark, metric_key
 from distill.benchmarks.build import BENCHMARKS, AnyBenchmark, build_benchmark, measure_into
 from distill.evaluation.models import parse_model
 from distill.evaluation.report import require_known, split_task
 from distill.runtime import distributed
-from distill.runtime.files import write_text
 from distill.runtime.run_folder import versions
 from teachers.build import build_teacher
 from teachers.fingerprint import teacher_fingerprint

@@ -20,10 +20,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from data.files import write_text
 from distill.evaluation.break_even import break_even
 from distill.evaluation.throughput_report import draw_throughput
 from distill.runtime import distributed
-from distill.runtime.files import write_text
 from distill.tasks.student_recipe import AnyTeacher
 from teachers.build import build_teacher
 from teachers.errors import TeacherError

@@ -17,7 +17,7 @@ from distill.formats.source import (
 from distill.formats.upsampler import has_upsampler, read_trained_upsampler
 from distill.runtime.checkpoint import find_checkpoint
 from distill.runtime.errors import RecipeError
-from distill.runtime.files import write_text
+from data.files import write_text
 from student.storage import StudentFile, save_student, student_of
 from teachers.files import atomic
 from teachers.upsamplers.trained import save_upsampler

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.runtime.checkpoint import find_checkpoint, read_manifest
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
-from distill.runtime.files import read_json_lines
+from data.files import read_json_lines
 from distill.targets.target_statistics import IN_CHECKPOINT
 from student.storage import FORMAT, StudentFile, read_student
 from teachers.phi_s import PhiS, load_phi_s

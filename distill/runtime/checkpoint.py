@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data.files import sync, write_text
 from distill.runtime import distributed
 from distill.runtime.errors import CheckpointError, RecipeError
 
@@ -49,23 +50,11 @@ def save_checkpoint(
     final, partial = root / checkpoint_name(step), root / f".tmp-{checkpoint_name(step)}"
     if distributed.broadcast_object(is_whole(final)):
         return final
-
-    def prepare() -> None:
-        _remove(partial)
-        _remove(final)
-        partial.mkdir(parents=True)
-
-    def publish() -> None:
-        _seal(partial, {**facts, "step": step, "world_size": distributed.world_size()})
-        os.rename(partial, final)
-        _sync(root)
-        for old in find_checkpoints(root)[keep:]:
-            _remove(old)
-
+    facts = {**facts, "step": step, "world_size": distributed.world_size()}
     try:
-        distributed.on_all_ranks(prepare, ranks=1)
+        distributed.on_all_ranks(lambda: _begin(partial, final), ranks=1)
         distributed.on_all_ranks(lambda: write(partial))
-        distributed.on_all_ranks(publish, ranks=1)
+        distributed.on_all_ranks(lambda: _finish(partial, final, facts, keep), ranks=1)
     except distributed.AnyRankFailed as error:
         # Said always, because torch hides a full disk behind "unexpected pos".
         free = distributed.broadcast_object(_free_megabytes(root))
@@ -152,28 +141,26 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
     return None
 
 
-def _seal(folder: Path, facts: dict[str, Any]) -> None:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+def _begin(partial: Path, final: Path) -> None:
+    _remove(partial)
+    _remove(final)
+    partial.mkdir(parents=True)
+
+
+def _finish(partial: Path, final: Path, facts: dict[str, Any], keep: int) -> None:
+    files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+    sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
     for path in files:
-        _sync(path)
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({**facts, "files": sizes}, indent=1))
-    _sync(manifest)
-    _sync(folder)
+        sync(path)
+    write_text(partial / MANIFEST, json.dumps({**facts, "files": sizes}, indent=1))
+    publish(partial, final)
+    for old in find_checkpoints(final.parent)[keep:]:
+        _remove(old)
 
 
 def _free_megabytes(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free // 10**6
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:

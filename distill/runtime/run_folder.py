@@ -10,10 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from data.files import write_text
 from distill.runtime import distributed
 from distill.runtime.config import dump_yaml, load_yaml
 from distill.runtime.errors import RecipeError
-from distill.runtime.files import write_text
 
 Status = Literal["running", "preempted", "done", "failed"]
 

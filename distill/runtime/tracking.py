@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.files import write_text
 from distill.runtime.errors import RecipeError
-from distill.runtime.files import write_text
 
 log = logging.getLogger("distill")
 

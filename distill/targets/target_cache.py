@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.files import write_text
 from distill.runtime.errors import RecipeError
-from distill.runtime.files import write_text
 from teachers.features import Features
 
 CachePrecision = Literal["int8", "fp16"]

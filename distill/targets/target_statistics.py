@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.files import write_text
 from distill.objective.losses import angles
 from distill.runtime import distributed
-from distill.runtime.files import write_text
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s, load_phi_s, save_phi_s

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
+from data.files import write_text
 from data.stream import TrainStream, merge_states
 from distill.runtime import distributed
 from distill.runtime.checkpoint import read_manifest, restore_latest, save_checkpoint
 from distill.runtime.config import dump_yaml
-from distill.runtime.files import write_text
 from distill.runtime.generators import generator_states, restore_generators
 from distill.runtime.process import (
     StopRequest,

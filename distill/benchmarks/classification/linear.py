@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from data.files import write_text
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.classification.classification_data import (
     ClassificationConfig,
@@ -25,7 +26,6 @@ from distill.benchmarks.classification.classification_data import (
 from distill.benchmarks.classification.summaries import accuracy
 from distill.benchmarks.dense.probe_training import ProbeConfig, train_heads
 from distill.runtime import distributed
-from distill.runtime.files import write_text
 from teachers.teacher import Teacher
 
 _ROWS = 1 << 14  # vectors that are worked on at once

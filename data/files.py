@@ -1,0 +1,43 @@
+"""Files that are whole or absent, whenever the process or the machine is stopped."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to, which gets its name when the block ends without error.
+
+    Until then the file of that name, if any, stays as it was. After an error the temporary file is
+    removed.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file atomically."""
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Flushes a file or folder to disk, then renames it; both lie in one folder."""
+    sync(partial)
+    partial.replace(final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the list of a folder's files, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
