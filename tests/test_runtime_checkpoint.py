@@ -17,6 +17,9 @@ from distill.runtime.command import command
 from distill.runtime.errors import CheckpointError, RecipeError
 from tests.ranks import run_on_ranks
 
+# Where the calls are looked up at which tests make a checkpoint fail.
+STOPS_IN = {"mkdir": Path, "fsync": os, "publish": checkpoint}
+
 
 def _write(folder: Path) -> None:
     (folder / "part").mkdir()
@@ -69,7 +72,7 @@ def _fail_on_rank_0(root: str, function: str) -> str:
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    setattr(checkpoint.os if function != "mkdir" else Path, function, fail)
+    setattr(STOPS_IN[function], function, fail)
     try:
         save_checkpoint(Path(root), 1, lambda folder: None, {}, keep=2)
     except CheckpointError as error:
@@ -77,7 +80,7 @@ def _fail_on_rank_0(root: str, function: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("function", ["mkdir", "fsync", "rename"])
+@pytest.mark.parametrize("function", ["mkdir", "fsync", "publish"])
 def test_what_rank_0_cannot_write_is_said_on_every_rank(tmp_path: Path, function: str) -> None:
     said = run_on_ranks(2, _fail_on_rank_0, str(tmp_path), function, timeout_s=60)
     assert said[0] == said[1]
@@ -114,7 +117,7 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("function", ["rename", "fsync"])
+@pytest.mark.parametrize("function", ["publish", "fsync"])
 def test_a_kill_before_the_name_is_given_leaves_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
@@ -126,7 +129,7 @@ def test_a_kill_before_the_name_is_given_leaves_no_checkpoint(
     def kill(*arguments: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(checkpoint.os, function, kill)
+    monkeypatch.setattr(STOPS_IN[function], function, kill)
     with pytest.raises(Killed):
         _save(tmp_path, 2)
     monkeypatch.undo()

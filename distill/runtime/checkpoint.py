@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.files import sync, write_text
+from data.files import publish, sync, write_text
 from distill.runtime import distributed
 from distill.runtime.errors import CheckpointError, RecipeError
 
