@@ -1,1 +1,1 @@
-"""Images and where they come from: shards, their index, the training stream; knows no model."""
+"""Image data: shards, their index, the training stream and labelled datasets."""

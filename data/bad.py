@@ -1,4 +1,4 @@
-"""Counting bad samples: named in the log, tolerated below a share, fatal above it."""
+"""Bad samples: logged by name, tolerated up to a share of the data, fatal above it."""
 
 import logging
 import math
@@ -12,49 +12,49 @@ _NAMED = 5  # samples that a message names
 
 
 def tolerated(share: float, seen: int) -> float:
-    """Bad samples among `seen` that do not yet prove a share above `share`.
+    """The largest number of bad samples among `seen` that is consistent with a share of `share`.
 
-    The expectation, three standard deviations of a Poisson count and three more, so that one bad
-    sample among the first ten ends nothing, while over long runs the share itself decides. A
-    share of 0 tolerates none.
+    It is the expected number plus three standard deviations of a Poisson count plus three. So one
+    bad sample among the first ten does not end a run, while over a long run the share itself
+    decides. A share of 0 allows none.
     """
     expected = share * seen
     return expected + 3 * math.sqrt(expected) + 3 if share else 0.0
 
 
 def check_share(bad: int, seen: int, share: float, examples: Iterable[BadSample]) -> None:
-    """Stops a run whose data are worse than it tolerates.
+    """Stops a run that has more bad samples than it tolerates.
 
     Raises:
-        DataError: more of `seen` samples are bad than `tolerated`; gives counts and first names.
+        DataError: more of `seen` samples are bad than `tolerated`; with counts and first names.
     """
     if bad > tolerated(share, seen):
         names = "\n".join(f"  {describe(sample)}" for sample in list(examples)[:_NAMED])
         raise DataError(
-            f"{bad} of {seen} samples are bad, more than data.max_bad_share={share:g} tolerates; "
+            f"{bad} of {seen} samples are bad, more than data.max_bad_share={share:g} allows; "
             f"the first:\n{names}"
         )
 
 
 def log_bad(samples: Sequence[BadSample], seen: int) -> None:
-    """Names the first of the bad samples that were found together."""
+    """Logs how many samples are bad, and the names of the first."""
     if samples:
         names = "".join(f"\n  {describe(sample)}" for sample in samples[:_NAMED])
         _LOG.warning("%d of %d samples are bad; the first:%s", len(samples), seen, names)
 
 
 def describe(sample: BadSample) -> str:
-    """One line for people."""
+    """A bad sample's place and reason in one line."""
     place = f"{sample.shard}/{sample.key}" if sample.key else sample.shard
     return f"{place}: {sample.reason}"
 
 
 class BadCounter:
-    """Counts distinct bad samples of one rank against the distinct samples it has seen.
+    """Counts the distinct bad samples of one rank among the distinct samples that it has seen.
 
     Args:
-        share: largest share that is tolerated.
-        num_samples: samples in the data set; None where it is not known.
+        share: largest share of bad samples that is tolerated.
+        num_samples: samples in the dataset; None where the number is unknown.
     """
 
     def __init__(self, share: float, num_samples: int | None) -> None:
@@ -65,18 +65,20 @@ class BadCounter:
 
     @property
     def bad(self) -> list[BadSample]:
-        """The distinct bad samples so far, in the order they were met."""
+        """The distinct bad samples so far, in the order in which they were met."""
         return list(self._bad.values())
 
     def add(self, num_read: int, bad: Iterable[BadSample]) -> None:
-        """Counts what one micro-batch met; logs the first names, then each doubling.
+        """Counts the samples of one micro-batch.
+
+        Logs the first bad samples by name, and later one at each doubling of their number.
 
         Args:
-            num_read: samples that were delivered.
-            bad: samples that were replaced.
+            num_read: good samples.
+            bad: samples that were replaced by others.
 
         Raises:
-            DataError: the share of bad samples is above the one tolerated.
+            DataError: the share of bad samples is too large.
         """
         self._read += num_read
         for sample in bad:

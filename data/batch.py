@@ -10,9 +10,9 @@ class BadSample(NamedTuple):
     """A sample that could not be used.
 
     Attributes:
-        shard: name of the shard, as it stands in keys.
-        key: key inside the shard; empty where the defect has none (a whole shard, a gap).
-        reason: what is wrong with it, for people.
+        shard: name of the shard, as in `Batch.keys`.
+        key: key inside the shard; empty for a defect without a key (a whole shard, a gap).
+        reason: what is wrong with it, in words.
     """
 
     shard: str
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, 3, H, W) uint8, RGB.
-        keys: B times "shard.tar/key", unique in the data set.
+        keys: "shard.tar/key" of each image, unique in the dataset.
         bad: samples that were replaced by others while this batch was read.
     """
 

@@ -1,4 +1,4 @@
-"""What a recipe says about its images."""
+"""The `data` section of a recipe: sources of images, augmentation and how they are read."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-_PILLOW_MAX_PIXELS = 178_956_970  # twice its MAX_IMAGE_PIXELS; it opens nothing larger
+MAX_PIXELS = 100_000_000  # of an image, unless a recipe sets another limit
+_PILLOW_MAX_PIXELS = 178_956_970  # Pillow opens nothing above twice its MAX_IMAGE_PIXELS
 
 
 def _as_tuple(value: object) -> object:
@@ -25,8 +26,9 @@ class SourceConfig(BaseModel):
     """One set of shards.
 
     Attributes:
-        shards: a path, glob, brace range (`{000..009}`), folder of `*.tar` or URL; or a list.
-        weight: relative share of the samples drawn from this source.
+        shards: a path, glob, brace range (`{000..009}`), folder of `*.tar` or URL, or a list of
+            them.
+        weight: of this source among all; only the weights' proportions matter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,11 +38,11 @@ class SourceConfig(BaseModel):
 
 
 class AugmentationConfig(BaseModel):
-    """Random-resized crop and flip (Szegedy et al. 2015, section 6; torchvision's defaults).
+    """Random resized crop and flip (Szegedy et al. 2015, section 6; torchvision's defaults).
 
     Attributes:
-        scale: smallest and largest share of the image's area that a crop covers.
-        ratio: smallest and largest stretch of the crop's aspect, relative to the output's.
+        scale: smallest and largest area of a crop, as fractions of the image's area.
+        ratio: smallest and largest aspect ratio of a crop, relative to the output's.
         flip: probability of a horizontal flip.
     """
 
@@ -63,25 +65,27 @@ class DataConfig(BaseModel):
 
     Attributes:
         sources: at least one.
-        augmentation: random crop and flip; "none" covers the output and crops its centre.
-        workers: processes that decode for each rank; 0 decodes in the training process.
-        prefetch: micro-batches that each worker keeps ready.
-        worker_start: how workers begin; "fork" is quickest, the others share no state.
-        decoder: JPEG decoder; "auto" takes simplejpeg where installed. Both give the same pixels.
-        draft: decode JPEGs at 1/2, 1/4 or 1/8 size where the crop stays as large as the output.
-            Up to twice as fast on large photographs; changes pixels a little.
-        max_pixels: images with more are bad samples, refused on their header. At most what
-            Pillow opens at all: its limit guards every decoder, and belongs to the whole process.
-        max_bad_share: the run stops when clearly more than this share of the distinct samples
+        augmentation: random crop and flip; "none" resizes the image to cover the output and crops
+            the centre.
+        workers: decoding processes of each rank; 0 decodes in the training process.
+        prefetch: micro-batches that each worker prepares in advance.
+        worker_start: how worker processes start; "fork" is fastest, the others share no state.
+        decoder: JPEG decoder; "auto" uses simplejpeg if it is installed. Both give the same
+            pixels.
+        draft: decode JPEGs at 1/2, 1/4 or 1/8 size where the crop stays at least as large as the
+            output. Up to twice as fast on large photographs; changes the pixels slightly.
+        max_pixels: images with more pixels count as bad samples and are not decoded. At most
+            Pillow's own limit, which holds for the whole process and every decoder.
+        max_bad_share: the run stops when clearly more than this fraction of the distinct samples
             seen is bad (see `data.bad.BadCounter`); 0 stops at the first.
-        shuffle_window: shards whose samples are shuffled together (in streaming mode, hundreds
-            of samples a lane).
-        verify_checksums: compare each shard with its manifest's SHA-256 while indexing.
-        index_dir: where the index of local shards is kept; None lets the run choose.
-        allow_pipe: run `pipe:` URLs, which are shell commands.
-        lanes: streaming mode only: independent sequences of shards, a multiple of ranks x workers
-            and a divisor of the global batch size; part of the order, so keep it over a run. Where
-            a step's parts have ranks of their own, each has its share of the lanes.
+        shuffle_window: shards whose samples are shuffled together (in streaming mode, hundreds of
+            samples of each lane).
+        verify_checksums: compare each shard with the SHA-256 of its manifest while indexing.
+        index_dir: where the index of local shards is cached; None is the run's folder.
+        allow_pipe: allow `pipe:` URLs, which run shell commands.
+        lanes: streaming mode only: independent sequences of shards. A multiple of ranks x workers
+            and a divisor of the global batch size. It decides the order of the samples, so keep it
+            over a run. Arms with ranks of their own have their share of the lanes each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,7 +97,7 @@ class DataConfig(BaseModel):
     worker_start: Literal["fork", "forkserver", "spawn"] = "fork"
     decoder: Literal["auto", "pil", "simplejpeg"] = "auto"
     draft: bool = False
-    max_pixels: Annotated[int, Field(gt=0, le=_PILLOW_MAX_PIXELS)] = 100_000_000
+    max_pixels: Annotated[int, Field(gt=0, le=_PILLOW_MAX_PIXELS)] = MAX_PIXELS
     max_bad_share: Annotated[float, Field(ge=0, lt=1)] = 0.001
     shuffle_window: PositiveInt = 16
     verify_checksums: bool = False

@@ -1,8 +1,8 @@
-"""Bytes of one image to RGB pixels of the size that a model asks for.
+"""Decodes one image file to RGB pixels of a given size.
 
-Pillow is the reference; simplejpeg decodes plain JPEGs faster to the same pixels. What is handled:
-EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is composited on
-white; of 16-bit channels the high byte is kept (scaled, not clipped). Colour profiles are ignored.
+Pillow is the reference; simplejpeg decodes plain JPEGs faster to the same pixels. EXIF orientation
+is applied. Grey, palette and CMYK become RGB, and transparency is composited on white. Of 16-bit
+channels the high byte is kept (scaled, not clipped). Colour profiles are ignored.
 """
 
 import importlib.util
@@ -18,7 +18,8 @@ from data.config import AugmentationConfig
 from data.errors import DataError
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112  # the EXIF tag
+TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,23 +32,23 @@ _TRANSPOSE = {
 Decoder = Literal["pil", "simplejpeg"]
 Box = tuple[int, int, int, int]
 _FRAMES, _SCAN, _APP1, _PADDING = (0xC0, 0xC1, 0xC2), 0xDA, 0xE1, 0xFF  # JPEG markers
-_SHRINKS = (1, 2, 4, 8)  # that Pillow knows; libjpeg-turbo has more, with other pixels
+_SHRINKS = (1, 2, 4, 8)  # those of Pillow; the others of libjpeg-turbo give other pixels
 
 
 class BadImage(Exception):
-    """The bytes are no image that we read; the message says why."""
+    """The bytes are not a readable image; the message gives the reason."""
 
 
 def choose_decoder(asked: Literal["auto", "pil", "simplejpeg"]) -> Decoder:
-    """The JPEG decoder to use.
+    """The JPEG decoder for a setting of `data.decoder`.
 
     Raises:
-        DataError: simplejpeg is asked for and not installed.
+        DataError: simplejpeg is set but not installed.
     """
     installed = importlib.util.find_spec("simplejpeg") is not None
     if asked == "simplejpeg" and not installed:
         raise DataError(
-            "data.decoder: simplejpeg is not installed; `pip install simplejpeg`, or take 'pil'"
+            "data.decoder: simplejpeg is not installed; `pip install simplejpeg`, or set 'pil'"
         )
     return "simplejpeg" if installed and asked != "pil" else "pil"
 
@@ -56,10 +57,10 @@ class ImageReader:
     """Decodes, crops, resizes and flips single images.
 
     Args:
-        augmentation: what is random; "none" covers the output and crops the centre.
+        augmentation: random crop and flip; "none" covers the output and crops the centre.
         decoder: for plain JPEGs.
         draft: decode JPEGs smaller where the crop stays at least as large as the output.
-        max_pixels: larger images are refused on their header, before any pixel is decoded.
+        max_pixels: larger images are refused by their header, before any pixel is decoded.
     """
 
     def __init__(
@@ -78,18 +79,18 @@ class ImageReader:
     def read(
         self, data: bytes, resolution: tuple[int, int], rng: random.Random | None = None
     ) -> np.ndarray:
-        """The pixels of one image.
+        """Decodes one image.
 
         Args:
-            data: a JPEG, PNG or WebP file.
-            resolution: (H, W) of the output.
-            rng: decides crop and flip; needed where there is an augmentation.
+            data: bytes of a JPEG, PNG or WebP file.
+            resolution: (H, W) of the output in pixels.
+            rng: draws crop and flip; required with an augmentation.
 
         Returns:
             uint8 (H, W, 3), RGB.
 
         Raises:
-            BadImage: the bytes cannot be used; says why.
+            BadImage: the bytes cannot be used.
         """
         try:
             return self._read(data, resolution, rng)
@@ -97,7 +98,7 @@ class ImageReader:
             raise
         except Image.DecompressionBombError as error:
             raise BadImage(str(error)) from error
-        except Exception as error:  # Pillow's plugins raise what their parsers happen to raise
+        except Exception as error:  # Pillow's plugins raise exceptions of many types
             raise BadImage(f"not decodable ({type(error).__name__}: {error})") from error
 
     def _read(
@@ -107,10 +108,10 @@ class ImageReader:
         image, orientation = None, 1
         if stored is None:
             image = open_image(data, self._max_pixels)
-            stored, orientation = image.size, image.getexif().get(_ORIENTATION, 1)
+            stored, orientation = image.size, image.getexif().get(ORIENTATION, 1)
         else:
             _refuse_larger(stored, self._max_pixels)
-        width, height = stored[::-1] if orientation in (5, 6, 7, 8) else stored
+        width, height = stored[::-1] if orientation in TURNED else stored
         box, flip = self._choose(height, width, resolution[1] / resolution[0], rng)
         shrink = _shrink(box, resolution) if self._draft else 1
         pixels = self._pixels(image, stored, data, shrink)
@@ -121,7 +122,7 @@ class ImageReader:
         out = pixels.resize(resolution[::-1], Image.Resampling.BICUBIC, box=scaled)
         if flip:
             out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        # Rows of one channel each, of which a batch is made faster than of single pixels.
+        # Rows of one channel each, which are copied into a batch faster than interleaved pixels.
         rows = np.frombuffer(out.tobytes("raw", "RGB;L"), np.uint8)
         return rows.reshape(out.height, 3, out.width).transpose(0, 2, 1)
 
@@ -149,31 +150,32 @@ class ImageReader:
 
 
 def _shrink(box: Box, resolution: tuple[int, int]) -> int:
-    """How many times smaller a JPEG can be decoded with the crop as large as the output."""
+    """The largest factor by which a JPEG can be shrunk with the crop as large as the output."""
     height, width = resolution
     room = min((box[2] - box[0]) / width, (box[3] - box[1]) / height)
     return max(times for times in _SHRINKS if times <= max(room, 1))
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Reads the header only.
+    """Opens an image file; reads its header only.
 
     Raises:
-        BadImage: unknown format, or more pixels than allowed.
+        BadImage: the format is unknown, or the image has more pixels than allowed.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise BadImage("no JPEG, PNG or WebP image") from error
+        raise BadImage("not a JPEG, PNG or WebP image") from error
     _refuse_larger(image.size, max_pixels)
     return image
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG about which its header says nothing else that matters.
+    """(width, height) of a plain JPEG, read from its header without Pillow.
 
-    Pillow takes a thirtieth of an image's time to read its header. None leaves it to Pillow:
-    other formats, four channels (CMYK), and whatever has Exif or XMP, which may turn the image.
+    Pillow needs a thirtieth of the time of decoding an image for this. Returns None for images
+    that Pillow must read: other formats, four channels (CMYK), and those with Exif or XMP, which
+    may turn the image.
     """
     at, size = 2, None
     if data[:2] != b"\xff\xd8":
@@ -198,7 +200,7 @@ def _refuse_larger(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decodes any mode that JPEG, PNG and WebP can have to 8-bit RGB, transparency on white."""
+    """Decodes an image of any mode to 8-bit RGB, with transparency composited on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
@@ -214,7 +216,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _simplejpeg(data: bytes, size: tuple[int, int], shrink: int) -> Image.Image | None:
-    """The pixels that Pillow would decode; None where libjpeg warns, for Pillow to judge."""
+    """The same pixels as from Pillow; None where libjpeg warns, so that Pillow decides."""
     import simplejpeg
 
     width, height = (-(-side // shrink) for side in size)
@@ -223,13 +225,13 @@ def _simplejpeg(data: bytes, size: tuple[int, int], shrink: int) -> Image.Image 
         pixels = simplejpeg.decode_jpeg(data, "RGBX", min_height=height, min_width=width)
     except ValueError:
         return None
-    decoded = Image.new("RGB", pixels.shape[1::-1], color=None)  # whose pixels are not set first
+    decoded = Image.new("RGB", pixels.shape[1::-1], color=None)  # does not initialise its pixels
     decoded.frombytes(pixels, "raw", "RGBX")
     return decoded
 
 
 def centre_box(height: int, width: int, aspect: float) -> Box:
-    """The largest centred crop of an aspect (width over height), as (left, top, right, bottom)."""
+    """The largest centred crop of an aspect ratio, width / height: (left, top, right, bottom)."""
     w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
     w, h = max(1, w), max(1, h)
     left, top = (width - w) // 2, (height - h) // 2
@@ -239,10 +241,10 @@ def centre_box(height: int, width: int, aspect: float) -> Box:
 def random_box(
     height: int, width: int, aspect: float, how: AugmentationConfig, rng: random.Random
 ) -> Box:
-    """A random crop: area uniform in `scale`, stretch log-uniform in `ratio` (torchvision's rule).
+    """A random crop with area uniform in `scale` and aspect log-uniform in `ratio`.
 
-    Ten tries to fit it into the image, then the centre crop. The stretch is relative to the
-    output's own aspect, so that a wide output is not squeezed.
+    As in torchvision's RandomResizedCrop: ten attempts to fit the crop into the image, then the
+    centre crop. Here the aspect is relative to the output's, so that a wide output is not squeezed.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*how.scale)

@@ -1,4 +1,4 @@
-"""What the training stream asks of its two modes."""
+"""The interface of the two modes of the training stream: indexed and in lanes."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -13,8 +13,8 @@ class Feed(Protocol):
     """A source of micro-batches with a position.
 
     Attributes:
-        identity: JSON-able facts that decide order and content of the samples.
-        num_samples: distinct samples; None where that is not known.
+        identity: JSON-able facts that decide the order and the content of the samples.
+        num_samples: distinct samples; None where the number is unknown.
     """
 
     identity: dict[str, Any]
@@ -24,9 +24,9 @@ class Feed(Protocol):
         """The position before the first step; JSON-able."""
 
     def batches(self, position: Position) -> Iterator[tuple[Batch | DataError, Position | None]]:
-        """Endless micro-batches of this rank from `position`, the start of a step.
+        """Micro-batches of this rank from `position`, the start of a step, without end.
 
         Yields:
-            A micro-batch, or the error that ends the run; and the position behind it where it
-            completes a step, else None.
+            A micro-batch, or the error that ends the run; and, where the micro-batch completes a
+            step, the position after it, else None.
         """

@@ -1,9 +1,8 @@
-"""The image files of a folder, zip or tar: one sorted list of names, and their bytes by name.
+"""Lists the image files of a folder, zip or tar in the order of their names, and reads them.
 
 Names are paths relative to the source, so that a folder and an archive of it give the same list.
 """
 
-import difflib
 import os
 import tarfile
 import zipfile
@@ -15,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data.decode import BadImage
-from data.errors import DataError
+from data.errors import DataError, similar_path
 from data.tar_scan import IMAGE_EXTENSIONS, scan_shard
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -23,14 +22,14 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """What a source holds.
+    """The files of a source.
 
     Attributes:
-        sizes: bytes of each image file by name, sorted by name.
-        ignored: number of files by extension that is not an image's, sorted.
-        damaged: (name, reason) of what is listed but cannot be read.
-        read: the bytes of an image by its name; may be called from several threads. Raises
-            BadImage where this one file is at fault, OSError where the source itself fails.
+        sizes: image name to bytes of its file, sorted by name.
+        ignored: extension that is not an image's to number of files, sorted.
+        damaged: (name, reason) of files that cannot be read.
+        read: returns the bytes of an image by its name; callable from several threads. Raises
+            BadImage where only this file cannot be read, OSError where the source cannot.
     """
 
     sizes: dict[str, int]
@@ -40,7 +39,7 @@ class ImageFiles:
 
 
 class _Listing:
-    """Collects files; `places` says where the bytes of each name lie."""
+    """Collects files; `places` maps each name to where its bytes are."""
 
     def __init__(self) -> None:
         self.places: dict[str, Any] = {}
@@ -80,15 +79,12 @@ def open_images(source: Path) -> AbstractContextManager[ImageFiles]:
     """Lists the image files (by extension) of a folder, however deep, of a zip or of a tar.
 
     Raises:
-        DataError: the source does not exist, or is neither of the three.
+        DataError: the source does not exist, or is none of the three.
     """
     if source.is_dir():
         return _open_folder(source)
     if not source.is_file():
-        siblings = [p.name for p in source.parent.glob("*")] if source.parent.is_dir() else []
-        close = difflib.get_close_matches(source.name, siblings, n=1)
-        hint = f" (did you mean '{source.parent / close[0]}'?)" if close else ""
-        raise DataError(f"the source '{source}' does not exist{hint}")
+        raise DataError(f"the source '{source}' does not exist{similar_path(source)}")
     with source.open("rb") as file:
         magic = file.read(8)
     for start, kind in _COMPRESSED.items():
@@ -109,7 +105,7 @@ def _open_folder(folder: Path) -> Iterator[ImageFiles]:
 
     for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:  # a link back to where we have been
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was listed
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -156,7 +152,7 @@ def _open_zip(path: Path) -> Iterator[ImageFiles]:
 @contextmanager
 def _open_tar(path: Path) -> Iterator[ImageFiles]:
     listing = _Listing()
-    scan = scan_shard(path, path.name)  # finds the gaps that tarfile passes over in silence
+    scan = scan_shard(path, path.name)  # finds the gaps that tarfile skips silently
     broken = scan.broken
     with path.open("rb") as file:
         try:
@@ -164,7 +160,7 @@ def _open_tar(path: Path) -> Iterator[ImageFiles]:
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
             broken = broken or str(error)
         if broken and not listing.num_files:
-            raise DataError(f"'{path}' is no folder, zip or readable tar: {broken}")
+            raise DataError(f"'{path}' is not a folder, zip or readable tar: {broken}")
         for reason in [bad.reason for bad in scan.bad if not bad.key] + [broken]:
             if reason:
                 listing.add_damage(path.name, reason)
@@ -182,7 +178,7 @@ def _list_tar(file: IO[bytes], listing: _Listing) -> None:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
             if member.size < 0 or member.offset < end:
-                return  # points backwards, perhaps for ever; the scan has named it
+                return  # points backwards, perhaps endlessly; reported by the scan
             end = member.offset_data + member.size
             if not member.isdir():
                 plain = member.isreg() and not member.issparse()

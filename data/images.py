@@ -1,4 +1,4 @@
-"""Some images as one tensor, for evaluation and pictures: nothing random, nothing left out."""
+"""Loads all images of folders or archives into one tensor, for evaluation and pictures."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from data.config import DataConfig
+from data.config import MAX_PIXELS
 from data.decode import BadImage, ImageReader, choose_decoder
 from data.errors import DataError
 from data.gather import ImageFiles, open_images
@@ -17,25 +17,25 @@ from data.tar_scan import IMAGE_EXTENSIONS
 def load_images(
     source: Path | Sequence[Path], resolution: tuple[int, int]
 ) -> tuple[torch.Tensor, list[str]]:
-    """Reads every image, resized with antialias so that it covers the resolution, centre cropped.
+    """Reads every image, resized with antialiasing to cover the resolution and centre cropped.
 
     Args:
         source: folders of images (however deep), folders of shards, tars, zips or single images.
-        resolution: (H, W) of the output.
+        resolution: (H, W) of the output in pixels.
 
     Returns:
-        The images, uint8 (N, 3, H, W), in the order of the sources and of the sorted names inside
-        each; and their N names, `folder/image.jpg` inside a folder, `000000.tar/key.jpg` inside an
+        The images, uint8 (N, 3, H, W), in the order of the sources and sorted by name within each;
+        and their N names, `folder/image.jpg` inside a folder, `000000.tar/key.jpg` inside an
         archive.
 
     Raises:
-        DataError: there is no image, or one that cannot be read.
+        DataError: there is no image, or an image cannot be read.
     """
     reader = ImageReader(
         "none",
         decoder=choose_decoder("auto"),
         draft=False,
-        max_pixels=DataConfig.model_fields["max_pixels"].default,
+        max_pixels=MAX_PIXELS,
     )
     names, images = [], []
     paths = [source] if isinstance(source, str | os.PathLike) else list(source)
@@ -53,16 +53,16 @@ def load_images(
 
 
 def _files(path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Name, full place and bytes of every image file."""
+    """Yields the name, the full path and the bytes of every image file."""
     if path.is_file() and path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS:
         yield path.name, str(path), path.read_bytes()
         return
     shards = sorted(path.glob("*.tar")) if path.is_dir() else []
     if shards:
-        load_manifest(path)  # refuses shards that are still being written
+        load_manifest(path)  # raises where shards are still being written
         with open_images(path) as loose:
             for name in loose.sizes:
-                raise DataError(f"'{path}' holds shards and images ('{name}'); name one of them")
+                raise DataError(f"'{path}' holds shards and images ('{name}'); give one of them")
     for archive in shards or [path]:
         with open_images(archive) as files:
             prefix = "" if archive.is_dir() else f"{archive.name}/"

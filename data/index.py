@@ -1,7 +1,7 @@
-"""The index of local shards: key, place and size of every image, checked once and memory-mapped.
+"""The index of local shards: key, offset and size of every image, built once and memory-mapped.
 
-Arrays, not objects: about 30 bytes a sample, shared by all processes of a machine through the
-page cache once they lie on disk.
+It consists of arrays with about 30 bytes for each sample. All processes of a machine share them
+through the page cache when they are on disk.
 """
 
 import fcntl
@@ -35,15 +35,15 @@ class ShardIndex:
 
     Attributes:
         paths: of the S shards.
-        names: of the shards in keys.
-        counts: int64 (S,) samples in each.
-        offsets: uint64 (N,) first byte of each image.
-        sizes: uint32 (N,) bytes of each.
-        key_ends: uint64 (N,) where each key ends in `key_bytes`.
-        key_bytes: uint8, all keys in UTF-8, one behind the other.
-        bad: what cannot be read.
-        digest: SHA-256 of names, counts and arrays: the identity of the data.
-        directory: where the arrays lie on disk; None where only in memory.
+        names: of the shards, as in keys.
+        counts: int64 (S,), samples in each shard.
+        offsets: uint64 (N,), position of each image's first byte in its shard.
+        sizes: uint32 (N,), bytes of each image.
+        key_ends: uint64 (N,), end of each key in `key_bytes`.
+        key_bytes: uint8, all keys in UTF-8, concatenated.
+        bad: samples that cannot be read.
+        digest: SHA-256 of names, counts and arrays, which identifies the data.
+        directory: folder of the arrays; None where they are in memory only.
     """
 
     paths: tuple[str, ...]
@@ -61,7 +61,7 @@ class ShardIndex:
         return len(self.offsets)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Arrays on disk are mapped again by the receiving process, not copied to it."""
+        """Leaves out arrays on disk, which the receiving process maps again."""
         state = dict(self.__dict__)
         if self.directory is not None:
             state.update(dict.fromkeys(_ARRAYS))
@@ -73,7 +73,7 @@ class ShardIndex:
         self.__dict__.update(state)
 
     def key(self, sample: int) -> str:
-        """Key of a sample inside its shard."""
+        """The key of a sample inside its shard."""
         start = int(self.key_ends[sample - 1]) if sample else 0
         return self.key_bytes[start : int(self.key_ends[sample])].tobytes().decode()
 
@@ -86,10 +86,10 @@ def load_index(
     verify_checksums: bool = False,
     directory: Path | None = None,
 ) -> ShardIndex:
-    """Reads the index of some shards from `directory`, or builds it (and keeps it there).
+    """Reads the index of some shards from `directory`, or builds it and stores it there.
 
-    Processes of one machine that ask at the same time wait for the first. A shard whose size or
-    modification time changes is indexed again; so is a folder whose manifest changes.
+    The first process on a machine builds it while the others wait. Shards are indexed again when
+    the size or modification time of one of them, or a folder's manifest, has changed.
 
     Args:
         paths: local tar files.
@@ -99,7 +99,7 @@ def load_index(
         directory: a cache; None keeps the index in memory only.
 
     Raises:
-        DataError: no image at all, or too many bad samples; gives counts and the first names.
+        DataError: there is no image, or too many bad samples; with counts and the first names.
     """
     if directory is None:
         return _checked(_build(paths, names, verify_checksums), max_bad_share)
@@ -114,7 +114,9 @@ def load_index(
 def _checked(index: ShardIndex, max_bad_share: float) -> ShardIndex:
     check_share(len(index.bad), len(index) + len(index.bad), max_bad_share, index.bad)
     if not len(index):
-        raise DataError(f"no image in {len(index.paths)} shards, the first is '{index.paths[0]}'")
+        raise DataError(
+            f"no image in {len(index.paths)} shards, of which the first is '{index.paths[0]}'"
+        )
     return index
 
 
@@ -158,7 +160,7 @@ def _build(paths: Sequence[str], names: Sequence[str], verify: bool) -> ShardInd
 
 
 def _missing(scan: ShardScan, name: str, usual: int) -> Iterator[BadSample]:
-    """A broken shard counts for the samples that it lacks to a usual one, at least for one."""
+    """Bad samples for the difference of a broken shard to the average shard, at least one."""
     if scan.broken is not None:
         for _ in range(max(1, usual - len(scan.keys))):
             yield BadSample(name, "", scan.broken)
@@ -189,7 +191,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _store(index: ShardIndex, home: Path) -> None:
-    """Writes beside the final place and renames, so that a half index is never seen."""
+    """Writes the index atomically; another machine may do the same."""
     parts = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
     for name in _ARRAYS:
         np.save(parts / f"{name}.npy", getattr(index, name))
@@ -202,7 +204,7 @@ def _store(index: ShardIndex, home: Path) -> None:
     (parts / "index.json").write_text(json.dumps(facts))
     try:
         parts.rename(home)
-    except OSError:  # another machine was quicker
+    except OSError:  # another machine was faster
         shutil.rmtree(parts)
         if not home.is_dir():
             raise

@@ -1,4 +1,4 @@
-"""The stream over local shards: an index, a plan, and two integers of state."""
+"""The training stream over local shards: an index, a plan, and two integers as its state."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from data.decode import ImageReader
 from data.errors import DataError
 from data.feed import Position
 from data.index import load_index
-from data.layout import Layout, Slice
+from data.layout import Slice, StepLayout
 from data.loader import load_in_workers
 from data.mixture import Mixture
 from data.plan import SourcePlan
@@ -22,9 +22,9 @@ from data.shards import unique_names
 
 
 class _Slices(Sampler[Slice]):
-    """A rank's micro-batches from a step on, without end."""
+    """The micro-batches of a rank from a step on, without end."""
 
-    def __init__(self, layout: Layout, rank: int, step: int, first: int) -> None:
+    def __init__(self, layout: StepLayout, rank: int, step: int, first: int) -> None:
         self._layout, self._rank = layout, rank
         self._step, self._first = step, first
 
@@ -42,14 +42,14 @@ class IndexedFeed:
     Args:
         config: what to read.
         shards: paths of each source.
-        images: decodes.
+        images: decoder of the images.
         layout: of every step.
         rank: of this process.
         seed: of the run.
-        index_dir: a cache for the index, or None.
+        index_dir: where the index is cached; None keeps it in memory.
 
     Raises:
-        DataError: a source without images, or with too many bad samples.
+        DataError: a source has no images, or too many bad samples.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class IndexedFeed:
         config: DataConfig,
         shards: Sequence[Sequence[str]],
         images: ImageReader,
-        layout: Layout,
+        layout: StepLayout,
         rank: int,
         *,
         seed: int,
@@ -95,8 +95,8 @@ class IndexedFeed:
         slices = _Slices(layout, self._rank, step, samples)
         loaded = load_in_workers(self._dataset, self._config, slices)
         while True:
-            due = sum(1 for _ in layout.slices(self._rank, step, samples))
+            num = sum(1 for _ in layout.slices(self._rank, step, samples))
             step, samples = step + 1, samples + layout.num_samples(step)
-            for number in range(due):
-                behind = {"step": step, "samples": samples} if number == due - 1 else None
-                yield next(loaded), behind
+            for number in range(num):
+                after = {"step": step, "samples": samples} if number == num - 1 else None
+                yield next(loaded), after

@@ -1,4 +1,4 @@
-"""What becomes of one image on its way into a shard: proved whole, perhaps made smaller."""
+"""Checks one image before it goes into a shard: decodes it whole, and shrinks it if too large."""
 
 import hashlib
 import io
@@ -8,26 +8,23 @@ from typing import Literal
 
 from PIL import Image, ImageOps
 
-from data.config import DataConfig
-from data.decode import BadImage, open_image, to_rgb
+from data.config import MAX_PIXELS
+from data.decode import ORIENTATION, TURNED, BadImage, open_image, to_rgb
 
-MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-_ORIENTATION = 0x0112
 Fault = Literal["unreadable", "truncated", "decompression bomb", "duplicate"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image that may be written.
+    """An image that can be written.
 
     Attributes:
-        data: the file.
-        extension: by content, not by name.
-        height: as displayed, that is after EXIF orientation.
+        data: bytes of the file.
+        extension: that of its content, whatever its name is.
+        height: in pixels as displayed, that is after EXIF orientation.
         width: likewise.
-        digest: the first 16 bytes of the SHA-256 of the file that came.
+        digest: the first 16 bytes of the SHA-256 of the original file.
     """
 
     data: bytes
@@ -39,20 +36,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An image that is not written, and why."""
+    """An image that is not written, and the reason."""
 
     fault: Fault
     detail: str
 
 
 def take_image(data: bytes, *, max_side: int | None, quality: int) -> Sample | LeftOut:
-    """Decodes an image whole, by Pillow on every machine, and re-encodes it where it is too large.
+    """Decodes a whole image, with Pillow on every machine, and re-encodes it if it is too large.
 
     Args:
-        data: a JPEG, PNG or WebP file.
-        max_side: longer side that is allowed; larger images become JPEGs of that size. None keeps
-            the bytes of every image.
-        quality: of those JPEGs.
+        data: bytes of a JPEG, PNG or WebP file.
+        max_side: largest allowed side in pixels; larger images become JPEGs of that size. None
+            keeps the bytes of every image.
+        quality: of those JPEGs, 1 to 100.
     """
     if not data:
         return LeftOut("truncated", "an empty file")
@@ -60,9 +57,9 @@ def take_image(data: bytes, *, max_side: int | None, quality: int) -> Sample | L
         image = open_image(data, sys.maxsize)
         if image.width * image.height > MAX_PIXELS:
             size = f"{image.width} x {image.height}"
-            return LeftOut("decompression bomb", f"{size} pixels; {MAX_PIXELS} are allowed")
+            return LeftOut("decompression bomb", f"{size} pixels; at most {MAX_PIXELS} are allowed")
         kind = _EXTENSIONS[str(image.format)]
-        turned = image.getexif().get(_ORIENTATION, 1) in _TURNED
+        turned = image.getexif().get(ORIENTATION, 1) in TURNED
         width, height = image.size[::-1] if turned else image.size
         image.load()
         digest = hashlib.sha256(data).digest()[:16]
@@ -72,13 +69,13 @@ def take_image(data: bytes, *, max_side: int | None, quality: int) -> Sample | L
         return Sample(_jpeg(small, quality), "jpg", small.height, small.width, digest)
     except Image.DecompressionBombError as error:
         return LeftOut("decompression bomb", str(error))
-    except Exception as error:  # Pillow's plugins raise what their parsers happen to raise
+    except Exception as error:  # Pillow's plugins raise exceptions of many types
         detail = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
         return LeftOut("truncated" if _ends_early(data) else "unreadable", detail)
 
 
 def _ends_early(data: bytes) -> bool:
-    """Whether an image that cannot be decoded lacks the end that its format prescribes."""
+    """Whether an image that cannot be decoded lacks the end marker of its format."""
     if data.startswith(b"\xff\xd8"):
         return b"\xff\xd9" not in data[-64:]  # some cameras pad
     if data.startswith(b"\x89PNG"):

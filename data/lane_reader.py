@@ -1,4 +1,4 @@
-"""One source as one lane reads it: shards one behind the other, samples shuffled in chunks."""
+"""Reads the shards of one source in one lane, one after the other, and shuffles in chunks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,23 @@ from data.errors import DataError
 from data.seeds import Purpose, permutation, sample_rng
 from data.tar_stream import StreamedImage, read_shard
 
-_Start = tuple[int, int, int]  # epoch, shard among the lane's, samples and defects to skip in it
+# Epoch, index among the lane's shards, samples and defects to skip in that shard.
+_Start = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class StreamedSource:
-    """One source, as every lane sees it.
+    """One source, the same for all lanes.
 
     Attributes:
-        number: in the mixture.
+        number: of the source in the mixture.
         urls: of its shards.
-        names: of its shards in keys.
+        names: of its shards, as in keys.
         lanes: number of lanes.
         chunk: samples that a lane shuffles together.
         seed: of the run.
         allow_pipe: whether URLs may run commands.
-        images: decodes.
+        images: decoder of the images.
     """
 
     number: int
@@ -41,12 +42,12 @@ class StreamedSource:
 
 
 class LaneSource:
-    """The samples of one source in one lane, endlessly.
+    """The samples of one source in one lane, without end.
 
     Args:
         source: what to read.
         lane: number of the lane.
-        state: from `state`, or zeros.
+        state: what `state` returned, or four zeros at the start.
     """
 
     def __init__(self, source: StreamedSource, lane: int, state: Sequence[int]) -> None:
@@ -57,17 +58,19 @@ class LaneSource:
         self._chunks = self._read_chunks(self._start)
         self._items: list[StreamedImage | BadSample] | None = None
         self._order: list[int] = []
-        self._barren = 0  # shards opened since the last sample that could be used
+        self._barren = 0  # shards opened since the last usable sample
 
     def state(self) -> list[int]:
-        """Start of the chunk, as in `_Start`, and the samples used of it; JSON-able."""
+        """Start of the chunk (see `_Start`) and the samples used of it; JSON-able."""
         return [*self._start, self._taken]
 
     def read(self, resolution: tuple[int, int], bad: list[BadSample]) -> tuple[str, np.ndarray]:
-        """The key and the pixels, uint8 (H, W, 3), of the next sample; appends to `bad`.
+        """The key and the pixels, uint8 (H, W, 3), of the next sample.
+
+        Bad samples before it are appended to `bad`.
 
         Raises:
-            DataError: as many shards as the source has, one behind the other, held no sample.
+            DataError: as many consecutive shards as the source has contain no usable sample.
         """
         source, first_bad = self._source, len(bad)
         while True:
@@ -106,18 +109,18 @@ class LaneSource:
         if self._taken > num:
             shard, key = self._items[-1][:2]
             raise DataError(
-                f"a resumed chunk held at least {self._taken} samples and now holds {num}: the "
-                f"data have changed, or cannot be read, before {shard}/{key}"
+                f"a resumed chunk had at least {self._taken} samples and now has {num}: the data "
+                f"have changed, or cannot be read, before {shard}/{key}"
             )
         if restored:
-            self._barren = 0  # what was used of this chunk is not decoded again
+            self._barren = 0  # the samples used of this chunk are not decoded again
         place = (source.number, self._lane, *self._start)
         self._order = permutation(num, source.seed, Purpose.LANE, *place).tolist()
 
     def _read_chunks(
         self, start: _Start
     ) -> Iterator[tuple[_Start, list[StreamedImage | BadSample]]]:
-        """Chunks from `start` on; none crosses the end of an epoch."""
+        """Yields chunks and their starts from `start` on; chunks end with the epoch."""
         source, (epoch, first, skip) = self._source, start
         while True:
             items: list[StreamedImage | BadSample] = []
@@ -142,7 +145,7 @@ class LaneSource:
             start = (epoch, 0, 0)
 
     def _dealt(self, epoch: int) -> list[int]:
-        """The lane's shards: dealing goes on where it ended in the epoch before, as with cards."""
+        """The lane's shards of an epoch, dealt in turn from where the previous epoch ended."""
         source, num = self._source, len(self._source.urls)
         shards = permutation(num, source.seed, Purpose.SHARDS, source.number, epoch)
         return shards[(self._lane - epoch * num) % source.lanes :: source.lanes].tolist()
@@ -151,7 +154,7 @@ class LaneSource:
         num = len(self._source.urls)
         if self._barren >= num:
             raise DataError(
-                f"data.sources[{self._source.number}] yields nothing: {num} shards in a row, as "
-                f"many as it has, held no readable image"
+                f"data.sources[{self._source.number}]: no readable image in {num} consecutive "
+                "shards, as many as the source has"
             )
         self._barren += 1

@@ -1,10 +1,10 @@
-"""The stream over URLs, pipes and object stores, which can only be read from front to end.
+"""The training stream over URLs, pipes and object stores, which are read sequentially.
 
-Every source's shards are dealt, epoch by epoch, to a fixed number of lanes; each lane reads its
-shards one behind the other and shuffles the samples a chunk at a time. A step's part holds
-batch_size / lanes samples of each of its lanes, whoever reads it. A lane's state says where its
-chunk begins and how much of it is used, so that resuming reads at most one shard and one chunk
-again.
+In every epoch the shards of each source are distributed over a fixed number of lanes. A lane reads
+its shards one after the other and shuffles the samples in chunks. A sub-batch holds
+batch_size / lanes samples of each of its lanes, on any number of ranks and workers. The state of a
+lane is the start of its chunk and the number of samples used of it, so that resuming reads at most
+one shard and one chunk again.
 """
 
 import hashlib
@@ -20,24 +20,24 @@ from data.decode import ImageReader
 from data.errors import DataError
 from data.feed import Position
 from data.lane_reader import LaneSource, StreamedSource
-from data.layout import Layout, Part
+from data.layout import StepLayout, SubBatch
 from data.loader import load_in_workers
 from data.mixture import Mixture
 from data.shards import unique_names
 from data.tar_stream import check_url
 
-_CHUNK_UNIT = 100  # samples of a lane for each unit of `DataConfig.shuffle_window`
+_CHUNK_UNIT = 100  # samples of a chunk for each unit of `DataConfig.shuffle_window`
 
 
 class _Rows(NamedTuple):
-    """What one worker reads of a step's part: rows of one sample a lane."""
+    """The samples that one worker reads of a sub-batch: rows with one sample of each lane."""
 
     images: torch.Tensor
     keys: list[str]
 
 
 class _Step(NamedTuple):
-    """What one worker contributes to a step: its rows of each part that its rank has."""
+    """The samples that one worker reads of a step: rows of each sub-batch of its rank."""
 
     rows: list[_Rows]
     bad: list[BadSample]
@@ -45,13 +45,13 @@ class _Step(NamedTuple):
 
 
 class _Steps(IterableDataset):
-    """The steps of one worker; of its rank's lanes of a part, every so-many-th is its own."""
+    """The steps of one worker, which reads every `num_workers`-th lane of its rank."""
 
     def __init__(
         self,
         sources: Sequence[StreamedSource],
         mixture: Mixture,
-        layout: Layout,
+        layout: StepLayout,
         rank: int,
         position: Position,
     ) -> None:
@@ -59,7 +59,7 @@ class _Steps(IterableDataset):
         self._layout, self._rank, self._position = layout, rank, position
 
     def __iter__(self) -> Iterator[_Step | DataError]:
-        """Endless; an error comes as a value and ends it."""
+        """Yields steps without end; an error is yielded as a value and ends the iteration."""
         step, samples = self._position["step"], self._position["samples"]
         readers: dict[int, list[LaneSource]] = {}
         while True:
@@ -74,29 +74,29 @@ class _Steps(IterableDataset):
     def _read(self, readers: dict[int, list[LaneSource]], step: int, first: int) -> _Step:
         rows: list[_Rows] = []
         bad: list[BadSample] = []
-        for part in self._layout.parts(step):
-            if self._rank in part.ranks:
-                rows.append(self._rows(part, readers, first, bad))
-            first += part.batch_size
+        for sub in self._layout.sub_batches(step):
+            if self._rank in sub.ranks:
+                rows.append(self._rows(sub, readers, first, bad))
+            first += sub.batch_size
         states = {str(lane): [s.state() for s in sources] for lane, sources in readers.items()}
         return _Step(rows, bad, states)
 
     def _rows(
-        self, part: Part, readers: dict[int, list[LaneSource]], first: int, bad: list[BadSample]
+        self, sub: SubBatch, readers: dict[int, list[LaneSource]], first: int, bad: list[BadSample]
     ) -> _Rows:
         worker = get_worker_info()
         every, own = (worker.num_workers, worker.id) if worker else (1, 0)
-        lanes = part.lanes_of(self._sources[0].lanes)
-        mine = _lanes_of_rank(part, lanes, self._rank)[own::every]
+        lanes = sub.lanes_of(self._sources[0].lanes)
+        mine = _lanes_of_rank(sub, lanes, self._rank)[own::every]
         keys: list[str] = []
-        num = part.batch_size // len(lanes) * len(mine)
-        images = torch.empty((num, 3, *part.resolution), dtype=torch.uint8)
+        num = sub.batch_size // len(lanes) * len(mine)
+        images = torch.empty((num, 3, *sub.resolution), dtype=torch.uint8)
         pixels = images.numpy()
-        for row in range(first, first + part.batch_size, len(lanes)):
+        for row in range(first, first + sub.batch_size, len(lanes)):
             for lane in mine:
                 source = self._mixture.locate(row + lane - lanes.start)[0]
                 reader = self._reader(readers, lane)[source]
-                key, sample = reader.read(part.resolution, bad)
+                key, sample = reader.read(sub.resolution, bad)
                 pixels[len(keys)] = sample.transpose(2, 0, 1)
                 keys.append(key)
         return _Rows(images, keys)
@@ -112,20 +112,21 @@ class _Steps(IterableDataset):
 
 
 class LaneFeed:
-    """Reads shards behind URLs, and local ones beside them; see `data.feed.Feed`.
+    """Reads shards at URLs, and local ones beside them; see `data.feed.Feed`.
 
-    A worker holds one chunk of undecoded images for each of its lanes and sources.
+    A worker holds one chunk of undecoded images for each of its lanes and sources in memory.
 
     Args:
         config: what to read.
         shards: paths and URLs of each source.
-        images: decodes.
+        images: decoder of the images.
         layout: of every step.
         rank: of this process.
         seed: of the run.
 
     Raises:
-        DataError: lanes that cannot be shared out, or a URL that nothing opens.
+        DataError: the number of lanes does not fit ranks, workers, batch size or shards, or a URL
+            has an unknown scheme.
     """
 
     def __init__(
@@ -133,13 +134,13 @@ class LaneFeed:
         config: DataConfig,
         shards: Sequence[Sequence[str]],
         images: ImageReader,
-        layout: Layout,
+        layout: StepLayout,
         rank: int,
         *,
         seed: int,
     ) -> None:
-        for part in layout.all:
-            _check_lanes(config, part, [len(urls) for urls in shards])
+        for sub in layout.all:
+            _check_lanes(config, sub, [len(urls) for urls in shards])
         everything = [url for urls in shards for url in urls]
         for url in everything:
             check_url(url)
@@ -189,57 +190,57 @@ class LaneFeed:
                 if isinstance(read[-1], DataError):
                     yield read[-1], None
                     return
-            mine = [part for part in layout.parts(step) if self._rank in part.ranks]
+            mine = [sub for sub in layout.sub_batches(step) if self._rank in sub.ranks]
             step, samples = step + 1, samples + layout.num_samples(step)
             lanes = {lane: state for each in read for lane, state in each.lanes.items()}
             yield from _cut(read, mine, {"step": step, "samples": samples, "lanes": lanes})
 
     def _require_lanes(self, position: Position) -> None:
-        for part in self._layout.parts(position["step"]):
-            lanes = part.lanes_of(self._config.lanes)
-            for lane in _lanes_of_rank(part, lanes, self._rank):
+        for sub in self._layout.sub_batches(position["step"]):
+            lanes = sub.lanes_of(self._config.lanes)
+            for lane in _lanes_of_rank(sub, lanes, self._rank):
                 if str(lane) not in position["lanes"]:
                     raise DataError(
-                        f"the stored position lacks lane {lane}; store what merge_states makes of "
-                        "the states of all ranks"
+                        f"the stored position has no lane {lane}; store the result of "
+                        "merge_states over the states of all ranks"
                     )
 
 
-def _lanes_of_rank(part: Part, lanes: range, rank: int) -> range:
-    own = part.ranks.index(rank) if rank in part.ranks else len(lanes)
-    return lanes[own :: len(part.ranks)]
+def _lanes_of_rank(sub: SubBatch, lanes: range, rank: int) -> range:
+    own = sub.ranks.index(rank) if rank in sub.ranks else len(lanes)
+    return lanes[own :: len(sub.ranks)]
 
 
 def _cut(
-    read: Sequence[_Step], parts: Sequence[Part], behind: Position
+    read: Sequence[_Step], subs: Sequence[SubBatch], after: Position
 ) -> Iterator[tuple[Batch, Position | None]]:
-    """The rank's micro-batches, in an order of samples that does not depend on the workers."""
+    """The rank's micro-batches; the order of their samples does not depend on the workers."""
     bad = tuple(sample for each in read for sample in each.bad)
-    for index, part in enumerate(parts):
+    for index, sub in enumerate(subs):
         rows = [each.rows[index] for each in read]
         images = torch.stack([each.images for each in rows], dim=1).flatten(0, 1)
         keys = [key for row in zip(*(each.keys for each in rows), strict=True) for key in row]
-        for number in range(part.micro_batches):
-            last = index == len(parts) - 1 and number == part.micro_batches - 1
-            place = slice(number * part.micro_batch_size, (number + 1) * part.micro_batch_size)
+        for number in range(sub.micro_batches):
+            last = index == len(subs) - 1 and number == sub.micro_batches - 1
+            place = slice(number * sub.micro_batch_size, (number + 1) * sub.micro_batch_size)
             batch = Batch(images[place], keys[place], bad if last else ())
-            yield batch, behind if last else None
+            yield batch, after if last else None
 
 
 def _names(urls: Sequence[str]) -> list[str]:
-    """Names without queries, which hold signatures that change, where they tell shards apart."""
+    """Names without the URLs' queries, whose signatures change, where these names are unique."""
     plain = [url.partition("?")[0] if "://" in url else url for url in urls]
     return unique_names(plain if len(set(plain)) == len(set(urls)) else urls)
 
 
-def _check_lanes(config: DataConfig, part: Part, shards: Sequence[int]) -> None:
-    readers, lanes = len(part.ranks) * max(config.workers, 1), config.lanes
-    most, share = min(shards), part.lanes[1] - part.lanes[0]
+def _check_lanes(config: DataConfig, sub: SubBatch, shards: Sequence[int]) -> None:
+    readers, lanes = len(sub.ranks) * max(config.workers, 1), config.lanes
+    most, share = min(shards), sub.lanes[1] - sub.lanes[0]
 
     def fits(num: int) -> bool:
         mine = share * num
-        whole = mine > 0 and mine.denominator == 1 and (part.lanes[0] * num).denominator == 1
-        return whole and mine % readers == 0 and part.batch_size % mine == 0
+        whole = mine > 0 and mine.denominator == 1 and (sub.lanes[0] * num).denominator == 1
+        return whole and mine % readers == 0 and sub.batch_size % mine == 0
 
     if fits(lanes) and lanes <= most:
         return
@@ -248,9 +249,9 @@ def _check_lanes(config: DataConfig, part: Part, shards: Sequence[int]) -> None:
     advice = f"use {', '.join(map(str, sorted(fitting[:3])))}"
     if not fitting:
         advice = "no number fits: use fewer workers, more shards or another batch_size"
-    shared = "" if share == 1 else f", of which {share} are read by one part of a step,"
+    shared = "" if share == 1 else f", of which one arm reads {share},"
     raise DataError(
-        f"data.lanes={lanes}{shared} must be a multiple of {len(part.ranks)} ranks x "
-        f"{max(config.workers, 1)} workers, divide batch_size {part.batch_size} and be at most "
+        f"data.lanes={lanes}{shared} must be a multiple of {len(sub.ranks)} ranks x "
+        f"{max(config.workers, 1)} workers, divide batch_size {sub.batch_size} and be at most "
         f"{most}, the shards of the smallest source; {advice}"
     )

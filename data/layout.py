@@ -1,7 +1,7 @@
-"""What every optimiser step reads: how many images of which size, and who reads them.
+"""The layout of an optimiser step: how many images of which size it reads, and on which ranks.
 
-A pure function of the step's number, so that a worker decodes straight to the size that is due,
-and a resumed run needs to know only where it stood.
+It is a pure function of the step number. So workers decode directly to the size of a later step,
+and a resumed run needs only its position.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,15 +13,15 @@ from data.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Samples of one step that are read alike, one behind the other in the global order.
+class SubBatch:
+    """Samples of one step with one size and the same ranks, consecutive in the global order.
 
     Attributes:
-        resolution: (H, W) of the images.
+        resolution: (H, W) of the images in pixels.
         batch_size: samples, over all ranks that share them.
         micro_batch_size: samples of one forward pass of one rank.
-        ranks: those that share the part; each takes every `len(ranks)`-th micro-batch.
-        lanes: where the part's lanes begin and end, as shares of all lanes; streaming mode only.
+        ranks: those that share the samples; each takes every `len(ranks)`-th micro-batch.
+        lanes: first and last lane, as fractions of the number of lanes; streaming mode only.
     """
 
     resolution: tuple[int, int]
@@ -43,11 +43,11 @@ class Part:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of each of its ranks."""
+        """Micro-batches of each rank."""
         return self.batch_size // self._round
 
     def lanes_of(self, num_lanes: int) -> range:
-        """Its lanes among `num_lanes`."""
+        """The lanes that it reads, of `num_lanes`."""
         first, last = (share * num_lanes for share in self.lanes)
         return range(-(-first.numerator // first.denominator), int(last))
 
@@ -56,9 +56,9 @@ class Slice(NamedTuple):
     """One micro-batch of one rank.
 
     Attributes:
-        first: place of its first sample in the global order.
-        size: samples, in consecutive places.
-        resolution: (H, W) of its images.
+        first: position of the first sample in the global order.
+        size: number of samples, at consecutive positions.
+        resolution: (H, W) of the images in pixels.
     """
 
     first: int
@@ -67,23 +67,23 @@ class Slice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The parts of every step.
+class StepLayout:
+    """The sub-batches of every step.
 
     Attributes:
-        parts: of optimiser step number k, in the global order of their samples.
-        all: each part that any step may have, which is what is checked before a run.
-        identity: JSON-able facts that decide how many samples of which size a step reads; no
-            number of ranks and no size of micro-batches.
+        sub_batches: step number to its sub-batches, in the global order of their samples.
+        all: every sub-batch that a step can have; they are checked before a run.
+        identity: JSON-able facts that decide how many samples of which size a step reads. The
+            number of ranks and the micro-batch sizes are not among them.
     """
 
-    parts: Callable[[int], Sequence[Part]]
-    all: Sequence[Part]
+    sub_batches: Callable[[int], Sequence[SubBatch]]
+    all: Sequence[SubBatch]
     identity: Mapping[str, Any]
 
     def num_samples(self, step: int) -> int:
         """Samples of a step, over all ranks."""
-        return sum(part.batch_size for part in self.parts(step))
+        return sum(sub.batch_size for sub in self.sub_batches(step))
 
     def slices(self, rank: int, step: int, first: int) -> Iterator[Slice]:
         """A rank's micro-batches of a step.
@@ -91,36 +91,36 @@ class Layout:
         Args:
             rank: of the process.
             step: number of the optimiser step.
-            first: place of the step's first sample.
+            first: position of the step's first sample in the global order.
         """
-        for part in self.parts(step):
-            if rank in part.ranks:
-                size, ranks = part.micro_batch_size, len(part.ranks)
-                start = first + part.ranks.index(rank) * size
-                for number in range(part.micro_batches):
-                    yield Slice(start + number * ranks * size, size, part.resolution)
-            first += part.batch_size
+        for sub in self.sub_batches(step):
+            if rank in sub.ranks:
+                size, ranks = sub.micro_batch_size, len(sub.ranks)
+                start = first + sub.ranks.index(rank) * size
+                for number in range(sub.micro_batches):
+                    yield Slice(start + number * ranks * size, size, sub.resolution)
+            first += sub.batch_size
 
 
 def fixed_layout(
     *, resolution: tuple[int, int], batch_size: int, micro_batch_size: int, ranks: int = 1
-) -> Layout:
-    """The same in every step: one size, shared by all ranks.
+) -> StepLayout:
+    """A layout that is the same in every step: one size, shared by all ranks.
 
     Args:
-        resolution: (H, W).
+        resolution: (H, W) in pixels.
         batch_size: samples of a step, over all ranks.
         micro_batch_size: samples of one forward pass of one rank.
         ranks: number of processes.
 
     Raises:
-        DataError: the batch cannot be shared out.
+        DataError: the batch size is not a multiple of micro-batch size x ranks.
     """
-    part = Part(
+    sub = SubBatch(
         resolution=resolution,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         ranks=range(ranks),
     )
     identity = {"resolution": list(resolution), "batch_size": batch_size}
-    return Layout(lambda step: [part], [part], identity)
+    return StepLayout(lambda step: [sub], [sub], identity)

@@ -1,4 +1,4 @@
-"""Worker processes: torch's DataLoader with what every mode of the stream needs of it."""
+"""Worker processes of the training stream, by torch's DataLoader."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ def _as_is(item: Any) -> Any:
 def load_in_workers(
     dataset: Dataset, config: DataConfig, sampler: Sampler[Any] | None = None
 ) -> Iterator[Any]:
-    """The items of a dataset that makes whole batches, decoded in `config.workers` processes."""
+    """Iterates over a dataset of whole batches in `config.workers` processes."""
     workers = config.workers
     return iter(
         DataLoader(
@@ -27,6 +27,6 @@ def load_in_workers(
             num_workers=workers,
             prefetch_factor=config.prefetch if workers else None,
             multiprocessing_context=config.worker_start if workers else None,
-            generator=torch.Generator(),  # else it draws from the global one, that training uses
+            generator=torch.Generator(),  # by default it draws from the one of training
         )
     )

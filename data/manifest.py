@@ -1,7 +1,7 @@
-"""`manifest.json`: what `data.write_shards` wrote into a folder, and from what.
+"""`manifest.json`, which lists the shards that `data.write_shards` wrote, and their source.
 
-Written before the first shard and after each, so that it never promises what is not there. While
-`complete` is false, `.journal` beside it says which samples the shards hold.
+It is written before the first shard and after each, so that it never lists a missing shard. While
+its `complete` is false, `.journal` beside it lists the samples of the shards.
 """
 
 import fcntl
@@ -21,10 +21,10 @@ Manifest = dict[str, Any]
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """The shards that `data.write_shards` lists in a folder, by file name; empty without one.
+    """Reads the manifest of a folder: file name to entry of each shard; empty without one.
 
     Raises:
-        DataError: the file is no such manifest, or the shards are not all written.
+        DataError: the file is not such a manifest, or not all shards are written.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -37,10 +37,10 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The whole manifest, finished or not; None where there is none.
+    """Reads the whole manifest, complete or not; None where there is none.
 
     Raises:
-        DataError: the file is no such manifest.
+        DataError: the file is not such a manifest.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -54,18 +54,18 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def store_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replaces the manifest in one step."""
+    """Writes the manifest atomically."""
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 class Journal:
-    """Digest and place in the source of every sample written so far; also the folder's lock.
+    """Digest and number in the source of every sample written so far; also locks the folder.
 
     Args:
-        folder: where the shards go.
+        folder: of the shards.
 
     Raises:
-        DataError: another process holds it.
+        DataError: another process has locked the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,34 +78,35 @@ class Journal:
             raise DataError(f"another data.write_shards is writing into '{folder}'") from None
 
     def load(self, samples: int) -> list[tuple[bytes, int]]:
-        """The records of the first samples; forgets what stands behind them.
+        """Reads the records of the first `samples` samples and deletes those after them.
 
         Raises:
-            DataError: there are fewer.
+            DataError: there are fewer records.
         """
         self._file.seek(0)
         data = self._file.read(samples * _RECORD.size)
         if len(data) < samples * _RECORD.size:
             raise DataError(
-                f"{self._path}: lacks samples that the manifest lists; empty the folder, start anew"
+                f"{self._path}: has fewer samples than the manifest; empty the folder and start "
+                "again"
             )
         self._file.truncate(len(data))
         return list(_RECORD.iter_unpack(data))
 
     def add(self, records: list[tuple[bytes, int]]) -> None:
-        """Appends durably; comes before the manifest that counts these samples."""
+        """Appends records and flushes them to disk; call it before storing the manifest."""
         self._file.write(b"".join(_RECORD.pack(*record) for record in records))
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def remove(self) -> None:
-        """Deletes the file: everything is written."""
+        """Deletes the file, when all shards are written."""
         self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not os.fstat(self._file.fileno()).st_size:  # says nothing, as after a refusal
+        if not os.fstat(self._file.fileno()).st_size:  # no record, as after an error
             self.remove()
         self._file.close()

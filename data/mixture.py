@@ -1,4 +1,4 @@
-"""A weighted mixture of endless sources as a pure function of the position."""
+"""A weighted mixture of endless sources, as a pure function of the position."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -11,15 +11,16 @@ _BLOCK = 1024
 
 
 class Mixture:
-    """Says which source gives the sample at a position, and which of that source's samples it is.
+    """Maps a position in the mixture to a source and to the number of a sample in that source.
 
-    Source 0 takes floor(n p) of the first n places (p its share, an exact fraction); the places
-    left over are split among the other sources in the same way. After n samples each source is
-    thus less than one sample per source away from its share. Within blocks of 1024 the pattern is
-    shuffled, so that no rank or slot of a batch belongs to one source.
+    Source 0 takes floor(n p) of the first n positions, where p is its share as an exact fraction.
+    The remaining positions are split among the other sources in the same way. After n samples the
+    count of each source therefore differs from its share by less than the number of sources. The
+    pattern is shuffled in blocks of 1024, so that no source is tied to a rank or a place in the
+    batch.
 
     Args:
-        weights: positive, one a source; only their proportions matter.
+        weights: positive, one for each source; only their proportions matter.
         seed: of the run.
     """
 
@@ -30,7 +31,7 @@ class Mixture:
         self._recent: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def counts(self, num: int) -> list[int]:
-        """Samples of each source among the first `num`, a multiple of the block length."""
+        """Samples of each source among the first `num`, a multiple of the block size."""
         counts = []
         for share in self._shares:
             counts.append(num * share.numerator // share.denominator)
@@ -38,7 +39,7 @@ class Mixture:
         return counts
 
     def locate(self, position: int) -> tuple[int, int]:
-        """The source of a global position, and the ordinal among that source's samples."""
+        """The source at a global position, and the number of the sample in that source."""
         if len(self._shares) == 1:
             return 0, position
         sources, ordinals = self._block(position // _BLOCK)
@@ -65,4 +66,4 @@ class Mixture:
             if (place + 1) * share.numerator // share.denominator > before:
                 return source
             place -= before
-        raise AssertionError("the last source takes every place left")
+        raise AssertionError("the last source takes all remaining positions")

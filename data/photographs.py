@@ -1,9 +1,9 @@
-"""Freely licensed photographs for the quickstart: `python -m data.photographs OUT`.
+"""Writes freely licensed photographs for the quickstart: `python -m data.photographs OUT`.
 
-They lie inside the wheels of scikit-image and scikit-learn, so nothing is downloaded. Only those
-whose licence the libraries state as public domain, CC0 or CC BY are taken: not `coins` and `ihc`
-(no known restrictions is no licence), not `moon` and the motorcycles (nothing is stated). Exit
-codes: 0 done, 2 a user's mistake.
+They are files of the packages scikit-image and scikit-learn, so nothing is downloaded. Only those
+are used whose licence the packages state as public domain, CC0 or CC BY: not `coins` and `ihc`
+("no known restrictions" is not a licence), not `moon` and the motorcycles (no licence is stated).
+Exit codes: 0 on success, 2 for a user error.
 """
 
 import argparse
@@ -17,24 +17,24 @@ from PIL import Image
 
 from data.errors import DataError
 
-SIDE = 512  # pixels of a crop; smaller where the photograph gives fewer, never enlarged
+SIDE = 512  # largest side of a crop in pixels; smaller crops are not enlarged
 
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 _PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
 class Photograph(NamedTuple):
-    """One photograph, where it lies, and why it may be used.
+    """One photograph, its file and its licence.
 
     Attributes:
-        library: the package that carries it, by import name.
+        library: import name of the package that contains it.
         file: its name there.
         title: what it shows.
         author: who made it.
-        licence: as the library states it.
-        source: where the library says it comes from.
-        scales: sides of the square crops, as shares of the shorter side; none for a photograph
-            that is held out, and kept whole.
+        licence: as the package states it.
+        source: its origin, as the package states it.
+        scales: sides of the square crops, as fractions of the shorter side; none for a photograph
+            that is held out and not cropped.
     """
 
     library: Literal["skimage", "sklearn"]
@@ -158,12 +158,12 @@ PHOTOGRAPHS = (
 
 
 def windows(width: int, height: int, scales: tuple[float, ...]) -> list[tuple[int, int, int, int]]:
-    """Square windows at both ends of each axis, or one where the square fills it.
+    """Square windows at both ends of each axis, or one where the square fills the axis.
 
     Args:
         width: of the photograph, in pixels.
-        height: the same.
-        scales: sides as shares of the shorter side, in (0, 1].
+        height: likewise.
+        scales: sides as fractions of the shorter side, in (0, 1].
 
     Returns:
         Boxes (left, top, right, bottom) in pixels.
@@ -177,13 +177,13 @@ def windows(width: int, height: int, scales: tuple[float, ...]) -> list[tuple[in
 
 
 def write_photographs(out: Path) -> tuple[int, int]:
-    """Writes `photographs/`, `held-out/` and `LICENCES.md`; what lies there is written again.
+    """Writes `photographs/`, `held-out/` and `LICENCES.md`; overwrites earlier files.
 
     Returns:
         Number of crops and of held-out photographs.
 
     Raises:
-        DataError: a library or one of its photographs is missing, or the folder cannot be written.
+        DataError: a package or one of its photographs is missing, or the folder cannot be written.
     """
     originals = [(photograph, photograph_path(photograph)) for photograph in PHOTOGRAPHS]
     crops = held_out = 0
@@ -203,10 +203,10 @@ def write_photographs(out: Path) -> tuple[int, int]:
 
 
 def photograph_path(photograph: Photograph) -> Path:
-    """Where a photograph lies.
+    """The path of a photograph in its installed package.
 
     Raises:
-        DataError: its library is not installed, or does not carry it.
+        DataError: the package is not installed, or does not contain it.
     """
     spec = importlib.util.find_spec(photograph.library)
     if spec is None or spec.origin is None:
@@ -217,8 +217,8 @@ def photograph_path(photograph: Photograph) -> Path:
     path = Path(spec.origin).parent / _FOLDERS[photograph.library] / photograph.file
     if not path.is_file():
         raise DataError(
-            f"{path}: this version of {_PACKAGES[photograph.library]} does not carry the "
-            "photograph; constraints.txt names one that does"
+            f"{path}: this version of {_PACKAGES[photograph.library]} does not contain the "
+            "photograph; constraints.txt has a version that does"
         )
     return path
 
@@ -255,8 +255,8 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m data.photographs",
-        description="Write the quickstart's photographs: crops to train on, three kept whole to "
-        "evaluate on, and their licences.",
+        description="Write the quickstart's photographs: crops for training, three whole ones for "
+        "evaluation, and their licences.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     out = parser.parse_args().out

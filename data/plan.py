@@ -1,4 +1,4 @@
-"""The order of one source's samples: a pure function of (seed, epoch), made a window at a time."""
+"""The order of one source's samples, a pure function of seed and epoch, made window by window."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,16 @@ import numpy as np
 
 from data.seeds import Purpose, permutation
 
-_KEPT = 4  # windows; a batch crosses few borders
+_KEPT = 4  # windows in memory; a batch rarely needs more than two
 
 
 class Place(NamedTuple):
-    """Where the plan puts one sample.
+    """The place of one sample in the plan.
 
     Attributes:
         epoch: of the source, from 0.
-        window: int64, the sample numbers of the window around it, in the order they are read.
-        slot: the sample's place in `window`.
+        window: int64, the sample numbers of its window, in the order in which they are read.
+        slot: position of the sample in `window`.
     """
 
     epoch: int
@@ -24,13 +24,14 @@ class Place(NamedTuple):
 
 
 class SourcePlan:
-    """Endless epochs over one source; each holds every sample exactly once.
+    """Endless epochs over one source, each with every sample exactly once.
 
-    An epoch permutes the shards, cuts them into windows of `window` shards and permutes the
-    samples inside each window, so that memory holds one window and reads stay in few files.
+    An epoch permutes the shards, divides them into windows of `window` shards and permutes the
+    samples within each window. So only a window is in memory, and reads stay in few files.
 
     Args:
-        counts: int64 (S,) samples in each shard; sample numbers run through the shards in order.
+        counts: int64 (S,), samples in each shard; samples are numbered through the shards in
+            order.
         window: shards in a window.
         seed: of the run.
         source: number of the source in its mixture.
@@ -46,7 +47,7 @@ class SourcePlan:
         self._recent: dict[tuple[int, int], np.ndarray] = {}
 
     def locate(self, ordinal: int) -> Place:
-        """The place of the source's sample number `ordinal` since the start of training."""
+        """The place of the source's `ordinal`-th sample since the start of training."""
         epoch, offset = divmod(ordinal, self.num_samples)
         starts = self._epoch(epoch)[1]
         number = int(np.searchsorted(starts, offset, side="right")) - 1
@@ -60,7 +61,7 @@ class SourcePlan:
         return self._recent[epoch, number]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the shards, and the place in the epoch where each window begins."""
+        """The order of the shards, and the position in the epoch where each window starts."""
         if self._order is None or self._order[0] != epoch:
             seed, source = self._seed
             shards = permutation(len(self._counts), seed, Purpose.SHARDS, source, epoch)

@@ -10,20 +10,20 @@ _LINE_EVERY_S = 10.0
 
 
 def track(items: Sequence[_T], what: str) -> Iterator[_T]:
-    """Yields the items and reports progress on stderr; says nothing where it takes no time."""
+    """Yields the items and reports progress on stderr; a log gets a line every ten seconds."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as rich_track
 
         yield from rich_track(items, what, console=Console(stderr=True), transient=True)
         return
-    begin = said = time.monotonic()
+    begin = printed = time.monotonic()
     for done, item in enumerate(items):
         yield item
-        if time.monotonic() - said > _LINE_EVERY_S:
-            said = time.monotonic()
+        if time.monotonic() - printed > _LINE_EVERY_S:
+            printed = time.monotonic()
             print(
-                f"{what}: {done + 1} of {len(items)}, {said - begin:.0f} s",
+                f"{what}: {done + 1} of {len(items)}, {printed - begin:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )

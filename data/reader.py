@@ -1,4 +1,4 @@
-"""Indexed shards as a map from places in the global order to pixels; lives in the workers."""
+"""Reads micro-batches of indexed shards by position in the global order, in the workers."""
 
 import os
 from bisect import bisect_right
@@ -22,14 +22,14 @@ _OPEN_FILES = 64
 
 
 class ShardFiles:
-    """Positioned reads from many files; keeps few open and none when it is pickled."""
+    """Reads at offsets from many files; keeps a few of them open, and none when pickled."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
         self._open: dict[int, int] = {}
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset` of file `number`; one system call, no shared position."""
+        """`size` bytes at `offset` of file `number`, in one system call."""
         file = self._open.get(number)
         if file is None:
             if len(self._open) >= _OPEN_FILES:
@@ -41,7 +41,7 @@ class ShardFiles:
         return data
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Closes all open files."""
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -53,12 +53,12 @@ class ShardFiles:
 
 
 class IndexedSource:
-    """One source: which sample the plan wants, and its pixels.
+    """Reads the samples of one source in the order of its plan.
 
     Args:
         index: of the source's shards.
-        plan: their order.
-        images: decodes.
+        plan: order of the samples.
+        images: decoder of the images.
         seed: of the run.
     """
 
@@ -67,7 +67,7 @@ class IndexedSource:
         self._plan = plan
         self._images = images
         self._seed = seed
-        self._last = np.cumsum(index.counts).tolist()  # a list: bisect beats searchsorted by far
+        self._last = np.cumsum(index.counts).tolist()  # for bisect, faster than searchsorted
         self._files = ShardFiles(index.paths)
 
     @property
@@ -78,10 +78,10 @@ class IndexedSource:
     def read(
         self, ordinal: int, resolution: tuple[int, int], bad: list[BadSample]
     ) -> tuple[str, np.ndarray]:
-        """The key and the pixels, uint8 (H, W, 3), of the source's sample number `ordinal`.
+        """The key and the pixels, uint8 (H, W, 3), of the source's `ordinal`-th sample.
 
-        A sample that cannot be read is appended to `bad` and replaced by the next one of its
-        window, with the crop that the planned one would have had.
+        A sample that cannot be read is appended to `bad` and replaced by the next sample of its
+        window, which gets the random numbers of the replaced one.
 
         Raises:
             DataError: no sample of the window can be read.
@@ -119,11 +119,11 @@ def _nothing_left(place: Place, bad: list[BadSample]) -> str:
 
 
 class MicroBatches(Dataset):
-    """Micro-batches by their places in the global order, whoever reads them.
+    """Micro-batches by their positions in the global order.
 
     Args:
-        sources: by number in the mixture.
-        mixture: place to source.
+        sources: in the order of the mixture.
+        mixture: maps positions to sources.
     """
 
     def __init__(self, sources: Sequence[IndexedSource], mixture: Mixture) -> None:
@@ -131,7 +131,7 @@ class MicroBatches(Dataset):
         self._mixture = mixture
 
     def __getitem__(self, places: Slice) -> Batch | DataError:
-        """One micro-batch; an error comes as a value, since a worker's loses its message."""
+        """One micro-batch, or its error: raised in a worker, it would lose its message."""
         keys: list[str] = []
         bad: list[BadSample] = []
         images = torch.empty((places.size, 3, *places.resolution), dtype=torch.uint8)

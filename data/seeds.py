@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, purpose, place), the same on every machine and version."""
+"""Random numbers as a function of seed, purpose and position, equal on every machine."""
 
 import hashlib
 import random
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a random number decides; keeps the streams of one seed apart."""
+    """Uses of random numbers, which give independent streams from one seed."""
 
     SHARDS = 1
     WINDOW = 2
@@ -17,16 +17,16 @@ class Purpose(IntEnum):
 
 
 def permutation(num: int, seed: int, purpose: Purpose, *place: int) -> np.ndarray:
-    """A random order of range(num), int64 (num,).
+    """A random permutation of range(num), int64 (num,).
 
-    Sorts raw 64-bit numbers: NumPy promises that a bit generator's raw stream never changes, which
-    it does not promise for `Generator.permutation`, and a run may be resumed years later.
+    It sorts raw 64-bit numbers. NumPy guarantees that the raw stream of a bit generator never
+    changes, but not `Generator.permutation`, and a run may be resumed years later.
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, purpose, *place]))
     return np.argsort(bits.random_raw(num), kind="stable")
 
 
 def sample_rng(seed: int, epoch: int, key: str) -> random.Random:
-    """The generator of one sample's augmentation in one epoch, wherever and whenever it is read."""
+    """The random generator for the augmentation of one sample in one epoch."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=16).digest()
     return random.Random(int.from_bytes(digest))

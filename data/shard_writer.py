@@ -1,7 +1,7 @@
-"""Images to webdataset shards: the same bytes whenever and however often it was interrupted.
+"""Writes images as webdataset shards; interruptions do not change their bytes.
 
-The order is that of the sorted keys; threads decode ahead, one place writes. Shards appear under
-their names when they are whole and durable, and the manifest follows each.
+The images are written in the order of their keys, while threads decode the next ones. A shard gets
+its name when it is complete and on disk, and the manifest is updated after each shard.
 """
 
 import hashlib
@@ -26,12 +26,13 @@ from data.tar_scan import MAX_IMAGE_BYTES
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """What decides the bytes of the shards, beside the source.
+    """Options that decide the bytes of the shards.
 
     Attributes:
-        target_size: bytes that a shard does not exceed, unless one image does.
-        max_side: longer side that is allowed; larger images are re-encoded. None keeps all bytes.
-        quality: of re-encoded JPEGs.
+        target_size: largest size of a shard in bytes, unless a single image is larger.
+        max_side: largest allowed side in pixels; larger images are re-encoded. None keeps the
+            bytes of all images.
+        quality: of re-encoded JPEGs, 1 to 100.
     """
 
     target_size: int
@@ -42,30 +43,32 @@ class WriteOptions:
 def write_shards(source: Path, out: Path, options: WriteOptions) -> Manifest:
     """Writes the images of a folder, zip or tar as `out/000000.tar`, ... and `out/manifest.json`.
 
-    A run that was interrupted is continued by the same call; a finished one is left as it is.
+    The same call continues an interrupted run and leaves a complete one unchanged.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: the source holds no usable image, `out` holds something else, another process
-            writes there, or the disk is full.
+        DataError: the source has no usable image, `out` contains other files, another process is
+            writing there, or the disk is full.
     """
     if out.resolve().is_relative_to(source.resolve()):
         raise DataError(f"the output '{out}' lies inside the source '{source}'")
     try:
         with open_images(source) as files:
             if not files.sizes:
-                raise DataError(f"'{source}' holds no image (jpg, jpeg, png, webp){_others(files)}")
+                raise DataError(
+                    f"'{source}' contains no image (jpg, jpeg, png, webp){_others(files)}"
+                )
             out.mkdir(parents=True, exist_ok=True)
             with Journal(out) as journal:
                 manifest = _begin(files, out, options)
                 if not manifest["complete"]:
-                    _Run(files, out, options, manifest, journal).write()
+                    _Writer(files, out, options, manifest, journal).write()
                 journal.remove()
     except OSError as error:
         begun = (out / MANIFEST).exists()
-        hint = "; the same command continues from the last whole shard" if begun else ""
+        hint = "; the same command continues after the last complete shard" if begun else ""
         raise DataError(f"{error.filename or out}: {error.strerror}{hint}") from error
     return manifest
 
@@ -76,19 +79,19 @@ def _others(files: ImageFiles) -> str:
 
 
 def _begin(files: ImageFiles, out: Path, options: WriteOptions) -> Manifest:
-    """The manifest to continue from; a new one where the folder is empty.
+    """Reads the manifest to continue from, or makes a new one if the folder is empty.
 
     Raises:
-        DataError: the folder holds other files, or shards of another source or other options.
+        DataError: the folder contains other files, or shards of another source or other options.
     """
     listing = json.dumps(list(files.sizes.items())).encode()
     identity = {"images": len(files.sizes), "sha256": hashlib.sha256(listing).hexdigest()}
     manifest = read_manifest(out)
     if manifest is None:
-        alien = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-        if alien:
+        others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if others:
             raise DataError(
-                f"'{out}' holds '{alien[0]}' and no manifest of ours; choose an empty folder"
+                f"'{out}' contains '{others[0]}' but no {MANIFEST}; choose an empty folder"
             )
         manifest = _new_manifest(files, identity, options)
         store_manifest(out, manifest)
@@ -97,8 +100,8 @@ def _begin(files: ImageFiles, out: Path, options: WriteOptions) -> Manifest:
     for name in asked:
         if begun.get(name) != asked[name]:
             raise DataError(
-                f"'{out}' was begun with {name}={begun.get(name)}, this run asks for "
-                f"{asked[name]}; repeat the options or choose an empty folder"
+                f"'{out}' was begun with {name}={begun.get(name)}, this run has {asked[name]}; "
+                "use the same options or choose an empty folder"
             )
     if manifest["source"] != identity:
         raise DataError(
@@ -109,7 +112,8 @@ def _begin(files: ImageFiles, out: Path, options: WriteOptions) -> Manifest:
         path = out / shard["name"]
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
             raise DataError(
-                f"'{path}' is missing or changed since it was written; empty the folder, start anew"
+                f"'{path}' is missing or was changed since it was written; empty the folder and "
+                "start again"
             )
     return manifest
 
@@ -132,8 +136,8 @@ def _new_manifest(files: ImageFiles, identity: dict[str, Any], options: WriteOpt
     }
 
 
-class _Run:
-    """One call's work; its state behind every shard is what manifest and journal hold."""
+class _Writer:
+    """Writes the shards; manifest and journal hold its state after every shard."""
 
     def __init__(
         self,
@@ -156,7 +160,7 @@ class _Run:
         self._records: list[tuple[bytes, int]] = []
 
     def write(self) -> None:
-        """Writes all that is left, and completes the manifest."""
+        """Writes the remaining shards and completes the manifest."""
         first, last = self._manifest["images_done"], len(self._images)
         names = [name for _, name in self._images[first:]]
         with closing(read_ahead(self._take, names)) as taken:
@@ -194,10 +198,10 @@ class _Run:
             data = self._files.read(name)
         except BadImage as error:
             return LeftOut("unreadable", str(error))
-        except OSError as error:  # the source vanishes: its other images must not be left out
+        except OSError as error:  # the source is gone, so its other images would be left out too
             raise DataError(
-                f"the source's '{name}' can no longer be read: {error.strerror}; the same command "
-                "continues from the last whole shard"
+                f"'{name}' of the source cannot be read any more: {error.strerror}; the same "
+                "command continues after the last complete shard"
             ) from error
         return take_image(data, max_side=self._options.max_side, quality=self._options.quality)
 
@@ -244,5 +248,5 @@ class _Run:
 
 
 def _size_class(side: int) -> int:
-    """The power of two from which a class of the histogram reaches to the next one."""
+    """The largest power of two up to a side: the lower end of its class in the histogram."""
     return 1 << (side.bit_length() - 1)

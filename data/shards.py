@@ -1,28 +1,27 @@
-"""Which shards a recipe names: globs, braces, folders and URLs to a list of paths."""
+"""Expands the shards of a recipe: paths, globs, brace ranges, folders and URLs."""
 
-import difflib
 import glob
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import DataError
+from data.errors import DataError, similar_path
 
 _URL = re.compile(r"^(?:pipe|[A-Za-z][A-Za-z0-9+.-]*(?=://)|file)[:]")
 
 
 def is_url(shard: str) -> bool:
-    """Whether a shard is opened by scheme (`https://`, `pipe:`, ...) and not as a local file."""
+    """Whether a shard is given by a URL (`https://`, `pipe:`, ...), not by a local path."""
     return bool(_URL.match(shard))
 
 
 def list_shards(patterns: Sequence[str], *, allow_pipe: bool = False) -> list[str]:
-    """Expands what a source names, in the order given; each pattern's own matches are sorted.
+    """Expands the patterns of a source, in the given order; the matches of each are sorted.
 
     Args:
-        patterns: paths, globs, brace ranges, folders of `*.tar`, or URLs (braces expand too).
-        allow_pipe: whether `pipe:` URLs, which are shell commands, may stand in the list.
+        patterns: paths, globs, brace ranges, folders of `*.tar`, or URLs (with brace ranges).
+        allow_pipe: whether `pipe:` URLs, which are shell commands, are allowed.
 
     Raises:
         DataError: a pattern matches nothing or has unbalanced braces, a shard is named twice, or a
@@ -55,7 +54,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _identity(shard: str) -> str:
-    """The same for two ways to write one path."""
+    """The same string for two spellings of one path."""
     return shard if is_url(shard) else os.path.abspath(shard)
 
 
@@ -70,20 +69,17 @@ def _local(name: str) -> list[str]:
         return [str(path)]
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings, n=1)
-        hint = f" (did you mean '{path.parent / close[0]}'?)" if close else ""
-        raise DataError(f"data.sources.shards: nothing matches '{name}'{hint}")
+        raise DataError(f"data.sources.shards: nothing matches '{name}'{similar_path(path)}")
     return matches
 
 
 def unique_names(shards: Sequence[str]) -> list[str]:
-    """The shortest trailing parts of the paths, of equal length, that tell all shards apart.
+    """Unique names of shards: the last components of their paths, equally many, as few as possible.
 
-    Names, not paths, stand in keys and states, so that a data set can move to another folder.
+    Keys and states hold names instead of paths, so that a dataset can move to another folder.
 
     Raises:
-        DataError: one shard belongs to two sources.
+        DataError: a shard belongs to two sources.
     """
     parts = [_identity(shard).split("/") for shard in shards]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -91,4 +87,7 @@ def unique_names(shards: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     double = next(s for i, s in enumerate(shards) if parts[i] in parts[:i])
-    raise DataError(f"data.sources: the shard '{double}' belongs to two sources; raise its weight")
+    raise DataError(
+        f"data.sources: the shard '{double}' belongs to two sources; list it once and raise "
+        "the weight of its source"
+    )

@@ -1,8 +1,8 @@
-"""The training stream: endless micro-batches of one rank, with an exact position.
+"""The training stream: endless micro-batches of one rank, resumable at an exact position.
 
-Two modes, one interface. Local shards are indexed and read by position (`data.indexed`): the state
-is two integers. Shards behind URLs are read in lanes (`data.lanes`), and the state says how far
-each lane is. Both yield the same global batches for any number of ranks and workers.
+It has two modes. Local shards are indexed and read by position (`data.indexed`); the state is two
+integers. Shards at URLs are read in lanes (`data.lanes`); the state is the position of each lane.
+Both yield the same global batches for any number of ranks and workers.
 """
 
 import json
@@ -17,19 +17,19 @@ from data.decode import ImageReader, choose_decoder
 from data.errors import DataError
 from data.feed import Feed
 from data.indexed import IndexedFeed
-from data.layout import Layout
+from data.layout import StepLayout
 from data.shards import is_url, list_shards
 
 State = dict[str, Any]
 
 
 class TrainStream:
-    """Micro-batches of one rank, in order, without end; epochs follow each other.
+    """Micro-batches of one rank, in order, without end, over epoch after epoch.
 
-    The steps take their samples one behind the other from an order that is a pure function of
-    config and seed; how many each takes, and of which size, is one of the step's number. Which
-    samples a step holds, their crops and their pixels depend neither on the number of ranks nor on
-    workers, prefetch or where the run was resumed.
+    The order of all samples is a pure function of config and seed, and each step takes the next
+    ones of it. How many, and of which size, is a pure function of the step number. Therefore the
+    samples of a step, their crops and their pixels do not depend on the number of ranks, on
+    workers and prefetch, or on where the run was resumed.
 
         layout = fixed_layout(resolution=(224, 224), batch_size=1024, micro_batch_size=64, ranks=8)
         stream = TrainStream(config, layout, rank=rank, seed=0)
@@ -42,20 +42,20 @@ class TrainStream:
 
     Args:
         config: what to read.
-        layout: what each step reads, and which ranks read it.
+        layout: what each step reads, and on which ranks.
         rank: of this process.
         seed: of the run, not negative.
-        index_dir: where the index of local shards is kept where the config does not say; None
-            keeps it in memory.
+        index_dir: where the index of local shards is cached, unless `config.index_dir` is set;
+            None keeps it in memory.
 
     Raises:
-        DataError: shards, sizes or decoder cannot work; says which and why.
+        DataError: the shards, the sizes or the decoder cannot be used.
     """
 
     def __init__(
         self,
         config: DataConfig,
-        layout: Layout,
+        layout: StepLayout,
         *,
         rank: int = 0,
         seed: int = 0,
@@ -84,24 +84,24 @@ class TrainStream:
 
     @property
     def num_samples(self) -> int | None:
-        """Samples of all sources together; None in streaming mode, where nobody counted them."""
+        """Samples of all sources; None in streaming mode, where the number is unknown."""
         return self._feed.num_samples
 
     @property
     def num_read(self) -> int:
-        """Samples that the steps before the present position read, over all ranks."""
+        """Samples that the steps before the current position read, over all ranks."""
         return int(self._position["samples"])
 
     @property
     def bad(self) -> list[BadSample]:
-        """The distinct bad samples that this rank has met in this process."""
+        """The distinct bad samples that this rank has met since the process started."""
         return self._counter.bad
 
     def batches(self) -> Iterator[Batch]:
-        """Micro-batches from the present position on, without end.
+        """Micro-batches from the current position on, without end.
 
         Raises:
-            DataError: more samples are bad than `max_bad_share` tolerates.
+            DataError: more samples are bad than `max_bad_share` allows.
         """
         for batch, position in self._feed.batches(self._position):
             if isinstance(batch, DataError):
@@ -112,21 +112,21 @@ class TrainStream:
             yield batch
 
     def state(self) -> State:
-        """The position behind the last step that `batches` has completed; JSON-able.
+        """The position after the last step that `batches` has completed; JSON-able.
 
-        Worker prefetch does not count, only what was yielded.
+        Only yielded batches count, not those that workers have prefetched.
         """
         return {"identity": self._identity, "position": self._position}
 
     def restore(self, state: State) -> None:
-        """Goes to a position; `batches` must be called afterwards.
+        """Moves to a position; call `batches` afterwards.
 
         Args:
-            state: from `state` in a run with any number of ranks, there passed through
-                `merge_states`.
+            state: the result of `merge_states` over the states of all ranks of a run, whose number
+                of ranks may differ from this one's.
 
         Raises:
-            DataError: other data, or another order or augmentation of them; names the difference.
+            DataError: the data, their order or their augmentation differ; names the difference.
         """
         ours = json.loads(json.dumps(self._identity))
         theirs = json.loads(json.dumps(state["identity"]))
@@ -142,7 +142,7 @@ class TrainStream:
 def _build_feed(
     config: DataConfig,
     images: ImageReader,
-    layout: Layout,
+    layout: StepLayout,
     rank: int,
     *,
     seed: int,
@@ -159,7 +159,7 @@ def _build_feed(
 
 
 def merge_states(states: Sequence[State]) -> State:
-    """One state for the checkpoint out of those of all ranks, taken after the same step."""
+    """Merges the states of all ranks after one step into the state for the checkpoint."""
     merged = dict(states[0]["position"])
     if "lanes" in merged:
         merged["lanes"] = {k: v for s in states for k, v in s["position"]["lanes"].items()}

@@ -1,7 +1,7 @@
-"""One tar shard: where its images lie, and what is wrong with it.
+"""Scans the headers of a tar shard for the places of its images and for defects.
 
-Only images are ever read. Members with other extensions (`.json`, `.txt`, `.cls`, but also
-`.pkl`, `.pth`, `.gz`) are never opened, so nothing in a shard can run code or be expanded.
+Only images are read. Members with other extensions (`.json`, `.txt`, `.cls`, but also `.pkl`,
+`.pth`, `.gz`) are never opened, so nothing in a shard can run code or be decompressed.
 """
 
 import re
@@ -14,33 +14,33 @@ from typing import IO
 from data.batch import BadSample
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-MAX_IMAGE_BYTES = 1 << 29  # no image within `max_pixels` is larger; bounds memory
+MAX_IMAGE_BYTES = 1 << 29  # larger than any image within `max_pixels`; bounds memory
 
-_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # webdataset: the first dot splits
-_BLOCK = 512
+_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # webdataset splits at the first dot
+BLOCK = 512  # bytes of a tar header, and the unit of all sizes
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and lower-case extension of a member, as webdataset splits them; None for neither."""
+    """Key and lower-case extension of a member, split as webdataset does; None without either."""
     match = _NAME.match(name.removeprefix("./"))
     return (match[1], match[2].lower()) if match else None
 
 
 def _printable(name: str) -> str:
-    """A name that is not UTF-8 with its other bytes as `\\xe9`, so that keys can be stored."""
+    """The name with bytes that are not UTF-8 written as `\\xe9`, so that keys can be stored."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @dataclass
 class ShardScan:
-    """What one pass over a shard's headers finds.
+    """The result of one pass over the headers of a shard.
 
     Attributes:
         keys: of the images, in the order of the file.
-        offsets: first byte of each.
-        sizes: bytes of each.
+        offsets: position of the first byte of each image.
+        sizes: bytes of each image.
         bad: samples that cannot be read, and gaps.
-        broken: why an unknown number of samples is missing; None where the shard is whole.
+        broken: why an unknown number of samples is missing; None where the shard is complete.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class ShardScan:
 
 
 class MemberFilter:
-    """Decides member by member which are images; shared by the index and the streaming reader.
+    """Decides for each member whether it is an image; used for the index and for streaming.
 
     Args:
         shard: name of the shard, for `BadSample`.
@@ -64,7 +64,7 @@ class MemberFilter:
         self.bad: list[BadSample] = []
 
     def image_key(self, member: tarfile.TarInfo) -> str | None:
-        """The sample's key where the member is its image; None for anything else."""
+        """The sample's key if the member is its image, else None."""
         name = split_name(_printable(member.name))
         if member.isdir() or name is None:
             return None
@@ -86,7 +86,7 @@ class MemberFilter:
         return key
 
     def finish(self) -> None:
-        """Names the keys that came without an image."""
+        """Adds the keys without an image to `bad`."""
         for key, extension in self._others.items():
             if key not in self._images:
                 reason = f"no image (jpg, jpeg, png, webp); there is a .{extension}"
@@ -94,7 +94,7 @@ class MemberFilter:
 
 
 def scan_shard(path: Path, name: str) -> ShardScan:
-    """Reads all headers of a tar file; goes on behind a damaged one, which tarfile does not.
+    """Reads all headers of a tar file, also those after a damaged one, where tarfile stops.
 
     Args:
         path: of the shard.
@@ -110,9 +110,9 @@ def scan_shard(path: Path, name: str) -> ShardScan:
                     scan.broken = f"a header at byte {member.offset} points backwards"
                     break
                 if _has_bytes(file, _skip_global_headers(file, end, member.offset), member.offset):
-                    _note_gap(scan, name, end, member.offset)
+                    scan.bad.append(gap(name, end, member.offset))
                 key = members.image_key(member)
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if member.offset_data + member.size > length:
                     scan.broken = f"the file ends inside the member '{member.name}'"
                     break
@@ -137,12 +137,12 @@ def _members(file: IO[bytes], length: int) -> Iterator[tarfile.TarInfo]:
                     yield member
                     tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
             return
-        except tarfile.ReadError:  # a damaged header behind a pax one: begin again behind both
+        except tarfile.ReadError:  # a damaged header after a pax one: start again after both
             continue
 
 
 def _has_bytes(file: IO[bytes], start: int, stop: int) -> bool:
-    """Whether anything but zeros stands in the file between two places; keeps its position."""
+    """Whether the file has bytes other than zero in a range; keeps the file's position."""
     here = file.tell()
     file.seek(start)
     found = False
@@ -157,36 +157,37 @@ def _has_bytes(file: IO[bytes], start: int, stop: int) -> bool:
 
 
 def _skip_global_headers(file: IO[bytes], start: int, stop: int) -> int:
-    """The first byte behind the pax headers for all members, which tarfile reads unseen."""
+    """The position after global pax headers, which tarfile does not return as members."""
     here = file.tell()
     while start < stop:
         file.seek(start)
         try:
-            header = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
+            header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
         except tarfile.HeaderError:
             break
         if header.type != tarfile.XGLTYPE:
             break
-        start += _BLOCK + -(-header.size // _BLOCK) * _BLOCK
+        start += BLOCK + -(-header.size // BLOCK) * BLOCK
     file.seek(here)
     return start
 
 
-def _note_gap(scan: ShardScan, shard: str, start: int, stop: int) -> None:
+def gap(shard: str, start: int, stop: int) -> BadSample:
+    """A bad sample for bytes of a shard between its readable members."""
     reason = f"bytes {start} to {stop} belong to no readable member (a damaged header?)"
-    scan.bad.append(BadSample(shard, "", reason))
+    return BadSample(shard, "", reason)
 
 
 def _check_end(scan: ShardScan, file: IO[bytes], shard: str, end: int, length: int) -> None:
-    """A whole archive ends with blocks of zeros."""
+    """Checks that the archive ends with blocks of zeros."""
     if end == 0 and length == 0:
         scan.broken = "the file is empty"
     elif end == 0 and not _has_bytes(file, 0, length):
         scan.broken = "the file is an archive without members"
     elif end == 0:
         file.seek(0)
-        scan.broken = f"the file is no tar file; it begins with {file.read(16)!r}"
+        scan.broken = f"the file is not a tar file; it begins with {file.read(16)!r}"
     elif _has_bytes(file, end, length):
-        _note_gap(scan, shard, end, length)
-    elif length - end < _BLOCK:
+        scan.bad.append(gap(shard, end, length))
+    elif length - end < BLOCK:
         scan.broken = f"the file ends at byte {length} without an end-of-archive mark"

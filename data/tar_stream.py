@@ -1,7 +1,7 @@
-"""One shard behind a URL, read once from front to end: its images, and what is wrong with it.
+"""Reads the images and the defects of one shard at a URL in a single sequential pass.
 
-webdataset opens the URL; Python's tarfile walks the archive, since webdataset's own walk hides
-what `MemberFilter` needs (sizes, links) and ends without a word at a damaged header.
+webdataset opens the URL and Python's tarfile reads the archive, because webdataset's own reader
+hides what `MemberFilter` needs (sizes, links) and ends silently at a damaged header.
 """
 
 import difflib
@@ -19,19 +19,18 @@ from webdataset.gopen import gopen, gopen_schemes, set_options
 from data.batch import BadSample
 from data.errors import DataError
 from data.shards import is_url
-from data.tar_scan import MAX_IMAGE_BYTES, MemberFilter
+from data.tar_scan import BLOCK, MAX_IMAGE_BYTES, MemberFilter, gap
 
-_BLOCK = 512
 _SKIP = 1 << 20
 
 
 class StreamedImage(NamedTuple):
-    """An image as it lies in a shard.
+    """An undecoded image of a shard.
 
     Attributes:
         shard: name of the shard.
         key: inside the shard.
-        data: the file, not decoded.
+        data: bytes of the image file.
     """
 
     shard: str
@@ -40,17 +39,17 @@ class StreamedImage(NamedTuple):
 
 
 def check_url(shard: str) -> None:
-    """Refuses what webdataset cannot open.
+    """Raises an error for a URL that webdataset cannot open.
 
     Raises:
-        DataError: an unknown scheme; names those known, and the way for object stores.
+        DataError: the scheme is unknown; lists the known ones, and how to use object stores.
     """
     scheme = _scheme(shard)
     known = sorted({"file", *gopen_schemes} - {"__default__"})
     if scheme in ("", *known):
         return
     if scheme == "s3":
-        hint = f"take 'pipe:aws s3 cp {shard} -' and set data.allow_pipe=true"
+        hint = f"use 'pipe:aws s3 cp {shard} -' and set data.allow_pipe=true"
     else:
         close = difflib.get_close_matches(scheme, known, n=1)
         hint = f"allowed: {', '.join(known)}" + (f" (did you mean '{close[0]}'?)" if close else "")
@@ -60,12 +59,12 @@ def check_url(shard: str) -> None:
 def read_shard(
     url: str, name: str, *, allow_pipe: bool = False
 ) -> Iterator[StreamedImage | BadSample]:
-    """The images of a shard in its own order, and its defects where they are met.
+    """Yields the images of a shard in its own order, and its defects where they occur.
 
-    A stream that breaks off still yields the images in front of the break, then one `BadSample`.
+    A stream that breaks off yields the images before the break, then one `BadSample`.
 
     Args:
-        url: of the shard, or a local path.
+        url: of the shard, or its local path.
         name: of the shard, for keys.
         allow_pipe: whether the URL may run a shell command.
     """
@@ -84,7 +83,7 @@ def read_shard(
         file.close()
     members.finish()
     yield from members.bad
-    status = getattr(file, "status", None)  # of webdataset's Pipe, which `file` may be
+    status = getattr(file, "status", None)  # exists where `file` is webdataset's Pipe
     if status not in (None, -signal.SIGPIPE, *getattr(file, "ignore_status", ())):
         broken = f"its download or command ended with status {status}" + (
             f"; {broken}" if broken else ""
@@ -103,23 +102,24 @@ def _open(url: str, allow_pipe: bool) -> IO[bytes]:
         return open(url2pathname(urlparse(url).path) if scheme else url, "rb")
     before = utils.enforce_security
     strict = bool(int(os.environ.get("WDS_SECURE", "0")))
-    utils.enforce_security = strict or not allow_pipe  # else $GOPEN_REWRITE makes pipes of URLs
+    utils.enforce_security = strict or not allow_pipe  # $GOPEN_REWRITE can turn URLs into pipes
     try:
         file = gopen(url, "rb")
     finally:
         utils.enforce_security = before
-    # A Pipe that raises does so as soon as its process has failed, whatever is left to be read:
-    # how many samples come would depend on timing, and its message holds tokens.
+    # By default a Pipe raises as soon as its process has failed, even with data left to be read.
+    # The number of samples would depend on timing, and the message would contain tokens.
     set_options(file, ignore_errors=True)
     return file
 
 
 class _Stream:
-    """What tarfile asks of a file, over one that goes only forward.
+    """The file interface that tarfile needs, over a file that can only be read forwards.
 
     Attributes:
-        members: archive members met so far.
-        unread: where the first block that is not zero was read as a header since the last member.
+        members: archive members read so far.
+        unread: position of the first nonzero block that was read as a header after the last
+            member.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -135,7 +135,7 @@ class _Stream:
         data = self._file.read(size)
         if self._at == 0:
             self._head = data[:16]
-        if size == _BLOCK and self.unread is None and data.count(0) != len(data):
+        if size == BLOCK and self.unread is None and data.count(0) != len(data):
             self.unread = self._at
         self._at += len(data)
         return data
@@ -153,12 +153,12 @@ class _Stream:
             self._at += len(data)
 
     def kind(self) -> str:
-        """Why there is no member."""
+        """The reason why there is no member."""
         if not self._head:
             return "the stream is empty"
         if not self._head.strip(b"\0"):
             return "the stream is an archive without members"
-        return f"the stream is no tar file; it begins with {self._head!r}"
+        return f"the stream is not a tar file; it begins with {self._head!r}"
 
 
 def _walk(
@@ -166,30 +166,25 @@ def _walk(
 ) -> Generator[StreamedImage | BadSample, None, str | None]:
     """Yields images and gaps; returns why the rest of the shard is missing, or None."""
     end = 0
-    # "r:" and a bare file: nothing compressed is expanded, and damaged headers are passed over.
+    # With "r:" and a plain file nothing is decompressed, and damaged headers are skipped.
     with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:", ignore_zeros=True) as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
             stream.members += 1
             if stream.unread is not None and stream.unread < member.offset:
-                yield _gap(shard, end, member.offset)
+                yield gap(shard, end, member.offset)
             key = members.image_key(member)
             if key is not None:
                 data = stream.read(member.size)
                 if len(data) < member.size:
                     return f"the stream ends inside the member '{member.name}'"
                 yield StreamedImage(shard, key, data)
-            end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
             stream.unread = None
     if end == 0:
         return stream.kind()
     if stream.unread is not None:
-        yield _gap(shard, end, stream.tell())
-    elif stream.tell() - end < _BLOCK:
+        yield gap(shard, end, stream.tell())
+    elif stream.tell() - end < BLOCK:
         return f"the stream ends at byte {stream.tell()} without an end-of-archive mark"
     return None
-
-
-def _gap(shard: str, start: int, stop: int) -> BadSample:
-    reason = f"bytes {start} to {stop} belong to no readable member (a damaged header?)"
-    return BadSample(shard, "", reason)

@@ -1,4 +1,4 @@
-"""`python -m data.write_shards SOURCE OUT`: images to webdataset shards and a manifest."""
+"""Writes images as webdataset shards with a manifest: `python -m data.write_shards SOURCE OUT`."""
 
 import argparse
 import re
@@ -10,11 +10,11 @@ from typing import Any
 from data.errors import DataError
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_NAMED = 5  # left-out files that the last lines name; the manifest has all
+_NAMED = 5  # left-out files in the summary; the manifest lists all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0 on success, 2 on a user's mistake, which is printed as one message."""
+    """Runs the command; returns 0 on success and 2 on a user error, printed as one message."""
     arguments = _parser().parse_args(argv)
     try:
         if arguments.quality is not None and arguments.max_side is None:
@@ -36,40 +36,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data.write_shards",
-        description="Writes the images of SOURCE as webdataset shards OUT/000000.tar, ... and "
-        "OUT/manifest.json. Every image is decoded once; what is unreadable, truncated, too large "
-        "or there twice is left out and named in the manifest. Repeat an interrupted command to "
-        "continue it: the shards are the same, byte for byte.",
-        epilog="Exit code: 0, or 2 where the arguments, the source or the disk do not allow it.",
+        description="Write the images of SOURCE as webdataset shards OUT/000000.tar, ... and "
+        "OUT/manifest.json. Every image is decoded once. Unreadable, truncated, too large and "
+        "duplicate images are left out and listed in the manifest. Repeat an interrupted command "
+        "to continue it; the shards are the same, byte for byte.",
+        epilog="Exit codes: 0 on success, 2 for an error in the arguments, the source or the disk.",
     )
     parser.add_argument(
         "source",
         type=Path,
         metavar="SOURCE",
-        help="a folder (however deep), zip or uncompressed tar of JPEG, PNG and WebP images",
+        help="a folder (with subfolders), zip or uncompressed tar of JPEG, PNG and WebP images",
     )
     parser.add_argument(
-        "out", type=Path, metavar="OUT", help="a new or empty folder, or the one to continue"
+        "out", type=Path, metavar="OUT", help="a new or empty folder, or one to continue"
     )
     parser.add_argument(
         "--target-size",
         type=_size,
         default="256MB",
         metavar="SIZE",
-        help="bytes of a shard, such as 500000, 64MB or 1GiB (default: %(default)s)",
+        help="largest size of a shard, such as 500000, 64MB or 1GiB (default: %(default)s)",
     )
     parser.add_argument(
         "--max-side",
         type=_whole_number(1, 65535),
         metavar="N",
-        help="make images whose longer side is above N that large, as JPEG; "
+        help="shrink images whose longer side is above N pixels to N, as JPEG; "
         "without it every image keeps its bytes",
     )
     parser.add_argument(
         "--quality",
         type=_whole_number(1, 100),
         metavar="Q",
-        help="of the JPEGs that --max-side makes (default: 95)",
+        help="quality of the JPEGs that --max-side writes (default: 95)",
     )
     return parser
 
@@ -78,14 +78,14 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]I?B)?", text.strip().upper())
     size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if size < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size; write 500000, 64MB or 1GiB")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size; write 500000, 64MB or 1GiB")
     return size
 
 
 def _whole_number(low: int, high: int) -> Any:
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {low} to {high}")
         return int(text)
 
     return parse
@@ -99,7 +99,7 @@ def _summary(manifest: dict[str, Any], out: Path) -> str:
     left_out = manifest["left_out"]
     if left_out:
         counts = ", ".join(f"{n} {fault}" for fault, n in manifest["left_out_counts"].items())
-        lines.append(f"left out {len(left_out)} ({counts}); manifest.json names all, the first:")
+        lines.append(f"left out {len(left_out)} ({counts}); manifest.json lists all, the first:")
         lines += [f"  {e['name']}: {e['fault']}, {e['detail']}" for e in left_out[:_NAMED]]
     if manifest["ignored"]:
         others = ", ".join(f"{n} {extension}" for extension, n in manifest["ignored"].items())

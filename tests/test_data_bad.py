@@ -62,7 +62,7 @@ def test_the_error_gives_counts_the_share_and_the_first_five_names() -> None:
         check_share(50, 100, 0.001, _bad(*range(50)))
     lines = str(raised.value).splitlines()
     assert lines[0] == (
-        "50 of 100 samples are bad, more than data.max_bad_share=0.001 tolerates; the first:"
+        "50 of 100 samples are bad, more than data.max_bad_share=0.001 allows; the first:"
     )
     assert lines[1:] == [f"  000.tar/{n:04}: why" for n in range(5)]
 

@@ -389,13 +389,13 @@ def test_a_truncated_file_is_bad(kind: str, decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"<html>not found</html>", b"\x80\x04K\x01.", b"GIF89a"])
 def test_other_bytes_are_bad(data: bytes) -> None:
-    with pytest.raises(BadImage, match="no JPEG, PNG or WebP image"):
+    with pytest.raises(BadImage, match="not a JPEG, PNG or WebP image"):
         _reader().read(data)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP"])
 def test_formats_beside_the_three_are_never_parsed(kind: str) -> None:
-    with pytest.raises(BadImage, match="no JPEG, PNG or WebP image"):
+    with pytest.raises(BadImage, match="not a JPEG, PNG or WebP image"):
         _reader().read(_bytes(Image.fromarray(_noise()), kind))
 
 

@@ -208,7 +208,7 @@ def test_a_broken_shard_counts_for_the_samples_of_a_usual_one(shards: list[str])
         _write(Path(shard), {f"{i}": b"x" for i in range(100)})
     Path(shards[1]).write_bytes(b"<html>")
     with pytest.raises(
-        DataError, match=r"100 of 300 samples are bad.*\n  1.tar: the file is no tar"
+        DataError, match=r"100 of 300 samples are bad.*\n  1.tar: the file is not a tar"
     ):
         _load(shards)
     assert len(_load(shards, share=0.4)) == 200
@@ -225,7 +225,7 @@ def test_a_broken_shard_counts_at_least_once(shards: list[str]) -> None:
 def test_shards_without_any_image_are_refused(shards: list[str]) -> None:
     for shard in shards:
         Path(shard).write_bytes(b"")
-    with pytest.raises(DataError, match=r"no image in 3 shards, the first is '.*0.tar'"):
+    with pytest.raises(DataError, match=r"no image in 3 shards, of which the first is '.*0.tar'"):
         _load(shards, share=0.9)
 
 

@@ -229,7 +229,7 @@ def test_a_state_of_one_rank_alone_is_refused_by_another_number_of_ranks(folder:
         next(batches)
     other = _stream(_config(_files(folder)))
     other.restore(stream.state())
-    with pytest.raises(DataError, match="lacks lane 1; store what merge_states makes"):
+    with pytest.raises(DataError, match="no lane 1; store the result of merge_states"):
         next(other.batches())
 
 
@@ -256,7 +256,7 @@ def _flip_second_header(data: bytes) -> bytes:
         (lambda d: d[: d.index(b"2.jpg") + 700], ["0", "1"], "ends inside the member '2.jpg'"),
         (lambda d: d[: d.index(b"2.jpg")], ["0", "1"], "without an end-of-archive mark"),
         (_flip_second_header, ["0", "2"], "belong to no readable member"),
-        (lambda d: b"<html>404</html>" * 99, [], "no tar file; it begins with b'<html>404"),
+        (lambda d: b"<html>404</html>" * 99, [], "not a tar file; it begins with b'<html>404"),
         (lambda d: b"", [], "the stream is empty"),
         (lambda d: bytes(10240), [], "an archive without members"),
         (lambda d: d + d, ["0", "1", "2"], "a second image for the key"),
@@ -307,5 +307,5 @@ def test_a_source_without_any_image_ends_the_run(
 ) -> None:
     for number in range(SHARDS):
         (folder / f"{number:03}.tar").write_bytes(content)
-    with pytest.raises(DataError, match=r"sources\[0\] yields nothing: 8 shards in a row"):
+    with pytest.raises(DataError, match=r"sources\[0\]: no readable image in 8 consecutive"):
         _run(_config(_files(folder), workers=workers), 1)

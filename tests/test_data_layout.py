@@ -1,4 +1,4 @@
-"""Steps of several parts: who reads what, and that nobody's place in the order depends on it."""
+"""Steps of several sub-batches: the order of the samples does not depend on who reads them."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.layout import Layout, Part, Slice
+from data.layout import Slice, StepLayout, SubBatch
 from data.stream import State, TrainStream, merge_states
 from tests.test_data_stream import write_tar
 
@@ -20,7 +20,7 @@ HALF = Fraction(1, 2)
 Sample = tuple[str, bytes]
 
 
-def _parts(step: int, ranks: int) -> list[Part]:
+def _parts(step: int, ranks: int) -> list[SubBatch]:
     """Eight small images, or four in every third step; four large ones; a half of the ranks each.
 
     A single rank has both parts.
@@ -30,14 +30,14 @@ def _parts(step: int, ranks: int) -> list[Part]:
     )
     size = 4 if step % 3 == 2 else 8
     return [
-        Part(
+        SubBatch(
             resolution=SMALL,
             batch_size=size,
             micro_batch_size=size // 2 // len(low),
             ranks=low,
             lanes=(Fraction(0), HALF),
         ),
-        Part(
+        SubBatch(
             resolution=LARGE,
             batch_size=4,
             micro_batch_size=2 // len(high),
@@ -47,9 +47,9 @@ def _parts(step: int, ranks: int) -> list[Part]:
     ]
 
 
-def layout(ranks: int) -> Layout:
+def layout(ranks: int) -> StepLayout:
     every = [part for step in range(3) for part in _parts(step, ranks)]
-    return Layout(lambda step: _parts(step, ranks), every, {"parts": "of this test"})
+    return StepLayout(lambda step: _parts(step, ranks), every, {"parts": "of this test"})
 
 
 @pytest.fixture
@@ -139,9 +139,9 @@ def test_an_epoch_of_several_parts_holds_each_sample_once(shards: Path) -> None:
 
 
 def test_slices_follow_each_other_through_parts_ranks_and_micro_batches() -> None:
-    first = Part(resolution=SMALL, batch_size=8, micro_batch_size=2, ranks=range(2))
-    second = Part(resolution=LARGE, batch_size=3, micro_batch_size=3, ranks=range(1, 2))
-    parts = Layout(lambda step: [first, second], [first, second], {})
+    first = SubBatch(resolution=SMALL, batch_size=8, micro_batch_size=2, ranks=range(2))
+    second = SubBatch(resolution=LARGE, batch_size=3, micro_batch_size=3, ranks=range(1, 2))
+    parts = StepLayout(lambda step: [first, second], [first, second], {})
     assert list(parts.slices(0, 0, 100)) == [Slice(100, 2, SMALL), Slice(104, 2, SMALL)]
     assert list(parts.slices(1, 0, 100)) == [
         *(Slice(102, 2, SMALL), Slice(106, 2, SMALL)),
@@ -152,6 +152,6 @@ def test_slices_follow_each_other_through_parts_ranks_and_micro_batches() -> Non
 
 def test_lanes_that_do_not_divide_among_arms_are_refused(shards: Path) -> None:
     config = _lanes(shards).model_copy(update={"lanes": 3})
-    message = "lanes=3, of which 1/2 are read by one part of a step, must be .*; use 2, 4"
+    message = "lanes=3, of which one arm reads 1/2, must be .*; use 2, 4"
     with pytest.raises(DataError, match=message):
         TrainStream(config, layout(2), rank=0)

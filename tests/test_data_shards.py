@@ -124,5 +124,5 @@ def test_names_are_the_shortest_ends_of_paths_that_differ() -> None:
 
 
 def test_a_shard_of_two_sources_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match="'a.tar' belongs to two sources; raise its weight"):
+    with pytest.raises(DataError, match="'a.tar' belongs to two sources; list it once"):
         unique_names([str(folder / "a.tar"), "b.tar", "a.tar"])

@@ -171,13 +171,13 @@ def test_a_web_page_instead_of_a_tar_file_is_named(tmp_path: Path, repeats: int)
     path.write_bytes(b"<html>404</html>" * repeats)
     scan = _scan(path)
     assert scan.keys == []
-    assert scan.broken == "the file is no tar file; it begins with b'<html>404</html>'"
+    assert scan.broken == "the file is not a tar file; it begins with b'<html>404</html>'"
 
 
 def test_a_compressed_archive_is_no_shard(shard: Path, tmp_path: Path) -> None:
     path = tmp_path / "s.tar.gz"
     path.write_bytes(gzip.compress(shard.read_bytes(), mtime=0))
-    assert "no tar file; it begins with b'\\x1f\\x8b" in str(_scan(path).broken)
+    assert "not a tar file; it begins with b'\\x1f\\x8b" in str(_scan(path).broken)
 
 
 def test_empty_shards_are_broken(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_other_content_under_an_image_extension_is_a_bad_sample(
     )
     stream = TrainStream(config, fixed_layout(resolution=(8, 8), batch_size=3, micro_batch_size=3))
     assert len(next(stream.batches()).keys) == 3
-    assert [tuple(b) for b in stream.bad] == [("0.tar", "wrong", "no JPEG, PNG or WebP image")]
+    assert [tuple(b) for b in stream.bad] == [("0.tar", "wrong", "not a JPEG, PNG or WebP image")]
 
 
 def test_a_png_named_jpg_is_read_by_its_content(tmp_path: Path) -> None:

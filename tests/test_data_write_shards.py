@@ -354,7 +354,7 @@ def test_a_shrunk_image_is_the_antialiased_one() -> None:
 def test_an_image_between_our_limit_and_pillows_is_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.intake.MAX_PIXELS", 40 * 30 - 1)
     taken = take_image(encode(1), max_side=None, quality=95)
-    assert taken == LeftOut("decompression bomb", "40 x 30 pixels; 1199 are allowed")
+    assert taken == LeftOut("decompression bomb", "40 x 30 pixels; at most 1199 are allowed")
 
 
 def test_the_stream_reads_what_was_written(photos: Path, tmp_path: Path) -> None:
@@ -402,8 +402,8 @@ def test_another_source_or_other_options_are_refused_with_the_reason(
     before = snapshot(out)
     capsys.readouterr()
     message = _error(capsys, photos, out, "--target-size", "1MB")
-    assert "was begun with target_size=20480, this run asks for 1000000" in message
-    assert "begun with max_side=None, this run asks for 9" in _error(
+    assert "was begun with target_size=20480, this run has 1000000" in message
+    assert "begun with max_side=None, this run has 9" in _error(
         capsys, photos, out, SIZE, "--max-side", 9
     )
     write_folder(photos, {"new.jpg": encode(7)})
@@ -416,7 +416,7 @@ def test_a_folder_that_is_not_ours_stays_untouched(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = write_folder(tmp_path / "out", {"000000.tar": b"precious"})
-    assert "holds '000000.tar' and no manifest of ours" in _error(capsys, photos, out)
+    assert "contains '000000.tar' but no manifest.json" in _error(capsys, photos, out)
     assert snapshot(out) == {"000000.tar": hashlib.sha256(b"precious").hexdigest()}
     write_folder(out, {"manifest.json": b"[]"})
     assert "not a manifest of data.write_shards" in _error(capsys, photos, out)
@@ -428,7 +428,7 @@ def test_a_missing_or_changed_shard_is_refused(
     main([str(photos), str(tmp_path / "out"), SIZE])
     capsys.readouterr()
     (tmp_path / "out/000001.tar").unlink()
-    assert "000001.tar' is missing or changed" in _error(capsys, photos, tmp_path / "out", SIZE)
+    assert "000001.tar' is missing or was changed" in _error(capsys, photos, tmp_path / "out", SIZE)
 
 
 def test_sources_that_cannot_work_are_refused(
@@ -438,13 +438,13 @@ def test_sources_that_cannot_work_are_refused(
     assert f"(did you mean '{photos}'?)" in _error(capsys, tmp_path / "fotos", out)
     write_folder(tmp_path / "text", OTHERS)
     message = _error(capsys, tmp_path / "text", out)
-    assert "holds no image (jpg, jpeg, png, webp); there are 1 (none), 1 .gif, 2 .txt" in message
+    assert "contains no image (jpg, jpeg, png, webp); there are 1 (none), 1 .gif, 2 .txt" in message
     (tmp_path / "s.tar.gz").write_bytes(b"\x1f\x8b\x08")
     assert "is compressed (gzip)" in _error(capsys, tmp_path / "s.tar.gz", out)
     (tmp_path / "s.zip").write_bytes(b"PK\3\4nothing")
     assert "cannot be read as a zip" in _error(capsys, tmp_path / "s.zip", out)
     (tmp_path / "s.doc").write_bytes(b"no archive" * 100)
-    assert "is no folder, zip or readable tar" in _error(capsys, tmp_path / "s.doc", out)
+    assert "is not a folder, zip or readable tar" in _error(capsys, tmp_path / "s.doc", out)
     assert "lies inside the source" in _error(capsys, photos, photos / "shards")
     assert not out.exists()
     write_folder(tmp_path / "bad", {"1.jpg": b"no image"})
@@ -468,7 +468,7 @@ def test_a_source_that_vanishes_stops_the_run_instead_of_shrinking_it(
 
     monkeypatch.setattr("data.shard_writer._begin", begin_and_lose)
     message = _error(capsys, photos, tmp_path / "out", SIZE)
-    assert "'b/deep/001.jpg' can no longer be read: No such file" in message
+    assert "'b/deep/001.jpg' of the source cannot be read any more: No such file" in message
     assert not manifest_of(tmp_path / "out")["complete"]
 
 
@@ -514,10 +514,10 @@ def test_an_interrupt_ends_with_a_message(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--target-size", "25Q"], "'25Q' is no size; write 500000, 64MB or 1GiB"),
-        (["--target-size", "0"], "'0' is no size"),
-        (["--max-side", "0"], "'0' is no whole number from 1 to 65535"),
-        (["--quality", "101"], "'101' is no whole number from 1 to 100"),
+        (["--target-size", "25Q"], "'25Q' is not a size; write 500000, 64MB or 1GiB"),
+        (["--target-size", "0"], "'0' is not a size"),
+        (["--max-side", "0"], "'0' is not a whole number from 1 to 65535"),
+        (["--quality", "101"], "'101' is not a whole number from 1 to 100"),
     ],
 )
 def test_wrong_options_are_refused(

@@ -20,10 +20,10 @@ def _seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_part_leaves_out_the_parts_inside_it_and_all_sum_to_the_whole() -> None:
     with timing.measured() as clock:  # 0
-        with timing.part("student"):  # 1
-            with timing.part("teacher/clip"):  # 2 to 3
+        with timing.timed("student"):  # 1
+            with timing.timed("teacher/clip"):  # 2 to 3
                 pass
-            with timing.part("teacher/clip"):  # 4 to 5
+            with timing.timed("teacher/clip"):  # 4 to 5
                 pass
         # 6
         assert clock.read() == {"other": 2.0, "student": 3.0, "teacher/clip": 2.0}  # at 7
@@ -33,18 +33,18 @@ def test_a_part_leaves_out_the_parts_inside_it_and_all_sum_to_the_whole() -> Non
 
 def test_a_part_that_fails_is_closed() -> None:
     with timing.measured() as clock:
-        with pytest.raises(KeyError), timing.part("data"):
+        with pytest.raises(KeyError), timing.timed("data"):
             raise KeyError
         assert clock.read() == {"other": 2.0, "data": 1.0}
 
 
 def test_without_a_clock_nothing_is_kept_and_an_outer_one_comes_back() -> None:
-    with timing.part("data"):
+    with timing.timed("data"):
         pass
     with timing.measured() as outer:
-        with timing.measured(), timing.part("data"):
+        with timing.measured(), timing.timed("data"):
             pass
-        with timing.part("optimizer"):
+        with timing.timed("optimizer"):
             pass
         assert outer.read().keys() == {"other", "optimizer"}
 
@@ -76,9 +76,9 @@ def parts_of_a_step(stage: int) -> set[str]:
     for _ in range(2):  # a second engine finds the first one's backend
         engine = Engine(module, config, optimizer, groups, micro_batch_size=1)
         with timing.measured() as clock:
-            with timing.part("student"):
+            with timing.timed("student"):
                 engine.backward(engine(torch.ones(1, 4)).sum())
-            with timing.part("optimizer"):
+            with timing.timed("optimizer"):
                 engine.step(0.1)
             found = clock.read()
     return set(found)

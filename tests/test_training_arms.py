@@ -101,7 +101,7 @@ def test_each_size_has_its_batch() -> None:
             plan.micro_batches(1, step)[0].images,
         )
         for step in range(32)
-        for part in plan.layout.parts(step)
+        for part in plan.layout.sub_batches(step)
     }
     assert seen == {(64, 12, 2, 3), (128, 4, 1, 2)}
 

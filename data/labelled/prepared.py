@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from data.config import DataConfig
+from data.config import MAX_PIXELS
 from data.decode import BadImage, centre_box, open_image, to_rgb
 from data.errors import DataError
 from data.read_ahead import read_ahead
@@ -63,8 +63,8 @@ class ImagePreparation:
             DataError: the bytes are no image; names it.
         """
         try:
-            image = to_rgb(open_image(data, DataConfig.model_fields["max_pixels"].default))
-        except Exception as error:  # Pillow's plugins raise what their parsers happen to raise
+            image = to_rgb(open_image(data, MAX_PIXELS))
+        except Exception as error:  # Pillow's plugins raise exceptions of many types
             raise DataError(f"the image '{name}': {error}") from error
         height, width = self.size(image.height, image.width)
         box = (0.0, 0.0, float(image.width), float(image.height))

@@ -62,7 +62,7 @@ def time_collectives() -> None:
 def _timed(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def timed(*arguments: Any, **options: Any) -> Any:
-        with timing.part(timing.WAITING):
+        with timing.timed(timing.WAITING):
             return method(*arguments, **options)
 
     return timed

@@ -126,7 +126,7 @@ def first_on_its_node() -> Iterator[None]:
 def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
     """Reduces a tensor over the processes, in place; `op` is sum, max or min."""
     if dist.is_initialized() and world_size() > 1:
-        with timing.part(timing.WAITING):
+        with timing.timed(timing.WAITING):
             dist.all_reduce(values, op=getattr(dist.ReduceOp, op.upper()))
     return values
 
@@ -160,7 +160,7 @@ def all_gather(own: Tensor, peers: Peers) -> Tensor:
     if peers.group is None:
         return own
     whole = own.new_empty(peers.size * len(own))
-    with timing.part(timing.WAITING):
+    with timing.timed(timing.WAITING):
         dist.all_gather_into_tensor(whole, own, group=peers.group)
     return whole
 

@@ -130,7 +130,7 @@ class Targets:
         }
 
     def _encode(self, name: str, images: Tensor, choice: RouteChoice) -> Features:
-        with timing.part(f"teacher/{name}"):
+        with timing.timed(f"teacher/{name}"):
             return self._routed(name, images, choice)
 
     def _routed(self, name: str, images: Tensor, choice: RouteChoice) -> Features:

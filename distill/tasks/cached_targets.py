@@ -112,7 +112,7 @@ class CachedTargets(Targets):
         """See `Targets`; every image needs its key, and all teachers see the student's view."""
         size = (images.shape[-2], images.shape[-1])
         found = {}
-        with timing.part("cache"):
+        with timing.timed("cache"):
             views = views_of(images, keys)
             for name, choice in (routes or dict.fromkeys(self.statistics, "auto")).items():
                 if name in self.statistics:

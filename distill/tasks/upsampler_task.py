@@ -77,9 +77,9 @@ class MultiView(nn.Module):
 
         def encode(inputs: Tensor) -> Features:
             if seen:
-                with timing.part("teacher"):
+                with timing.timed("teacher"):
                     return teacher(inputs)
-            with timing.part("teacher"):
+            with timing.timed("teacher"):
                 summary, spatial = teacher(torch.cat([inputs, views]))
             seen.append(spatial[len(inputs) :])
             summary = None if summary is None else summary[: len(inputs)]

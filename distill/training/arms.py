@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from data.layout import Layout, Part
+from data.layout import StepLayout, SubBatch
 from distill.runtime.errors import RecipeError
 from distill.targets.routes import RouteChoice
 from distill.training.rank_shares import deal_lanes, place_arms, share_out
@@ -101,7 +101,7 @@ class StepPlan:
         parts = {n: [self._part(n, s) for s in arm.resolution.root] for n, arm in arms.items()}
         _require_equal_micro_batches(self.arms, parts)
         every = [part for arm in parts.values() for part in arm]
-        self.layout = Layout(self._parts, every, _identity(self.arms))
+        self.layout = StepLayout(self._parts, every, _identity(self.arms))
 
     @property
     def partitions(self) -> list[range]:
@@ -147,13 +147,13 @@ class StepPlan:
         places = self.layout.slices(rank, step, 0)
         return [one._replace(first=p.first) for one, p in zip(found, places, strict=True)]
 
-    def _parts(self, step: int) -> list[Part]:
+    def _parts(self, step: int) -> list[SubBatch]:
         return [
             self._part(name, arm.resolution.draw(step, self._seed, name))
             for name, arm in self.arms.items()
         ]
 
-    def _part(self, name: str, size: SizeConfig) -> Part:
+    def _part(self, name: str, size: SizeConfig) -> SubBatch:
         arm, ranks = self.arms[name], self._placed[name]
         own = f"{place_of(name)}.resolution.{arm.resolution.root.index(size)}"
         batch = size.batch_size or arm.batch_size
@@ -164,7 +164,7 @@ class StepPlan:
             batch_at=own if size.batch_size else place_of(name),
             micro_at=own if size.micro_batch_size else place_of(name),
         )
-        return Part(
+        return SubBatch(
             resolution=(size.size[0] + self._margin, size.size[1] + self._margin),
             batch_size=batch,
             micro_batch_size=micro,
@@ -179,7 +179,7 @@ def place_of(arm: str) -> str:
 
 
 def _require_equal_micro_batches(
-    arms: Mapping[str, ArmConfig], parts: Mapping[str, Sequence[Part]]
+    arms: Mapping[str, ArmConfig], parts: Mapping[str, Sequence[SubBatch]]
 ) -> None:
     """Ranks meet in every backward pass, so those of different arms must have as many."""
     found = [(name, part) for name, of_arm in parts.items() for part in of_arm]

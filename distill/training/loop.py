@@ -188,7 +188,7 @@ class Loop:
         plan, keys = self._plan, []
         sums: dict[str, Tensor] = {}
         for micro_batch in plan.micro_batches(step):
-            with timing.part("data"):
+            with timing.timed("data"):
                 batch = next(batches)
             micro_batch = micro_batch._replace(keys=batch.keys)
             keys += batch.keys
@@ -196,7 +196,7 @@ class Loop:
             # By the images' place: of local shards, whichever rank they fall to, they meet the
             # same numbers.
             distributed.seed_default_generators(plan.seed, "forward", step, micro_batch.first)
-            with timing.part("student"):
+            with timing.timed("student"):
                 terms = self._task.loss(images, micro_batch)
                 # The engine takes the mean over the ranks; the shares of all of them sum to 1.
                 self._task.engine.backward(terms.total * distributed.world_size())
@@ -204,7 +204,7 @@ class Loop:
                 sums[name] = sums.get(name, 0) + value
         values, stopping = self._share(step, sums, keys)
         lr = plan.lr * scheduled_ratio(plan.schedule, step, plan.steps)
-        with timing.part("optimizer"):
+        with timing.timed("optimizer"):
             result = self._task.engine.step(lr)
         self._check_gradient(step, result, keys)
         self._report(step, values, lr, result)
