@@ -175,7 +175,7 @@ def test_a_run_without_a_checkpoint_is_a_mistake_that_names_the_run(
     (recipe.parent / "run/checkpoints/step-00000003/student.safetensors").unlink()
     assert _call(evaluate, monkeypatch, recipe) == 2
     run = recipe.parent / "run"
-    complaint = f"{run}: no whole checkpoint in {run / 'checkpoints'}; train first"
+    complaint = f"{run}: no complete checkpoint in {run / 'checkpoints'}; train first"
     assert complaint in capsys.readouterr().err
 
 

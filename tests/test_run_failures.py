@@ -86,7 +86,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_it_goes_on_later(
     assert len(errors) == 1, done.stderr
     place = folder / "step-00000004"
     assert errors[0].startswith(f"error: {place}: could not be written (rank 0: ")
-    assert errors[0].endswith("the same command goes on from the newest")
+    assert errors[0].endswith("the same command resumes from the newest")
     assert "Traceback" not in done.stderr
     assert [path.name for path in folder.iterdir()] == ["step-00000002"]
     status = json.loads((tmp_path / "run/STATUS.json").read_text())

@@ -58,7 +58,7 @@ def test_a_failed_write_leaves_the_earlier_ones(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     _save(tmp_path, 1)
-    complaint = r"step-00000002: could not be written \(rank 0: .*No space.*goes on from the newest"
+    complaint = r"step-00000002: could not be written \(rank 0: .*No space.*resumes from the newest"
     with pytest.raises(CheckpointError, match=complaint):
         save_checkpoint(tmp_path, 2, fail, {}, keep=2)
     assert os.listdir(tmp_path) == ["step-00000001"]
@@ -108,12 +108,12 @@ def test_a_runs_folder_means_its_newest_whole_checkpoint(tmp_path: Path) -> None
     assert find_checkpoint(old) == old
     (new / "b.bin").write_bytes(b"")
     assert find_checkpoint(tmp_path) == old
-    with pytest.raises(RecipeError, match="step-00000009: the checkpoint is not whole; give"):
+    with pytest.raises(RecipeError, match="step-00000009: the checkpoint is incomplete; give"):
         find_checkpoint(new)
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no whole checkpoint in .*checkpoints; train first"):
+    with pytest.raises(RecipeError, match="no complete checkpoint in .*checkpoints; train first"):
         find_checkpoint(tmp_path)
 
 

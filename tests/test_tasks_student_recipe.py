@@ -135,7 +135,7 @@ def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
 
 def test_a_missing_file_names_the_closest(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text(BASE)
-    with pytest.raises(RecipeError, match=r"No such file.*did you mean .*quickstart.yaml\?"):
+    with pytest.raises(RecipeError, match=r"No such file.*did you mean '.*quickstart.yaml'"):
         load_yaml(tmp_path / "quickstrat.yaml")
 
 

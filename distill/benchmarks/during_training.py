@@ -85,7 +85,7 @@ class TrainingBenchmarks:
             figures = measure_into(benchmark, encoder, self._config.seed, folder).metrics
         except USER_ERRORS as error:
             raise type(error)(f"benchmarks.run.{name}: {error}") from error
-        tracker.figures(step, {f"eval/{name}/{key}": value for key, value in figures.items()})
+        tracker.metrics(step, {f"eval/{name}/{key}": value for key, value in figures.items()})
         for path in sorted(folder.glob("*.png")):
             tracker.picture(step, f"eval/{name}/{path.stem}", path)
         self._measured[name].add(step)

@@ -1,9 +1,20 @@
-"""Checkpoints that are whole or absent.
+"""Checkpoints that are complete or absent.
 
-A checkpoint is a folder `step-00000100`. It is written as `.tmp-…`, by all ranks, and gets its name
-only after a manifest with every file's size has reached the disk, so that a kill at any moment
-leaves the earlier ones. DeepSpeed's own `latest` file, which rank 0 writes before its peers are
-done, is not used. What a checkpoint holds is the caller's business, except the manifest.
+    checkpoints/step-00000100/
+        MANIFEST.json           step, world_size, versions, position of the stream, file sizes
+        recipe.yaml             the resolved recipe
+        engine/                 DeepSpeed's files: weights, and a shard of the optimiser per rank
+        average_<rank>.pt       shard of the weights' moving average, or average.pt, all of it
+        random_<rank>.pt        states of the default random generators
+        student.safetensors     the student to use, with averaged weights (`student.storage`);
+                                upsampler.safetensors in a run that trains an upsampler
+        statistics/             PHI-S and dispersion of each teacher's features, students only
+        objective.pt            state of the loss weighting, students only, where it has one
+
+All ranks write into a folder `.tmp-step-...`. It gets its name when a manifest with the size of
+every file is on disk, so that a kill at any moment leaves the earlier checkpoints intact.
+DeepSpeed's own `latest` file is not used, because rank 0 writes it before the other ranks are done.
+This module writes the manifest; the caller writes the other files.
 """
 
 import functools
@@ -24,7 +35,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder name of a step's checkpoint."""
+    """The folder name of the checkpoint of a step."""
     return f"step-{step:08d}"
 
 
@@ -36,19 +47,19 @@ def save_checkpoint(
     Args:
         root: the folder of all checkpoints.
         step: optimiser steps done.
-        write: called by every rank with the folder to write into; the folder exists.
-        facts: goes into the manifest, which `read_manifest` returns.
-        keep: whole checkpoints to keep, the newest ones.
+        write: called by every rank with the existing folder to write into.
+        facts: added to the manifest.
+        keep: number of checkpoints to keep, the newest ones.
 
     Returns:
-        The folder, under its final name; it is not written again where it is already whole.
+        The folder, under its final name. A complete checkpoint is not written again.
 
     Raises:
-        CheckpointError: a file could not be written on some rank, as on a full disk; the earlier
-            checkpoints are untouched, and what was written of this one is removed.
+        CheckpointError: a rank could not write a file, for example on a full disk. Earlier
+            checkpoints are intact, and the files of this one are deleted.
     """
     final, partial = root / checkpoint_name(step), root / f".tmp-{checkpoint_name(step)}"
-    if distributed.broadcast_object(is_whole(final)):
+    if distributed.broadcast_object(is_complete(final)):
         return final
     facts = {**facts, "step": step, "world_size": distributed.world_size()}
     try:
@@ -56,46 +67,46 @@ def save_checkpoint(
         distributed.on_all_ranks(lambda: write(partial))
         distributed.on_all_ranks(lambda: _finish(partial, final, facts, keep), ranks=1)
     except distributed.AnyRankFailed as error:
-        # Said always, because torch hides a full disk behind "unexpected pos".
+        # Always shown, because torch reports a full disk as "unexpected pos".
         free = distributed.broadcast_object(_free_megabytes(root))
-        if distributed.rank() == 0:  # a full disk then has room for the run's last words
+        if distributed.rank() == 0:  # makes room on a full disk, for the status
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"{final}: could not be written ({error}; {free} MB are free there); the earlier "
-            "checkpoints are whole, and the same command goes on from the newest"
+            "checkpoints are complete, and the same command resumes from the newest"
         ) from None
     return final
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest whole one of a run's folder.
+    """The checkpoint at a path: the path itself, or the newest complete one of a run's folder.
 
     Raises:
-        RecipeError: there is no whole checkpoint.
+        RecipeError: there is no complete checkpoint.
     """
-    if is_whole(path):
+    if is_complete(path):
         return path
     if _NAME.fullmatch(path.absolute().name):
-        raise RecipeError(f"{path}: the checkpoint is not whole; give another, or its run")
+        raise RecipeError(f"{path}: the checkpoint is incomplete; give another one, or its run")
     found = find_checkpoints(path / "checkpoints")
     if not found:
         raise RecipeError(
-            f"{path}: no whole checkpoint in {path / 'checkpoints'}; train first, or give another "
-            "run's folder, or one of its checkpoints/step-... folders"
+            f"{path}: no complete checkpoint in {path / 'checkpoints'}; train first, or give "
+            "another run's folder or one of its checkpoints/step-... folders"
         )
     return found[0]
 
 
 def find_checkpoints(root: Path) -> list[Path]:
-    """Whole checkpoints, the newest first; folders whose files do not match are passed over."""
+    """Complete checkpoints, newest first; incomplete ones are skipped."""
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and is_whole(path)]
+    found = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and is_complete(path)]
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder has a manifest and every file of it at its full size."""
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has a manifest and all files of the manifest with their sizes."""
     try:
         files = read_manifest(folder)["files"]
     except (OSError, ValueError, KeyError):
@@ -107,7 +118,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest: `step`, `world_size`, `files` (path to bytes) and the caller's facts."""
+    """Reads the manifest: `step`, `world_size`, `files` (path to bytes) and the caller's facts."""
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     return manifest
 
@@ -117,13 +128,13 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
 
     Args:
         root: the folder of all checkpoints.
-        read: called by every rank with a folder; any exception counts as unreadable.
+        read: called by every rank with a folder; after any exception the next one is tried.
 
     Returns:
-        The folder that was restored; None where there is no checkpoint at all.
+        The folder that was restored; None if there is no checkpoint.
 
     Raises:
-        RuntimeError: there are checkpoints, and none of them can be read.
+        RuntimeError: there are checkpoints, but none of them can be read.
     """
     if distributed.rank() == 0:
         _sweep(root)
@@ -164,7 +175,7 @@ def _free_megabytes(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Deletes a folder; under another name first, so that a kill leaves nothing half whole."""
+    """Deletes a folder under another name, so that a kill does not leave half a checkpoint."""
     if folder.exists():
         trash = folder.with_name(f".trash-{folder.name.lstrip('.')}")
         shutil.rmtree(trash, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Turns a user's mistake in a command into one message and an exit code."""
+"""Turns user errors in a command into one message and an exit code."""
 
 import functools
 import os
@@ -9,16 +9,14 @@ from data.errors import DataError
 from distill.runtime import slurm
 from distill.runtime.errors import USER_ERRORS, CheckpointError
 
-MISTAKE = 2  # exit code of a user's mistake, as argparse uses it
-
-
-FAILURE = 1  # of anything else
+MISTAKE = 2  # exit code of a user error, as in argparse
+FAILURE = 1  # exit code of any other error
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Wraps a command's `main`: what a trace would not explain is printed in one message.
+    """Wraps a command's `main` so that expected errors print one message without a traceback.
 
-    A user's mistake ends the process with code 2, a checkpoint that cannot be written with 1.
+    A user error ends the process with code 2, a checkpoint that cannot be written with code 1.
     """
 
     @functools.wraps(main)
@@ -27,11 +25,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except USER_ERRORS as error:
-            # A recipe's mistake is the same on every rank; bad data may be one rank's alone.
+            # An error in a recipe is the same on every rank; bad data may be on one rank only.
             if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(MISTAKE)
-        except CheckpointError as error:  # it names every rank's failure, on every rank
+        except CheckpointError as error:  # the same on every rank
             if os.environ.get("RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(FAILURE)

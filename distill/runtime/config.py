@@ -1,11 +1,10 @@
-"""YAML to validated recipes: strict keys, typed overrides, errors that a person can act on.
+"""Reads recipes: YAML with overrides, validated by pydantic models with strict keys.
 
-YAML is read as version 1.2, where `1e-4` is a number, `off` is a string and a key written twice is
-an error. The types are pydantic models that live beside the classes they configure; this module
-knows none of them. It is the only one that imports a YAML library.
+YAML is read as version 1.2, where `1e-4` is a number, `off` is a string and a duplicate key is an
+error. The pydantic models are defined beside the classes that they configure. No other module
+imports a YAML library.
 """
 
-import difflib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from data.errors import similar_path
 from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
 
@@ -44,13 +44,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML 1.2 mapping.
 
     Raises:
-        RecipeError: no such file, not YAML, a key written twice, or not a mapping.
+        RecipeError: no such file, not YAML, a duplicate key, or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        hint = similar_path(path)
         raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     return parse_yaml(text, str(path))
 
@@ -60,10 +59,10 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
     Args:
         text: the YAML.
-        where: it comes from, for the message.
+        where: its source, for messages.
 
     Raises:
-        RecipeError: not YAML, a key written twice, or not a mapping.
+        RecipeError: not YAML, a duplicate key, or not a mapping.
     """
     try:
         value = YAML(typ="safe", pure=True).load(text)
@@ -85,10 +84,10 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Sets `a.b.c=value` in a nested mapping, in place; values are read as YAML.
+    """Sets `a.b.c=value` in a nested mapping, in place; values are parsed as YAML.
 
     Raises:
-        RecipeError: not of the form `key=value`, or a step of the path is not a mapping or list.
+        RecipeError: not of the form `key=value`, or a parent is not a mapping or list.
     """
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -206,10 +205,6 @@ def _child(node: Any, part: str, override: str, parent: str) -> Any:
             f"'{part}' is not one of 0 to {len(node) - 1}"
         )
     raise RecipeError(f"override '{override}': {parent} holds no keys")
-
-
-def _names_beside(path: Path) -> list[str]:
-    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def _one_line(error: Exception) -> str:

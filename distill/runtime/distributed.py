@@ -1,7 +1,7 @@
-"""Where this process stands among the others, and the few collectives the project needs.
+"""Rank and device of this process, the process group, and collectives.
 
-Only RANK, LOCAL_RANK and WORLD_SIZE are read, so `deepspeed`, `torchrun`, `srun` (see `slurm`)
-and plain `python` all start the same program. In one process everything is a no-op.
+Only RANK, LOCAL_RANK and WORLD_SIZE are read, so that `deepspeed`, `torchrun`, `srun` (see `slurm`)
+and plain `python` can start the same program. In a single process the collectives do nothing.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from distill.runtime import timing
 
 
 def rank() -> int:
-    """This process's number among all."""
+    """The number of this process among all, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def device() -> torch.device:
-    """The device of this process: its own GPU, or the CPU where there is none."""
+    """The device of this process: its own GPU, or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -42,14 +42,14 @@ def device() -> torch.device:
 def connect(timeout_s: float, folder: Path) -> None:
     """Joins the process group.
 
-    On one machine the processes meet in a file, so that runs side by side need no port of their
-    own; on several they meet at MASTER_ADDR and MASTER_PORT, which the launcher sets.
+    On one machine the processes meet in a file, so that simultaneous runs need no different ports.
+    On several machines they meet at MASTER_ADDR and MASTER_PORT, which the launcher sets.
 
     Args:
-        timeout_s: seconds after which a collective that a peer never joins gives up.
-        folder: where the file lies, the same for all processes of the run.
+        timeout_s: seconds after which a collective fails if a rank does not join it.
+        folder: of that file, the same for all processes of the run.
     """
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, whoever made the group
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it in any case
     options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
     if world_size() == 1:
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
@@ -63,20 +63,20 @@ def connect(timeout_s: float, folder: Path) -> None:
 
 
 def _on_one_machine() -> bool:
-    """Whether all processes were started here: by `deepspeed` (LOCAL_SIZE) or by torchrun."""
+    """Whether `deepspeed` (LOCAL_SIZE) or torchrun started all processes on this machine."""
     local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     return local == str(world_size())
 
 
 def _meeting_place() -> str:
-    """A file name that the processes of one launcher share, and no other launcher's, ever."""
+    """A file name that is common to the processes of one launcher, and different for others."""
     launcher = psutil.Process(os.getppid())
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # `torchrun --max-restarts`
     return f".meeting-{launcher.pid}-{launcher.create_time():.2f}-{attempt}"
 
 
 def disconnect(folder: Path) -> None:
-    """Leaves the process group, once all do, and removes the file they met in."""
+    """Waits for all processes, leaves the process group and deletes the file of `connect`."""
     barrier()
     dist.destroy_process_group()
     if rank() == 0:
@@ -85,7 +85,7 @@ def disconnect(folder: Path) -> None:
 
 @contextmanager
 def connected(timeout_s: float, folder: Path) -> Iterator[None]:
-    """Joins the other processes, where there are any, for as long as the block runs.
+    """Joins the process group for the duration of the block, if there are several processes.
 
     Args:
         timeout_s: see `connect`.
@@ -95,22 +95,22 @@ def connected(timeout_s: float, folder: Path) -> Iterator[None]:
         yield
         return
     connect(timeout_s, folder)
-    yield  # a process that failed does not wait for the others: they give up by themselves
+    yield  # after an exception do not wait for the others, which run into their timeout
     disconnect(folder)
 
 
 def barrier() -> None:
     """Waits for every process."""
     if dist.is_initialized():
-        index = device().index  # NCCL guesses the GPU, with a warning, unless it is told
+        index = device().index  # otherwise NCCL guesses the GPU, with a warning
         dist.barrier(device_ids=None if index is None else [index])
 
 
 @contextmanager
 def first_on_its_node() -> Iterator[None]:
-    """The first process of each machine runs the block, then its others do; all must call this.
+    """Runs the block on the first process of each machine, then on the others; all must call this.
 
-    What the first has read of large files or has downloaded, the others find in memory or on disk.
+    So the others find large files that the first has read or downloaded in memory or on disk.
     """
     hosts = gather_objects(socket.gethostname())
     leads = hosts.index(hosts[rank()]) == rank()
@@ -118,7 +118,7 @@ def first_on_its_node() -> Iterator[None]:
         barrier()
     try:
         yield
-    finally:  # a process that fails says so itself
+    finally:  # also after an error, so that the others do not wait
         if leads:
             barrier()
 
@@ -132,12 +132,12 @@ def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
 
 
 class Peers(NamedTuple):
-    """Ranks that do the same work in step.
+    """The ranks of one partition, which train the same arms.
 
     Attributes:
-        group: what torch calls them; None where this rank is alone.
-        size: how many there are.
-        place: of this rank among them.
+        group: torch's process group; None if this rank is alone.
+        size: number of ranks.
+        place: number of this rank among them.
     """
 
     group: Any = None
@@ -145,18 +145,18 @@ class Peers(NamedTuple):
     place: int = 0
 
 
-def peers_among(parts: Sequence[range]) -> Peers:
-    """This rank's peers, of parts that no two ranks share; every rank must call this."""
+def peers_among(partitions: Sequence[range]) -> Peers:
+    """This rank's peers among disjoint ranges of ranks; every rank must call this."""
     found = Peers()
-    for part in parts:
-        group = dist.new_group(list(part)) if len(part) > 1 else None
-        if rank() in part:
-            found = Peers(group, len(part), rank() - part.start)
+    for ranks in partitions:
+        group = dist.new_group(list(ranks)) if len(ranks) > 1 else None
+        if rank() in ranks:
+            found = Peers(group, len(ranks), rank() - ranks.start)
     return found
 
 
 def all_gather(own: Tensor, peers: Peers) -> Tensor:
-    """(n,) of each of the peers, one after the other, (peers * n,)."""
+    """Concatenates a tensor (n,) of each peer, in their order: (peers * n,)."""
     if peers.group is None:
         return own
     whole = own.new_empty(peers.size * len(own))
@@ -166,12 +166,12 @@ def all_gather(own: Tensor, peers: Peers) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether any process has the flag set; every process must call this."""
+    """Whether the flag is set on any process; every process must call this."""
     return bool(all_reduce(torch.tensor(float(flag), device=device()), "max") > 0)
 
 
 def broadcast_object(value: Any) -> Any:
-    """Gives every process rank 0's value."""
+    """Returns rank 0's value on every process."""
     if not dist.is_initialized() or world_size() == 1:
         return value
     box = [value]
@@ -180,7 +180,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every process's value, in the order of the ranks, on every process."""
+    """Returns the values of all processes, in the order of the ranks, on every process."""
     if not dist.is_initialized() or world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -189,20 +189,20 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 class AnyRankFailed(RuntimeError):
-    """An action failed on some ranks; the message names them and what went wrong."""
+    """An action failed on some ranks; the message lists these ranks and their errors."""
 
 
 def on_all_ranks(action: Callable[[], None], *, ranks: int | None = None) -> None:
     """Runs an action on the first `ranks` processes, or on all.
 
     Raises:
-        AnyRankFailed: on every process, where it failed on one, so that none waits for another.
+        AnyRankFailed: on every process, if it failed on one, so that none waits for another.
     """
     failure = None
     if ranks is None or rank() < ranks:
         try:
             action()
-        except AnyRankFailed as error:  # which the other ranks have too
+        except AnyRankFailed as error:  # the other ranks have it too
             failure = str(error)
         except Exception as error:
             failure = f"rank {rank()}: {type(error).__name__}: {error}"
@@ -212,21 +212,21 @@ def on_all_ranks(action: Callable[[], None], *, ranks: int | None = None) -> Non
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part, and on their order: (seed, purpose, rank, step)."""
+    """A 63-bit seed that depends on all parts, such as (seed, purpose, rank, step), in order."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def seed_default_generators(*parts: int | str) -> None:
-    """Seeds torch's default generators, on every device, and Python's from `derive_seed`."""
+    """Seeds torch's default generators, on every device, and Python's with `derive_seed`."""
     seed = derive_seed(*parts)
     torch.manual_seed(seed)
     random.seed(seed)
 
 
 def derived_generator(purpose: str) -> torch.Generator:
-    """A generator on the CPU that follows from the last seed of torch's default one.
+    """A generator on the CPU that is seeded from the last seed of torch's default generator.
 
-    What draws from it changes nothing for those who draw from the default one.
+    Drawing from it does not change the state of the default generator.
     """
     return torch.Generator().manual_seed(derive_seed(torch.initial_seed(), purpose))

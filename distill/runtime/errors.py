@@ -1,4 +1,4 @@
-"""What ends a command with one readable message and no traceback: mostly a user's mistakes."""
+"""Errors that end a command with one message and no traceback."""
 
 from data.errors import DataError
 from student.errors import StudentError
@@ -10,7 +10,7 @@ class RecipeError(ValueError):
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; nobody's mistake, and no defect that a trace explains."""
+    """A checkpoint could not be written, for example because the disk is full."""
 
 
 USER_ERRORS = (RecipeError, DataError, TeacherError, StudentError)

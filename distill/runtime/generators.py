@@ -1,4 +1,4 @@
-"""The states of default random generators: kept in checkpoints, and left as they were."""
+"""Saves and restores the states of the default random generators."""
 
 import random
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Goes back to what `generator_states` returned."""
+    """Sets the states that `generator_states` returned."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     if "cuda" in states:
@@ -27,7 +27,7 @@ def restore_generators(states: dict[str, Any]) -> None:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Whatever draws from the default generators inside, NumPy's too, leaves no trace in them."""
+    """Restores the default generators after the block, NumPy's too."""
     states, of_numpy = generator_states(), np.random.get_state()
     try:
         yield

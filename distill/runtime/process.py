@@ -1,4 +1,4 @@
-"""This process among its parents and signals: clean stops, no orphans, no silent hangs."""
+"""Signals, the launcher's death and hangs: stops a process cleanly, or ends it."""
 
 import contextlib
 import ctypes
@@ -15,10 +15,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
-    """Whether this process was asked to stop: by SIGTERM, SIGUSR1, or its launcher's death.
+    """True once this process was asked to stop by SIGTERM, SIGUSR1 or its launcher's death.
 
-    A handler that saved at once could wait for ever for peers that do not save, so the handlers
-    only set a flag, which the training loop shares among the ranks after every step.
+    The signal handlers only set a flag, which the training loop shares among the ranks after every
+    step. A handler that saved immediately could wait for ever for ranks that do not save.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Spares large imports the garbage collector, which would walk all their objects many times.
+    """Disables the garbage collector during large imports, which it slows down.
 
-    That is a quarter of the time that timm takes to import. What is alive at the end stays, as
-    modules do: no later collection walks it either.
+    It takes a quarter of the time of importing timm. The objects alive at the end, such as modules,
+    are excluded from later collections too.
     """
     gc.disable()
     try:
@@ -51,28 +51,28 @@ def importing() -> Iterator[None]:
 
 
 def die_with_launcher() -> None:
-    """Has the kernel kill this process when the launcher that started it is killed (Linux).
+    """Makes the kernel kill this process when its launcher is killed (Linux).
 
-    A process that was not started by a launcher is left alone: it may outlive its shell.
+    Does nothing without a launcher: such a process may outlive its shell.
     """
     if sys.platform == "linux" and "LOCAL_RANK" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def arm_watchdog(seconds: float) -> None:
-    """Ends the process with every thread's trace unless armed again within `seconds`."""
+    """Ends the process with a traceback of every thread unless called again within `seconds`."""
     faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def disarm_watchdog() -> None:
-    """Calls the watchdog off."""
+    """Stops the watchdog."""
     faulthandler.cancel_dump_traceback_later()
 
 
 def _launcher_of_parent() -> int | None:
-    """The `deepspeed` process above DeepSpeed's per-node launcher; None under anything else.
+    """The `deepspeed` process that started DeepSpeed's per-node launcher; None without one.
 
-    Killing `deepspeed` leaves its launcher and the ranks alive, and they would never know.
+    Killing `deepspeed` does not stop that launcher and its ranks.
     """
     with contextlib.suppress(OSError):
         if b"deepspeed.launcher.launch" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():

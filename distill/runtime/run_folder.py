@@ -1,4 +1,13 @@
-"""A run's folder: the resolved recipe, what it ran on, and how it stands."""
+"""The files that describe a run in its folder, and the check that a recipe can resume it.
+
+recipe.yaml         the resolved recipe
+versions.json       packages, Python, machine and git commit
+STATUS.json         running, preempted, done or failed
+metrics.jsonl       a line of metrics every few steps (`distill.runtime.tracking`)
+checkpoints/        see `distill.runtime.checkpoint`
+index/              the index of the shards (`data.index`)
+pictures/           PCA pictures of features
+"""
 
 import json
 import os
@@ -18,34 +27,34 @@ from distill.runtime.errors import RecipeError
 Status = Literal["running", "preempted", "done", "failed"]
 
 _PACKAGES = ("torch", "deepspeed", "timm", "open_clip_torch", "webdataset", "featsharp-distill")
-# What may differ when a run goes on: how long, how often, and how it is shown.
-_FREE = {"benchmarks", "checkpoint", "tracking", "evaluation"}
-_FREE_OF = {  # and micro-batches, wherever they are set
+# Sections and keys that may change when a run is resumed, beside all micro-batch sizes.
+RESUMABLE_SECTIONS = {"benchmarks", "checkpoint", "tracking", "evaluation"}
+RESUMABLE_KEYS = {
     "run": {"dir", "steps", "watchdog_s"},
-    "engine": {"zero_stage"},  # which checkpoints are cut anew for
+    "engine": {"zero_stage"},  # checkpoints are resharded
     "targets": {"placement"},
 }
 
 
 def make_run_folder(folder: Path) -> None:
-    """Makes the folder where there is none; every rank may call this.
+    """Makes the folder if it does not exist; every rank may call this.
 
     Raises:
-        RecipeError: it cannot be made or written.
+        RecipeError: it cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"run.dir: {folder} cannot be made ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
-        raise RecipeError(f"run.dir: {folder} cannot be written")
+        raise RecipeError(f"run.dir: {folder} cannot be written to")
 
 
 def require_shared(folder: Path) -> None:
-    """Checks that all machines see one folder; every rank calls this.
+    """Checks that all machines see the same folder; every rank must call this.
 
     Raises:
-        RecipeError: on every rank; names the machines that see another one.
+        RecipeError: on every rank; lists the machines that see another folder.
     """
     host = socket.gethostname()
     first, name = distributed.broadcast_object((host, f".seen-{host}-{os.getpid()}"))
@@ -64,10 +73,10 @@ def require_shared(folder: Path) -> None:
 
 
 def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
-    """Describes the run in its folder, or checks that the folder belongs to it; rank 0 only.
+    """Writes recipe and versions to the run's folder, on rank 0.
 
     Raises:
-        RecipeError: the folder holds a run of another recipe; names the first difference.
+        RecipeError: the folder contains a run of another recipe; names the first difference.
     """
     path = folder / "recipe.yaml"
     if path.exists():
@@ -85,7 +94,7 @@ def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
 
 
 def write_status(folder: Path, status: Status, **facts: Any) -> None:
-    """Says how the run stands, in `STATUS.json`: an exit code cannot tell done from preempted."""
+    """Writes the run's status to `STATUS.json`; exit codes do not tell done from preempted."""
     write_text(
         folder / "STATUS.json",
         json.dumps({"status": status, "pid": os.getpid(), **facts}, indent=1),
@@ -93,7 +102,7 @@ def write_status(folder: Path, status: Status, **facts: Any) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What the run ran on: packages, Python, machine and git commit."""
+    """The versions of packages and Python, the machine and the git commit."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in _PACKAGES:
         try:
@@ -115,9 +124,9 @@ def _git_commit() -> str:
 
 
 def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in recipe.items() if key not in _FREE}
-    for section, free in _FREE_OF.items():
-        kept[section] = {k: v for k, v in recipe.get(section, {}).items() if k not in free}
+    kept = {key: value for key, value in recipe.items() if key not in RESUMABLE_SECTIONS}
+    for section, keys in RESUMABLE_KEYS.items():
+        kept[section] = {k: v for k, v in recipe.get(section, {}).items() if k not in keys}
     return {key: _without_micro_batches(value) for key, value in kept.items()}
 
 
@@ -129,7 +138,7 @@ def _without_micro_batches(value: Any) -> Any:
 
 
 def difference(old: Any, new: Any, path: str = "") -> str:
-    """The first place where two trees differ, in words; empty where they are equal."""
+    """Describes the first difference between two trees; an empty string if they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(k for k in new if k not in old)]:
             place = f"{path}.{key}" if path else str(key)

@@ -1,8 +1,8 @@
-"""What SLURM's `srun` says of a process, in the words of torch's launchers.
+"""Translates the environment variables of SLURM's `srun` into those of torch's launchers.
 
-`srun` starts every process itself and names them by variables of its own; `torchrun` and
-`deepspeed` use RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which we and DeepSpeed
-read. (SLURM's manual, srun, "OUTPUT ENVIRONMENT VARIABLES".)
+`srun` starts every process itself and describes it in its own variables. This project and DeepSpeed
+read those of `torchrun` and `deepspeed`: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+(SLURM's manual, srun, "OUTPUT ENVIRONMENT VARIABLES".)
 """
 
 import os
@@ -11,26 +11,27 @@ from collections.abc import Mapping
 
 import torch
 
-_PORTS = range(10_000, 30_000)  # below those that systems give to clients
+_PORTS = range(10_000, 30_000)  # below the ephemeral ports
 
 
 def adopt() -> None:
-    """Sets torch's variables where `srun` has started this process and several others.
+    """Sets torch's variables if `srun` started this process among several.
 
-    What is set already stays: another launcher's, or the user's MASTER_ADDR and MASTER_PORT.
+    Variables that are set already are kept: those of another launcher, or a user's MASTER_ADDR and
+    MASTER_PORT.
     """
     if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
         return
     for name, value in translated(os.environ).items():
         os.environ.setdefault(name, value)
-    if torch.cuda.device_count() == 1:  # `srun --gpus-per-task=1` shows each its own as number 0
+    if torch.cuda.device_count() == 1:  # as with `srun --gpus-per-task=1`
         os.environ["LOCAL_RANK"] = "0"
 
 
 def translated(variables: Mapping[str, str]) -> dict[str, str]:
-    """torch's variables, from those of a task of `srun`.
+    """torch's variables for the variables of a task of `srun`.
 
-    The port follows from job and step, so that the steps of a machine have one each.
+    The port depends on job and step, so that different steps on a machine have different ports.
     """
     node = int(variables["SLURM_NODEID"])
     step = int(variables["SLURM_JOB_ID"]) * 7 + int(variables["SLURM_STEP_ID"])
@@ -54,7 +55,7 @@ def _tasks_by_node(text: str) -> list[int]:
 
 
 def _first_host(nodes: str) -> str:
-    """`gpu[007-009,12],big1` to gpu007, where the process of rank 0 is."""
+    """`gpu[007-009,12],big1` to gpu007, the host of rank 0."""
     found = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     assert found is not None
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", found[0])

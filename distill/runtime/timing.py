@@ -1,9 +1,9 @@
-"""Where the time of the steps goes: images, each teacher, student, communication, optimiser.
+"""Measures which share of the steps' time goes to images, teachers, student, optimiser and so on.
 
-One clock a process, which the loop starts; what runs inside a part adds to it, without knowing the
-loop. A part's time leaves out the parts inside it, so that all of them sum to the whole. On a GPU
-the marks are events in its stream: nothing waits for them, and what they measure is the device's
-time, in which waiting for images or for other ranks shows as what it is.
+A process has one clock, which the loop starts. `with timed(name):` counts a block of code under a
+name, wherever the code is. Time in an inner block does not count for the outer one, so that all
+times sum to the whole. On a GPU the clock records events in its stream, without waiting for them;
+it measures the time of the device, including the time in which the device has nothing to do.
 """
 
 import time
@@ -13,25 +13,25 @@ from typing import Any
 
 import torch
 
-OTHER = "other"  # what no part covers
-WAITING = "communication"  # the part in which a rank waits for slower ones
+OTHER = "other"  # time outside all blocks
+WAITING = "communication"  # in which a rank waits for slower ones
 
 
 class Clock:
-    """Seconds of each part since the last restart."""
+    """Seconds under each name since the last restart."""
 
     def __init__(self) -> None:
         self._open: list[str] = []
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what was measured."""
-        self._marks: list[tuple[str, Any]] = []  # what begins, and when
+        """Starts again from zero."""
+        self._marks: list[tuple[str, Any]] = []  # the name from a time on
         self._mark()
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Counts the block for a part, and no longer for the one around it."""
+    def timed(self, name: str) -> Iterator[None]:
+        """Counts the block under a name, and not for the block around it."""
         self._open.append(name)
         self._mark()
         try:
@@ -41,7 +41,7 @@ class Clock:
             self._mark()
 
     def read(self) -> dict[str, float]:
-        """Seconds of every part that was open; the device finishes its work first."""
+        """Name to seconds, after waiting for the device."""
         self._mark()
         if torch.cuda.is_available():
             self._marks[-1][1].synchronize()
@@ -59,7 +59,7 @@ _clock: Clock | None = None
 
 @contextmanager
 def measured() -> Iterator[Clock]:
-    """A clock that every `part` of this process adds to while the block runs."""
+    """Yields a clock for all `timed` blocks of this process while the block runs."""
     global _clock
     before, _clock = _clock, Clock()
     try:
@@ -69,22 +69,22 @@ def measured() -> Iterator[Clock]:
 
 
 @contextmanager
-def part(name: str) -> Iterator[None]:
-    """Counts the block for a part of the step, where a clock runs."""
+def timed(name: str) -> Iterator[None]:
+    """Counts the block under a name if a clock is running."""
     if _clock is None:
         yield
         return
-    with _clock.part(name):
+    with _clock.timed(name):
         yield
 
 
 def shares(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
-    """What the clocks of all ranks read, as metrics.
+    """Metrics from the clocks of all ranks.
 
     Returns:
-        `time/<part>`: its share of the ranks' time, all of which sum to 1. Where there are several
-        ranks, `slowest_rank`: the one that works longest, its waiting for the others left out; and
-        `slowest_rank_work`: its work over the mean rank's.
+        `time/<name>`: its share of the time of all ranks; the shares sum to 1. With several ranks
+        also `slowest_rank`: the rank with the most work, that is time except waiting for others;
+        and `slowest_rank_work`: its work divided by the mean over ranks.
     """
     whole = max(sum(sum(one.values()) for one in ranks), 1e-9)
     names = sorted({name for one in ranks for name in one})

@@ -1,6 +1,6 @@
-"""What a run reports: JSON lines always, a progress bar or plain lines, wandb on request.
+"""Reports metrics of a run: JSON lines, a progress bar or plain lines, and optionally wandb.
 
-Only rank 0 writes. This is the only module that imports wandb.
+Only rank 0 writes. No other module imports wandb.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ from distill.runtime.errors import RecipeError
 
 log = logging.getLogger("distill")
 
-_STRAGGLES = 1.1  # times the mean rank's work, from which a rank is named beside the loss
+_STRAGGLER = 1.1  # times the mean work: a slower rank is shown beside the loss
 
 
 class TrackingConfig(BaseModel):
-    """Where the numbers go.
+    """The `tracking` section of a recipe.
 
     Attributes:
         every: optimiser steps between two lines of metrics.
         pictures_every: steps between two PCA pictures; 0 draws none.
-        wandb: `offline` writes beside the run, `online` sends, `disabled` does neither.
+        wandb: `offline` writes to the run's folder, `online` uploads, `disabled` does neither.
         project: wandb's project.
-        name: wandb's run name; the run folder's name where it is not given.
+        name: wandb's run name; None is the name of the run's folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,15 +48,16 @@ class TrackingConfig(BaseModel):
 
 
 class Tracker:
-    """Writes a run's metrics and shows its progress; on other ranks than 0 it does nothing.
+    """Writes a run's metrics and shows its progress, on rank 0 only.
 
     Args:
-        folder: the run's folder; metrics go to `metrics.jsonl` in it.
-        config: how often and where.
-        recipe: the resolved recipe, given to wandb.
+        folder: the run's folder; metrics go to its `metrics.jsonl`.
+        config: how often and where to report.
+        recipe: the resolved recipe, for wandb.
         num_steps: steps of the whole run, for the progress bar.
-        start_step: steps done before; metrics after it are cut, for they will be written again.
-        active: False on all ranks but 0.
+        start_step: steps done before. Metrics of later steps are deleted from the file, because
+            they will be written again.
+        active: True on rank 0; elsewhere the tracker does nothing.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Tracker:
         active: bool,
     ) -> None:
         self._active = active
-        self._speed: list[str] = []  # as of the last line of metrics
+        self._speed: list[str] = []  # of the last line of metrics
         self._wandb: Any = None
         self._progress: Progress | None = None
         if not active:
@@ -98,15 +99,16 @@ class Tracker:
         self.close(failed=kind is not None)
 
     def advance(self, step: int, loss: float) -> None:
-        """Moves the progress bar, where there is one."""
+        """Moves the progress bar, if there is one."""
         if self._progress is not None:
             shown = "  ".join([f"loss {loss:.4f}", *self._speed])
             self._progress.update(self._task, completed=step, description=shown)
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line of numbers; names with a slash group them, as in `loss/clip/spatial`.
+    def training_metrics(self, step: int, values: dict[str, float]) -> None:
+        """Writes and shows the metrics of training, of which some must exist: `loss`, `lr`, ...
 
-        What is not finite (the gradient of a step that fp16 left out) is `null` in the file.
+        Names are grouped by slashes, as in `loss/clip/spatial`. Values that are not finite, such
+        as the gradient norm of a step that fp16 skipped, are `null` in the file.
         """
         if not self._active:
             return
@@ -115,21 +117,19 @@ class Tracker:
         if self._progress is None:
             parts = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
             parts += [f"grad {values['grad_norm']:.3f}", *self._speed]
-            print(
-                f"step {step}/{self._num_steps}  " + "  ".join(parts), file=sys.stderr, flush=True
-            )
+            self._print(step, parts)
 
-    def figures(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line of what was measured, with names as those of `metrics`."""
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Writes and shows any other metrics, such as those of benchmarks during training."""
         if not self._active:
             return
         self._store(step, values)
         parts = [f"{name} {value:.4g}" for name, value in values.items()]
-        print(f"step {step}/{self._num_steps}  " + "  ".join(parts), file=sys.stderr, flush=True)
+        self._print(step, parts)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Takes the progress bar off the screen, for other work to show its own."""
+        """Hides the progress bar during other work, which can show its own."""
         if self._progress is not None:
             self._progress.stop()
         try:
@@ -138,6 +138,9 @@ class Tracker:
             if self._progress is not None:
                 self._progress.start()
 
+    def _print(self, step: int, parts: list[str]) -> None:
+        print(f"step {step}/{self._num_steps}  " + "  ".join(parts), file=sys.stderr, flush=True)
+
     def _store(self, step: int, values: dict[str, float]) -> None:
         stored = {name: v if math.isfinite(v) else None for name, v in values.items()}
         self._file.write(json.dumps({"step": step, **stored}) + "\n")
@@ -145,14 +148,14 @@ class Tracker:
             self._wandb.log(values, step=step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Hands a picture file to wandb; it already lies in the run's folder."""
+        """Passes a picture of the run's folder to wandb."""
         if self._wandb is not None:
             import wandb
 
             self._wandb.log({name: wandb.Image(str(path))}, step=step)
 
     def close(self, *, failed: bool = False) -> None:
-        """Ends the bar, the file and wandb's run."""
+        """Closes the progress bar, the file and wandb's run."""
         if not self._active:
             return
         if self._progress is not None:
@@ -163,21 +166,21 @@ class Tracker:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines that a run has written, in order; what was not finite is None."""
+    """Reads the metrics of a run, line by line; values that were not finite are None."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def _speed(values: dict[str, float]) -> list[str]:
     parts = [f"{values['images_per_s']:.1f} img/s", f"data {values['time/data']:.0%}"]
-    if values.get("slowest_rank_work", 0.0) > _STRAGGLES:
+    if values.get("slowest_rank_work", 0.0) > _STRAGGLER:
         work = values["slowest_rank_work"]
         parts.append(f"rank {values['slowest_rank']:.0f} works {work:.2f} x the mean")
     return parts
 
 
 def _cut_after(path: Path, step: int) -> None:
-    """Drops the lines of steps that will be done again, and a line that a kill left unfinished."""
+    """Deletes the lines of later steps, and a line that is incomplete because of a kill."""
     if not path.exists():
         return
     kept = []
@@ -213,7 +216,7 @@ def _start_wandb(folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -
     if not identity.exists():
         identity.write_text(secrets.token_hex(4))
     if config.wandb == "offline":
-        os.environ.setdefault("WANDB_CACHE_DIR", str(folder.absolute()))  # not the home folder
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder.absolute()))  # default: home
     return wandb.init(
         project=config.project,
         name=config.name or folder.name,

@@ -258,7 +258,7 @@ class Loop:
         values = {**sums, "lr": lr, "grad_norm": result.grad_norm}
         values["loss_scale"] = result.loss_scale
         values |= {"images": float(self._images), **meter.read()}
-        self._tracker.metrics(done, values)
+        self._tracker.training_metrics(done, values)
         meter.restart()
 
     def _draw(self, step: int, images: Tensor, micro_batch: MicroBatch) -> None:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill.runtime.checkpoint import checkpoint_name, is_whole
+from distill.runtime.checkpoint import checkpoint_name, is_complete
 from distill.runtime.config import dump_yaml, load_yaml
 from tests.quality.compare_upsamplers import REPOSITORY
 
@@ -59,7 +59,7 @@ def run(module: str, *arguments: str) -> None:
 def train(options: argparse.Namespace, name: str, steps: int, *overrides: str) -> None:
     """One student, where it is not there yet."""
     folder = options.out / name
-    if is_whole(folder / "checkpoints" / checkpoint_name(steps)):
+    if is_complete(folder / "checkpoints" / checkpoint_name(steps)):
         return
     start = options.out / "low" / "checkpoints" / checkpoint_name(LOW) / "student.safetensors"
     shards = options.out / "upsamplers" / "photographs-256px" / "train"

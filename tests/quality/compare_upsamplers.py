@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from distill.runtime.checkpoint import checkpoint_name, is_whole
+from distill.runtime.checkpoint import checkpoint_name, is_complete
 from distill.runtime.config import dump_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -139,7 +139,7 @@ def _parse() -> argparse.Namespace:
 def _train(suffix: str, seed: int, options: argparse.Namespace, folder: Path) -> str | None:
     """Runs or resumes one run; the path of its log where it fails."""
     methods, run = _alike(options.methods, suffix), folder / f"seed{seed}{suffix}"
-    if is_whole(run / "checkpoints" / checkpoint_name(options.steps)):
+    if is_complete(run / "checkpoints" / checkpoint_name(options.steps)):
         return None
     run.mkdir(parents=True, exist_ok=True)
     path, log = run.with_suffix(".yaml"), run.with_suffix(".log")

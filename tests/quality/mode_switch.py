@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation.resolution_sweep import largest_drop
-from distill.runtime.checkpoint import checkpoint_name, find_checkpoint, is_whole
+from distill.runtime.checkpoint import checkpoint_name, find_checkpoint, is_complete
 from distill.runtime.config import dump_yaml
 from tests.quality.ablate_targets import run
 from tests.quality.compare_upsamplers import REPOSITORY
@@ -65,7 +65,7 @@ def main() -> int:
     )
     first = find_checkpoint(start) / "student.safetensors"
     for name in STUDENTS:
-        if not is_whole(out / name / "checkpoints" / checkpoint_name(STEPS)):
+        if not is_complete(out / name / "checkpoints" / checkpoint_name(STEPS)):
             data = f"data.sources=[{{shards: {photographs / 'train'}}}]"
             where = (
                 f"run.dir={out / name}",
