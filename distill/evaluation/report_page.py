@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from data.files import write_text
 from distill.display.pages import Picture, render
 from distill.display.tables import Table
 from distill.evaluation.results import Result, facts
 from distill.evaluation.suite import row_folder
-from data.files import write_text
 
 
 def write_report(

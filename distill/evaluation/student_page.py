@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.files import write_text
 from distill.display.pages import Picture, render
 from distill.display.tables import Cell
-from data.files import write_text
 from distill.runtime.tracking import read_metrics
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.trained import Trained

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.files import atomic, write_text
 from distill.formats.model_card import model_card
 from distill.formats.onnx import large_weights, save_onnx
 from distill.formats.radio import save_radio
@@ -17,9 +18,7 @@ from distill.formats.source import (
 from distill.formats.upsampler import has_upsampler, read_trained_upsampler
 from distill.runtime.checkpoint import find_checkpoint
 from distill.runtime.errors import RecipeError
-from data.files import write_text
 from student.storage import StudentFile, save_student, student_of
-from teachers.files import atomic
 from teachers.upsamplers.trained import save_upsampler
 
 FORMATS = ("safetensors", "onnx", "radio")

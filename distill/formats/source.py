@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from data.files import read_json_lines
 from distill.runtime.checkpoint import find_checkpoint, read_manifest
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
-from data.files import read_json_lines
 from distill.targets.target_statistics import IN_CHECKPOINT
 from student.storage import FORMAT, StudentFile, read_student
 from teachers.phi_s import PhiS, load_phi_s
