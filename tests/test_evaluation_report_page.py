@@ -153,7 +153,7 @@ def test_a_target_is_measured_beside_the_baseline_if_there_is_one(
         ({"baseline": "oldd"}, "baseline: models: there is no model 'oldd' (did you mean 'old'?)"),
         ({"groups": {"g": ["drawm"]}}, "groups: g: there is no benchmark 'drawm' (did you mean"),
         ({"groups": {"g": []}}, "groups.g: "),
-        ({"baseline": None}, "groups: changes are of groups against a baseline; name it"),
+        ({"baseline": None}, "groups: groups are compared with a baseline; add"),
     ],
 )
 def test_a_suite_with_wrong_names_measures_nothing(
@@ -210,7 +210,7 @@ class Other(Drawn):
             {"models": {"two": {"kind": "pixels", "patch_size": 4}}},
             r"benchmark 'drawn' is not the same in .*one/results \(drawn, one, seed 4\) and "
             r".*two/results \(drawn, two, seed 4\): protocol.input.size is \[8, 8\] there, "
-            r"\[4, 4\] here\. Measure alike",
+            r"\[4, 4\] here\. Measure both in the same way",
         ),
         ({"benchmarks": ENTRY}, r"entry.kind is '.*:Drawn' there.*entry.images is None there, 5"),
         (
@@ -256,8 +256,7 @@ def test_a_name_may_stand_for_several_trainings_if_the_report_says_so(
     results = read_suites(suites, ["encoder.weights", "fingerprint"])
     assert [result.row["seed"] for result in results] == [0, 1]
     page = " ".join(write_report(tmp_path / "report", results, [], None).read_text().split())
-    assert "seeds of a model's training, and of what is random" in page
-    assert "two stand for several trainings each" in page
+    assert "random in a benchmark, and in the training of two." in page
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:

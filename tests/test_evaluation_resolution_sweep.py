@@ -70,7 +70,7 @@ def test_only_a_student_with_its_run_can_be_measured(trained: Path, tmp_path: Pa
     (file,) = (trained / "run").rglob("step-00000002/student.safetensors")
     exported = build_teacher(parse_model({"kind": "student", "path": str(file)}))
     for encoder in (Pixels(PixelsConfig()), exported):
-        with pytest.raises(TeacherError, match="has to be {kind: student, path: RUN}"):
+        with pytest.raises(TeacherError, match="must be {kind: student, path: RUN}"):
             measure(encoder, trained / "images", tmp_path, [32, 64])
 
 

@@ -172,7 +172,7 @@ def test_a_teacher_of_a_recipe_comes_with_its_upsampler() -> None:
 def test_a_target_is_a_student_or_a_timm_name(tmp_path: Path) -> None:
     assert model_of(str(tmp_path)) == {"kind": "student", "path": str(tmp_path)}
     assert model_of("test_vit") == {"kind": "timm", "model": "test_vit"}
-    with pytest.raises(RecipeError, match="no timm model .did you mean 'test_vit"):
+    with pytest.raises(RecipeError, match="nor a timm model .did you mean 'test_vit"):
         model_of("test_vitt")
 
 

@@ -159,13 +159,16 @@ def test_an_upsampler_with_more_channels_than_its_encoder_is_timed_too(tmp_path:
 @pytest.mark.parametrize(
     "sections, message",
     [
-        ({"factors": [1, 2]}, "factors: give two of different size above 1"),
-        ({"upsamplers": {"a": {"kind": "tile", "factor": 2}}}, "upsamplers.a: a kind and options"),
-        ({"upsamplers": {"linear": {"kind": "tile"}}}, "upsamplers.linear: names a curve of its"),
+        ({"factors": [1, 2]}, "factors: give at least two of different size"),
+        (
+            {"upsamplers": {"a": {"kind": "tile", "factor": 2}}},
+            "upsamplers.a: expected a kind and options",
+        ),
+        ({"upsamplers": {"linear": {"kind": "tile"}}}, "upsamplers.linear: this name is reserved"),
         ({"upsamplers": {"a": {"kind": "featsharpp"}}}, "did you mean 'featsharp'"),
         (
             {"teachers": {"t": TINY | {"upsampler": {"kind": "tile", "factor": 2}}}},
-            "teachers.t.upsampler: belongs to `upsamplers`",
+            "teachers.t.upsampler: move it to `upsamplers`",
         ),
     ],
 )

@@ -50,24 +50,24 @@ def test_teachers_are_told_with_their_licences() -> None:
     siglip, clip, muted = rows(told, "Teachers")
     assert siglip == ["siglip", "siglip", "so400m", "-", "-", "Apache-2.0"]
     assert clip[3:] == ["dfn5b", "clip_3x.safetensors", "research only"]
-    assert muted[5] == "not known here: that of its weights' source"
+    assert muted[5] == "unknown; see the source of its weights"
 
 
 def test_outputs_are_told_with_their_sizes_and_space() -> None:
     training, teacher = card(), card(head_space="teacher")
     assert rows(training, "Outputs") == [
         ["backbone", "32", "16", "1", "its own"],
-        ["siglip", "5", "6", "1", "that of training"],
-        ["clip", "9", "8", "2", "that of training"],
-        ["muted", "-", "3", "1", "that of training"],
+        ["siglip", "5", "6", "1", "standardised"],
+        ["clip", "9", "8", "2", "standardised"],
+        ["muted", "-", "3", "1", "standardised"],
     ]
     assert rows(teacher, "Outputs")[1][4] == "its teacher's"
 
 
 def test_resolutions_recipe_and_versions_are_told_but_no_place_of_the_machine() -> None:
     text = card(recipe=dump_yaml(RECIPE), step="7", versions=json.dumps({"torch": "2.13"}))
-    assert "Trained at 32 x 64 px. Takes images in [0, 1] of any height and width" in text
-    assert "in multiples of 4 px; its positions were learned up to 24 x 24 px" in text
+    assert "Trained at 32 x 64 px. It takes images in [0, 1] of any height and width" in text
+    assert "in multiples of 4 px; its position embeddings were learned up to 24 x 24 px" in text
     assert "distilled after 7 steps from siglip, clip, muted" in text
     assert "torch 2.13" in text
     assert not [place for place in ("/home", "/data", "/models", "/runs") if place in text]

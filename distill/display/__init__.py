@@ -1,1 +1,1 @@
-"""Tables, pictures and HTML."""
+"""Tables, pictures of feature maps, and the templates of pages and model cards."""

@@ -1,8 +1,8 @@
-"""PCA pictures of feature maps: teachers and students side by side, in the teacher's colours.
+"""Draws PCA pictures of feature maps, of teachers and students in common colours.
 
-A PCA of its own for every map would show each at its best and compare nothing: directions, signs
-and scales would all differ. Here the teacher's map fixes them, and a student's head is projected
-on the same axes with the same scaling, so that equal colours mean equal features.
+Separate PCAs of two maps could not be compared, as axes, signs and scales would differ. So the PCA
+is fitted to the teacher's map, and the map of a student's head is projected onto the same axes with
+the same scaling: equal colours mean equal features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,19 @@ from teachers.features import Features
 
 HEIGHT = 192  # pixels of a panel
 _TITLE, _GAP = 22, 6
-_TAIL = 0.01  # of the cells at either end that may saturate, so that one outlier greys no map
+_TAIL = 0.01  # share of cells that saturate at either end, so that outliers do not set the range
 
 
 class ColourBasis(NamedTuple):
-    """Three principal axes of a map, and the ranges that become black to full colour.
+    """Three principal axes of a map, and the range of projections that is mapped to [0, 1].
+
+    All tensors are float64.
 
     Attributes:
-        mean: (D,), float64 as all four.
-        axes: (D, 3), orthonormal columns, the strongest first.
-        low: (3,) projections that become 0.
-        high: (3,) projections that become 1.
+        mean: (D,) mean of the cells.
+        axes: (D, 3), orthonormal columns, by decreasing variance.
+        low: (3,) projections that are mapped to 0.
+        high: (3,) projections that are mapped to 1.
     """
 
     mean: Tensor
@@ -39,19 +41,19 @@ class ColourBasis(NamedTuple):
 
     @classmethod
     def fit(cls, maps: Tensor) -> Self:
-        """Fits to all cells of some maps, (B, D, h, w) with D of at least 3."""
+        """Fits the basis to all cells of maps (B, D, h, w), D at least 3."""
         cells = _cells(maps)
         mean = cells.mean(0)
         _, vectors = torch.linalg.eigh((cells - mean).T @ (cells - mean))
         axes = vectors[:, -3:].flip(1)
         largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-        axes = axes * largest.sign()  # eigenvectors have no sign of their own
+        axes = axes * largest.sign()  # the sign of an eigenvector is arbitrary
         ends = torch.tensor([_TAIL, 1 - _TAIL], dtype=torch.float64)
         low, high = ((cells - mean) @ axes).quantile(ends, dim=0)
         return cls(mean, axes, low, high)
 
     def colours(self, maps: Tensor) -> Tensor:
-        """RGB of maps (B, D, h, w): (B, 3, h, w) in [0, 1]."""
+        """Maps (B, D, h, w) as RGB, (B, 3, h, w) in [0, 1]."""
         projected = (_cells(maps) - self.mean) @ self.axes
         span = (self.high - self.low).clamp(min=1e-12)
         colours = ((projected - self.low) / span).clamp(0, 1)
@@ -65,12 +67,12 @@ def draw_panels(
     targets: Mapping[str, Features],
     outputs: Mapping[str, StudentOutput],
 ) -> None:
-    """Draws one row an image: the image, then for each teacher its map and the students' heads.
+    """Draws a row for each image: the image, and for each teacher its map and those of students.
 
     Args:
         path: the PNG to write.
         images: (B, 3, H, W) in [0, 1].
-        targets: teacher name to what it asks of the students, spatial (B, D, h, w).
+        targets: teacher name to the targets of its heads, spatial (B, D, h, w).
         outputs: student name to its output for the same images.
     """
     columns = {"image": images}
@@ -83,51 +85,51 @@ def draw_panels(
 
 
 def draw_maps(path: Path, images: Tensor, maps: Mapping[str, Tensor]) -> None:
-    """Draws one row an image: the image, then maps of one feature space in common colours.
+    """Draws a row for each image: the image, and maps of one feature space in common colours.
 
     Args:
         path: the PNG to write.
         images: (B, 3, H, W) in [0, 1].
-        maps: title to maps (B, D, h, w), each on a grid of its own; the first gives the colours.
+        maps: title to maps (B, D, h, w); h and w may differ. The PCA is fitted to the first.
     """
     basis = ColourBasis.fit(next(iter(maps.values())))
     draw_columns(path, {"image": images, **{t: basis.colours(m) for t, m in maps.items()}})
 
 
 def draw_side_by_side(path: Path, maps: Sequence[tuple[str, Tensor]]) -> None:
-    """Draws maps that have nothing in common in one row, each in colours of its own.
+    """Draws maps of different feature spaces in one row, each with a PCA of its own.
 
     Args:
         path: the PNG to write.
-        maps: titles, which may repeat, and maps (1, D, h, w); shown as wide as the first.
+        maps: titles, which may repeat, and maps (1, D, h, w); drawn as wide as the first.
     """
     draw_columns(path, [(title, ColourBasis.fit(m).colours(m)) for title, m in maps])
 
 
 def draw_columns(path: Path, titled: Mapping[str, Tensor] | Sequence[tuple[str, Tensor]]) -> None:
-    """Draws titled columns of pictures, all as wide as the first.
+    """Draws columns of pictures with titles, all as wide as the first.
 
     Args:
         path: the PNG to write.
-        titled: title to pictures (B, 3, h, w) in [0, 1]; `image` is photographs.
+        titled: title to pictures (B, 3, h, w) in [0, 1]; the title `image` is for photographs.
     """
     columns = list(titled.items()) if isinstance(titled, Mapping) else titled
     first = columns[0][1]
     width = round(HEIGHT * first.shape[-1] / first.shape[-2])
     step_x, step_y = width + _GAP, HEIGHT + _GAP
     size = (len(columns) * step_x - _GAP, _TITLE + len(first) * step_y - _GAP)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
     for x, (title, panels) in enumerate(columns):
         font = _font(draw, title, width)
         draw.text((x * step_x, 2), title, fill="black", font=font)
         for y, panel in enumerate(panels):
-            # Cells stay visible as squares: smooth enlargement would invent detail.
+            # Cells of maps stay visible as squares: interpolation would invent detail.
             how = Image.Resampling.LANCZOS if title == "image" else Image.Resampling.NEAREST
             picture = _picture(panel).resize((width, HEIGHT), how)
-            sheet.paste(picture, (x * step_x, _TITLE + y * step_y))
+            canvas.paste(picture, (x * step_x, _TITLE + y * step_y))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    canvas.save(path)
 
 
 def _cells(maps: Tensor) -> Tensor:
@@ -140,7 +142,7 @@ def _picture(panel: Tensor) -> Image.Image:
 
 
 def _font(draw: ImageDraw.ImageDraw, title: str, width: int) -> ImageFont.FreeTypeFont:
-    """The largest font up to 14 px in which the title fits its column, 8 px at least."""
+    """The largest font of 8 to 14 px in which the title fits its column."""
     for size in range(14, 8, -1):
         font = ImageFont.truetype(_font_file(), size)
         if draw.textlength(title, font=font) <= width:
@@ -149,6 +151,6 @@ def _font(draw: ImageDraw.ImageDraw, title: str, width: int) -> ImageFont.FreeTy
 
 
 def _font_file() -> str:
-    from matplotlib import font_manager  # it carries DejaVu; slow to import
+    from matplotlib import font_manager  # it ships DejaVu; slow to import
 
     return font_manager.findfont("DejaVu Sans")

@@ -1,4 +1,4 @@
-"""How good a trained student is: measures, and the page that shows them.
+"""Evaluations: benchmark suites, agreement with the teachers, throughput, reports and pages.
 
 Importing `teachers` first repairs torchvision, which torchmetrics and the detectors import.
 """

@@ -1,20 +1,19 @@
-"""Compares upsamplers of one teacher: `task: upsamplers`.
+"""Compares upsamplers of one teacher: `task: upsamplers`, and `task: upsampler` for a single run.
 
-Every method sees the same images and views. A method has a file for each seed that it was trained
-with; those of different factors stand apart, for they answer different questions.
+All methods are measured on the same images and views. A method has one file for each seed that it
+was trained with. Methods of different factors are not compared with each other.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from data.batch import scale_pixels
-from data.files import write_text
+from data.files import write_json_lines
 from data.images import load_images
 from distill.benchmarks.fidelity import require_images
 from distill.benchmarks.upsampling import (
@@ -39,17 +38,18 @@ from teachers.upsamplers.build import build_upsampler, parse_upsampler
 from teachers.upsamplers.resize import scaled
 from teachers.upsamplers.trained import TrainedUpsampler, UpsamplerCard, load_downsampler
 
-SHOWN = 4  # images of a picture
+_SHOWN = 4  # images of a picture
+_FIDELITIES = ("own", "box", "true")
 
 
 class ComparisonRecipe(BaseModel):
-    """Upsamplers of one teacher, side by side.
+    """Upsamplers of one teacher to compare.
 
     Attributes:
         dir: the folder for `fidelity.jsonl` and pictures.
-        teacher: the encoder of all, without an upsampler.
-        methods: name to what was trained, one a seed: a run's folder (its newest checkpoint), a
-            checkpoint, a file, or the name of an upsampler that is shipped.
+        teacher: the encoder of all upsamplers, without an upsampler.
+        methods: name to one trained upsampler for each seed: the folder of a run (its newest
+            checkpoint) or of a checkpoint, a file, or the name of a shipped upsampler.
         evaluation: the images and views.
     """
 
@@ -64,7 +64,9 @@ class ComparisonRecipe(BaseModel):
     @model_validator(mode="after")
     def _bare_teacher(self) -> Self:
         if self.teacher.upsampler is not None:
-            raise ValueError("teacher.upsampler: is what `methods` compares; leave it out there")
+            raise ValueError(
+                "teacher.upsampler: `methods` has the upsamplers to compare; remove it"
+            )
         return self
 
 
@@ -74,21 +76,22 @@ def compare(
     config: UpsamplerEvaluationConfig,
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """Measures, draws and writes everything.
+    """Writes metrics and pictures of upsampled maps.
 
     Args:
-        teacher_config: the encoder of all; it and the upsamplers compute in float32.
+        teacher_config: the encoder of all upsamplers; everything runs in float32.
         methods: see `ComparisonRecipe`.
         config: the images and views.
-        folder: for `fidelity.jsonl`, and `panels_4x4.png` for factor (4, 4).
+        folder: for `fidelity.jsonl` and a picture for each factor, such as `panels_4x4.png`.
 
     Returns:
-        The lines of `fidelity.jsonl`, one a file, with all that is needed to measure them again.
+        The rows of `fidelity.jsonl`, one for each file, with all facts that are needed to measure
+        them again.
 
     Raises:
-        RecipeError: the images or a run's checkpoint are not there, or a method's files differ in
-            their factor.
-        TeacherError: a file is not there, or belongs to another encoder.
+        RecipeError: the images or the checkpoint of a run do not exist, or the files of a method
+            differ in their factor.
+        TeacherError: a file does not exist, or belongs to another encoder.
         DataError: the images cannot be read.
     """
     require_images(config.images)
@@ -104,9 +107,35 @@ def compare(
     for factor, group in by_factor.items():
         picture = folder / f"panels_{factor[0]}x{factor[1]}.png"
         rows += [shared | row for row in _measure(factor, group, teacher, config, picture)]
-    lines = (json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    write_text(folder / "fidelity.jsonl", "".join(lines))
+    write_json_lines(folder / "fidelity.jsonl", rows)
     return rows
+
+
+def evaluate_upsampler(target: Path, overrides: list[str]) -> tuple[list[dict[str, Any]], Path]:
+    """Measures the upsampler of a run, `task: upsampler`.
+
+    Args:
+        target: a recipe of `train_upsampler`, the folder of a run (its newest whole checkpoint),
+            or one of its checkpoints.
+        overrides: `section.key=value` changes to the recipe.
+
+    Returns:
+        The rows of `fidelity.jsonl`, and its folder, `evaluation` in the folder of the run.
+
+    Raises:
+        RecipeError: the recipe has no section `evaluation`, its images do not exist, or the run
+            has no whole checkpoint.
+    """
+    recipe = load_upsampler_recipe(recipe_file(target), overrides)
+    if recipe.evaluation is None:
+        raise RecipeError(
+            "evaluation: the recipe has no such section; add evaluation.images=FOLDER to the "
+            "command"
+        )
+    run, checkpoint = find_run(target, recipe.run.dir)
+    folder = run / "evaluation"
+    methods = {recipe.upsampler.kind: [checkpoint]}
+    return compare(recipe.teacher, methods, recipe.evaluation, folder), folder
 
 
 def _measure(
@@ -116,7 +145,7 @@ def _measure(
     config: UpsamplerEvaluationConfig,
     picture: Path,
 ) -> list[dict[str, Any]]:
-    """Measures all methods of one factor and draws the first file of each."""
+    """Measures the methods of one factor, and draws maps of the first file of each."""
     images, names = load_images(config.images, scaled(teacher.spec.resolution, factor))
     views = held_out_views(config, len(images), teacher.spec)
     paths = {f"{name} {i}": (name, path) for name, ps in files.items() for i, path in enumerate(ps)}
@@ -126,9 +155,9 @@ def _measure(
         key: Candidate(opened[key], load_downsampler(path).to(device))
         for key, (_, path) in paths.items()
     }
-    figures = measure_upsamplers(candidates, teacher, images, views, config.batch_size)
-    apart = max(1, len(images) // SHOWN)  # neighbours in a folder are often frames of one film
-    shown = scale_pixels(images[::apart][:SHOWN], device)
+    metrics = measure_upsamplers(candidates, teacher, images, views, config.batch_size)
+    apart = max(1, len(images) // _SHOWN)  # neighbours are often frames of one film
+    shown = scale_pixels(images[::apart][:_SHOWN], device)
     first = {name: opened[f"{name} 0"] for name in files}
     draw_maps(picture, shown, upsampled_maps(first, teacher, shown))
     measured_on = {
@@ -138,7 +167,7 @@ def _measure(
         "view_seed": config.seed,
     }
     return [
-        {"method": name, "factor": list(factor), **figures[key]._asdict()}
+        {"method": name, "factor": list(factor), **metrics[key]._asdict()}
         | {"file": str(path), "training": _training(path, opened[key].card)}
         | measured_on
         for key, (name, path) in paths.items()
@@ -146,12 +175,12 @@ def _measure(
 
 
 def _file(path: Path, method: str) -> Path:
-    """The upsampler's file that an entry of a method means."""
+    """The file of an entry of a method."""
     if not path.is_dir():
         return path
     file = find_checkpoint(path) / "upsampler.safetensors"
     if not file.is_file():
-        raise RecipeError(f"methods.{method}: {path} is a run that trained no upsampler")
+        raise RecipeError(f"methods.{method}: {path} is a run without an upsampler")
     return file
 
 
@@ -166,7 +195,7 @@ def _open(path: Path, teacher: Teacher) -> TrainedUpsampler:
 def _factor(
     method: str, paths: Sequence[Path], teacher: Teacher, fingerprint: str
 ) -> tuple[int, int]:
-    """The factor that a method's files share; all of them belong to the encoder."""
+    """The factor of a method's files; raises if they differ or belong to another encoder."""
     factors = []
     for path in paths:
         try:
@@ -178,14 +207,14 @@ def _factor(
     if len(set(factors)) > 1:
         found = ", ".join(f"{fh} x {fw}" for fh, fw in sorted(set(factors)))
         raise RecipeError(
-            f"methods.{method}: its files have the factors {found}; a method has one file a seed, "
-            "so give each factor a name of its own"
+            f"methods.{method}: its files have the factors {found}; the files of a method differ "
+            "in their seeds only, so list each factor under its own name"
         )
     return factors[0]
 
 
 def _training(path: Path, card: UpsamplerCard) -> dict[str, Any]:
-    """What a file's card and checkpoint say of its training; None for what they do not."""
+    """Facts of a file's training from its card and checkpoint; None where they have none."""
     run = card.facts.get("recipe", {}).get("run", {})
     manifest = path.parent / MANIFEST
     step = read_manifest(path.parent)["step"] if manifest.is_file() else card.facts.get("steps")
@@ -199,27 +228,22 @@ def _training(path: Path, card: UpsamplerCard) -> dict[str, Any]:
     }
 
 
-_FIDELITIES = ("own", "box", "true")
-
-
-def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The lines of `fidelity.jsonl` for a screen, a method a line.
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> RichTable:
+    """A table for a terminal with a row for each method; the best of each factor is bold.
 
     Args:
-        rows: see `comparison.compare`; the best is sought among those of one factor.
+        rows: rows of `fidelity.jsonl`, see `compare`.
     """
-    table = Table(
+    table = RichTable(
         *("factor", "method", "seeds", "images seen"),
         title="Fidelity to the encoder on held-out images (mean ± standard deviation of the seeds)",
     )
     for name in ("own", "box", "true", "seam ratio"):
         table.add_column(name, justify="right")
-    factors = list(dict.fromkeys(tuple(row["factor"]) for row in rows))
-    for factor in factors:
-        of_factor = [row for row in rows if tuple(row["factor"]) == factor]
-        methods: dict[str, list[Mapping[str, Any]]] = {}
-        for row in of_factor:
-            methods.setdefault(row["method"], []).append(row)
+    groups: dict[tuple[int, int], dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row["factor"]), {}).setdefault(row["method"], []).append(row)
+    for factor, methods in groups.items():
         best = {key: max(_means(methods, key), default=None) for key in _FIDELITIES}
         for number, (name, seeds) in enumerate(methods.items(), 1):
             table.add_row(
@@ -227,7 +251,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
                 name,
                 str(len(seeds)),
                 _images_seen(seeds),
-                *(_figure(seeds, key, best.get(key)) for key in (*_FIDELITIES, "seam_ratio")),
+                *(_cell(seeds, key, best.get(key)) for key in (*_FIDELITIES, "seam_ratio")),
                 end_section=number == len(methods),
             )
     return table
@@ -237,41 +261,15 @@ def _means(methods: Mapping[str, list[Mapping[str, Any]]], key: str) -> list[flo
     return [mean(s[key] for s in seeds) for seeds in methods.values() if seeds[0][key] is not None]
 
 
-def _figure(seeds: list[Mapping[str, Any]], key: str, best: float | None) -> str:
-    figures = [seed[key] for seed in seeds]
-    if None in figures:
+def _cell(seeds: list[Mapping[str, Any]], key: str, best: float | None) -> str:
+    values = [seed[key] for seed in seeds]
+    if None in values:
         return "-"
-    middle = mean(figures)
-    text = f"{middle:.3f}" + (f" ± {stdev(figures):.3f}" if len(figures) > 1 else "")
-    return f"[bold]{text}[/bold]" if middle == best else text
+    average = mean(values)
+    text = f"{average:.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    return f"[bold]{text}[/bold]" if average == best else text
 
 
 def _images_seen(seeds: list[Mapping[str, Any]]) -> str:
     seen = sorted({str(seed["training"]["images_seen"] or "-") for seed in seeds})
     return ", ".join(seen)
-
-
-def evaluate_upsampler(target: Path, overrides: list[str]) -> tuple[list[dict[str, Any]], Path]:
-    """Measures the upsampler of a run's newest whole checkpoint.
-
-    Args:
-        target: a recipe of `train_upsampler`, the folder of a run, or one of its checkpoints.
-        overrides: `section.key=value` changes to the recipe.
-
-    Returns:
-        The lines of `fidelity.jsonl`, and the run's folder `evaluation` that holds it and pictures.
-
-    Raises:
-        RecipeError: the recipe has no section `evaluation`, its images are not there, or the run
-            has no whole checkpoint.
-    """
-    recipe = load_upsampler_recipe(recipe_file(target), overrides)
-    if recipe.evaluation is None:
-        raise RecipeError(
-            "evaluation: the recipe has no such section; add evaluation.images=FOLDER to the "
-            "command"
-        )
-    run, checkpoint = find_run(target, recipe.run.dir)
-    folder = run / "evaluation"
-    methods = {recipe.upsampler.kind: [checkpoint]}
-    return compare(recipe.teacher, methods, recipe.evaluation, folder), folder

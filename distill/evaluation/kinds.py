@@ -1,4 +1,4 @@
-"""Kinds that only evaluation knows, entered when a command starts."""
+"""Registers the kinds that only evaluations have, when a command starts."""
 
 from distill.benchmarks.build import BENCHMARKS
 from distill.tasks.kinds import register_kinds
@@ -6,7 +6,7 @@ from teachers.build import TEACHERS
 
 
 def register_evaluation_kinds() -> None:
-    """Lets suites name what `register_kinds` adds, `kind: pixels` and `kind: resolution_sweep`."""
+    """Registers `pixels`, `resolution_sweep` and the kinds of `register_kinds`."""
     register_kinds()
     TEACHERS.register("pixels", "distill.evaluation.models:Pixels")
     BENCHMARKS.register("resolution_sweep", "distill.evaluation.resolution_sweep:ResolutionSweep")

@@ -1,6 +1,6 @@
-"""What a benchmark can measure: teachers, students, a student's head, and the colours of pixels.
+"""The models that a benchmark can measure: teachers, students, their heads, and mean colours.
 
-All are `Teacher`s: frozen encoders that take images in [0, 1] and own what they accept.
+All are `Teacher`s: frozen encoders of images in [0, 1] that state which sizes they accept.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ from teachers.teacher import Teacher, TeacherConfig
 
 
 class PixelsConfig(TeacherConfig):
-    """Mean colours.
+    """Config of `Pixels`.
 
     Attributes:
-        patch_size: pixels of a cell.
-        resolution: (height, width) in pixels that a benchmark takes for its native one.
+        patch_size: side of a cell in pixels.
+        resolution: (height, width) in pixels that benchmarks take as the native resolution.
     """
 
     kind: str = "pixels"
@@ -34,10 +34,12 @@ class PixelsConfig(TeacherConfig):
 
 
 class Pixels(Teacher):
-    """The floor under every encoder: the mean colour of each patch, and all of them as summary.
+    """Mean colours of patches, a baseline that every encoder should beat.
+
+    The summary is an 8 x 8 thumbnail of the image.
 
     Args:
-        config: the cells. The summary is an 8 x 8 thumbnail.
+        config: size of the patches.
     """
 
     Config: ClassVar[type[TeacherConfig]] = PixelsConfig
@@ -53,18 +55,18 @@ class Pixels(Teacher):
         super().__init__(spec, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
     def extract(self, images: Tensor) -> Features:
-        """Averages; see `Teacher.extract`."""
+        """Averages colours, see `Teacher.extract`."""
         thumbnail = F.adaptive_avg_pool2d(images, 8)
         return Features(thumbnail.flatten(1), F.avg_pool2d(images, self.spec.patch_size))
 
 
 def parse_model(value: Any) -> TeacherConfig:
-    """The config of what is measured.
+    """Parses the entry of a model in a recipe.
 
     Args:
-        value: a teacher's recipe entry (`kind: dfn_clip`, ..., or a user's own, upsampled or not);
-            `{kind: student, path: RUN}`; `{kind: pixels}`; or `{recipe: FILE, teacher: NAME}`, a
-            teacher as a student's recipe has it.
+        value: the entry of a teacher of a built-in kind or of a user's class, with or without an
+            upsampler; `{kind: student, path: RUN}`; `{kind: pixels}`; or
+            `{recipe: FILE, teacher: NAME}`, a teacher as a student's recipe configures it.
 
     Raises:
         TeacherError: unknown kind or key, or a wrong value.
@@ -93,13 +95,14 @@ def _teacher_of(value: Mapping[str, Any]) -> TeacherConfig:
 
 
 def model_of(target: str) -> dict[str, Any]:
-    """What a command's TARGET means as a recipe entry: a student that lies there, or a timm name.
+    """The recipe entry of a command's TARGET, a stored student or a timm model.
 
     Args:
-        target: a run's folder, a checkpoint's, a student's file, or a name that timm knows.
+        target: the folder of a run or of a checkpoint, a student's file, or the name of a timm
+            model.
 
     Raises:
-        RecipeError: neither.
+        RecipeError: none of these.
     """
     path = Path(target)
     if path.is_dir() or path.suffix == ".safetensors":
@@ -108,7 +111,7 @@ def model_of(target: str) -> dict[str, Any]:
 
     if not timm.is_model(target):
         raise RecipeError(
-            f"{target}: no run, checkpoint or student's file, and no timm model"
+            f"{target}: neither a run, a checkpoint or a student's file, nor a timm model"
             f"{did_you_mean(target.split('.')[0], timm.list_models())}"
         )
     return {"kind": "timm", "model": target}

@@ -1,10 +1,10 @@
-"""How well a student's heads follow their teachers at other resolutions than it was trained at.
+"""Measures the agreement of a student's heads with their teachers over a range of resolutions.
 
-RADIO's students of old switched mode (RADIOv2.5, arXiv 2412.07679): above some resolution features
-were others, and agreement fell from one size to the next. This is the curve that shows it.
+It detects mode switching (Heinrich et al., RADIOv2.5, 2024, arXiv 2412.07679): the features of
+early RADIO students changed abruptly above some resolution, so that agreement fell from one size
+to the next.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from data.files import write_text
+from data.files import write_json_lines
 from data.images import load_images
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement, metric_key
 from distill.benchmarks.fidelity import Agreement, measure
@@ -27,12 +27,12 @@ from teachers.upsamplers.resize import Size2d
 
 
 class ResolutionSweepConfig(BenchmarkConfig):
-    """Where a student is compared with its teachers.
+    """Config of `ResolutionSweep`.
 
     Attributes:
         images: a folder, archive or shards of images that the run does not train on.
-        resolutions: of the student's input in pixels, two at least, one number or [height, width]
-            each; neighbours by area are compared.
+        resolutions: sizes of the student's input in pixels, at least two, each one number or
+            [height, width]; neighbours by area are compared.
         batch_size: images of one forward pass.
     """
 
@@ -45,9 +45,9 @@ class ResolutionSweepConfig(BenchmarkConfig):
 class ResolutionSweep(Benchmark):
     """Agreement of each head with its teacher by resolution; needs a student and its run.
 
-    Figures: `largest_cosine_drop`, the most that a head's spatial cosine falls from one resolution
-    to the next larger one, 0 where none falls; and each head's lowest cosine and fidelity. All
-    points of the curves, with mean squared errors, are in `curves.jsonl`, and drawn in
+    Metrics: `largest_cosine_drop`, the largest fall of a head's spatial cosine from one resolution
+    to the next larger one, 0 if none falls; and the lowest cosine and fidelity of each head. All
+    points of the curves, with mean squared errors, are written to `curves.jsonl` and drawn in
     `curves.png`. Every rank measures all images.
     """
 
@@ -60,8 +60,8 @@ class ResolutionSweep(Benchmark):
         config: ResolutionSweepConfig = self.config
         if not isinstance(encoder, StoredStudent) or encoder.config.path.is_file():
             raise TeacherError(
-                "resolution_sweep: compares a student with the teachers of its run; the model has "
-                "to be {kind: student, path: RUN}, a run's folder or one of its checkpoints"
+                "resolution_sweep: compares a student with the teachers of its run, so the model "
+                "must be {kind: student, path: RUN}, the folder of a run or of a checkpoint"
             )
         trained = find_trained(encoder.config.path, [])
         students, targets = load_trained(trained)
@@ -82,21 +82,21 @@ class ResolutionSweep(Benchmark):
             "step": trained.step,
             "standardisation": trained.recipe.objective.standardisation,
         }
-        return Measurement(_figures(curves), protocol)
+        return Measurement(_metrics(curves), protocol)
 
 
 def largest_drop(values: Sequence[float]) -> float:
-    """The most that values fall from one to the next; 0 where they never do."""
+    """The largest fall from one value to the next; 0 if they never fall."""
     return max([0.0, *(one - other for one, other in pairwise(values))])
 
 
-def _figures(curves: Mapping[str, Sequence[Agreement]]) -> dict[str, float]:
+def _metrics(curves: Mapping[str, Sequence[Agreement]]) -> dict[str, float]:
     cosines = {name: [at.spatial_cosine for at in curve] for name, curve in curves.items()}
-    figures = {"largest_cosine_drop": max(largest_drop(curve) for curve in cosines.values())}
+    metrics = {"largest_cosine_drop": max(largest_drop(curve) for curve in cosines.values())}
     for name, curve in curves.items():
-        figures[metric_key(f"{name}_lowest_cosine")] = min(cosines[name])
-        figures[metric_key(f"{name}_lowest_fidelity")] = min(at.fidelity for at in curve)
-    return figures
+        metrics[metric_key(f"{name}_lowest_cosine")] = min(cosines[name])
+        metrics[metric_key(f"{name}_lowest_fidelity")] = min(at.fidelity for at in curve)
+    return metrics
 
 
 def _write(
@@ -107,8 +107,7 @@ def _write(
         for name, curve in curves.items()
         for size, agreement in zip(sizes, curve, strict=True)
     ]
-    lines = (json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    write_text(folder / "curves.jsonl", "".join(lines))
+    write_json_lines(folder / "curves.jsonl", rows)
     _draw(folder / "curves.png", sizes, curves)
 
 

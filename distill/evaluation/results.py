@@ -1,7 +1,7 @@
-"""Results of several suites, brought together: `task: report`.
+"""Combines the results of several suites, `task: report`, and tabulates results.
 
-Nothing is measured. Figures stand in one table only if they were measured alike, so a benchmark
-must have the same entry and protocol in all suites, and a model the same weights.
+A report measures nothing. Metrics share a table only if they were measured in the same way: a
+benchmark must have the same entry and protocol in all suites, and a model the same weights.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from distill.evaluation.suite import RESULTS, TaskGroups, read_results
 from distill.runtime.errors import RecipeError
 from teachers.kinds import did_you_mean
 
-# What two rows of one name must share.
+# The keys that two rows of the same benchmark or model must share.
 _SAME = {"benchmark": ("entry", "protocol"), "model": ("encoder", "fingerprint")}
 
 
@@ -26,13 +26,12 @@ class ReportRecipe(BaseModel):
     Attributes:
         dir: the folder for the report.
         results: the folders of suites that were run.
-        baseline: the model that the others' relative changes are against; None for no table of
-            them.
-        groups: of tasks, see `report.relative_changes`.
-        may_differ: facts that do not count for the figures, by the name that the refusal gives
-            them: `entry.dataset.root` where the suites ran on two machines; `encoder.path` and
-            `fingerprint` where a model's name stands for several trainings of one recipe, one a
-            suite, each suite with a seed of its own. Spreads are then of whole trainings.
+        baseline: the model that relative changes are computed against; None for no such table.
+        groups: groups of tasks, see `relative_change.relative_changes`.
+        may_differ: facts that do not affect the metrics, by the names that the error message gives
+            them: `entry.dataset.root` if the suites ran on two machines; `encoder.path` and
+            `fingerprint` if the name of a model stands for several trainings of one recipe, one in
+            each suite, and each suite has its own seed. Spreads are then over whole trainings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,11 +45,11 @@ class ReportRecipe(BaseModel):
 
 
 class Result(NamedTuple):
-    """What was measured once.
+    """One measurement of a suite.
 
     Attributes:
-        suite: the folder of its suite.
-        row: the line of `results.jsonl`.
+        suite: the folder of the suite.
+        row: the row of `results.jsonl`.
     """
 
     suite: Path
@@ -58,15 +57,15 @@ class Result(NamedTuple):
 
 
 def read_suites(folders: Iterable[Path], may_differ: Sequence[str] = ()) -> list[Result]:
-    """All lines of some suites' results.
+    """Reads the results of several suites.
 
     Args:
-        folders: of the suites.
+        folders: the folders of the suites.
         may_differ: names of facts that are not compared, see `ReportRecipe`.
 
     Raises:
-        RecipeError: a folder has no results, one thing was measured in two of them, or one name
-            stands for what differs.
+        RecipeError: a folder has no results, two have the same measurement, or a benchmark or a
+            model differs between them.
     """
     results: list[Result] = []
     for folder in folders:
@@ -84,10 +83,10 @@ def read_suites(folders: Iterable[Path], may_differ: Sequence[str] = ()) -> list
 
 
 def facts(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """What a line says under some of its keys, nested names joined by dots.
+    """The values under some keys of a row, flattened: nested names are joined by dots.
 
     Args:
-        row: a line of `results.jsonl`.
+        row: a row of `results.jsonl`.
         keys: such as `entry` and `protocol`.
     """
     found: dict[str, Any] = {}
@@ -106,8 +105,8 @@ def _require_known_facts(results: Sequence[Result], may_differ: Sequence[str]) -
     for name in may_differ:
         if name not in known:
             raise RecipeError(
-                f"may_differ: no result has a fact {name!r}{did_you_mean(name, known)}; they are "
-                "named as in results.jsonl, such as entry.dataset.root or protocol.input.size"
+                f"may_differ: no result has a fact {name!r}{did_you_mean(name, known)}; facts have "
+                "the names of results.jsonl, such as entry.dataset.root or protocol.input.size"
             )
 
 
@@ -126,8 +125,8 @@ def _require_alike(results: Sequence[Result], may_differ: Sequence[str]) -> None
             if differing:
                 raise RecipeError(
                     f"results: {kind} {name!r} is not the same in {_place(known)} and "
-                    f"{_place(result)}: {'; '.join(differing)}. Measure alike, use two names, or "
-                    "list what does not count in may_differ"
+                    f"{_place(result)}: {'; '.join(differing)}. Measure both in the same way, use "
+                    "two names, or list facts that do not affect the metrics in may_differ"
                 )
 
 
@@ -149,10 +148,10 @@ def _place(result: Result) -> str:
 
 
 def results_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """A table a benchmark, a line a model.
+    """A table for each benchmark, with a row for each model and a column for each metric.
 
     Args:
-        rows: lines of `results.jsonl`, see `suite.run_suite`.
+        rows: rows of `results.jsonl`, see `suite.run_suite`.
     """
     names = dict.fromkeys(row["benchmark"] for row in rows)
     return [_table(name, [row for row in rows if row["benchmark"] == name]) for name in names]
@@ -162,30 +161,33 @@ def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     models: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         models.setdefault(row["model"], []).append(row)
-    figures = list(dict.fromkeys(key for row in rows for key in row["figures"]))
+    metrics = list(dict.fromkeys(key for row in rows for key in row["figures"]))
     lower = {key for row in rows for key in row["lower_is_better"]}
-    heads = (f"{key} (lower is better)" if key in lower else key for key in figures)
-    best = {key: _best(models, key, key in lower) for key in figures}
+    best = {key: _best(models, key, key in lower) for key in metrics}
     lines = [
-        (model, [Cell(str(len(seeds))), *(_cell(_values(seeds, k), best[k]) for k in figures)])
+        (model, [Cell(str(len(seeds))), *(_cell(_values(seeds, k), best[k]) for k in metrics)])
         for model, seeds in models.items()
     ]
-    return Table(name, ("model", "seeds", *heads), lines)
+    return Table(name, ("model", "seeds", *(_heading(k, k in lower) for k in metrics)), lines)
 
 
-def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """A figure of each row that has it."""
-    return [row["figures"][key] for row in rows if key in row["figures"]]
+def _heading(metric: str, lower: bool) -> str:
+    return metric.replace("_", " ") + (" (lower is better)" if lower else "")
 
 
-def _best(models: Mapping[str, list[Mapping[str, Any]]], key: str, lower: bool) -> float | None:
-    means = [mean(found) for seeds in models.values() if (found := _values(seeds, key))]
+def _values(rows: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    """The metric in those rows that have it."""
+    return [row["figures"][metric] for row in rows if metric in row["figures"]]
+
+
+def _best(models: Mapping[str, list[Mapping[str, Any]]], metric: str, lower: bool) -> float | None:
+    means = [mean(found) for seeds in models.values() if (found := _values(seeds, metric))]
     return (min if lower else max)(means, default=None)
 
 
 def _cell(found: list[float], best: float | None) -> Cell:
     if not found:
         return Cell("-")
-    middle = mean(found)
+    average = mean(found)
     spread = f" ± {stdev(found):.2g}" if len(found) > 1 else ""
-    return Cell(f"{middle:.4g}{spread}", middle == best)
+    return Cell(f"{average:.4g}{spread}", average == best)

@@ -11,7 +11,7 @@ from distill.evaluation.comparison import (
     evaluate_upsampler,
 )
 from distill.evaluation.models import model_of
-from distill.evaluation.report import change_table, relative_changes
+from distill.evaluation.relative_change import change_table, relative_changes
 from distill.evaluation.report_page import write_report
 from distill.evaluation.results import ReportRecipe, Result, read_suites, results_tables
 from distill.evaluation.student_run import agreement_table, evaluate_student

@@ -26,7 +26,7 @@ def write_page(
 
     Args:
         trained: the run.
-        rows: lines of `fidelity.jsonl`.
+        rows: rows of `fidelity.jsonl`.
         panels: PNG files of feature maps by the size of the student's input, `256 x 256 px`.
 
     Returns:

@@ -1,14 +1,13 @@
-"""Measures a trained student against its teachers, before and after training, and shows it."""
+"""Measures the agreement of a student with its teachers, before and after training."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from data.batch import scale_pixels
-from data.files import write_text
+from data.files import write_json_lines
 from data.images import load_images
 from distill.benchmarks.fidelity import EvaluationConfig, measure, require_images
 from distill.display.pictures import draw_panels
@@ -19,17 +18,17 @@ from distill.targets.targets import Targets
 from distill.tasks.trained import Trained, load_trained
 from student.model import Student
 
-SHOWN = 4  # images of a picture
+_SHOWN = 4  # images of a picture
 
 
 def evaluate_student(trained: Trained) -> tuple[list[dict[str, Any]], Path]:
-    """Measures, draws and writes everything.
+    """Writes metrics, pictures of feature maps and the page of a run.
 
     Returns:
-        The lines of `fidelity.jsonl`, and the path of the page.
+        The rows of `fidelity.jsonl`, and the path of the page.
 
     Raises:
-        RecipeError: the recipe has no section `evaluation`, or its images are not there.
+        RecipeError: the recipe has no section `evaluation`, or its images do not exist.
         DataError: the images cannot be read.
     """
     config = trained.recipe.evaluation
@@ -52,16 +51,14 @@ def evaluate_student(trained: Trained) -> tuple[list[dict[str, Any]], Path]:
                 rows.append(facts | _protocol(trained, config, names) | agreement._asdict())
         size = f"{resolution[0]} x {resolution[1]} px"
         pictures[size] = folder / f"panels_{resolution[0]}x{resolution[1]}.png"
-        _draw(pictures[size], images[:SHOWN], students, targets)
-    write_text(
-        folder / "fidelity.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    )
+        _draw(pictures[size], images[:_SHOWN], students, targets)
+    write_json_lines(folder / "fidelity.jsonl", rows)
     return rows, write_page(trained, rows, pictures)
 
 
-def agreement_table(rows: list[dict[str, Any]]) -> Table:
-    """The lines of `fidelity.jsonl` for a screen."""
-    table = Table("teacher", "resolution", "student", title="Agreement on held-out images")
+def agreement_table(rows: list[dict[str, Any]]) -> RichTable:
+    """The rows of `fidelity.jsonl` as a table for a terminal."""
+    table = RichTable("teacher", "resolution", "student", title="Agreement on held-out images")
     for name in ("fidelity", "spatial cosine", "summary cosine"):
         table.add_column(name, justify="right")
     for row in rows:
@@ -78,7 +75,7 @@ def agreement_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _protocol(trained: Trained, config: EvaluationConfig, names: list[str]) -> dict[str, Any]:
-    """What a figure needs beside it to be measured again."""
+    """The facts that are needed to measure a row again."""
     return {
         "step": trained.step,
         "checkpoint": str(trained.checkpoint),

@@ -1,10 +1,9 @@
 """Runs benchmarks on encoders: `task: benchmarks`.
 
-Every encoder meets every benchmark, once a seed. What was measured before, with the same entries
-and the same weights, is not measured again: a suite that was stopped goes on.
+Every benchmark measures every encoder with every seed. Measurements that exist, with the same
+entries and the same weights, are not repeated, so that a suite that was stopped continues.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,11 +19,11 @@ from pydantic import (
     field_validator,
 )
 
-from data.files import write_text
+from data.files import read_json_lines, write_json_lines
 from distill.benchmarks.benchmark import Benchmark, metric_key
 from distill.benchmarks.build import BENCHMARKS, AnyBenchmark, build_benchmark, measure_into
 from distill.evaluation.models import parse_model
-from distill.evaluation.report import require_known, split_task
+from distill.evaluation.relative_change import require_known, split_task
 from distill.runtime import distributed
 from distill.runtime.run_folder import versions
 from teachers.build import build_teacher
@@ -32,7 +31,8 @@ from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher, TeacherConfig
 
 RESULTS = "results.jsonl"
-_SAME = ("benchmark", "model", "seed", "entry", "encoder", "fingerprint")
+# The keys by which a measurement is found again.
+_IDENTITY = ("benchmark", "model", "seed", "entry", "encoder", "fingerprint")
 
 TaskGroups = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
 AnyModel = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_model)]
@@ -43,12 +43,12 @@ class SuiteRecipe(BaseModel):
 
     Attributes:
         dir: the folder for `results.jsonl`, pictures and the report.
-        models: name to what is measured, see `models.parse_model`.
+        models: name to model, see `models.parse_model`.
         benchmarks: name to benchmark.
-        seeds: of probes and whatever else is random; a benchmark that is not takes the first.
-        baseline: the model that the others' relative changes are against; None for no table of
-            them.
-        groups: of tasks, see `report.relative_changes`.
+        seeds: seeds of probes and of everything else that is random; a benchmark without
+            randomness runs with the first one.
+        baseline: the model that relative changes are computed against; None for no such table.
+        groups: groups of tasks, see `relative_change.relative_changes`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,24 +75,24 @@ class SuiteRecipe(BaseModel):
             for item in items if "benchmarks" in info.data else ():
                 split_task(group, item, info.data["benchmarks"])
         if groups and info.data.get("baseline", "") is None:
-            raise ValueError("changes are of groups against a baseline; name it, baseline=MODEL")
+            raise ValueError("groups are compared with a baseline; add baseline=MODEL")
         return groups
 
 
 def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
-    """Measures whatever is not measured yet.
+    """Measures everything that is not measured yet.
 
     Args:
-        recipe: `recipe.dir` is made where it is not there.
+        recipe: the suite; the folder `recipe.dir` is made if it does not exist.
 
     Returns:
-        The lines of `results.jsonl` that the recipe asks for, in its order. A line has the
-        figures, the protocol, both entries with all defaults, the fingerprint of the weights and
-        the versions: all that is needed to measure it again.
+        The rows of `results.jsonl` that the recipe asks for, in its order. To allow measuring it
+        again, a row has the metrics, the protocol, both entries with all defaults, the fingerprint
+        of the weights and the versions.
 
     Raises:
-        TeacherError: an encoder cannot be built, or cannot be measured so.
-        DataError: a benchmark's data are not there.
+        TeacherError: an encoder cannot be built, or a benchmark cannot measure it.
+        DataError: the data of a benchmark do not exist.
     """
     recipe.dir.mkdir(parents=True, exist_ok=True)
     known = read_results(recipe.dir)
@@ -102,29 +102,28 @@ def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
         facts = {"model": name, "encoder": config.model_dump(mode="json")}
         facts["fingerprint"] = teacher_fingerprint(encoder)
         for benchmark_name, seed, benchmark in _jobs(recipe):
-            due = facts | {
+            job = facts | {
                 "benchmark": benchmark_name,
                 "entry": benchmark.config.model_dump(mode="json"),
                 "seed": seed,
             }
-            row = _find(known, due)
+            row = _find(known, job)
             if row is None:
-                row = due | _measure(benchmark, encoder, seed, row_folder(recipe.dir, due))
+                row = job | _measure(benchmark, encoder, seed, row_folder(recipe.dir, job))
                 known = [old for old in known if not _replaces(row, old)] + [row]
-                _write(recipe.dir, known)
+                if distributed.rank() == 0:
+                    write_json_lines(recipe.dir / RESULTS, known)
             rows.append(row)
     return rows
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a folder's `results.jsonl`; none where nothing was measured yet."""
-    path = folder / RESULTS
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [_with_metric_keys(json.loads(line)) for line in lines]
+    """The rows of a folder's `results.jsonl`; none if nothing was measured yet."""
+    return [_with_metric_keys(row) for row in read_json_lines(folder / RESULTS)]
 
 
 def _with_metric_keys(row: dict[str, Any]) -> dict[str, Any]:
-    """A line with the metric names of today: built-in benchmarks once wrote `AP small`."""
+    """A row with today's metric names: older built-in benchmarks wrote `AP small`."""
     if not BENCHMARKS.is_built_in(row["entry"]["kind"]):
         return row
     return row | {
@@ -134,11 +133,11 @@ def _with_metric_keys(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def row_folder(folder: Path, row: Mapping[str, Any]) -> Path:
-    """Where a suite keeps the pictures of a line of its results.
+    """The folder with the pictures of one row of the results.
 
     Args:
-        folder: the suite's.
-        row: the line.
+        folder: the folder of the suite.
+        row: the row.
     """
     return folder / row["benchmark"] / row["model"] / f"seed-{row['seed']}"
 
@@ -153,24 +152,18 @@ def _jobs(recipe: SuiteRecipe) -> Iterator[tuple[str, int, Benchmark]]:
 def _measure(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> dict[str, Any]:
     if distributed.rank() == 0:
         print(f"{folder.parent.parent.name}: {folder.parent.name}, seed {seed}", flush=True)
-    figures, protocol = measure_into(benchmark, encoder, seed, folder)
+    metrics, protocol = measure_into(benchmark, encoder, seed, folder)
     return {
-        "figures": figures,
-        "lower_is_better": sorted(benchmark.lower_is_better & figures.keys()),
+        "figures": metrics,
+        "lower_is_better": sorted(benchmark.lower_is_better & metrics.keys()),
         "protocol": protocol,
         "versions": versions(),
     }
 
 
-def _find(rows: list[dict[str, Any]], due: Mapping[str, Any]) -> dict[str, Any] | None:
-    return next((row for row in rows if all(row[key] == due[key] for key in _SAME)), None)
+def _find(rows: list[dict[str, Any]], job: Mapping[str, Any]) -> dict[str, Any] | None:
+    return next((row for row in rows if all(row[key] == job[key] for key in _IDENTITY)), None)
 
 
 def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     return all(new[key] == old[key] for key in ("benchmark", "model", "seed"))
-
-
-def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
-    if distributed.rank() == 0:
-        lines = (json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        write_text(folder / RESULTS, "".join(lines))

@@ -1,13 +1,11 @@
-"""What features cost by resolution: `task: throughput` of `distill.evaluate`.
+"""Measures the time that features take by resolution: `task: throughput`.
 
-Time for an image and for a token of the encoder at each size that it takes, of an encoder whose
-cost were proportional to its tokens, and of upsamplers (arXiv 2502.16025, figure 14). Time does not
-depend on weights, so that teachers may have `weights: none` and upsamplers are not trained.
-Writes `throughput.jsonl`, `break_even.jsonl` and `throughput.png` into the recipe's folder. Exit
-codes: 0 done, 2 a user's mistake.
+The time of an image and of a token is measured for an encoder at each size that it accepts and for
+upsamplers, beside a hypothetical encoder whose time is proportional to its tokens (Ranzinger et
+al., FeatSharp, 2025, arXiv 2502.16025, figure 14). Time does not depend on weights, so teachers may
+have `weights: none`, and upsamplers are not trained.
 """
 
-import json
 import math
 import platform
 import time
@@ -20,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from data.files import write_text
+from data.files import write_json_lines
 from distill.evaluation.break_even import break_even
 from distill.evaluation.throughput_report import draw_throughput
 from distill.runtime import distributed
@@ -39,16 +37,17 @@ _NATIVE = (1, 1)
 
 
 class ThroughputRecipe(BaseModel):
-    """What is timed: `task: throughput`.
+    """The encoders and upsamplers to time.
 
     Attributes:
-        dir: the folder for the figures and the picture.
+        dir: the folder for `throughput.jsonl`, `break_even.jsonl` and `throughput.png`.
         teachers: name to encoder, without an upsampler.
-        upsamplers: name to an upsampler's entry without its factor.
-        factors: one number, or [height, width], of each upsampler; two of different size at least.
+        upsamplers: name to the entry of an upsampler without its factor.
+        factors: the factors of each upsampler, each one number or [height, width]; at least two of
+            different size.
         batch_size: images of one call.
-        rounds: calls of each; the median counts. One more comes first and does not count.
-        precision: of the encoder's matrices and of the upsampler's products.
+        rounds: timed calls, of which the median is taken, after one that is not timed.
+        precision: of the encoder's weights and of the upsampler's products.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,29 +64,27 @@ class ThroughputRecipe(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if len({fh * fw for fh, fw in self.factors} - {1}) < 2:
-            raise ValueError(
-                "factors: give two of different size above 1; a curve goes through them"
-            )
+            raise ValueError("factors: give at least two of different size above 1, to fit a curve")
         for name, teacher in self.teachers.items():
             if teacher.upsampler is not None:
-                raise ValueError(f"teachers.{name}.upsampler: belongs to `upsamplers`")
+                raise ValueError(f"teachers.{name}.upsampler: move it to `upsamplers`")
         for name, entry in self.upsamplers.items():
             if "factor" in entry or entry.get("kind") == "trained":
-                raise ValueError(f"upsamplers.{name}: a kind and options; `factors` has the factor")
+                raise ValueError(f"upsamplers.{name}: expected a kind and options without a factor")
             if name in ("encoder", "linear"):
-                raise ValueError(f"upsamplers.{name}: names a curve of its own; take another name")
+                raise ValueError(f"upsamplers.{name}: this name is reserved; choose another one")
             parse_upsampler({**entry, "factor": self.factors[0]})
         return self
 
 
 class Case(NamedTuple):
-    """One curve's point: what is called, on images of which size.
+    """One point of a curve: a model and the size of its images.
 
     Attributes:
-        method: `encoder`, or the upsampler's name.
-        factor: (fh, fw).
-        teacher: what is called.
-        passes: of the encoder at its native resolution; None for itself at another.
+        method: `encoder`, or the name of an upsampler.
+        factor: (fh, fw), size of the images relative to the native resolution.
+        teacher: the model to call.
+        passes: passes of the encoder at its native resolution; None for the encoder at another.
     """
 
     method: str
@@ -99,14 +96,14 @@ class Case(NamedTuple):
 def measure_throughput(
     recipe: ThroughputRecipe,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measures, draws and writes everything.
+    """Measures the times and writes them, with a picture of the curves.
 
     Returns:
-        The lines of `throughput.jsonl` and of `break_even.jsonl`; the latter has those teachers
-        only that take larger images.
+        The rows of `throughput.jsonl` and of `break_even.jsonl`; the latter only has teachers that
+        accept larger images.
 
     Raises:
-        TeacherError: a teacher or an upsampler of it cannot be built.
+        TeacherError: a teacher or one of its upsamplers cannot be built.
     """
     rows: list[dict[str, Any]] = []
     crossings: list[dict[str, Any]] = []
@@ -115,15 +112,14 @@ def measure_throughput(
         rows += measured
         crossings += _break_evens(name, measured)
     recipe.dir.mkdir(parents=True, exist_ok=True)
-    for file, lines in (("throughput", rows), ("break_even", crossings)):
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        write_text(recipe.dir / f"{file}.jsonl", text)
+    write_json_lines(recipe.dir / "throughput.jsonl", rows)
+    write_json_lines(recipe.dir / "break_even.jsonl", crossings)
     draw_throughput(recipe.dir / "throughput.png", rows, crossings)
     return rows, crossings
 
 
 def _measure(name: str, config: TeacherConfig, recipe: ThroughputRecipe) -> list[dict[str, Any]]:
-    """The rows of one teacher: as measured, and the linear encoder that follows."""
+    """The rows of one teacher: measured ones, and the hypothetical linear encoder."""
     try:
         cases = list(_cases(build_teacher(config, device=distributed.device()), recipe))
     except TeacherError as error:
@@ -143,7 +139,7 @@ def _measure(name: str, config: TeacherConfig, recipe: ThroughputRecipe) -> list
 
 
 def _cases(teacher: Teacher, recipe: ThroughputRecipe) -> Iterator[Case]:
-    """The encoder at its native size first."""
+    """The points to measure, the encoder at its native size first."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.precision]
     teacher.cast(dtype)
     spec, device = teacher.spec, teacher.mean.device
@@ -158,14 +154,14 @@ def _cases(teacher: Teacher, recipe: ThroughputRecipe) -> Iterator[Case]:
             config = parse_upsampler({**entry, "factor": factor})
             assert config is not None
             upsampler = build_upsampler(config, spec)
-            if upsampler.spatial_dim == spec.spatial_dim:  # as it is carried
+            if upsampler.spatial_dim == spec.spatial_dim:  # as the upsampler of a teacher is
                 upsampler = Standardised(upsampler, phi_s)
             upsampled = UpsampledTeacher(teacher, upsampler.to(device)).cast(dtype)
             yield Case(name, factor, upsampled.train(), upsampler.num_forwards)
 
 
 def _time(cases: list[Case], spec: FeatureSpec, recipe: ThroughputRecipe) -> list[float]:
-    """Median seconds of a call of each; all take turns, so that a slow minute is everyone's."""
+    """Median seconds of a call of each case; cases take turns, to share slow phases alike."""
     device = distributed.device()
     generator = torch.Generator().manual_seed(0)
     images = {
@@ -184,7 +180,7 @@ def _time(cases: list[Case], spec: FeatureSpec, recipe: ThroughputRecipe) -> lis
 
 
 def _elapsed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, of its kernels too where they run on a GPU."""
+    """Seconds of a call, including its kernels on a GPU."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -213,7 +209,7 @@ def _row(
 
 
 def _break_evens(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each upsampler against the encoder at the full size, where that was measured."""
+    """Compares each upsampler with the encoder at the full size, if that was measured."""
     curves: dict[str, dict[float, float]] = {}
     for row in rows:
         fh, fw = row["factor"]

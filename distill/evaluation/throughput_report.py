@@ -1,26 +1,26 @@
-"""Times by resolution as a table and as a picture."""
+"""Shows the times by resolution as a table and as a picture."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Table as RichTable
 
 _TITLES = {"linear": "linear encoder"}
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def throughput_table(rows: Rows, crossings: Rows) -> Table:
-    """A line for each teacher and method, a column for each factor, and the break-even factor.
+def throughput_table(rows: Rows, crossings: Rows) -> RichTable:
+    """A table with a row for each teacher and method and a column for each factor.
 
     Args:
-        rows: the lines of `throughput.jsonl`.
-        crossings: the lines of `break_even.jsonl`.
+        rows: rows of `throughput.jsonl`.
+        crossings: rows of `break_even.jsonl`.
     """
     factors = sorted({tuple(row["factor"]) for row in rows}, key=lambda f: (math.prod(f), f))
-    table = Table(title="Milliseconds an image (microseconds a token)")
+    table = RichTable(title="Milliseconds per image (microseconds per token)")
     for name in ("teacher", "method"):
         table.add_column(name, no_wrap=True)
     for fh, fw in factors:
@@ -41,46 +41,28 @@ def throughput_table(rows: Rows, crossings: Rows) -> Table:
 
 
 def draw_throughput(path: Path, rows: Rows, crossings: Rows) -> None:
-    """Draws a row a teacher: time an image and time a token against resolution, both axes in logs.
+    """Draws the time of an image and of a token against resolution, on logarithmic axes.
 
-    Where an upsampler becomes faster than its encoder is a dotted line in its colour.
+    Each teacher has a row. A dotted line marks the resolution from which an upsampler is faster
+    than its encoder.
 
     Args:
         path: the PNG to write.
-        rows: the lines of `throughput.jsonl`.
-        crossings: the lines of `break_even.jsonl`.
+        rows: rows of `throughput.jsonl`.
+        crossings: rows of `break_even.jsonl`.
     """
     from matplotlib.figure import Figure  # without pyplot there is no window and no global state
 
     teachers = list(dict.fromkeys(row["teacher"] for row in rows))
     figure = Figure(figsize=(11, 4.2 * len(teachers)), layout="constrained")
     axes = figure.subplots(len(teachers), 2, squeeze=False)
-    for pair, teacher in zip(axes, teachers, strict=True):
-        own = {m: points for (t, m), points in _curves(rows).items() if t == teacher}
-        native = _side(own["encoder"][0])
-        for axis, key, scale, unit in (
-            (pair[0], "seconds_per_image", 1e3, "ms an image"),
-            (pair[1], "seconds_per_token", 1e6, "µs a token"),
-        ):
-            for method, points in own.items():
-                points = sorted(points, key=_side)
-                sides = [_side(row) for row in points]
-                style = {"encoder": "ko-", "linear": "k:"}.get(method, "o-")
-                label = _TITLES.get(method, method)
-                crossing = _crossing(crossings, teacher, method)
-                if crossing is not None:
-                    label += f" (break-even: {_from(crossing)})"
-                (line,) = axis.plot(sides, [scale * r[key] for r in points], style, label=label)
-                if crossing is not None and (crossing["factor"] or 0) > 1:
-                    at = native * crossing["factor"]
-                    axis.axvline(at, color=line.get_color(), linestyle=":", linewidth=1)
-            axis.set(xscale="log", yscale="log", xlabel="resolution, px", ylabel=unit)
-            axis.set_title(teacher)
-            ticks = sorted({_side(row) for row in rows if row["teacher"] == teacher})
-            axis.set_xticks(ticks, [f"{side:.0f}" for side in ticks])
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-        pair[0].legend(fontsize="small")
+    for (of_image, of_token), teacher in zip(axes, teachers, strict=True):
+        own = [row for row in rows if row["teacher"] == teacher]
+        _draw_curves(of_image, own, crossings, "seconds_per_image", 1e3)
+        _draw_curves(of_token, own, crossings, "seconds_per_token", 1e6)
+        of_image.set_ylabel("ms per image")
+        of_token.set_ylabel("µs per token")
+        of_image.legend(fontsize="small")
     first = rows[0]
     figure.suptitle(
         f"{first['device']}, {first['precision']}, batches of {first['batch_size']}, "
@@ -88,6 +70,29 @@ def draw_throughput(path: Path, rows: Rows, crossings: Rows) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def _draw_curves(axis: Any, rows: Rows, crossings: Rows, key: str, scale: float) -> None:
+    """Draws the curves of one teacher, a line for each method."""
+    teacher = rows[0]["teacher"]
+    native = next(_side(row) for row in rows if row["method"] == "encoder")
+    for (_, method), points in _curves(rows).items():
+        points = sorted(points, key=_side)
+        style = {"encoder": "ko-", "linear": "k:"}.get(method, "o-")
+        label = _TITLES.get(method, method)
+        crossing = _crossing(crossings, teacher, method)
+        if crossing is not None:
+            label += f" (break-even: {_from(crossing)})"
+        sides, times = zip(*((_side(row), scale * row[key]) for row in points), strict=True)
+        (line,) = axis.plot(sides, times, style, label=label)
+        if crossing is not None and (crossing["factor"] or 0) > 1:
+            at = native * crossing["factor"]
+            axis.axvline(at, color=line.get_color(), linestyle=":", linewidth=1)
+    axis.set(xscale="log", yscale="log", xlabel="resolution, px", title=teacher)
+    ticks = sorted({_side(row) for row in rows})
+    axis.set_xticks(ticks, [f"{side:.0f}" for side in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
 
 
 def _curves(rows: Rows) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -99,7 +104,7 @@ def _curves(rows: Rows) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
 
 
 def _side(row: Mapping[str, Any]) -> float:
-    """Pixels of a side; of a square of the same area, where the image is none."""
+    """Side of the square with the same area, in pixels."""
     return math.sqrt(math.prod(row["resolution"]))
 
 

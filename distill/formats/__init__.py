@@ -1,1 +1,1 @@
-"""Files that other programs read: safetensors, RADIO's, ONNX, and the model card."""
+"""Exports in formats that other programs read: safetensors, RADIO and ONNX; and model cards."""

@@ -15,7 +15,7 @@ from distill.formats.source import measured_fidelity
 from distill.runtime.config import dump_yaml, parse_yaml
 from student.storage import StudentFile
 
-_UNKNOWN_LICENCE = "not known here: that of its weights' source"
+_UNKNOWN_LICENCE = "unknown; see the source of its weights"
 
 
 def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | None) -> str:
@@ -77,7 +77,7 @@ def _outputs(file: StudentFile, heads: Sequence[str]) -> list[Sequence[Any]]:
     width = file.config.shape.width
     with_summary = sum(target.summary_dim is not None for target in file.targets.values())
     rows: list[Sequence[Any]] = [("backbone", with_summary * width or None, width, 1, "its own")]
-    space = "its teacher's" if file.metadata.get("head_space") == "teacher" else "that of training"
+    space = "its teacher's" if file.metadata.get("head_space") == "teacher" else "standardised"
     for name in heads:
         target, upsample = file.targets[name], file.config.head.upsample.get(name, 1)
         rows.append((name, target.summary_dim, target.spatial_dim, upsample, space))

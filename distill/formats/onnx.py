@@ -1,8 +1,8 @@
 """Writes a student as an ONNX graph for any batch, height and width.
 
-Its input, `images`, is float32 (B, 3, H, W) in [0, 1], H and W multiples of the patch size, which
-nothing in a graph can check. Its outputs are `summary` and `spatial` of the backbone, and
-`NAME_summary` and `NAME_spatial` of each head; a summary that a teacher lacks is absent.
+The input `images` is float32 (B, 3, H, W) in [0, 1]. H and W must be multiples of the patch size,
+which a graph cannot check. The outputs are `summary` and `spatial` of the backbone, and
+`NAME_summary` and `NAME_spatial` of each head; a teacher without a summary has no `NAME_summary`.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ TOLERANCE = 1e-4  # absolute and relative
 
 
 class _Outputs(nn.Module):
-    """The student with its outputs in one flat mapping, as graphs have them."""
+    """Returns the outputs of a student as one flat mapping, as ONNX graphs do."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()
@@ -30,31 +30,31 @@ class _Outputs(nn.Module):
         backbone, heads = self.student(images)
         named = {"": backbone, **{f"{name}_": features for name, features in heads.items()}}
         return {
-            f"{prefix}{part}": value
+            f"{prefix}{kind}": value
             for prefix, features in named.items()
-            for part, value in features._asdict().items()
+            for kind, value in features._asdict().items()
             if value is not None
         }
 
 
 @torch.no_grad()
 def save_onnx(path: Path, student: Student) -> float:
-    """Writes a student, after a look at what the graph returns at two sizes, one not square.
+    """Writes a student, after comparing the graph with PyTorch at two sizes, one not square.
 
     Args:
-        path: the file to write; the weights go beside it, as `*.data`, above 1.5 GiB.
+        path: the file to write; weights of more than 1.5 GiB go to `*.data` beside it.
         student: in float32.
 
     Returns:
-        The largest difference from PyTorch.
+        The largest absolute difference of an output from PyTorch.
 
     Raises:
         RecipeError: the extra `onnx` is not installed.
-        RuntimeError: the graph returns something else than the student.
+        RuntimeError: the graph and the student differ by more than `TOLERANCE`.
     """
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  what torch.onnx translates by
+        import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise RecipeError(
             f"--format onnx: {error.name} is missing; pip install 'featsharp-distill[onnx]'"
@@ -64,7 +64,7 @@ def save_onnx(path: Path, student: Student) -> float:
     example = torch.rand(2, 3, 3 * p, 4 * p)
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about torch's own internals
+        warnings.simplefilter("ignore")  # the exporter warns about internals of torch
         program = torch.onnx.export(
             model,
             (example,),
@@ -75,29 +75,29 @@ def save_onnx(path: Path, student: Student) -> float:
         )
     assert program is not None
     for node in program.model.graph:
-        node.metadata_props.clear()  # names places on this machine
+        node.metadata_props.clear()  # it has paths of this machine
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
         program.save(written)
         session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
         difference = max(_compare(model, session, (h * p, w * p)) for h, w in ((6, 6), (4, 9)))
-        large_weights(path).unlink(missing_ok=True)  # of a larger graph that was here
+        large_weights(path).unlink(missing_ok=True)  # of a larger graph that is replaced
         for each in sorted(Path(folder).iterdir(), reverse=True):  # the graph after its weights
             each.replace(path.parent / each.name)
     return difference
 
 
 def large_weights(path: Path) -> Path:
-    """Where the weights of a graph go that is too large for one file."""
+    """The file for the weights of a graph that is too large for one file."""
     return path.with_name(f"{path.name}.data")
 
 
 def _compare(model: nn.Module, session: Any, size: tuple[int, int]) -> float:
     images = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
-    due = model(images)
-    came = map(torch.from_numpy, session.run(list(due), {"images": images.numpy()}))
+    expected = model(images)
+    returned = map(torch.from_numpy, session.run(list(expected), {"images": images.numpy()}))
     largest = 0.0
-    for (name, value), other in zip(due.items(), came, strict=True):
+    for (name, value), other in zip(expected.items(), returned, strict=True):
         if not torch.allclose(other, value, rtol=TOLERANCE, atol=TOLERANCE):
             off = float((other - value).abs().max())
             raise RuntimeError(f"--format onnx: {name} of the graph is {off:.1e} off at {size} px")

@@ -1,13 +1,14 @@
 """Writes a student in the public format of the RADIO family.
 
-NVlabs/RADIO reads it, at c0f3701, by `radio_model(version=PATH, adaptor_names=[...])`. Of the
-format's versions this is the one of RADIOv2.5 and later: a trunk with cropped position embeddings,
-a class token for each teacher, registers and a final norm (`model_norm`), materialised weights, and
-heads of MLP version v2 under their teachers' names. Facts: ../shared/reference/radio-format.md.
-`distill.formats.radio_reader` reads it back.
+https://github.com/NVlabs/RADIO (revision c0f3701) loads the file with
+`radio_model(version=PATH, adaptor_names=[...])`; `distill.formats.radio_reader` reads it back. The
+file is a `torch.save` of `args`, a namespace, and `state_dict`. It uses the version of the format
+of RADIOv2.5 and later: a trunk with cropped position embeddings, a class token for each teacher,
+registers and an optional final norm (`model_norm`), weights without reparametrization, and heads
+of MLP version v2 under the names of their teachers.
 
-That loader builds both heads of a teacher; for one without a summary the file has a summary head
-that returns one zero. Its generic adaptor is asked for everywhere, so no text tower comes along.
+RADIO's loader builds both heads of every teacher, so a teacher without a summary gets a summary
+head that returns one zero. All teachers have the type `generic`, which has no text tower.
 """
 
 import argparse
@@ -24,13 +25,13 @@ from student.heads import MLP2
 from student.storage import StudentFile
 from teachers.radio_format import SPATIAL_HEADS, SUMMARY_HEADS, TOKENS
 
-# Ours to theirs, where the names of the trunk differ.
+# Names of the trunk in a student and in the format, where they differ.
 _TO_PUBLIC = {
     "embedding.projection.weight": "patch_generator.embedder.weight",
     "embedding.positions": "patch_generator.pos_embed",
 }
 
-# timm's own names of our shapes: readers of the format look them up, for a width or a depth.
+# The timm models of a student's shapes and their patch sizes; readers of the format build them.
 _TIMM_NAMES = {
     SHAPES["tiny"]: ("vit_tiny_patch16_224", 16),
     SHAPES["small"]: ("vit_small_patch16_224", 16),
@@ -38,9 +39,9 @@ _TIMM_NAMES = {
     SHAPES["large"]: ("vit_large_patch16_224", 16),
     SHAPES["huge"]: ("vit_huge_patch14_224", 14),
 }
-_NOMINAL_SIDE = 224  # of all of them, in pixels
+_NOMINAL_SIDE = 224  # pixels, of all these models
 
-# Fields that the public loader hands to `timm.create_model`; none of them changes a student.
+# Fields that RADIO's loader passes to `timm.create_model`, at values without effect.
 _UNUSED = {
     "pretrained": False,
     "in_chans": None,
@@ -67,22 +68,22 @@ def save_radio(path: Path, file: StudentFile) -> None:
 
     Args:
         path: the file to write, usually `*.pth.tar`.
-        file: the student. Heads return what they return: fold PHI-S into them first, as readers
-            of the format expect the teachers' own spaces.
+        file: the student. Readers of the format expect heads that return the teachers' own
+            spaces, so PHI-S has to be folded into them.
 
     Raises:
-        RecipeError: the student has what this version of the format has no place for.
+        RecipeError: the format has no place for a part of the student.
     """
     config = file.config
     if config.isolated:
         raise RecipeError(
-            f"--format radio: student.isolated keeps other tokens from reading the class token of "
-            f"{', '.join(config.isolated)}, which readers of the format do not; use safetensors"
+            f"--format radio: student.isolated keeps other tokens from attending to the class token "
+            f"of {', '.join(config.isolated)}, which the format cannot express; use safetensors"
         )
     if config.head.attention_blocks and any(map(config.head.has, file.targets)):
         raise RecipeError(
             "--format radio: the heads have attention blocks (student.head.attention_blocks), for "
-            "which MLP version v2 has no place; use safetensors, or leave them out with --no-heads"
+            "which MLP version v2 has no place; use safetensors, or drop the heads with --no-heads"
         )
     teachers = []
     for name, target in file.targets.items():
@@ -106,7 +107,7 @@ def save_radio(path: Path, file: StudentFile) -> None:
 
 
 def _model(config: StudentConfig) -> dict[str, Any]:
-    """timm's name, and what it does not say."""
+    """The name of a timm model, and the options in which the student differs from it."""
     shape = config.shape
     name, patch_size = _TIMM_NAMES.get(shape, _TIMM_NAMES[SHAPES["base"]])
     kwargs: dict[str, Any] = {}
@@ -118,7 +119,7 @@ def _model(config: StudentConfig) -> dict[str, Any]:
     if config.layer_scale is not None:
         kwargs["init_values"] = config.layer_scale
     if config.max_resolution == _NOMINAL_SIDE:
-        # The loader takes a table of the model's nominal side for one that is not to be resized.
+        # The loader does not resize a position table of the model's nominal side.
         kwargs["img_size"] = config.patch_size
     return {"model": name, "model_kwargs": kwargs}
 
@@ -135,8 +136,8 @@ def _to_public(file: StudentFile) -> dict[str, Tensor]:
         state[f"input_conditioner.{key}"] = torch.tensor(values).view(3, 1, 1)
     for name, value in file.state_dict.items():
         if name.startswith("heads."):
-            _, teacher, part, rest = name.split(".", 3)
-            prefix = SUMMARY_HEADS if part == "summary" else SPATIAL_HEADS
+            _, teacher, kind, rest = name.split(".", 3)
+            prefix = SUMMARY_HEADS if kind == "summary" else SPATIAL_HEADS
             state[f"{prefix}{teacher}.{rest}"] = value
     for name, target in file.targets.items():
         if target.summary_dim is None and file.config.head.has(name):

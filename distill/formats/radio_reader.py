@@ -1,7 +1,7 @@
 """Reads a model of the RADIO family, in its public format, as a student.
 
-So public checkpoints, and what `distill.formats.radio` wrote, become students: files that start
-another training, run, or are exported. Facts: ../shared/reference/radio-format.md.
+Public checkpoints and files of `distill.formats.radio` become students that can run, be exported,
+or start another training. `teachers.radio_format` describes the format.
 """
 
 import logging
@@ -29,26 +29,28 @@ from teachers.radio_teacher import build_trunk
 
 log = logging.getLogger(__name__)
 
-_NORM_EPS = 1e-6  # of timm's LayerNorm
+_NORM_EPS = 1e-6  # of LayerNorm in timm's ViTs
 
 
 def read_radio_student(path: Path) -> StudentFile:
     """Reads a model of the family as a student.
 
-    Heads that are not MLPs of version v2, or not of the first one's size, are left out, with a
-    warning each. The others return their teachers' own spaces, as the metadata say.
+    Heads that are not MLPs of version v2, or differ in size from the first one, are left out with
+    a warning. The others return their teachers' own spaces, which the metadata record.
 
     Args:
-        path: as of `teachers.radio_format.read_radio`.
+        path: see `teachers.radio_format.read_radio`.
 
     Raises:
-        TeacherError: no checkpoint of the format.
-        RecipeError: its trunk is not made as a student's.
+        TeacherError: not a checkpoint of the format.
+        RecipeError: its trunk is not built like that of a student.
     """
     checkpoint = read_radio(path)
     names = checkpoint.architecture.class_tokens
     if names == ("",):
-        raise RecipeError(f"{path}: its teachers share one class token; a student's have their own")
+        raise RecipeError(
+            f"{path}: its teachers share one class token; those of a student have one each"
+        )
     head, heads = _read_heads(checkpoint, path)
     file = StudentFile(
         _config(checkpoint, head, path),
@@ -59,17 +61,17 @@ def read_radio_student(path: Path) -> StudentFile:
     try:
         student_of(file.config, file.targets, file.state_dict, f"{path}")
     except RuntimeError as error:
-        raise RecipeError(f"{error}: a student is a plain ViT of timm's") from None
+        raise RecipeError(f"{error}: a student is a plain ViT as in timm") from None
     return file
 
 
 @torch.no_grad()
 def check_radio(path: Path, file: StudentFile) -> None:
-    """Makes sure that a written file is the student, bit for bit.
+    """Checks that a written file returns the same as the student, bit for bit.
 
     Args:
-        path: what `distill.formats.radio` wrote.
-        file: the student that it was given.
+        path: a file of `distill.formats.radio`.
+        file: the student that was written.
 
     Raises:
         RecipeError: the format cannot hold this student.
@@ -77,13 +79,15 @@ def check_radio(path: Path, file: StudentFile) -> None:
     again = read_radio_student(path)
     p = file.config.patch_size
     images = torch.rand(1, 3, 2 * p, 3 * p, generator=torch.Generator().manual_seed(0))
-    due, came = (student_of(f.config, f.targets, f.state_dict, "")(images) for f in (file, again))
-    for name, features in {"backbone": due.backbone, **due.heads}.items():
-        other = came.backbone if name == "backbone" else came.heads.get(name)
+    expected, returned = (
+        student_of(f.config, f.targets, f.state_dict, "")(images) for f in (file, again)
+    )
+    for name, features in {"backbone": expected.backbone, **expected.heads}.items():
+        other = returned.backbone if name == "backbone" else returned.heads.get(name)
         if other is None or not all(map(_equal, features, other)):
             raise RecipeError(
-                f"--format radio: the format cannot hold this student; of its {name}, readers "
-                "would get something else. Choose another format, or keep no heads, --no-heads"
+                "--format radio: the format cannot hold this student; readers would get another "
+                f"{name}. Choose another format, or drop the heads with --no-heads"
             )
 
 
@@ -94,7 +98,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _read_trunk(tensors: Mapping[str, Tensor], num_class_tokens: int) -> dict[str, Tensor]:
-    """A student's trunk from that of timm's NaFlexVit."""
+    """The trunk of a student from one of timm's NaFlexVit."""
     rest = dict(tensors)
     tokens = torch.cat([rest.pop(k)[0] for k in SPLIT_TOKENS if k in rest])
     trunk = {
@@ -137,26 +141,30 @@ def _config(checkpoint: RadioCheckpoint, head: HeadConfig, path: Path) -> Studen
 
 
 def _read_heads(checkpoint: RadioCheckpoint, path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """The heads that a student can have, and their weights by a student's names."""
+    """The heads that a student can have, and their weights under the names of a student."""
     state, upsample, sizes = dict[str, Tensor](), dict[str, int](), set[tuple[int, int] | None]()
     kept = list[str]()
     for place, teacher in enumerate(checkpoint.teachers):
         name = teacher["name"]
-        parts = {"spatial": _find(checkpoint, SPATIAL_HEADS, name, place)}
+        kinds = {"spatial": _find(checkpoint, SPATIAL_HEADS, name, place)}
         if name in checkpoint.architecture.summary:
-            parts["summary"] = _find(checkpoint, SUMMARY_HEADS, name, place)
-        if name in kept or not any(parts.values()):
+            kinds["summary"] = _find(checkpoint, SUMMARY_HEADS, name, place)
+        if name in kept or not any(kinds.values()):
             continue
-        own = {_mlp2_sizes(tensors) for tensors in parts.values()}
+        own = {_mlp2_sizes(tensors) for tensors in kinds.values()}
         if None in own or len(own | sizes) > 1:
-            log.warning("%s: left out the head of %s, no MLP v2 of the first's size", path, name)
+            log.warning(
+                "%s: left out the head of %s, not an MLP v2 of the size of the first head",
+                path,
+                name,
+            )
             continue
         sizes = own
         kept.append(name)
         if (teacher.get("fd_upsample_factor") or 1) > 1:
             upsample[name] = teacher["fd_upsample_factor"]
-        for part, tensors in parts.items():
-            state |= {f"heads.{name}.{part}.{k}": v for k, v in tensors.items()}
+        for kind, tensors in kinds.items():
+            state |= {f"heads.{name}.{kind}.{k}": v for k, v in tensors.items()}
     config = HeadConfig(upsample=upsample)
     if set(kept) != set(checkpoint.architecture.class_tokens):
         config = config.model_copy(update={"only": tuple(kept)})
@@ -166,7 +174,7 @@ def _read_heads(checkpoint: RadioCheckpoint, path: Path) -> tuple[HeadConfig, di
 
 
 def _find(checkpoint: RadioCheckpoint, kind: str, name: str, place: int) -> dict[str, Tensor]:
-    """A teacher's head, under its name or, in older files, its number."""
+    """The head of a teacher, stored under its name or, in older files, its index."""
     for prefix in (f"{kind}{name}.", f"{kind}{place}."):
         found = {k[len(prefix) :]: v for k, v in checkpoint.heads.items() if k.startswith(prefix)}
         if found:
@@ -175,14 +183,14 @@ def _find(checkpoint: RadioCheckpoint, kind: str, name: str, place: int) -> dict
 
 
 def _mlp2_sizes(state: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """Hidden channels and inner layers of an MLP of version v2; None for another one."""
+    """Hidden channels and inner layers of an MLP of version v2; None for another head."""
     if not {"fc1.weight", "final.2.weight"} <= state.keys():
         return None
     hidden, width = state["fc1.weight"].shape
     layers = sum(re.fullmatch(r"blocks\.\d+\.2\.weight", k) is not None for k in state)
     with torch.device("meta"):
-        due = MLP2(width, len(state["final.2.weight"]), hidden_dim=hidden, num_layers=layers)
-    fits = {k: v.shape for k, v in due.state_dict().items()} == {
+        expected = MLP2(width, len(state["final.2.weight"]), hidden_dim=hidden, num_layers=layers)
+    fits = {k: v.shape for k, v in expected.state_dict().items()} == {
         k: v.shape for k, v in state.items()
     }
     return (hidden, layers) if fits else None
@@ -191,13 +199,13 @@ def _mlp2_sizes(state: Mapping[str, Tensor]) -> tuple[int, int] | None:
 def _target(
     checkpoint: RadioCheckpoint, heads: Mapping[str, Tensor], head: HeadConfig, name: str
 ) -> FeatureSpec:
-    """What a head returns; the format does not say for which size of image."""
+    """What a head returns; the format has no native resolution, so that of the table is taken."""
     architecture = checkpoint.architecture
     side = architecture.table_side * architecture.patch_size
-    # Of a teacher without a head only counts whether it has a summary.
+    # For a teacher without a head, only the presence of a summary matters.
     dims = {
-        part: len(heads.get(f"heads.{name}.{part}.final.2.bias", ())) or 1
-        for part in ("summary", "spatial")
+        kind: len(heads.get(f"heads.{name}.{kind}.final.2.bias", ())) or 1
+        for kind in ("summary", "spatial")
     }
     return FeatureSpec(
         summary_dim=dims["summary"] if name in architecture.summary else None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distill.evaluation.report import change_table, relative_changes, split_task
+from distill.evaluation.relative_change import change_table, relative_changes, split_task
 from distill.runtime.errors import RecipeError
 
 GROUPS = ("classification", "dense", "probe3d", "retrieval", "context", "nyud", "vila")
@@ -152,8 +152,12 @@ def test_names_of_tasks_may_have_dots(item: str, expected: tuple[str, str | None
     [
         ("olt", {}, r"baseline: there is no model 'olt' \(did you mean 'old'\?\).*are old, new"),
         ("old", {"g": ["camvit"]}, r"groups.g: there is no benchmark 'camvit' .*mean 'camvid'"),
-        ("old", {"g": ["camvid.miuo"]}, r"groups: camvid: there is no figure 'miuo' .*mean 'miou'"),
-        ("old", {"g": ["half"]}, r"model 'new' has no figure half.miou; measure it, or leave"),
+        ("old", {"g": ["camvid.miuo"]}, r"groups: camvid: there is no metric 'miuo' .*mean 'miou'"),
+        (
+            "old",
+            {"g": ["half"]},
+            r"model 'new' was not measured at half.miou; measure it",
+        ),
         ("old", {"g": ["zero"]}, r"baseline: 'old' has 0 at zero.miou"),
         ("old", {"g": ["below"]}, r"baseline: 'old' has -2 at below.miou"),
     ],

@@ -1,19 +1,19 @@
-"""What candidates gain over a baseline: relative change a task group, and Delta_m.
+"""Relative changes of models against a baseline: by task group, and their mean Delta_m.
 
 For a group g of tasks i, a candidate M and the baseline B
 
-    delta(g) = 100 * mean_i s_i (M_i - B_i) / B_i,   s_i = -1 where lower is better, else 1,
+    delta(g) = 100 * mean_i s_i (M_i - B_i) / B_i,   s_i = -1 if lower is better, else 1.
 
-and Delta_m is the mean of delta(g) over groups, each of the same weight whatever its number of
-tasks (Maninis et al., "Attentive Single-Tasking of Multiple Tasks", 2019, by groups as in the
-FeatSharp paper's table of students). M_i and B_i are means over seeds.
+Delta_m is the mean of delta(g) over groups, with equal weights whatever the number of tasks
+(Maninis et al., "Attentive Single-Tasking of Multiple Tasks", 2019; by groups as in the table of
+students of Ranzinger et al., FeatSharp, 2025, arXiv 2502.16025). M_i and B_i are means over seeds.
 
-Spread: where candidate and baseline were measured with the same seeds, each seed gives differences
-of its own, over the same B_i; their delta(g) and Delta_m have the figures above as their means,
-and their standard deviation (n - 1) is the spread. Pairing takes out what a seed does to both.
-A task without seeds adds its one difference to every seed. With other seeds on either side, or a
-single one, there is no spread. Seeds are those of probes: how far two trainings of one recipe lie
-apart is not in it.
+Spread: if candidate and baseline were measured with the same seeds, each seed has its own
+differences relative to the same B_i. The delta(g) and Delta_m of these have the values above as
+their means, and their standard deviation (n - 1) is the spread. Pairing removes the effect that a
+seed has on both. A task without seeds adds its one difference to every seed. There is no spread
+for a single seed or if the seeds differ. Seeds are those of probes, so the spread does not include
+the variation between trainings of one recipe.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ class Change(NamedTuple):
 
     Attributes:
         mean: over seeds.
-        spread: standard deviation of the seeds' own; None where they are not paired.
+        spread: standard deviation over paired seeds; None if the seeds are not paired.
     """
 
     mean: float
@@ -42,7 +42,7 @@ class Change(NamedTuple):
 
 
 class ModelChange(NamedTuple):
-    """What a model gains.
+    """The changes of one model.
 
     Attributes:
         groups: delta(g) of each group.
@@ -54,12 +54,12 @@ class ModelChange(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What models gain over one of them.
+    """The changes of all models against one of them.
 
     Attributes:
-        baseline: that one.
-        tasks: the figures of each group, `benchmark.figure`.
-        models: all, the baseline among them.
+        baseline: name of that one.
+        tasks: the tasks of each group, `benchmark.metric`.
+        models: the changes of each model, the baseline included.
     """
 
     baseline: str
@@ -68,17 +68,17 @@ class Changes(NamedTuple):
 
 
 def relative_changes(rows: Rows, baseline: str, groups: Groups) -> Changes:
-    """The changes of every model against the baseline.
+    """Computes the changes of every model against the baseline.
 
     Args:
-        rows: lines of `results.jsonl`, see `suite.run_suite`.
-        baseline: a model.
-        groups: name to tasks, `benchmark` (its first figure) or `benchmark.figure`; every
-            benchmark is a group of its own where there are none.
+        rows: rows of `results.jsonl`, see `suite.run_suite`.
+        baseline: name of a model.
+        groups: name to tasks, `benchmark` (its first metric) or `benchmark.metric`; if empty, each
+            benchmark is a group.
 
     Raises:
-        RecipeError: no such baseline or task, a figure that a model lacks, a baseline's figure
-            that is not above 0.
+        RecipeError: no such baseline or task, a model lacks a metric, or a metric of the baseline
+            is not above 0.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
     require_known("baseline", baseline, models, "model")
@@ -95,7 +95,7 @@ def relative_changes(rows: Rows, baseline: str, groups: Groups) -> Changes:
 
 
 def change_table(changes: Changes) -> Table:
-    """The changes as a table, a line a model, the best of each column marked."""
+    """The changes as a table with a row for each model, the best of each column in bold."""
     columns = {model: [*c.groups.values(), c.total] for model, c in changes.models.items()}
     best = [max(c.mean for c in column) for column in zip(*columns.values(), strict=True)]
     lines = [
@@ -114,12 +114,12 @@ def change_table(changes: Changes) -> Table:
 
 
 def split_task(where: str, item: str, benchmarks: Iterable[str]) -> tuple[str, str | None]:
-    """A group's item as benchmark and figure; None stands for the first.
+    """Splits an item of a group into benchmark and metric; None stands for the first metric.
 
     Args:
-        where: what a message calls its place.
-        item: `benchmark` or `benchmark.figure`; either name may have dots.
-        benchmarks: those that there are.
+        where: place of the item, for messages.
+        item: `benchmark` or `benchmark.metric`; either name may have dots.
+        benchmarks: the names of all benchmarks.
 
     Raises:
         RecipeError: no such benchmark.
@@ -134,10 +134,16 @@ def split_task(where: str, item: str, benchmarks: Iterable[str]) -> tuple[str, s
 
 
 def require_known(where: str, name: str, known: Iterable[str], noun: str) -> None:
-    """Refuses a name that there is not.
+    """Checks that a name is among the known ones.
+
+    Args:
+        where: place of the name, for messages.
+        name: the name.
+        known: all names.
+        noun: what they name, for messages.
 
     Raises:
-        RecipeError: with those that there are, and the closest.
+        RecipeError: it is not; the message has the known names and the closest one.
     """
     known = list(known)
     if name not in known:
@@ -152,26 +158,26 @@ def _unknown(where: str, name: str, known: Sequence[str], noun: str) -> RecipeEr
 
 
 class _Task(NamedTuple):
-    """One figure: of each model, by seed."""
+    """One metric of one benchmark, `benchmark.metric`: model to seed to value."""
 
     name: str
     lower_is_better: bool
-    figures: dict[str, dict[int, float]]
+    values: dict[str, dict[int, float]]
 
 
-def _task(rows: Rows, benchmark: str, figure: str | None) -> _Task:
+def _task(rows: Rows, benchmark: str, metric: str | None) -> _Task:
     own = [row for row in rows if row["benchmark"] == benchmark]
-    figure = figure if figure is not None else next(iter(own[0]["figures"]))
+    metric = metric if metric is not None else next(iter(own[0]["figures"]))
     known = dict.fromkeys(key for row in own for key in row["figures"])
-    if figure not in known:  # recipes of older versions have `coco.AP small`
-        figure = {metric_key(key): key for key in known}.get(metric_key(figure), figure)
-    require_known(f"groups: {benchmark}", figure, known, "figure")
-    figures: dict[str, dict[int, float]] = {}
+    if metric not in known:  # recipes of older versions have `coco.AP small`
+        metric = {metric_key(key): key for key in known}.get(metric_key(metric), metric)
+    require_known(f"groups: {benchmark}", metric, known, "metric")
+    values: dict[str, dict[int, float]] = {}
     for row in own:
-        if figure in row["figures"]:
-            figures.setdefault(row["model"], {})[row["seed"]] = row["figures"][figure]
-    lower = any(figure in row["lower_is_better"] for row in own)
-    return _Task(f"{benchmark}.{figure}", lower, figures)
+        if metric in row["figures"]:
+            values.setdefault(row["model"], {})[row["seed"]] = row["figures"][metric]
+    lower = any(metric in row["lower_is_better"] for row in own)
+    return _Task(f"{benchmark}.{metric}", lower, values)
 
 
 def _model_change(model: str, baseline: str, tasks: Mapping[str, Sequence[_Task]]) -> ModelChange:
@@ -193,39 +199,39 @@ def _model_change(model: str, baseline: str, tasks: Mapping[str, Sequence[_Task]
 
 
 def _change(task: _Task, model: str, baseline: str, seed: int | None) -> float:
-    """The change in per cent: of means over seeds, or of one seed over the baseline's mean."""
-    ours, theirs = _figures(task, model), _figures(task, baseline)
+    """The change in per cent of the means over seeds, or of one seed relative to the same mean."""
+    ours, theirs = _values(task, model), _values(task, baseline)
     base = mean(theirs.values())
     if base <= 0:
         raise RecipeError(
-            f"baseline: {baseline!r} has {base:g} at {task.name}; a change relative to it means "
-            "nothing, leave the task out of the groups or take another baseline"
+            f"baseline: {baseline!r} has {base:g} at {task.name}, and a relative change needs a "
+            "value above 0; leave the task out of the groups or choose another baseline"
         )
     difference = _at(ours, seed) - _at(theirs, seed)
     return (-100 if task.lower_is_better else 100) * difference / base
 
 
-def _figures(task: _Task, model: str) -> dict[int, float]:
-    if model not in task.figures:
+def _values(task: _Task, model: str) -> dict[int, float]:
+    if model not in task.values:
         raise RecipeError(
-            f"groups: model {model!r} has no figure {task.name}; measure it, or leave the task "
-            "out of the groups"
+            f"groups: model {model!r} was not measured at {task.name}; measure it, or leave the "
+            "task out of the groups"
         )
-    return task.figures[model]
+    return task.values[model]
 
 
-def _at(figures: Mapping[int, float], seed: int | None) -> float:
-    """A seed's figure, the only one where there is one, the mean without a seed."""
-    return mean(figures.values()) if seed is None or len(figures) == 1 else figures[seed]
+def _at(values: Mapping[int, float], seed: int | None) -> float:
+    """The value of a seed; the mean for no seed; the only value of a task without seeds."""
+    return mean(values.values()) if seed is None or len(values) == 1 else values[seed]
 
 
 def _paired_seeds(tasks: Iterable[_Task], model: str, baseline: str) -> list[int]:
-    """The seeds that model and baseline have at every task; none where they differ."""
+    """The seeds that model and baseline share at every task; none if they differ."""
     sides = {
-        frozenset(_figures(task, name))
+        frozenset(_values(task, name))
         for task in tasks
         for name in (model, baseline)
-        if len({*_figures(task, model), *_figures(task, baseline)}) > 1
+        if len({*_values(task, model), *_values(task, baseline)}) > 1
     }
     return sorted(next(iter(sides))) if len(sides) == 1 else []
 
