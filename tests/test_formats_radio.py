@@ -193,7 +193,7 @@ def test_heads_that_were_trained_on_raw_features_leave_as_they_are(tmp_path: Pat
 
 def test_a_student_whose_statistics_are_out_of_reach_is_refused(tmp_path: Path) -> None:
     export(write_run(tmp_path, build()), tmp_path / "s", heads=("clip",))
-    with pytest.raises(RecipeError, match="what standardised 'clip' is in the run's checkpoints"):
+    with pytest.raises(RecipeError, match="statistics of 'clip' are in the checkpoints of its run"):
         export_student(tmp_path / "s", tmp_path / "s.pth", format="radio")
     export_student(tmp_path / "s", tmp_path / "s.pth", format="radio", heads=())
 
@@ -208,10 +208,13 @@ def test_a_file_holds_nothing_but_a_namespace_and_plain_values(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"isolated": ("clip",)}, "student.isolated .* of clip, which readers .*use safetensors"),
+        (
+            {"isolated": ("clip",)},
+            "student.isolated .* of clip, which the format .*use safetensors",
+        ),
         (
             {"head": HeadConfig(hidden_dim=8, attention_blocks=1, attention_heads=2)},
-            "attention blocks .*or leave them out with --no-heads",
+            "attention blocks .*or drop the heads with --no-heads",
         ),
     ],
 )

@@ -77,7 +77,7 @@ def save_radio(path: Path, file: StudentFile) -> None:
     config = file.config
     if config.isolated:
         raise RecipeError(
-            f"--format radio: student.isolated keeps other tokens from attending to the class token "
+            "--format radio: student.isolated keeps other tokens from attending to the class token "
             f"of {', '.join(config.isolated)}, which the format cannot express; use safetensors"
         )
     if config.head.attention_blocks and any(map(config.head.has, file.targets)):

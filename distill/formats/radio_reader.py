@@ -48,9 +48,7 @@ def read_radio_student(path: Path) -> StudentFile:
     checkpoint = read_radio(path)
     names = checkpoint.architecture.class_tokens
     if names == ("",):
-        raise RecipeError(
-            f"{path}: its teachers share one class token; those of a student have one each"
-        )
+        raise RecipeError(f"{path}: its teachers share one class token; a student has one for each")
     head, heads = _read_heads(checkpoint, path)
     file = StudentFile(
         _config(checkpoint, head, path),
@@ -153,11 +151,7 @@ def _read_heads(checkpoint: RadioCheckpoint, path: Path) -> tuple[HeadConfig, di
             continue
         own = {_mlp2_sizes(tensors) for tensors in kinds.values()}
         if None in own or len(own | sizes) > 1:
-            log.warning(
-                "%s: left out the head of %s, not an MLP v2 of the size of the first head",
-                path,
-                name,
-            )
+            log.warning("%s: left out the head of %s, no MLP v2 of the first's size", path, name)
             continue
         sizes = own
         kept.append(name)
