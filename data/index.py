@@ -171,9 +171,9 @@ def _compare(scan: ShardScan, path: Path, manifest: dict[str, Any], verify: bool
     if promised is None:
         return
     if scan.broken is None and len(scan.keys) != promised["samples"]:
-        scan.broken = f"{len(scan.keys)} samples; its manifest says {promised['samples']}"
+        scan.broken = f"{len(scan.keys)} samples; its manifest lists {promised['samples']}"
     elif scan.broken is None and path.stat().st_size != promised["bytes"]:
-        scan.broken = f"{path.stat().st_size} bytes; its manifest says {promised['bytes']}"
+        scan.broken = f"{path.stat().st_size} bytes; its manifest lists {promised['bytes']}"
     elif scan.broken is None and verify and _sha256(path) != promised["sha256"]:
         scan.broken = "its SHA-256 differs from its manifest's"
 

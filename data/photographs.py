@@ -52,7 +52,7 @@ _SKIMAGE = "https://github.com/scikit-image/scikit-image"
 _WHOLE, _HELD_OUT = (1.0,), ()
 
 # Licences and authors: skimage/data/_fetchers.py and sklearn/datasets/images/README.txt. The latter
-# names one author twice; the flower's own address says who took it.
+# lists one author twice; the URL of the flower shows who took it.
 PHOTOGRAPHS = (
     Photograph(
         "skimage", "astronaut.png", "Eileen Collins", "NASA", _PUBLIC, "https://flic.kr/p/r9qvLn"
@@ -255,7 +255,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m data.photographs",
-        description="Write the quickstart's photographs: crops for training, three whole ones for "
+        description="Write the quickstart's photographs: crops for training, three uncropped ones for "
         "evaluation, and their licences.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")

@@ -131,7 +131,7 @@ class _Stream:
 
     def read(self, size: int) -> bytes:
         if size > MAX_IMAGE_BYTES:
-            raise tarfile.ReadError(f"a header asks for {size} bytes")
+            raise tarfile.ReadError(f"a header has a size of {size} bytes")
         data = self._file.read(size)
         if self._at == 0:
             self._head = data[:16]

@@ -251,8 +251,8 @@ def test_shards_that_agree_with_their_manifest_are_good(shards: list[str]) -> No
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"samples": 7}, "1 samples; its manifest says 7"),
-        ({"bytes": 10}, "10240 bytes; its manifest says 10"),
+        ({"samples": 7}, "1 samples; its manifest lists 7"),
+        ({"bytes": 10}, "10240 bytes; its manifest lists 10"),
     ],
 )
 def test_a_shard_unlike_its_manifest_is_broken(

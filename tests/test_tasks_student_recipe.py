@@ -72,7 +72,7 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
         ("schedule.warmup_steps=100", "warmup_steps: 100 leaves nothing of the run's 100 steps"),
         ("run.dir=", "run.dir: .*got None"),
         ("run.steps", "override 'run.steps': write it as section.key=value"),
-        ("run.steps.more=1", "override 'run.steps.more=1': run.steps holds no keys"),
+        ("run.steps.more=1", "override 'run.steps.more=1': run.steps is not a mapping"),
         ("data.sources.3.weight=1", "data.sources is a list of 1; '3' is not one of 0 to 0"),
         ("run.steps=[1", "override 'run.steps=.*"),
         (

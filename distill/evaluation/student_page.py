@@ -90,8 +90,7 @@ def _agreement(
 
 def _losses(run: Path) -> Picture | None:
     """Curves of the losses; None if the run has written no metrics."""
-    written = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
-    lines = [line for line in written if "loss" in line]
+    lines = [line for line in read_metrics(run) if "loss" in line]
     if not lines:
         return None
     from matplotlib.figure import Figure  # without pyplot there is no window and no global state

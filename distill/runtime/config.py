@@ -33,7 +33,7 @@ def load_recipe(kind: type[Model], path: Path, overrides: Sequence[str]) -> Mode
     """Reads a recipe of a kind and applies `section.key=value` overrides.
 
     Raises:
-        RecipeError: names every mistake by its path.
+        RecipeError: lists every error with its path.
     """
     tree = load_yaml(path)
     apply_overrides(tree, overrides)
@@ -59,7 +59,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
     Args:
         text: the YAML.
-        where: its source, for messages.
+        where: its source for messages.
 
     Raises:
         RecipeError: not YAML, a duplicate key, or not a mapping.
@@ -109,19 +109,19 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         elif isinstance(node, dict):
             node[last] = value
         else:
-            raise RecipeError(f"override '{override}': {'.'.join(parents)} holds no keys")
+            raise RecipeError(f"override '{override}': {'.'.join(parents)} is not a mapping")
 
 
 def validate(model: type[Model], value: Mapping[str, Any], where: str) -> Model:
-    """Validates a mapping, with errors that name the path and the closest key.
+    """Validates a mapping; errors show the path and the closest valid key.
 
     Args:
         model: the pydantic model to build.
         value: the mapping.
-        where: what to call it in a message, such as the recipe's file name.
+        where: its source for messages, such as the recipe's file name.
 
     Raises:
-        RecipeError: lists every mistake found, one a line.
+        RecipeError: lists every error, one a line.
     """
     try:
         return model.model_validate(value)
@@ -133,7 +133,7 @@ def validate(model: type[Model], value: Mapping[str, Any], where: str) -> Model:
 
 
 def _without_other_branches(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of a value that is a section or a word, what is wrong with it as the one that it is."""
+    """Removes errors of the wrong union branch for a value that is either a section or a word."""
     kept = []
     for item in items:
         word = any(str(part).startswith("literal[") for part in item["loc"])
@@ -147,7 +147,7 @@ def _without_other_branches(items: Sequence[Mapping[str, Any]]) -> list[Mapping[
 
 
 def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
-    location = [str(part) for part in item["loc"] if "[" not in str(part)]  # pydantic's own steps
+    location = [str(part) for part in item["loc"] if "[" not in str(part)]  # without union tags
     path = ".".join(location) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _known_keys(model, item["loc"][:-1])
@@ -172,7 +172,7 @@ def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The keys that are allowed at a place in a recipe, as far as the types tell."""
+    """The keys that are allowed at a place in a recipe, as far as types define them."""
     models = [model]
     for part in location:
         found = [m for owner in models for m in _models_at(owner, part)]
@@ -204,7 +204,7 @@ def _child(node: Any, part: str, override: str, parent: str) -> Any:
             f"override '{override}': {parent} is a list of {len(node)}; "
             f"'{part}' is not one of 0 to {len(node) - 1}"
         )
-    raise RecipeError(f"override '{override}': {parent} holds no keys")
+    raise RecipeError(f"override '{override}': {parent} is not a mapping")
 
 
 def _one_line(error: Exception) -> str:

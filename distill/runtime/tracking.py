@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.files import write_text
+from data.files import read_json_lines, write_text
 from distill.runtime.errors import RecipeError
 
 log = logging.getLogger("distill")
@@ -105,10 +105,14 @@ class Tracker:
             self._progress.update(self._task, completed=step, description=shown)
 
     def training_metrics(self, step: int, values: dict[str, float]) -> None:
-        """Writes and shows the metrics of training, of which some must exist: `loss`, `lr`, ...
+        """Writes and shows the metrics of training.
 
         Names are grouped by slashes, as in `loss/clip/spatial`. Values that are not finite, such
         as the gradient norm of a step that fp16 skipped, are `null` in the file.
+
+        Args:
+            step: optimiser steps done.
+            values: with `loss`, `lr`, `grad_norm`, `images_per_s` and the shares of time.
         """
         if not self._active:
             return
@@ -166,9 +170,8 @@ class Tracker:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Reads the metrics of a run, line by line; values that were not finite are None."""
-    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    """Reads the lines of metrics of a run, if there are any; values that are not finite are None."""
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def _speed(values: dict[str, float]) -> list[str]:
