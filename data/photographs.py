@@ -255,8 +255,8 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m data.photographs",
-        description="Write the quickstart's photographs: crops for training, three uncropped ones for "
-        "evaluation, and their licences.",
+        description="Write the quickstart's photographs: crops for training, three uncropped ones "
+        "for evaluation, and their licences.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     out = parser.parse_args().out

@@ -170,7 +170,7 @@ class Tracker:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Reads the lines of metrics of a run, if there are any; values that are not finite are None."""
+    """Reads the lines of metrics of a run, if any; values that are not finite are None."""
     return read_json_lines(folder / "metrics.jsonl")
 
 
