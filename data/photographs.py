@@ -7,11 +7,12 @@ Exit codes: 0 on success, 2 for a user error.
 """
 
 import argparse
+import csv
 import importlib.util
 import shutil
 import sys
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -27,7 +28,7 @@ class Photograph(NamedTuple):
     """One photograph, its file and its licence.
 
     Attributes:
-        library: import name of the package that contains it.
+        library: import name of the package that contains it, `skimage` or `sklearn`.
         file: its name there.
         title: what it shows.
         author: who made it.
@@ -37,124 +38,24 @@ class Photograph(NamedTuple):
             that is held out and not cropped.
     """
 
-    library: Literal["skimage", "sklearn"]
+    library: str
     file: str
     title: str
     author: str
     licence: str
     source: str
-    scales: tuple[float, ...] = (1.0, 0.6)
+    scales: tuple[float, ...]
 
 
-_PUBLIC, _ZERO = "public domain", "CC0 1.0"
-_BY = "[CC BY 2.0](https://creativecommons.org/licenses/by/2.0/)"
-_SKIMAGE = "https://github.com/scikit-image/scikit-image"
-_WHOLE, _HELD_OUT = (1.0,), ()
+def _read_table() -> list[Photograph]:
+    with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    return [Photograph(*row[:-1], tuple(map(float, row[-1].split()))) for row in rows]
+
 
 # Licences and authors: skimage/data/_fetchers.py and sklearn/datasets/images/README.txt. The latter
 # lists one author twice; the URL of the flower shows who took it.
-PHOTOGRAPHS = (
-    Photograph(
-        "skimage", "astronaut.png", "Eileen Collins", "NASA", _PUBLIC, "https://flic.kr/p/r9qvLn"
-    ),
-    Photograph(
-        "skimage",
-        "camera.png",
-        "Man with a camera",
-        "Lav Varshney",
-        _ZERO,
-        f"{_SKIMAGE}/issues/3927",
-    ),
-    Photograph(
-        "skimage",
-        "hubble_deep_field.jpg",
-        "Hubble eXtreme Deep Field",
-        "NASA",
-        _PUBLIC,
-        "http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/",
-    ),
-    Photograph(
-        "skimage",
-        "retina.jpg",
-        "Fundus of a left eye",
-        "Mikael Häggström",
-        _ZERO,
-        "https://commons.wikimedia.org/wiki/File:Fundus_photograph_of_normal_left_eye.jpg",
-    ),
-    Photograph(
-        "skimage",
-        "rocket.jpg",
-        "Launch of DSCOVR",
-        "SpaceX",
-        _PUBLIC,
-        "https://www.flickr.com/photos/spacexphotos/16511594820/",
-    ),
-    Photograph(
-        "sklearn",
-        "flower.jpg",
-        "Flower",
-        "vultilion",
-        _BY,
-        "https://www.flickr.com/photos/vultilion/6056698931/",
-    ),
-    Photograph(
-        "skimage",
-        "clock_motion.png",
-        "Clock, blurred by motion",
-        "Stefan van der Walt",
-        _PUBLIC,
-        _SKIMAGE,
-        _WHOLE,
-    ),
-    Photograph(
-        "skimage",
-        "brick.png",
-        "Brick wall",
-        "CC0Textures",
-        _ZERO,
-        "https://cc0textures.com/view.php?tex=Bricks25",
-        _WHOLE,
-    ),
-    Photograph(
-        "skimage",
-        "grass.png",
-        "Grass",
-        "linolafett",
-        _ZERO,
-        "https://www.deviantart.com/linolafett/art/Grass-01-434853879",
-        _WHOLE,
-    ),
-    Photograph(
-        "skimage",
-        "gravel.png",
-        "Gravel",
-        "CC0Textures",
-        _ZERO,
-        "https://cc0textures.com/view.php?tex=Gravel04",
-        _WHOLE,
-    ),
-    Photograph(
-        "skimage", "coffee.png", "Cup of coffee", "Rachel Michetti", _ZERO, _SKIMAGE, _HELD_OUT
-    ),
-    Photograph(
-        "skimage",
-        "chelsea.png",
-        "Chelsea the cat",
-        "Stefan van der Walt",
-        _ZERO,
-        _SKIMAGE,
-        _HELD_OUT,
-    ),
-    Photograph(
-        "sklearn",
-        "china.jpg",
-        "Summer Palace",
-        "danielbuechele",
-        _BY,
-        "https://www.flickr.com/photos/danielbuechele/6061409035/",
-        _HELD_OUT,
-    ),
-)
+PHOTOGRAPHS = _read_table()
 
 
 def windows(width: int, height: int, scales: tuple[float, ...]) -> list[tuple[int, int, int, int]]:
