@@ -4,7 +4,6 @@ webdataset opens the URL and Python's tarfile reads the archive, because webdata
 hides what `MemberFilter` needs (sizes, links) and ends silently at a damaged header.
 """
 
-import difflib
 import os
 import signal
 import tarfile
@@ -17,7 +16,7 @@ from webdataset import utils
 from webdataset.gopen import gopen, gopen_schemes, set_options
 
 from data.batch import BadSample
-from data.errors import DataError
+from data.errors import DataError, did_you_mean
 from data.shards import is_url
 from data.tar_scan import BLOCK, MAX_IMAGE_BYTES, MemberFilter, gap
 
@@ -51,8 +50,7 @@ def check_url(shard: str) -> None:
     if scheme == "s3":
         hint = f"use 'pipe:aws s3 cp {shard} -' and set data.allow_pipe=true"
     else:
-        close = difflib.get_close_matches(scheme, known, n=1)
-        hint = f"allowed: {', '.join(known)}" + (f" (did you mean '{close[0]}'?)" if close else "")
+        hint = f"allowed: {', '.join(known)}{did_you_mean(scheme, known)}"
     raise DataError(f"data.sources.shards: nothing opens '{scheme}:' of '{shard}'; {hint}")
 
 

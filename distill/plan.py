@@ -29,7 +29,7 @@ from distill.runtime.errors import RecipeError
 from distill.tasks.kinds import register_kinds
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 
 _TASKS = ("student", "upsampler")
 

@@ -24,7 +24,7 @@ from student.model import Student
 from student.storage import StudentFile, read_student
 from student.trunk import Trunk
 from teachers.features import FeatureSpec
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from student.errors import StudentError
 from student.heads import Head
 from student.trunk import Trunk
 from teachers.features import Features, FeatureSpec
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 from teachers.normalization import OPENAI_MEAN, OPENAI_STD
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from teachers.catalog_rows import OPEN_KINDS, ROWS, OpenKind, Row
-from teachers.kinds import did_you_mean
 from teachers.licences import LICENCES, licence_text
+from teachers.messages import did_you_mean
 from teachers.teacher import TeacherConfig
 
 _CAPTION = (

@@ -7,21 +7,16 @@ one table for each family, so that only the libraries of what a recipe uses are 
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from teachers.errors import TeacherError
-
-
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the allowed word closest to `word`, or nothing."""
-    match = get_close_matches(word, list(allowed), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+from teachers.messages import did_you_mean
+from teachers.validation import explain
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ class Registry:
         try:
             return config.model_validate(dict(value))
         except ValidationError as error:
-            raise TeacherError(_explain(error, config)) from None
+            raise TeacherError("; ".join(explain(error, config))) from None
 
 
 def _import(module_name: str, kind: str) -> Any:
@@ -134,20 +129,3 @@ def _import(module_name: str, kind: str) -> Any:
                 f"kind: {kind!r}: no module {error.name!r} in {os.getcwd()} or on the import path"
             ) from None
         raise TeacherError(f"kind: {kind!r}: {module_name} cannot be imported: {error}") from error
-
-
-def _explain(error: ValidationError, config: type[BaseModel]) -> str:
-    """One line for all that is wrong with an entry."""
-    lines = []
-    for detail in error.errors():
-        where = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            near = did_you_mean(str(detail["loc"][-1]), config.model_fields)
-            lines.append(f"{where}: unknown key{near}; allowed are {list(config.model_fields)}")
-        elif detail["type"] == "missing":
-            lines.append(f"{where}: missing")
-        elif detail["type"] == "value_error":  # written here, with what came
-            lines.append(f"{where}: {detail['ctx']['error']}".removeprefix(": "))
-        else:
-            lines.append(f"{where}: {detail['msg']}, got {detail['input']!r}")
-    return "; ".join(lines)

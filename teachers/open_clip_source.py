@@ -11,7 +11,7 @@ from typing import Any
 import open_clip
 
 from teachers.errors import TeacherError
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 from teachers.weights import download_failed, fetch, find_weights, on_meta, read_json
 
 SHIPPED = Path(__file__).parent / "small"

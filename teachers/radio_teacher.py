@@ -25,7 +25,7 @@ from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from teachers.radio_format import RadioArchitecture, RadioCheckpoint, read_radio
 from teachers.teacher import Teacher, TeacherConfig

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from teachers.errors import TeacherError
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 from teachers.weights import (
     download_failed,
     fetch,

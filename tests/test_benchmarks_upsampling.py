@@ -377,7 +377,7 @@ def test_a_run_measures_as_its_line_in_a_comparison(
         ({"methods": {"a": ["none.safetensors"]}}, "methods.a: .*there is no such file"),
         ({"methods": {"a": ["held-out"]}}, "no complete checkpoint in .*held-out"),
         ({"methods": {"a": ["student"]}}, "methods.a: student is a run that trained no up"),
-        ({"methods": {"a": []}}, "methods.a: at least 1 item is due"),
+        ({"methods": {"a": []}}, "methods.a: expected at least 1 item"),
         ({"teacher": EXPERT | {"resolution": [48, 48]}}, "methods.bilinear: .*another encoder"),
         ({"methods": {"a": ["stranger"]}}, "methods.a: .*other weights or options"),
         (

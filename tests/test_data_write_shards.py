@@ -435,7 +435,7 @@ def test_sources_that_cannot_work_are_refused(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert f"(did you mean '{photos}'?)" in _error(capsys, tmp_path / "fotos", out)
+    assert f"(did you mean '{photos.name}'?)" in _error(capsys, tmp_path / "fotos", out)
     write_folder(tmp_path / "text", OTHERS)
     message = _error(capsys, tmp_path / "text", out)
     assert "contains no image (jpg, jpeg, png, webp); there are 1 (none), 1 .gif, 2 .txt" in message

@@ -19,7 +19,7 @@ ALLOWED = {
     "teachers": {"teachers"},
     "student": {
         *("student", "teachers.features", "teachers.files"),
-        *("teachers.kinds", "teachers.normalization"),
+        *("teachers.messages", "teachers.normalization"),
     },
     "distill": {"distill", "student", "teachers", "data"},
 }

@@ -228,7 +228,7 @@ def test_the_dry_run_prints_the_resolved_recipe_and_makes_no_folder(
         ({"upsampler": "some/file.safetensors"}, "upsampler: is trained already; give a kind"),
         ({"engine": {"precision": "fp16"}}, "engine.precision: fp16 would round PHI-S"),
         ({"upsampler": {"kind": "featsharpp", "factor": 2}}, "did you mean 'featsharp'"),
-        ({"upsampler": {"kind": "featsharp"}}, "upsampler.*factor: missing"),
+        ({"upsampler": {"kind": "featsharp"}}, "upsampler.*factor: required"),
         ({"schedule": {"warmup_steps": 10}}, "warmup_steps: 10 leaves nothing of the run's 10"),
         ({"views": {"num_view": 3}}, r"views\.num_view: .*num_views"),
         ({"task": "student"}, "task"),

@@ -62,7 +62,7 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
         ("optimizer.lr=-1", "optimizer.lr: .*greater than 0, got -1"),
         ("teachers.clip.kind=dfn_clap", "teachers.clip: kind: 'dfn_clap' is unknown.*'dfn_clip'"),
         ("teachers.clip.modle=x", r"teachers.clip: modle: unknown key \(did you mean 'model'\?\)"),
-        ("teachers={}", "teachers: at least 1 item is due, got {}"),
+        ("teachers={}", "teachers: expected at least 1 item, got {}"),
         ("teachers.my-clip={kind: dfn_clip, model: clip_ti16_128}", "letters, digits and _"),
         (
             "objective.weights.dino={spatial: 0}",
@@ -97,7 +97,7 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
             "data.augmentation={scale: [1.0, 0.1]}",
             "yaml: data.augmentation: scale: the smallest value, 1.0, is above the largest, 0.1$",
         ),
-        ("teachers=[clip]", r"teachers: keys with values are due, got \['clip'\]"),
+        ("teachers=[clip]", r"teachers: expected a mapping, got \['clip'\]"),
         (
             "teachers.clip.upsampler={kind: bilinear, factor: 1.5}",
             r"factor: expected a whole number or a pair \[height, width\], got 1.5(?!, got 1.5)",

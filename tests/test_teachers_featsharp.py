@@ -254,5 +254,5 @@ def test_a_wrong_option_is_refused_in_words(options: dict[str, Any], message: st
 
 
 def test_the_factor_is_needed() -> None:
-    with pytest.raises(TeacherError, match="factor: missing"):
+    with pytest.raises(TeacherError, match="factor: required"):
         parse_upsampler({"kind": "featsharp"})

@@ -16,7 +16,7 @@ from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.trained import recipe_file
 from teachers.build import parse_teacher
 from teachers.features import Features, FeatureSpec
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 from teachers.teacher import Teacher, TeacherConfig
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from distill.benchmarks.benchmark import metric_key
 from distill.display.tables import Cell, Table
 from distill.runtime.errors import RecipeError
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 
 Rows = Sequence[Mapping[str, Any]]
 Groups = Mapping[str, Sequence[str]]

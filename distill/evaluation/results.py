@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from distill.display.tables import Cell, Table
 from distill.evaluation.suite import RESULTS, TaskGroups, read_results
 from distill.runtime.errors import RecipeError
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 
 # The keys that two rows of the same benchmark or model must share.
 _SAME = {"benchmark": ("entry", "protocol"), "model": ("encoder", "fingerprint")}

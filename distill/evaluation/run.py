@@ -22,7 +22,7 @@ from distill.runtime import distributed
 from distill.runtime.config import apply_overrides, load_recipe, load_yaml, validate
 from distill.runtime.errors import RecipeError
 from distill.tasks.trained import find_trained, recipe_file
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 
 _TIMEOUT_S = 3600.0  # for which ranks wait for the slowest one
 

@@ -1,6 +1,5 @@
 """Reads the student to export, and selects its heads and the space of their maps."""
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
 from distill.targets.target_statistics import IN_CHECKPOINT
 from student.storage import FORMAT, StudentFile, read_student
+from teachers.messages import did_you_mean
 from teachers.phi_s import PhiS, load_phi_s
 
 
@@ -94,10 +94,8 @@ def keep_heads(file: StudentFile, names: tuple[str, ...]) -> StudentFile:
     known = [name for name in file.targets if file.config.head.has(name)]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             have = f"there are {', '.join(known)}" if known else "this file has none"
-            raise RecipeError(f"--head: no head {name!r}{hint}; {have}")
+            raise RecipeError(f"--head: no head {name!r}{did_you_mean(name, known)}; {have}")
     head = file.config.head.model_copy(update={"only": names})
     state = {
         key: value

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from distill.runtime.errors import RecipeError
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 
 GB = 1e9
 LINK_SHARE = 0.8  # of a link's rate that collectives reach

@@ -6,27 +6,19 @@ imports a YAML library.
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, RootModel, ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from data.errors import similar_path
 from distill.runtime.errors import RecipeError
-from teachers.kinds import did_you_mean
+from teachers.validation import explain
 
 Model = TypeVar("Model", bound=BaseModel)
-
-# For what pydantic says in terms of Python's own types.
-_PLAIN = {
-    "dict_type": "keys with values are due",
-    "model_type": "keys with values are due",
-    "model_attributes_type": "keys with values are due",
-    "tuple_type": "a list is due",
-}
 
 
 def load_recipe(kind: type[Model], path: Path, overrides: Sequence[str]) -> Model:
@@ -126,72 +118,9 @@ def validate(model: type[Model], value: Mapping[str, Any], where: str) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        items = _without_other_branches(error.errors(include_url=False))
-        lines = [_explain(model, item) for item in items]
-        head = where if len(lines) > 1 else f"{where}: {lines[0]}"
-        raise RecipeError("\n  ".join([head, *lines] if len(lines) > 1 else [head])) from None
-
-
-def _without_other_branches(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Removes errors of the wrong union branch for a value that is either a section or a word."""
-    kept = []
-    for item in items:
-        word = any(str(part).startswith("literal[") for part in item["loc"])
-        section = item["type"] in ("model_type", "model_attributes_type")
-        other = (word and isinstance(item["input"], dict)) or (
-            section and isinstance(item["input"], str)
-        )
-        if not other:
-            kept.append(item)
-    return kept or list(items)
-
-
-def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
-    location = [str(part) for part in item["loc"] if "[" not in str(part)]  # without union tags
-    path = ".".join(location) or "recipe"
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(model, item["loc"][:-1])
-        allowed = f"; choose from {', '.join(known)}" if known else ""
-        return f"{path}: unknown key{did_you_mean(location[-1], known)}{allowed}"
-    if item["type"] == "missing":
-        return f"{path}: required, but not given"
-    if item["type"] == "value_error":
-        return f"{path}: {item['ctx']['error']}"
-    if item["type"] == "union_tag_invalid":
-        kind, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
-        hint = did_you_mean(kind, known)
-        return f"{path}.kind: '{kind}' is unknown{hint}; choose one of {', '.join(known)}"
-    came, hint = item["input"], ""
-    message = _PLAIN.get(item["type"], item["msg"][0].lower() + item["msg"][1:])
-    if item["type"] == "too_short":
-        message = f"at least {item['ctx']['min_length']} item is due"
-    if item["type"] == "literal_error" and isinstance(came, str):
-        expected = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        hint = did_you_mean(came, expected)
-    return f"{path}: {message}, got {came!r}{hint}"
-
-
-def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The keys that are allowed at a place in a recipe, as far as types define them."""
-    models = [model]
-    for part in location:
-        found = [m for owner in models for m in _models_at(owner, part)]
-        models = found or models
-    return list(dict.fromkeys(key for m in models for key in m.model_fields))
-
-
-def _models_at(owner: type[BaseModel], part: str | int) -> Iterator[type[BaseModel]]:
-    if isinstance(part, str) and part in owner.model_fields:
-        yield from _models_in(owner.model_fields[part].annotation)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, RootModel):
-        yield from _models_in(annotation.model_fields["root"].annotation)
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
+        lines = explain(error, model)
+        text = f"{where}: {lines[0]}" if len(lines) == 1 else "\n  ".join([where, *lines])
+        raise RecipeError(text) from None
 
 
 def _child(node: Any, part: str, override: str, parent: str) -> Any:

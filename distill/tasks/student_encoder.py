@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from distill.runtime.errors import RecipeError
 from student.model import Student
 from teachers.features import Features, FeatureSpec
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 from teachers.teacher import Teacher
 
 

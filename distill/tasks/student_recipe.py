@@ -1,6 +1,5 @@
 """What a student run is: the owners' configs put together, and the checks that span them."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -22,6 +21,7 @@ from distill.training.resolution import ResolutionSchedule
 from distill.training.training_recipe import RunConfig, TrainingRecipe
 from student.config import StudentConfig, StudentInit
 from teachers.build import parse_teacher
+from teachers.messages import did_you_mean
 from teachers.teacher import TeacherConfig
 
 AnyTeacher = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_teacher)]
@@ -162,8 +162,7 @@ class StudentRecipe(TrainingRecipe):
     def _require_teachers(self, place: str, names: Iterable[str]) -> None:
         for name in names:
             if name not in self.teachers:
-                near = difflib.get_close_matches(name, self.teachers, n=1)
-                hint = f" (did you mean '{near[0]}'?)" if near else ""
+                hint = did_you_mean(name, self.teachers)
                 known = ", ".join(self.teachers)
                 raise ValueError(f"{place}.{name}: no such teacher{hint}; there are {known}")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.files import atomic, open_format, shape_mismatch
-from teachers.kinds import did_you_mean
+from teachers.messages import did_you_mean
 from teachers.phi_s import PhiS
 from teachers.upsamplers.downsampler import AttentionDownsampler
 from teachers.upsamplers.kinds import UPSAMPLERS
