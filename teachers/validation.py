@@ -60,12 +60,11 @@ def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
     else:
         message = _PLAIN.get(kind, item["msg"][0].lower() + item["msg"][1:])
         if kind == "too_short":
-            message = f"expected at least {context['min_length']} item(s)"
+            least = context["min_length"]
+            message = f"expected at least {least} {'item' if least == 1 else 'items'}"
         message += f", got {item['input']!r}"
         if kind == "literal_error" and isinstance(item["input"], str):
-            message += did_you_mean(
-                item["input"], _words(context["expected"].replace(" or ", ", "))
-            )
+            message += did_you_mean(item["input"], _words(context["expected"]))
     return ": ".join([*filter(None, [".".join(location)]), message])
 
 
