@@ -19,23 +19,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m distill.evaluate",
-        description="Measure on held-out images how well a student agrees with its teachers before "
-        "and after training, how true upsamplers are to their encoder, or what any encoder is "
-        "worth on benchmarks. Writes JSON lines and pictures, and a page that shows them.",
+        description="Measure on held-out images the agreement of a student with its teachers before "
+        "and after training, the fidelity of upsamplers to their encoder, or any encoder on "
+        "benchmarks. Writes JSON lines, pictures and a page that shows them.",
     )
     parser.add_argument(
         "target",
         metavar="TARGET",
         help="a recipe (task student, upsampler, upsamplers, throughput, benchmarks or report), "
-        "the folder of a run, or one of its checkpoints; with --on also an exported student or a "
-        "timm name",
+        "the folder of a run, or one of its checkpoints; with --on also an exported student or the "
+        "name of a timm model",
     )
     parser.add_argument(
         "--on",
         type=Path,
         metavar="SUITE",
-        help="measure TARGET by this recipe of benchmarks, see recipes/evaluation, beside its "
-        "baseline if it names one; overrides are changes to it",
+        help="measure TARGET and the suite's baseline, if it names one, by this recipe of "
+        "benchmarks, see recipes/evaluation; overrides change this recipe",
     )
     parser.add_argument(
         "overrides",

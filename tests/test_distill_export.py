@@ -39,18 +39,18 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 def test_the_export_returns_what_the_checkpoint_does_bit_for_bit(tmp_path: Path) -> None:
     student = build()
     exported = export(write_run(tmp_path, student), tmp_path / "new" / "s.safetensors")
-    due, came = outputs(student), outputs(exported)
-    assert due.keys() == came.keys()
-    assert all(torch.equal(came[name], due[name]) for name in due)
+    expected, actual = outputs(student), outputs(exported)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("head", TARGETS)
 def test_the_kept_head_and_the_backbone_return_the_same_bits(tmp_path: Path, head: str) -> None:
     student = build()
     exported = export(write_run(tmp_path, student), tmp_path / "s", heads=(head,))
-    due, came = outputs(student), outputs(exported)
-    assert came.keys() == {n for n in due if n.startswith(("backbone/", f"{head}/"))}
-    assert all(torch.equal(came[name], due[name]) for name in came)
+    expected, actual = outputs(student), outputs(exported)
+    assert actual.keys() == {n for n in expected if n.startswith(("backbone/", f"{head}/"))}
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
     assert not [n for n in exported.state_dict() if n.startswith("heads.") and head not in n]
 
 
@@ -68,9 +68,9 @@ def test_an_exported_file_can_be_exported_again(tmp_path: Path) -> None:
 def test_a_backbone_alone_returns_the_same_bits(tmp_path: Path) -> None:
     student = build()
     exported = export(write_run(tmp_path, student), tmp_path / "s", heads=(), teacher_space=True)
-    due, came = outputs(student), outputs(exported)
-    assert came.keys() == {"backbone/summary", "backbone/spatial"}
-    assert all(torch.equal(came[name], due[name]) for name in came)
+    expected, actual = outputs(student), outputs(exported)
+    assert actual.keys() == {"backbone/summary", "backbone/spatial"}
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
 
 
 @pytest.mark.parametrize("head", ["siglip", "clip"])  # clip's head is twice as dense as the grid
@@ -78,12 +78,12 @@ def test_a_folded_head_speaks_the_teachers_own_space(tmp_path: Path, head: str) 
     student = build()
     checkpoint = write_run(tmp_path, student)
     folded = export(checkpoint, tmp_path / "s", heads=(head,), teacher_space=True)
-    before, came = outputs(student), outputs(folded)
-    due = statistics(head).inverse(before[f"{head}/spatial"])
-    assert (due - before[f"{head}/spatial"]).abs().max() > 1  # else folding did nothing
-    torch.testing.assert_close(came[f"{head}/spatial"], due, atol=1e-5, rtol=1e-5)
+    before, actual = outputs(student), outputs(folded)
+    expected = statistics(head).inverse(before[f"{head}/spatial"])
+    assert (expected - before[f"{head}/spatial"]).abs().max() > 1  # else folding did nothing
+    torch.testing.assert_close(actual[f"{head}/spatial"], expected, atol=1e-5, rtol=1e-5)
     for name in (f"{head}/summary", "backbone/summary", "backbone/spatial"):
-        assert torch.equal(came[name], before[name])
+        assert torch.equal(actual[name], before[name])
 
 
 def test_the_file_tells_where_it_comes_from(tmp_path: Path) -> None:
@@ -110,10 +110,10 @@ def test_the_file_loads_where_neither_deepspeed_nor_distill_can_be_imported(tmp_
     torch.save(IMAGES, tmp_path / "images.pt")
     paths = [str(tmp_path / name) for name in ("s", "images.pt", "out.pt")]
     subprocess.run([sys.executable, "-c", BLOCKING, *paths], check=True, cwd=Path.cwd())
-    came, due = torch.load(tmp_path / "out.pt"), student(IMAGES).heads
-    for name, (summary, spatial) in due.items():
-        torch.testing.assert_close(came[name][1], spatial)
-        assert summary is None or torch.allclose(came[name][0], summary)
+    actual, expected = torch.load(tmp_path / "out.pt"), student(IMAGES).heads
+    for name, (summary, spatial) in expected.items():
+        torch.testing.assert_close(actual[name][1], spatial)
+        assert summary is None or torch.allclose(actual[name][0], summary)
 
 
 def test_the_command_writes_and_says_what_it_wrote(

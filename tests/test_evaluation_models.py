@@ -47,13 +47,13 @@ def test_a_head_shows_no_layers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", [None, "clip"])
 def test_a_student_teaches_by_its_kind(tmp_path: Path, head: str | None) -> None:
-    due, images = encoder(tmp_path, head), torch.rand(2, 3, 8, 12)
+    expected, images = encoder(tmp_path, head), torch.rand(2, 3, 8, 12)
     entry = {"kind": "student", "path": str(tmp_path / "student.safetensors"), "head": head}
     config = parse_teacher(entry)
     assert parse_teacher(config.model_dump()) == config
     teacher = build_teacher(config)
     check_teacher(teacher)
-    assert torch.equal(teacher(images).spatial, due(images).spatial)
+    assert torch.equal(teacher(images).spatial, expected(images).spatial)
     where = "head of clip" if head else "last block, after the final norm"
     assert teacher.spec.spatial_from == where
 

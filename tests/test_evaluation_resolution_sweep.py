@@ -45,14 +45,14 @@ def test_the_curve_is_what_evaluating_the_run_says(trained: Path, tmp_path: Path
     assert [row["resolution"] for row in curve] == [[32, 32], [32, 48], [64, 64]]
     overrides = [f"evaluation.images={images}", "evaluation.resolutions=[32,[32,48],64]"]
     rows, _ = evaluate_student(find_trained(trained / "run", overrides))
-    due = [row for row in rows if row["student"] == "trained"]
-    for came, expected in zip(curve, due, strict=True):
-        assert {key: expected[key] for key in came} == came
-    cosines = [row["spatial_cosine"] for row in due]
+    trained_rows = [row for row in rows if row["student"] == "trained"]
+    for actual, expected in zip(curve, trained_rows, strict=True):
+        assert {key: expected[key] for key in actual} == actual
+    cosines = [row["spatial_cosine"] for row in trained_rows]
     assert figures == {
         "largest_cosine_drop": largest_drop(cosines),
         "expert_lowest_cosine": min(cosines),
-        "expert_lowest_fidelity": min(row["fidelity"] for row in due),
+        "expert_lowest_fidelity": min(row["fidelity"] for row in trained_rows),
     }
     assert protocol == {"images": 24, "step": 2, "standardisation": "phi_s"}
     assert (tmp_path / "curves.png").is_file()

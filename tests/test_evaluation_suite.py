@@ -1,17 +1,14 @@
 """Suites: what is measured, what is not measured again, and what a user is told."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from distill import evaluate
 from distill.benchmarks.benchmark import Benchmark, Measurement
-from distill.display.tables import Cell, Table
 from distill.evaluate import parse_arguments
 from distill.evaluation.models import Pixels, PixelsConfig, model_of, parse_model
 from distill.evaluation.results import results_tables
@@ -119,18 +116,6 @@ def test_a_table_too_wide_for_a_screen_has_a_line_for_each_figure(tmp_path: Path
     assert [column.header for column in table.columns] == ["model", "colours"]
     assert list(table.columns[0].cells) == ["seeds", *(f"figure{i}" for i in range(9))]
     assert list(table.columns[1].cells)[:3] == ["2", "[bold]0 ± 0[/bold]", "[bold]1 ± 0[/bold]"]
-
-
-def test_a_table_that_fits_in_80_characters_has_a_line_for_each_model() -> None:
-    heads = ("model", "seeds", "AP", "AP (lower is better)", "AP small")
-    narrow = Table("t", heads, [("a" * 15, [Cell("12.34 ± 0.12")] * 4)])
-    assert [c.header for c in narrow.to_rich().columns] == list(heads)
-    words = ("model", "seeds", *(f"image_to_text_r{k}" for k in (1, 5, 10, 50)))
-    wide = Table("t", words, [("a", [Cell("1")] * 5)]).to_rich()
-    assert [c.header for c in wide.columns] == ["model", "a"]
-    written = io.StringIO()
-    Console(width=80, file=written).print(wide)
-    assert "image_to_text_r50" in written.getvalue()
 
 
 def test_pixels_are_mean_colours() -> None:

@@ -44,12 +44,12 @@ def test_one_graph_returns_what_the_student_does_at_every_size(
     images = torch.rand(size[0], 3, *size[1:])
     graph = session(exported / "s.onnx")
     names = [output.name for output in graph.get_outputs()]
-    came = dict(zip(names, graph.run(None, {"images": images.numpy()}), strict=True))
-    due = outputs(load_student(exported / "s.safetensors"), images)
-    flat = {n.replace("backbone/", "").replace("/", "_"): value for n, value in due.items()}
-    assert list(came) == list(flat)
+    actual = dict(zip(names, graph.run(None, {"images": images.numpy()}), strict=True))
+    expected = outputs(load_student(exported / "s.safetensors"), images)
+    flat = {n.replace("backbone/", "").replace("/", "_"): value for n, value in expected.items()}
+    assert list(actual) == list(flat)
     for name, value in flat.items():
-        torch.testing.assert_close(torch.from_numpy(came[name]), value, atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(actual[name]), value, atol=1e-4, rtol=0)
 
 
 def test_inputs_and_outputs_have_names_and_free_sizes(exported: Path) -> None:
@@ -58,9 +58,9 @@ def test_inputs_and_outputs_have_names_and_free_sizes(exported: Path) -> None:
     assert (images.name, images.shape[1]) == ("images", 3)
     assert all(isinstance(images.shape[axis], str) for axis in (0, 2, 3))
     shapes = {output.name: output.shape[1:2] for output in graph.get_outputs()}
-    due = {"summary": [32], "spatial": [16], "siglip_summary": [5], "siglip_spatial": [6]}
-    due |= {"clip_summary": [9], "clip_spatial": [8], "muted_spatial": [3]}
-    assert shapes == due
+    expected = {"summary": [32], "spatial": [16], "siglip_summary": [5], "siglip_spatial": [6]}
+    expected |= {"clip_summary": [9], "clip_spatial": [8], "muted_spatial": [3]}
+    assert shapes == expected
 
 
 def test_one_head_in_its_teachers_space(exported: Path, tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_one_head_in_its_teachers_space(exported: Path, tmp_path: Path) -> None:
     folded = export(exported, tmp_path / "s", **options)
     export_student(exported, tmp_path / "s.onnx", format="onnx", **options)
     images = torch.rand(1, 3, 12, 8)
-    (came,) = session(tmp_path / "s.onnx").run(["siglip_spatial"], {"images": images.numpy()})
-    due = outputs(folded, images)["siglip/spatial"]
-    torch.testing.assert_close(torch.from_numpy(came), due, atol=1e-4, rtol=0)
+    (actual,) = session(tmp_path / "s.onnx").run(["siglip_spatial"], {"images": images.numpy()})
+    expected = outputs(folded, images)["siglip/spatial"]
+    torch.testing.assert_close(torch.from_numpy(actual), expected, atol=1e-4, rtol=0)
     names = [output.name for output in session(tmp_path / "s.onnx").get_outputs()]
     assert names == ["summary", "spatial", "siglip_summary", "siglip_spatial"]
 

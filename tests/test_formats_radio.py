@@ -143,13 +143,13 @@ def test_the_public_loader_returns_what_the_student_does(
     save_radio(tmp_path / "s.pth.tar", file_of(student))
     p = student.config.patch_size
     images = torch.rand(2, 3, grid[0] * p, grid[1] * p)
-    due = outputs(student, images)
-    came = public(tmp_path / "s.pth.tar", images, list(TARGETS))
-    zero = came.pop("muted/summary")  # its teacher has none, but the loader wants a head
+    expected = outputs(student, images)
+    actual = public(tmp_path / "s.pth.tar", images, list(TARGETS))
+    zero = actual.pop("muted/summary")  # its teacher has none, but the loader wants a head
     assert torch.equal(zero, torch.zeros(2, 1).double())
-    assert due.keys() == came.keys()
-    for name, value in due.items():
-        torch.testing.assert_close(value.double(), came[name], atol=1e-4, rtol=1e-4)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(value.double(), actual[name], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -163,8 +163,8 @@ def test_args_make_timm_build_the_shape_of_every_size(tmp_path: Path, size: str)
     with torch.device("meta"):
         model = timm_model(args)
     block = model.blocks[0]
-    came = model.embed_dim, len(model.blocks), block.attn.num_heads, block.mlp.fc1.out_features
-    assert came == SHAPES[size]
+    actual = model.embed_dim, len(model.blocks), block.attn.num_heads, block.mlp.fc1.out_features
+    assert actual == SHAPES[size]
     assert model.patch_embed.patch_size == (16, 16)
     named = size in ("tiny", "small", "base", "large", "huge")
     assert ("embed_dim" in args.model_kwargs) != named
@@ -176,8 +176,8 @@ def test_heads_leave_in_their_teachers_own_spaces(tmp_path: Path) -> None:
     folded = export(checkpoint, tmp_path / "s", heads=("clip",), teacher_space=True)
     export_student(checkpoint, tmp_path / "s.pth", format="radio", heads=("clip",))
     images = torch.rand(1, 3, 8, 20)
-    came, due = public(tmp_path / "s.pth", images, ["clip"]), outputs(folded, images)
-    torch.testing.assert_close(came["clip/spatial"].float(), due["clip/spatial"])
+    actual, expected = public(tmp_path / "s.pth", images, ["clip"]), outputs(folded, images)
+    torch.testing.assert_close(actual["clip/spatial"].float(), expected["clip/spatial"])
     state = torch.load(tmp_path / "s.pth", weights_only=False)["state_dict"]
     assert not [key for key in state if "siglip" in key or "muted" in key]
 
@@ -187,8 +187,8 @@ def test_heads_that_were_trained_on_raw_features_leave_as_they_are(tmp_path: Pat
     checkpoint = write_run(tmp_path, student, phi_s="none")
     export_student(checkpoint, tmp_path / "s.pth", format="radio")
     images = torch.rand(1, 3, 8, 20)
-    came, due = public(tmp_path / "s.pth", images, ["clip"]), outputs(student, images)
-    torch.testing.assert_close(came["clip/spatial"].float(), due["clip/spatial"])
+    actual, expected = public(tmp_path / "s.pth", images, ["clip"]), outputs(student, images)
+    torch.testing.assert_close(actual["clip/spatial"].float(), expected["clip/spatial"])
 
 
 def test_a_student_whose_statistics_are_out_of_reach_is_refused(tmp_path: Path) -> None:

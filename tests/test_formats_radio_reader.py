@@ -70,13 +70,13 @@ def test_backbone_and_heads_come_back_bit_for_bit(
 ) -> None:
     student = saved(tmp_path / "s", **changes)
     images = torch.rand(2, 3, *size)
-    due, came = outputs(student, images), outputs(read(tmp_path / "s"), images)
-    assert due.keys() == came.keys()
-    assert all(torch.equal(came[name], due[name]) for name in due)
+    expected, actual = outputs(student, images), outputs(read(tmp_path / "s"), images)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     entry = {"kind": "radio", "weights": str(tmp_path / "s"), "resolution": [24, 24]}
     summary, spatial = build_teacher(parse_teacher(entry))(images)
-    assert torch.equal(summary, due["backbone/summary"])
-    assert torch.equal(spatial, due["backbone/spatial"])
+    assert torch.equal(summary, expected["backbone/summary"])
+    assert torch.equal(spatial, expected["backbone/spatial"])
 
 
 def test_an_exported_checkpoint_is_the_folded_student_bit_for_bit(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_an_exported_checkpoint_is_the_folded_student_bit_for_bit(tmp_path: Path
     export_student(checkpoint, tmp_path / "s.pth", format="radio", heads=("clip",))
     again = export(tmp_path / "s.pth", tmp_path / "t")
     images = torch.rand(1, 3, 8, 20)
-    due, came = outputs(folded, images), outputs(again, images)
-    assert due.keys() == came.keys()
-    assert all(torch.equal(came[name], due[name]) for name in due)
+    expected, actual = outputs(folded, images), outputs(again, images)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert list(again.targets) == list(TARGETS)
 
 
@@ -101,13 +101,13 @@ def test_heads_by_number_are_read_and_those_of_another_make_left_out(
     }
     old = {"_feature_projections.clip.final": "_feature_projections.clip.fc2"}  # MLP version v1
     rewrite(tmp_path / "s", number | old | {"_feature_projections.muted.": ""})
-    came = read(tmp_path / "s")
-    assert list(came.heads) == ["siglip"]
+    actual = read(tmp_path / "s")
+    assert list(actual.heads) == ["siglip"]
     assert "left out the head of clip, no MLP v2 of the first's size" in caplog.text
     images = torch.rand(1, 3, 8, 20)
-    due = outputs(student, images)
-    for name, value in outputs(came, images).items():
-        assert torch.equal(value, due[name])
+    expected = outputs(student, images)
+    for name, value in outputs(actual, images).items():
+        assert torch.equal(value, expected[name])
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_a_new_student_starts_from_its_trunk_and_fresh_heads(tmp_path: Path) -> 
     for name, value in source.trunk.state_dict().items():
         assert torch.equal(started.trunk.state_dict()[name], value)
     images = torch.rand(1, 3, 8, 20)
-    due, came = outputs(source, images), outputs(started, images)
-    assert torch.equal(came["backbone/spatial"], due["backbone/spatial"])
-    assert not torch.equal(came["clip/spatial"], due["clip/spatial"])
+    expected, actual = outputs(source, images), outputs(started, images)
+    assert torch.equal(actual["backbone/spatial"], expected["backbone/spatial"])
+    assert not torch.equal(actual["clip/spatial"], expected["clip/spatial"])
 
 
 def save_featsharp(path: Path, entry: dict[str, Any]) -> None:
@@ -206,9 +206,9 @@ def test_a_run_takes_one_as_teacher_with_featsharp_and_as_its_start(tmp_path: Pa
         schedule={"warmup_steps": 0},
     )
     assert (done := run(plain_command(second), tmp_path)).returncode == 0, done.stderr
-    came = load_student(tmp_path / "second/checkpoints/step-00000002/student.safetensors")
+    actual = load_student(tmp_path / "second/checkpoints/step-00000002/student.safetensors")
     start = load_student(tmp_path / "start.safetensors")
     for name, value in start.trunk.state_dict().items():
-        torch.testing.assert_close(came.trunk.state_dict()[name], value, atol=1e-6, rtol=0)
-    assert came.targets["expert"].spatial_dim == start.spec.spatial_dim
-    assert came.targets["expert"].native_grid == (4, 4)  # FeatSharp made it of 2 x 2
+        torch.testing.assert_close(actual.trunk.state_dict()[name], value, atol=1e-6, rtol=0)
+    assert actual.targets["expert"].spatial_dim == start.spec.spatial_dim
+    assert actual.targets["expert"].native_grid == (4, 4)  # FeatSharp made it of 2 x 2

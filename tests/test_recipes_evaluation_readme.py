@@ -68,7 +68,7 @@ def test_two_ranks_under_the_launcher_give_one_file_with_the_figures_of_one(tmp_
     ):
         done = run([*command, f"dir={out}"], tmp_path)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("pixel_accuracy") == 1
+        assert done.stdout.count("miou") == 1
     one, two = (json.loads((tmp_path / n / "results.jsonl").read_text()) for n in ("one", "two"))
     assert one["figures"] == two["figures"]
     assert not list((tmp_path / "two").glob(".meeting*"))

@@ -37,12 +37,14 @@ def export(
     """Writes a student or an upsampler as one file, whole or not at all.
 
     Args:
-        path: the folder of a run or of a checkpoint; or a student's file, see
+        path: the folder of a run or of a checkpoint; or the file of a student, see
             `source.read_source`.
         out: the file to write; missing folders above it are made.
         format: of a student's file, one of `FORMATS`.
         heads: the teachers whose heads a student keeps; None for all.
-        teacher_space: whether the heads of a student return maps in their teachers' own spaces.
+        teacher_space: whether the heads of a student return maps in their teachers' own spaces
+            instead of the standardised ones that they were trained in. The RADIO format always has
+            the former.
         half: whether the weights of an upsampler are stored in float16.
         force: whether existing files are overwritten.
 
@@ -50,8 +52,8 @@ def export(
         The folder of the checkpoint that was exported, or the file.
 
     Raises:
-        RecipeError: an option that the model does not have, see also `export_student`; or `out`
-            exists or cannot be written.
+        RecipeError: an option that the model does not have, no such head, no statistics to fold,
+            or `out` exists or cannot be written.
     """
     if not has_upsampler(path):
         if half:
@@ -80,23 +82,7 @@ def export_student(
     teacher_space: bool = False,
     force: bool = False,
 ) -> Path:
-    """Writes a student as one file, whole or not at all, and its model card, `OUT.md`.
-
-    Args:
-        path: see `source.read_source`.
-        out: the file to write; missing folders above it are made.
-        format: one of `FORMATS`.
-        heads: the teachers whose heads are kept; None for all.
-        teacher_space: whether the heads return maps in their teachers' own spaces instead of the
-            standardised ones that they were trained in. The RADIO format always has the former.
-        force: whether existing files are overwritten.
-
-    Returns:
-        The folder of the checkpoint that was exported, or the file.
-
-    Raises:
-        RecipeError: no such head, no statistics to fold, or `out` exists or cannot be written.
-    """
+    """Writes a student and its model card, `OUT.md`; arguments and errors as of `export`."""
     card = out.with_name(f"{out.name}.md")
     weights = [large_weights(out)] if format == "onnx" else []
     for each in (out, card, *weights):
