@@ -19,9 +19,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m distill.evaluate",
-        description="Measure on held-out images the agreement of a student with its teachers before "
-        "and after training, the fidelity of upsamplers to their encoder, or any encoder on "
-        "benchmarks. Writes JSON lines, pictures and a page that shows them.",
+        description="Measure on held-out images the agreement of a student with its teachers, "
+        "before and after training, the fidelity of upsamplers to their encoder, or any encoder "
+        "on benchmarks. Writes JSON lines, pictures and a page that shows them.",
     )
     parser.add_argument(
         "target",
