@@ -11,6 +11,7 @@ import csv
 import importlib.util
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,15 +48,16 @@ class Photograph(NamedTuple):
     scales: tuple[float, ...]
 
 
-def _read_table() -> list[Photograph]:
+def _read_table() -> Iterator[Photograph]:
     with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    return [Photograph(*row[:-1], tuple(map(float, row[-1].split()))) for row in rows]
+        for row in csv.DictReader(file):
+            scales = tuple(map(float, row.pop("scales").split()))
+            yield Photograph(**row, scales=scales)
 
 
 # Licences and authors: skimage/data/_fetchers.py and sklearn/datasets/images/README.txt. The latter
 # lists one author twice; the URL of the flower shows who took it.
-PHOTOGRAPHS = _read_table()
+PHOTOGRAPHS = tuple(_read_table())
 
 
 def windows(width: int, height: int, scales: tuple[float, ...]) -> list[tuple[int, int, int, int]]:
