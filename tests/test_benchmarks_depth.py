@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from data.errors import DataError
 from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.dense.depth import BinnedDepth, Depth, gradient_loss
-from distill.benchmarks.dense.geometry_heads import Reader
+from distill.benchmarks.dense.geometry import GeometryImages
+from distill.benchmarks.dense.pixel_task import TaskGroup
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
@@ -83,8 +84,17 @@ def benchmark(root: Path, **changes: Any) -> Depth:
     return built
 
 
+def images(chosen: Depth, encoder: Teacher | None = None) -> GeometryImages:
+    return GeometryImages(encoder or pixels(), TaskGroup(chosen.tasks()), chosen)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("depth"))
+
+
 class Fixed(nn.Module):
-    """A head that says what a channel of the map says, in metres."""
+    """A head that predicts a channel of the map, in metres."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps[:, :1] * 0.25 + 0.5  # undoes the normalisation of `Pixels`
@@ -104,13 +114,11 @@ def ramp(height: int, width: int, axis: int) -> Tensor:
     [(24, 32, (24, 32)), (21, 27, (21, 27)), (24, 32, (48, 64)), (24, 32, (12, 16))],
 )
 def test_a_linear_ramp_survives_encoding_the_probe_and_enlarging(
-    height: int, width: int, size: tuple[int, int], axis: int, flip_average: bool
+    root: Path, height: int, width: int, size: tuple[int, int], axis: int, flip_average: bool
 ) -> None:
     """Half-pixel centres throughout; padding is cut off before anything is resized."""
-    chosen = benchmark(Path(), flip_average=flip_average, depth_range=(0.001, 2))
-    reader = Reader(pixels(), chosen.config)
-    image = ramp(height, width, axis)
-    came = chosen.predict(reader, Fixed(), image, size)[0]
+    chosen = benchmark(root, flip_average=flip_average, depth_range=(0.001, 2))
+    came = images(chosen).predict([Fixed()], ramp(height, width, axis), size)[0][0]
     due = ramp(*size, axis)[0]
     scale = size[axis] / (height, width)[axis]
     rim = round(8 * scale)  # where cells are clamped, or hold padding
@@ -119,28 +127,26 @@ def test_a_linear_ramp_survives_encoding_the_probe_and_enlarging(
     assert torch.allclose(came[tuple(inner)], due[tuple(inner)], atol=1e-5)
 
 
-def test_images_are_resized_for_encoders_of_one_size() -> None:
-    chosen = benchmark(Path(), input={"size": "native"}, depth_range=(0.001, 2))
-    reader = Reader(pixels(), chosen.config)
-    came = chosen.predict(reader, Fixed(), ramp(2 * HEIGHT, 2 * WIDTH, 1), (HEIGHT, WIDTH))[0]
+def test_images_are_resized_for_encoders_of_one_size(root: Path) -> None:
+    seen = images(benchmark(root, input={"size": "native"}, depth_range=(0.001, 2)))
+    came = seen.predict([Fixed()], ramp(2 * HEIGHT, 2 * WIDTH, 1), (HEIGHT, WIDTH))[0][0]
     due = ramp(HEIGHT, WIDTH, 1)[0]
-    assert reader.size == (HEIGHT, WIDTH)
+    assert seen.input_size == (HEIGHT, WIDTH)
     assert torch.allclose(came[:, 8:-8], due[:, 8:-8], atol=1e-5)
 
 
-def test_flip_averaging_is_the_mean_of_an_image_and_its_mirror_image() -> None:
+def test_flip_averaging_is_the_mean_of_an_image_and_its_mirror_image(root: Path) -> None:
     class Lopsided(nn.Module):
         def forward(self, maps: Tensor) -> Tensor:
             weight = torch.linspace(1, 2, maps.shape[-1])
             return (maps[:, :1] * 0.25 + 0.5) * weight
 
     image = torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
-    single, both = (benchmark(Path(), flip_average=flip) for flip in (False, True))
-    reader = Reader(pixels(), single.config)
+    single, both = (images(benchmark(root, flip_average=flip)) for flip in (False, True))
     size = (HEIGHT, WIDTH)
-    one = single.predict(reader, Lopsided(), image, size)
-    other = single.predict(reader, Lopsided(), image.flip(-1), size).flip(-1)
-    came = both.predict(Reader(pixels(), both.config), Lopsided(), image, size)
+    (one,) = single.predict([Lopsided()], image, size)
+    other = single.predict([Lopsided()], image.flip(-1), size)[0].flip(-1)
+    (came,) = both.predict([Lopsided()], image, size)
     assert torch.allclose(came, (one + other) / 2, atol=1e-6)
 
 
@@ -156,7 +162,7 @@ def test_bins_are_uniform_and_weighted_by_relu_and_a_tenth() -> None:
 def test_the_term_of_gradients_is_added_by_its_weight() -> None:
     generator = torch.Generator().manual_seed(0)
     prediction, truth = torch.rand(2, 2, 1, 9, 7, generator=generator).add(0.5)
-    plain, weighted = (benchmark(Path(), gradient_weight=weight) for weight in (0, 0.05))
+    plain, weighted = (benchmark(Path(), gradient_weight=weight).task() for weight in (0, 0.05))
     due = 0.05 * gradient_loss(prediction, truth, truth > 0)
     for step in (0, 100):
         more = weighted.loss(prediction, truth, step) - plain.loss(prediction, truth, step)
@@ -210,8 +216,8 @@ def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
 
 def test_the_mean_map_is_the_mean_of_what_is_known_at_each_place(tmp_path: Path) -> None:
     chosen = benchmark(write(tmp_path))
-    maps = torch.stack([chosen._pixels(s)[1] for s in chosen.config.dataset.samples("train")])
-    came = chosen._mean_map()
+    maps = torch.stack([chosen.read(s).labels for s in chosen.config.dataset.samples("train")])
+    came = chosen.constants()["mean map"]
     assert torch.allclose(came[:, 5:], maps.mean(0)[:, 5:])
     assert torch.allclose(came[0, 0, 0], maps[maps > 0].mean())  # known in no image
 
@@ -219,11 +225,11 @@ def test_the_mean_map_is_the_mean_of_what_is_known_at_each_place(tmp_path: Path)
 def test_only_what_counts_is_counted(tmp_path: Path) -> None:
     chosen = benchmark(write(tmp_path), counted={"rows": (3, 9), "columns": (4, 20)})
     sample = chosen.config.dataset.samples("test")[0]
-    image, truth = chosen._test_pixels(sample)
+    image, truth = images(chosen).test(sample)
     assert image.shape == (3, HEIGHT, WIDTH)
     assert (truth > 0).sum() == 6 * 16
     assert (truth[0, 3:9, 4:20] > 0).all()
-    coarse = benchmark(tmp_path, labels=(6, 8))._test_pixels(sample)[1]
+    coarse = images(benchmark(tmp_path, labels=(6, 8))).test(sample).labels
     assert coarse.shape == (1, 6, 8)
 
 
@@ -236,24 +242,24 @@ def test_the_grid_that_is_counted_on_is_named(tmp_path: Path) -> None:
 
 def test_depth_outside_of_the_range_is_unknown(tmp_path: Path) -> None:
     chosen = benchmark(write(tmp_path), depth_range=(2.0, 4.0))
-    _, truth = chosen._pixels(chosen.config.dataset.samples("test")[0])
+    truth = chosen.read(chosen.config.dataset.samples("test")[0]).labels
     assert truth[truth > 0].min() >= 2
     assert truth.max() <= 4
-    assert chosen.finish(torch.tensor([[[[1.0, 3.0, 9.0]]]])).flatten().tolist() == [2, 3, 4]
+    decoded = chosen.task().decode(torch.tensor([[[[1.0, 3.0, 9.0]]]]))
+    assert decoded.flatten().tolist() == [2, 3, 4]
 
 
 def test_training_images_are_cut_and_mirrored_with_their_depth(tmp_path: Path) -> None:
     window = {"rows": (2, 22), "columns": (3, 31)}
-    chosen = benchmark(write(tmp_path), input={"window": window, "crop": (8, 12)})
-    sample = chosen.config.dataset.samples("train")[0]
-    whole, _ = chosen._training_pixels(sample, None)
+    views = images(benchmark(write(tmp_path), input={"window": window, "crop": (8, 12)}))
+    whole, _ = views.view(0, None)
     assert whole.shape == (3, 20, 28)
     seen = set()
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        image, truth = chosen._training_pixels(sample, generator)
+        image, truth = views.view(0, generator)
         assert image.shape == (3, 8, 12)
-        # Red says the depth, wherever both went.
+        # Red tells the depth, wherever both went.
         assert torch.allclose(truth[0], 1 + image[0] * 5, atol=2e-3)
         seen.add(round(float(image.sum()), 4))
     assert len(seen) > 15
@@ -262,9 +268,7 @@ def test_training_images_are_cut_and_mirrored_with_their_depth(tmp_path: Path) -
 def test_a_crop_larger_than_the_image_is_refused(tmp_path: Path) -> None:
     chosen = benchmark(write(tmp_path), input={"crop": (30, 12)})
     with pytest.raises(DataError, match=r"input.crop: \[30, 12\] of '0', \(24, 32\) px"):
-        chosen._training_pixels(
-            chosen.config.dataset.samples("train")[0], torch.Generator().manual_seed(0)
-        )
+        images(chosen).view(0, torch.Generator().manual_seed(0))
 
 
 def test_images_of_several_sizes_are_refused_with_a_cure(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from data.errors import DataError
 from data.labelled.multitask import NyudLayout, PascalContextLayout
 from distill.benchmarks.benchmark import Measurement
 from distill.benchmarks.build import build_benchmark, parse_benchmark
-from distill.benchmarks.dense.multitask_tasks import Depth, Normals, Saliency, build_tasks
+from distill.benchmarks.dense.class_tasks import SaliencyTask
+from distill.benchmarks.dense.depth import DepthTask
+from distill.benchmarks.dense.multitask import build_tasks
+from distill.benchmarks.dense.normals import NormalsTask
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
@@ -219,10 +222,11 @@ def test_an_enlarged_image_is_nearer(tmp_path: Path) -> None:
 
 
 def test_a_mirror_leaves_unknown_normals_unknown() -> None:
-    truth = torch.tensor([[0.6, 255], [0, 255], [-0.8, 255]]).view(3, 1, 2)
-    task = Normals("normals", 3)
-    due = torch.tensor([[-0.6, 255], [0, 255], [-0.8, 255]]).view(3, 1, 2)
+    truth = torch.tensor([[0.6, 0], [0, 0], [-0.8, 0]]).view(3, 1, 2)
+    task = NormalsTask("normals", 3)
+    due = torch.tensor([[-0.6, 0], [0, 0], [-0.8, 0]]).view(3, 1, 2)
     assert torch.equal(task.adapt(truth, 2.0, True), due)
+    assert task.known(due).tolist() == [[True, False]]
     assert torch.equal(task.adapt(truth, 2.0, False), truth)
 
 
@@ -239,18 +243,18 @@ def test_saliency_is_balanced_and_unknown_pixels_do_not_count() -> None:
     salient = sum(t for _, t in pairs) / len(pairs)
     assert 0 < salient < 0.5
     slow = [-(1 - salient) * math.log(p) if t else -salient * math.log(1 - p) for p, t in pairs]
-    came = Saliency("saliency").loss(logits, truth)
+    came = SaliencyTask("saliency").loss(logits, truth, 0)
     assert came.item() == pytest.approx(sum(slow) / len(slow), rel=1e-5)
 
 
 def test_l1_is_of_components_and_of_metres_where_they_are_known() -> None:
     predicted = torch.tensor([[0.6, 7], [0, 7], [-0.8, 7]]).view(1, 3, 1, 2)
-    truth = torch.tensor([[1.0, 255], [0, 255], [0, 255]]).view(1, 3, 1, 2)
-    normals = Normals("normals", 3).loss(predicted, truth)
+    truth = torch.tensor([[1.0, 0], [0, 0], [0, 0]]).view(1, 3, 1, 2)
+    normals = NormalsTask("normals", 3).loss(predicted, truth, 0)
     assert normals.item() == pytest.approx((0.4 + 0 + 0.8) / 3)
     metres = torch.tensor([2.0, 5, 9]).view(1, 1, 1, 3)
-    known = torch.tensor([3.0, 3, 255]).view(1, 1, 1, 3)
-    assert Depth("depth").loss(metres, known).item() == pytest.approx(1.5)
+    known = torch.tensor([3.0, 3, 0]).view(1, 1, 1, 3)
+    assert DepthTask("depth").loss(metres, known, 0).item() == pytest.approx(1.5)
 
 
 def test_a_batch_without_truth_has_no_loss_and_no_slope() -> None:
@@ -260,7 +264,8 @@ def test_a_batch_without_truth_has_no_loss_and_no_slope() -> None:
     ):
         for task in build_tasks(layout):
             predicted = torch.randn(2, task.outputs, 3, 3).requires_grad_()
-            loss = task.loss(predicted, torch.full((2, task.channels, 3, 3), 255.0))
+            unknown = torch.full((2, task.channels, 3, 3), float(task.unknown))
+            loss = task.loss(predicted, unknown, 0)
             (slope,) = torch.autograd.grad(loss, predicted)
             assert loss == 0
             assert not slope.any()

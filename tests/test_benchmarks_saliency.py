@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.benchmarks.dense.multitask_counters import MaxF
+from distill.benchmarks.dense.counters import MaxF
 
 
 def slow(probabilities: Tensor, labels: Tensor) -> float:
@@ -59,5 +59,5 @@ def test_a_perfect_map_has_100_and_no_salient_pixel_0() -> None:
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
 def test_what_is_no_probability_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=r"saliency from .*probabilities in \[0, 1\] are due"):
+    with pytest.raises(ValueError, match=r"saliency: expected probabilities in \[0, 1\], got "):
         MaxF().update(torch.tensor([0.5, value]), torch.tensor([0, 1]))

@@ -14,6 +14,7 @@ from data.errors import DataError
 from distill.benchmarks.benchmark import Measurement
 from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.dense.confusion import class_ious, confusion_matrix, segmentation_scores
+from distill.benchmarks.dense.heads import LinearHead
 from distill.benchmarks.dense.pixel_inference import predict
 from distill.benchmarks.dense.pixel_samples import (
     InputConfig,
@@ -26,7 +27,6 @@ from distill.benchmarks.dense.pixel_samples import (
     resized,
     windows,
 )
-from distill.benchmarks.dense.segmentation import LinearProbe
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
 from tests.doubles import SPEC, Curved
@@ -200,10 +200,10 @@ def test_windows_cover_every_pixel_and_are_whole(
         assert counts.max() == 1
 
 
-def head_of(dim: int) -> LinearProbe:
+def head_of(dim: int) -> LinearHead:
     torch.manual_seed(0)
-    head = LinearProbe(dim, 3).eval()
-    torch.nn.init.normal_(head.classifier.weight)
+    head = LinearHead(dim, 3).eval()
+    torch.nn.init.normal_(head.project.weight)
     return head
 
 

@@ -94,8 +94,8 @@ def write_nyud(root: Path) -> NyudLayout:
 
 def test_pascal_context_is_read(tmp_path: Path) -> None:
     layout = write_pascal(tmp_path)
-    assert (layout.names("train"), layout.names("test")) == (["a"], ["b"])
-    sample = layout.sample("a")
+    assert (layout.samples("train"), layout.samples("test")) == (["a"], ["b"])
+    sample = layout.read("a")
     assert (sample.name, sample.image.shape, sample.depth) == ("a", (*SIZE, 3), None)
     # Unlabelled, aeroplane, person, tvmonitor, table, accordion, a late class, train.
     assert sample.semseg[0].tolist() == [255, 1, 15, 20, 11, 0, 0, 19]
@@ -107,7 +107,7 @@ def test_pascal_context_is_read(tmp_path: Path) -> None:
 
 def test_parts_are_those_of_people_and_later_ones_cover_earlier(tmp_path: Path) -> None:
     layout = write_pascal(tmp_path)
-    parts = layout.sample("a").parts
+    parts = layout.read("a").parts
     due = np.zeros(SIZE, int)
     for name, place in {
         "head": (0, 0),
@@ -125,7 +125,7 @@ def test_parts_are_those_of_people_and_later_ones_cover_earlier(tmp_path: Path) 
 def test_an_image_without_a_persons_parts_is_ignored_there(tmp_path: Path) -> None:
     layout = write_pascal(tmp_path)
     for _ in range(2):
-        parts = layout.sample("b").parts
+        parts = layout.read("b").parts
         assert parts is not None
         assert (parts == 255).all()
         (tmp_path / "human_parts" / "b.mat").unlink(missing_ok=True)  # the second time: no file
@@ -136,8 +136,8 @@ def test_segmentations_of_the_archive_come_before_the_map_of_459_classes(tmp_pat
     save(tmp_path / "semseg" / "VOC12" / "a.png", np.full(SIZE, 7, np.uint8))
     save(tmp_path / "semseg" / "pascal-context" / "a.png", np.full(SIZE, 8, np.uint8))
     save(tmp_path / "semseg" / "pascal-context" / "b.png", np.full(SIZE, 9, np.uint8))
-    assert (layout.sample("a").semseg == 7).all()
-    assert (layout.sample("b").semseg == 9).all()
+    assert (layout.read("a").semseg == 7).all()
+    assert (layout.read("b").semseg == 9).all()
 
 
 def test_the_459_classes_are_in_alphabetical_order_and_so_are_vocs(tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_the_459_classes_are_in_alphabetical_order_and_so_are_vocs(tmp_path: Pat
 
 def test_nyud_is_read(tmp_path: Path) -> None:
     layout = write_nyud(tmp_path)
-    assert (layout.names("train"), layout.names("test")) == (["0001"], ["0002"])
-    sample = layout.sample("0002")
+    assert (layout.samples("train"), layout.samples("test")) == (["0001"], ["0002"])
+    sample = layout.read("0002")
     assert sample.semseg[0].tolist() == [255, 0, 39, 4] * 2
     assert sample.depth is not None
     assert sample.depth[0].tolist() == [1.5, 0, 0, 0] * 2
@@ -168,7 +168,7 @@ def test_a_layouts_tasks_are_those_that_its_samples_have(tmp_path: Path) -> None
         (write_pascal(tmp_path / "p"), "a"),
         (write_nyud(tmp_path / "n"), "0001"),
     ):
-        sample = layout.sample(name)._asdict()
+        sample = layout.read(name)._asdict()
         assert [k for k in sample if k not in ("name", "image") and sample[k] is not None] == list(
             layout.tasks
         )
@@ -188,9 +188,9 @@ def test_normals_are_unit_vectors_or_nothing() -> None:
 
 def test_a_missing_set_is_shown_with_its_tree(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Context/train.txt; expected under(.|\n)*sal_distill"):
-        PascalContextLayout(kind="pascal_context", root=tmp_path).names("train")
+        PascalContextLayout(kind="pascal_context", root=tmp_path).samples("train")
     with pytest.raises(DataError, match=r"gt_sets/val.txt; expected under(.|\n)*depth/\*.npy"):
-        NyudLayout(kind="nyud", root=tmp_path).names("test")
+        NyudLayout(kind="nyud", root=tmp_path).samples("test")
 
 
 @pytest.mark.parametrize(
@@ -201,21 +201,21 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     path = tmp_path / missing
     path.rename(tmp_path / "gone")
     with pytest.raises(DataError, match=f"no .*{missing}"):
-        layout.sample("a")
+        layout.read("a")
 
 
 def test_labels_of_another_size_are_refused(tmp_path: Path) -> None:
     layout = write_nyud(tmp_path)
     np.save(tmp_path / "depth" / "0001.npy", np.ones((3, 4)))
     with pytest.raises(DataError, match="depth of 0001 has 3 x 4 px, its image 6 x 8 px"):
-        layout.sample("0001")
+        layout.read("0001")
 
 
 def test_classes_beyond_the_last_are_refused(tmp_path: Path) -> None:
     layout = write_nyud(tmp_path)
     save(tmp_path / "segmentation" / "0001.png", np.full(SIZE, 41, np.uint8))
     with pytest.raises(DataError, match=r"0001.png' has 41; 0 to 40 are due"):
-        layout.sample("0001")
+        layout.read("0001")
 
 
 @pytest.mark.parametrize(
@@ -233,14 +233,14 @@ def test_a_wrong_mat_file_is_named(
     path = tmp_path / "pascal-context" / "trainval" / "a.mat"
     path.write_text("none") if content is None else savemat(path, content)
     with pytest.raises(DataError, match=f"a.mat.*{message}"):
-        layout.sample("a")
+        layout.read("a")
 
 
 def test_a_part_that_no_person_has_is_refused(tmp_path: Path) -> None:
     layout = write_pascal(tmp_path)
     save_parts(tmp_path / "human_parts" / "a.mat", (15, [("tail", mask((0, 3)))]))
     with pytest.raises(DataError, match=r"a.mat': a part 'tail'"):
-        layout.sample("a")
+        layout.read("a")
 
 
 def test_the_kind_chooses_the_layout() -> None:

@@ -68,7 +68,7 @@ class PascalContextLayout(Layout):
 
     kind: Literal["pascal_context"]
 
-    def names(self, split: Split) -> list[str]:
+    def samples(self, split: Split) -> list[str]:
         """The images of a split, by its list; `test` is val.
 
         Raises:
@@ -76,7 +76,7 @@ class PascalContextLayout(Layout):
         """
         return read_lines(self.place("ImageSets", "Context", f"{_LIST[split]}.txt"))
 
-    def sample(self, name: str) -> MultiTaskSample:
+    def read(self, name: str) -> MultiTaskSample:
         """Reads one image and its labels.
 
         Raises:
@@ -128,7 +128,7 @@ class NyudLayout(Layout):
 
     kind: Literal["nyud"]
 
-    def names(self, split: Split) -> list[str]:
+    def samples(self, split: Split) -> list[str]:
         """The images of a split, by its list; `test` is val.
 
         Raises:
@@ -136,7 +136,7 @@ class NyudLayout(Layout):
         """
         return read_lines(self.place("gt_sets", f"{_LIST[split]}.txt"))
 
-    def sample(self, name: str) -> MultiTaskSample:
+    def read(self, name: str) -> MultiTaskSample:
         """Reads one image and its labels.
 
         Raises:

@@ -21,6 +21,8 @@ HEIGHT = 192  # pixels of a panel
 _TITLE, _GAP = 22, 6
 _TAIL = 0.01  # share of cells that saturate at either end, so that outliers do not set the range
 
+Panels = Tensor | Sequence[Tensor]  # (B, 3, h, w), or pictures of several sizes
+
 
 class ColourBasis(NamedTuple):
     """Three principal axes of a map, and the range of projections that is mapped to [0, 1].
@@ -106,16 +108,16 @@ def draw_side_by_side(path: Path, maps: Sequence[tuple[str, Tensor]]) -> None:
     draw_columns(path, [(title, ColourBasis.fit(m).colours(m)) for title, m in maps])
 
 
-def draw_columns(path: Path, titled: Mapping[str, Tensor] | Sequence[tuple[str, Tensor]]) -> None:
+def draw_columns(path: Path, titled: Mapping[str, Panels] | Sequence[tuple[str, Panels]]) -> None:
     """Draws columns of pictures with titles, all as wide as the first.
 
     Args:
         path: the PNG to write.
-        titled: title to pictures (B, 3, h, w) in [0, 1]; the title `image` is for photographs.
+        titled: title to pictures (3, h, w) in [0, 1]; the title `image` is for photographs.
     """
     columns = list(titled.items()) if isinstance(titled, Mapping) else titled
     first = columns[0][1]
-    width = round(HEIGHT * first.shape[-1] / first.shape[-2])
+    width = round(HEIGHT * first[0].shape[-1] / first[0].shape[-2])
     step_x, step_y = width + _GAP, HEIGHT + _GAP
     size = (len(columns) * step_x - _GAP, _TITLE + len(first) * step_y - _GAP)
     canvas = Image.new("RGB", size, "white")

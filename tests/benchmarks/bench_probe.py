@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.benchmarks.dense.depth import BinnedDepth, sig_loss
-from distill.benchmarks.dense.geometry_heads import LinearHead
+from distill.benchmarks.dense.heads import LinearHead
 from distill.benchmarks.dense.probe_training import ProbeConfig, probe_features, train_heads
 from teachers.build import build_teacher, parse_teacher
 from tests.benchmarks.figure import Figure

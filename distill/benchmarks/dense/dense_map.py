@@ -97,13 +97,47 @@ def to_pixels(
         dense = F.interpolate(maps, covers, mode="bilinear", align_corners=False)
         return dense[..., : size[0], : size[1]]
     rows, columns = (
-        _weights(maps, cells, c)[stride // 2 : s : stride]
+        _weights(maps, cells, (c, s))[stride // 2 :: stride]
         for cells, c, s in zip(maps.shape[-2:], covers, size, strict=True)
     )
     return rows @ maps @ columns.T
 
 
-def _weights(like: Tensor, cells: int, pixels: int) -> Tensor:
-    """What each cell of a line counts for each pixel of it, (pixels, cells)."""
+def resampled(
+    maps: Tensor,
+    covers: tuple[int, int],
+    seen: tuple[int, int],
+    size: tuple[int, int],
+    stride: int = 1,
+) -> Tensor:
+    """Enlarges maps to the pixels of encoded images, then resizes those to another size.
+
+    Args:
+        maps: (B, K, h, w) on the encoder's grid.
+        covers: (height, width) in pixels, as of `DenseMap`.
+        seen: (height, width) in pixels of the images that were encoded, at most `covers`.
+        size: (H, W) in pixels of the result.
+        stride: only every n-th of these pixels, along both axes, from n // 2 on.
+
+    Returns:
+        As `to_pixels`. Only matrices of the two axes are interpolated, at any resolution.
+    """
+    rows, columns = (
+        _weights(maps, cells, (c, kept), (s, s))[stride // 2 :: stride]
+        for cells, c, kept, s in zip(maps.shape[-2:], covers, seen, size, strict=True)
+    )
+    return rows @ maps @ columns.T
+
+
+def _weights(like: Tensor, cells: int, *lengths: tuple[int, int]) -> Tensor:
+    """The weight of each cell of a line for each of its pixels, (pixels, cells).
+
+    Args:
+        like: of the dtype and on the device of the result.
+        cells: of the line.
+        lengths: in turn, the pixels that the line is resized to, and how many of them are kept.
+    """
     unit = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
-    return F.interpolate(unit, pixels, mode="linear", align_corners=False)[0].T
+    for length, kept in lengths:
+        unit = F.interpolate(unit, length, mode="linear", align_corners=False)[..., :kept]
+    return unit[0].T

@@ -1,7 +1,8 @@
 """Monocular depth with a probe on a frozen encoder, as DINOv2, DINOv3 and Probe3D measure it."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -16,8 +17,9 @@ from distill.benchmarks.dense.depth_scores import (
     depth_scores,
     depth_sums,
 )
-from distill.benchmarks.dense.geometry import Geometry
-from distill.benchmarks.dense.geometry_heads import GeometryConfig, build_head
+from distill.benchmarks.dense.geometry import GeometryConfig, GeometryProbe
+from distill.benchmarks.dense.heads import build_head
+from distill.benchmarks.dense.pixel_task import PixelTask, RegressionTask
 
 _MEAN_ONLY_STEPS = 100  # of SigLoss
 _MEAN_SHARE = 0.15  # lambda is one minus it (Eigen et al. 2014; AdaBins)
@@ -87,10 +89,10 @@ class DepthConfig(GeometryConfig):
     """A probe of depth.
 
     Attributes:
-        bins: of depth, over all of the range in equal steps.
+        bins: of depth, in equal steps over the whole range.
         depth_range: in metres; truth outside is unknown, predictions are clamped to it.
         gradient_weight: of `gradient_loss` beside SigLoss, on the pixels of `loss_stride`. Probe3D
-            weighs them 0.5 and 10: 0.05, as AdamW without decay heeds no common factor.
+            weighs them 0.5 and 10: 0.05 here, as AdamW without decay ignores a common factor.
     """
 
     kind: str = "depth"
@@ -106,7 +108,7 @@ class DepthConfig(GeometryConfig):
 
 
 class BinnedDepth(nn.Module):
-    """Depth as the mean of bins, weighted by what a head says of each (AdaBins, linear norm).
+    """Depth as the mean of bins, weighted by a head (AdaBins, linear norm).
 
     Args:
         head: maps to (B, bins, h, w).
@@ -127,12 +129,85 @@ class BinnedDepth(nn.Module):
         return (weights * self.centres).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
 
 
-class Depth(Geometry):
-    """Depth in metres from one image, figures per image and pooled, as they are and aligned."""
+class DepthTask(RegressionTask):
+    """Depth in metres, trained with L1; the metrics are those of `depth_scores`."""
+
+    headline = "rmse_pooled"
+    num_sums = NUM_SUMS
+    depth_range: tuple[float, float] = (_EPS, math.inf)  # of decoded predictions
+
+    def decode(self, predicted: Tensor) -> Tensor:
+        """Clamped to the range."""
+        return predicted.clamp(*self.depth_range)
+
+    def sums(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        """See `depth_sums`."""
+        return depth_sums(predicted, truth, truth > 0)
+
+    def scores(self, sums: Tensor) -> dict[str, float]:
+        """See `depth_scores`."""
+        return depth_scores(sums)
+
+    def adapt(self, maps: Tensor, ratio: float, mirrored: bool) -> Tensor:
+        """What looks larger is nearer by the same ratio (Eigen et al. 2014, section 3.4)."""
+        return maps / ratio
+
+    def colours(self, maps: Tensor, truth: Tensor) -> Tensor:
+        """Near is bright, black is unknown."""
+        import matplotlib
+
+        known = truth[truth > 0]
+        if not len(known):
+            known = maps.new_tensor(self.depth_range)
+        near, far = known.min(), known.quantile(0.98)
+        shade = 1 - ((maps[0] - near) / (far - near).clamp(min=1e-6)).clamp(0, 1)
+        rgb = torch.tensor(matplotlib.colormaps["magma"](shade.numpy())[..., :3])
+        return (rgb.permute(2, 0, 1) * (maps > 0)).float()
+
+
+class BinnedDepthTask(DepthTask):
+    """Depth as DINOv2 and Probe3D predict it: bins, SigLoss, metrics also of aligned predictions.
+
+    Args:
+        config: of the probe.
+    """
+
+    headline = "rmse_per_image"
+    num_sums = 2 * NUM_SUMS
+
+    def __init__(self, config: DepthConfig) -> None:
+        super().__init__("depth")
+        self._config, self.depth_range = config, config.depth_range
+
+    def build(self, dims: Sequence[int]) -> nn.Module:
+        """Bins on the head of the recipe."""
+        bins = self._config.bins
+        return BinnedDepth(build_head(self._config.head, dims, bins), bins, self.depth_range)
+
+    def loss(self, predicted: Tensor, truth: Tensor, step: int) -> Tensor:
+        """SigLoss, and `gradient_loss` where it has a weight."""
+        total = sig_loss(predicted, truth, truth > 0, step)
+        if not self._config.gradient_weight:
+            return total
+        return total + self._config.gradient_weight * gradient_loss(predicted, truth, truth > 0)
+
+    def sums(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        """Those of the prediction and of the aligned one."""
+        known = truth > 0
+        fitted = aligned(predicted, truth, known).clamp(*self.depth_range)
+        return torch.cat([depth_sums(each, truth, known) for each in (predicted, fitted)])
+
+    def scores(self, sums: Tensor) -> dict[str, float]:
+        """All metrics of both."""
+        fitted = depth_scores(sums[:, NUM_SUMS:])
+        plain = depth_scores(sums[:, :NUM_SUMS])
+        return plain | {f"aligned_{name}": value for name, value in fitted.items()}
+
+
+class Depth(GeometryProbe):
+    """Depth in metres from one image; metrics per image and pooled, plain and aligned."""
 
     Config: ClassVar[type[BenchmarkConfig]] = DepthConfig
-    headline: ClassVar[str] = "rmse_per_image"
-    num_sums: ClassVar[int] = 2 * NUM_SUMS
     lower_is_better: ClassVar[frozenset[str]] = frozenset(
         f"{prefix}{error}_{how}"
         for prefix in ("", "aligned_", "mean_map_")
@@ -141,52 +216,12 @@ class Depth(Geometry):
     )
     config: DepthConfig
 
+    def task(self) -> PixelTask:
+        """See `GeometryProbe.task`."""
+        return BinnedDepthTask(self.config)
+
     def truth(self, view: DepthView, sample: DepthSample) -> Tensor:
         """Depth (1, H, W), 0 outside of the range."""
         depth = torch.tensor(view.depth)[None]
         low, high = self.config.depth_range
         return depth * ((depth >= low) & (depth <= high))
-
-    def build(self, dims: Sequence[int]) -> nn.Module:
-        """Bins on the head that the recipe asks for."""
-        config = self.config
-        head = build_head(config, dims, config.bins)
-        return BinnedDepth(head, config.bins, config.depth_range)
-
-    def loss(self, prediction: Tensor, truth: Tensor, step: int) -> Tensor:
-        """SigLoss, and the term of gradients where it has a weight."""
-        total = sig_loss(prediction, truth, truth > 0, step)
-        if not self.config.gradient_weight:
-            return total
-        return total + self.config.gradient_weight * gradient_loss(prediction, truth, truth > 0)
-
-    def finish(self, prediction: Tensor) -> Tensor:
-        """Clamped to the range."""
-        return prediction.clamp(*self.config.depth_range)
-
-    def mirror(self, maps: Tensor) -> Tensor:
-        """Left and right change places."""
-        return maps.flip(-1)
-
-    def sums(self, prediction: Tensor, truth: Tensor) -> Tensor:
-        """Those of the prediction and of the aligned one."""
-        known = truth > 0
-        fitted = aligned(prediction, truth, known).clamp(*self.config.depth_range)
-        return torch.cat([depth_sums(each, truth, known) for each in (prediction, fitted)])
-
-    def scores(self, sums: Tensor) -> dict[str, float]:
-        """All figures of both."""
-        fitted = depth_scores(sums[:, NUM_SUMS:])
-        plain = depth_scores(sums[:, :NUM_SUMS])
-        return plain | {f"aligned_{name}": value for name, value in fitted.items()}
-
-    def colours(self, maps: Tensor, truth: Tensor) -> Tensor:
-        """Near is bright, black is unknown."""
-        import matplotlib
-
-        known = truth[truth > 0]
-        far: Any = known.quantile(0.98) if len(known) else self.config.depth_range[1]
-        near = known.min() if len(known) else self.config.depth_range[0]
-        shade = 1 - ((maps[0] - near) / (far - near).clamp(min=1e-6)).clamp(0, 1)
-        rgb = torch.tensor(matplotlib.colormaps["magma"](shade.numpy())[..., :3])
-        return (rgb.permute(2, 0, 1) * (maps > 0)).float()

@@ -1,52 +1,47 @@
-"""Multi-task Pascal Context and NYUDv2: a linear probe a task, all on one frozen map.
+"""Multi-task Pascal Context and NYUDv2: a linear probe for each task, all on one frozen map.
 
-Data, losses (but for one, see `multitask_tasks.Normals`), their weights and the size of the input
-are those of the published comparisons of multi-task decoders; the probes are ours, BatchNorm and
-a 1 x 1 convolution a task. So the figures are NOT those of MLoRE, which trains a large decoder:
-compare them with figures of this benchmark only. The F measure is that of probabilities, where
-MLoRE's code takes their sigmoid once more.
+Data, losses (except that of normals), their weights and the size of the input are those of MLoRE
+(Yang et al. 2024, arXiv 2403.17749) and InvPT (Ye and Xu 2022, arXiv 2203.07997). The probes are
+BatchNorm and a 1 x 1 convolution for each task, where those train a large decoder: metrics compare
+with those of this benchmark only. Two differences from MLoRE's code: the F measure is that of
+probabilities, whose sigmoid MLoRE takes once more; and normals are trained on the predicted vector
+as it is, which MLoRE scales to unit length first. Then the exact opposite of a vector along an axis
+is a local minimum, in which linear probes with some seeds stay.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from data.batch import scale_pixels
-from data.errors import DataError
-from data.labelled.files import IGNORED
 from data.labelled.multitask import MultiTaskLayout
-from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.benchmarks.dense.geometry_heads import LinearHead
-from distill.benchmarks.dense.multitask_tasks import PixelTask, build_tasks
-from distill.benchmarks.dense.pixel_inference import predict
-from distill.benchmarks.dense.pixel_samples import InputConfig, LabelledPixels
+from distill.benchmarks.benchmark import BenchmarkConfig
+from distill.benchmarks.dense.class_tasks import ClassTask, SaliencyTask
+from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe
+from distill.benchmarks.dense.depth import DepthTask
+from distill.benchmarks.dense.normals import NormalsTask
+from distill.benchmarks.dense.pixel_samples import InputConfig, LabelledPixels, image_tensor
+from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
 from distill.benchmarks.dense.pixel_views import PixelViews
+from distill.benchmarks.dense.probe_images import ProbeImages
 from distill.benchmarks.dense.probe_training import ProbeConfig
-from distill.benchmarks.sharing import own_share
-from distill.display.pictures import draw_columns
-from distill.runtime import distributed
-from distill.runtime.progress import tracked
 from teachers.teacher import Teacher
 
-SHOWN = 4  # test images of a picture
+_WEIGHTS = {"semseg": 1.0, "parts": 2.0, "saliency": 5.0, "normals": 10.0, "depth": 1.0}
 
 
 class MultiTaskConfig(BenchmarkConfig):
     """Linear probes of all tasks of a set.
 
     Attributes:
-        dataset: where it lies, and in which layout.
-        input: what the encoder sees. A test image smaller than `crop` is padded to it where
-            `stride` is given.
-        probe: how the heads are trained. They share nothing but the map, so that the published
-            weights of their losses count for `sgd` and `clip` only.
+        dataset: the data set and its layout.
+        input: of the encoder. A test image smaller than `crop` is padded to it where `stride` is
+            given.
+        probe: how the heads are trained. They share only the map, so the published weights of
+            their losses count for `sgd` and `clip` only.
         loss_stride: losses are taken at every n-th pixel along both axes.
         batch_size: windows of a test image that are encoded at once.
     """
@@ -59,25 +54,14 @@ class MultiTaskConfig(BenchmarkConfig):
     batch_size: PositiveInt = 8
 
 
-class MultiTaskProbe(nn.Module):
-    """A linear head a task.
+class MultiTask(DenseProbe):
+    """Probes of all tasks of a set, trained at once.
 
-    Args:
-        dim: channels of the map.
-        outputs: name of a task to its channels.
+    Metrics: `semseg_miou`, `parts_miou` and `saliency_max_f` in per cent,
+    `normals_mean_angle_pooled` in degrees and `depth_rmse_pooled` in metres, as far as the set has
+    the tasks. mIoU leaves out classes that neither occur nor are predicted; `*_absent_as_0` counts
+    them, as is published.
     """
-
-    def __init__(self, dim: int, outputs: dict[str, int]) -> None:
-        super().__init__()
-        self.tasks = nn.ModuleDict({name: LinearHead(dim, n) for name, n in outputs.items()})
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, D, h, w) to the predictions of all tasks, (B, sum of outputs, h, w)."""
-        return torch.cat([head(maps) for head in self.tasks.values()], dim=1)
-
-
-class MultiTask(Benchmark):
-    """Trains the probes of all tasks at once, then counts every known pixel of the test images."""
 
     Config: ClassVar[type[BenchmarkConfig]] = MultiTaskConfig
     lower_is_better: ClassVar[frozenset[str]] = frozenset(
@@ -85,163 +69,57 @@ class MultiTask(Benchmark):
     )
     config: MultiTaskConfig
 
-    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Figures of each task, each of the learning rate that is best for it on the test images.
+    def tasks(self) -> Sequence[PixelTask]:
+        """See `DenseProbe`."""
+        return build_tasks(self.config.dataset)
 
-        `semseg_miou`, `parts_miou` and `saliency_max_f` in per cent, `normals_mean_angle_pooled`
-        in degrees and `depth_rmse_pooled` in metres, as far as the set has the tasks. mIoU leaves
-        out classes that neither occur nor are predicted; `*_absent_as_0` does not, as published.
-        The folder gets the probes, the figures of every rate and predictions beside truth.
-        """
-        run = _Run(self.config, encoder)
-        heads = run.train(seed, folder)
-        by_head, counted = run.count(heads)
-        best = [_best(task, by_head) for task in run.tasks]
-        if distributed.rank() == 0:
-            rates = (f"{rate:g}" for rate in self.config.probe.lr)
-            by_rate = dict(zip(rates, by_head, strict=True))
-            (folder / "figures.json").write_text(json.dumps(by_rate, indent=1))
-            run.keep([heads[place] for place in best], folder)
-        figures = {
-            f"{task.name}_{figure}": value
-            for task, place in zip(run.tasks, best, strict=True)
-            for figure, value in by_head[place][task.name].items()
-        }
-        protocol = {
-            "train_images": len(self.config.dataset.names("train")),
-            "test_images": len(self.config.dataset.names("test")),
-            "counted_pixels": counted,
-            "input": run.seen.model_dump(mode="json"),
-            "inference": "whole" if run.seen.stride is None else "slide",
-            "metric_grid": "as labelled",
-        }
-        return Measurement(figures, protocol)
+    def read(self, sample: str) -> LabelledPixels:
+        """See `DenseProbe`."""
+        view = self.config.dataset.read(sample)
+        truth = torch.cat([_channels(getattr(view, name)) for name in self.config.dataset.tasks])
+        return LabelledPixels(image_tensor(view.image), truth)
 
-
-class _Run:
-    """One encoder on one set: the truth of all tasks is (C, H, W), in their order."""
-
-    def __init__(self, config: MultiTaskConfig, encoder: Teacher) -> None:
-        self.config, self.encoder = config, encoder
-        self.seen = config.input.resolved(encoder.spec)
-        self.tasks = build_tasks(config.dataset)
-
-    def train(self, seed: int, folder: Path) -> list[nn.Module]:
-        """A `MultiTaskProbe` for each learning rate."""
-        config, names = self.config, self.config.dataset.names("train")
-        outputs = {task.name: task.outputs for task in self.tasks}
-        views = PixelViews(
-            lambda number: self._pixels(names[number]), names, self.seen, config.probe, self._adapt
-        )
-        return views.train(
-            self.encoder,
-            lambda dim: MultiTaskProbe(dim, outputs),
-            self._loss,
-            config.loss_stride,
-            seed,
-            folder,
-        )
-
-    def count(
-        self, heads: Sequence[nn.Module]
-    ) -> tuple[list[dict[str, dict[str, float]]], dict[str, int]]:
-        """The figures of each head by task, and how many pixels each task counted.
-
-        Raises:
-            DataError: no test image has a known pixel of a task.
-        """
-        names, device = self.config.dataset.names("test"), self.encoder.mean.device
-        counters = [[task.counter(len(names), device) for task in self.tasks] for _ in heads]
-        known = torch.zeros(len(self.tasks), dtype=torch.int64, device=device)
-        numbers = own_share(len(names))
-        for number in tracked(numbers, "test images"):
-            pixels = self._pixels(names[number])
-            truths = self._truths(pixels.labels.to(device))
-            known += torch.stack([(truth[0] != IGNORED).sum() for truth in truths])
-            for of_head, decided in zip(counters, self._predict(heads, pixels), strict=True):
-                for counter, each, truth in zip(of_head, decided, truths, strict=True):
-                    counter.add(each, truth)
-        tasks = [task.name for task in self.tasks]
-        counted = dict(zip(tasks, distributed.all_reduce(known).tolist(), strict=True))
-        for task, number in counted.items():
-            if not number:
-                root = self.config.dataset.root
-                raise DataError(f"{root}: no test image has a known pixel of {task}")
-        by_head = [
-            {task: counter.figures() for task, counter in zip(tasks, of_head, strict=True)}
-            for of_head in counters
-        ]
-        return by_head, counted
-
-    def keep(self, chosen: Sequence[nn.Module], folder: Path) -> None:
-        """Writes each task's probe, of its own best rate, and the picture."""
-        state = {
-            name: value.contiguous()
-            for task, head in zip(self.tasks, chosen, strict=True)
-            for name, value in head.state_dict().items()
-            if name.startswith(f"tasks.{task.name}.")
-        }
-        save_file(state, folder / "probe.safetensors")
-        outputs = {task.name: task.outputs for task in self.tasks}
-        probe = MultiTaskProbe(self.encoder.spec.spatial_dim, outputs).to(self.encoder.mean.device)
-        probe.load_state_dict(state)
-        names = self.config.dataset.names("test")
-        columns: dict[str, list[Tensor]] = {"image": []}
-        for name in names[:: max(1, len(names) // SHOWN)][:SHOWN]:
-            pixels = self._pixels(name)
-            columns["image"].append(pixels.image)
-            (decided,) = self._predict([probe.eval()], pixels)
-            for task, truth, each in zip(
-                self.tasks, self._truths(pixels.labels), decided, strict=True
-            ):
-                columns.setdefault(task.name, []).append(task.colours(truth))
-                columns.setdefault(f"{task.name}: probe", []).append(task.colours(each.cpu()))
-        size = columns["image"][0].shape[-2:]  # nearest: blended colours would be other classes
-        stacked = {
-            title: torch.cat([F.interpolate(p[None], size, mode="nearest-exact") for p in panels])
-            for title, panels in columns.items()
-        }
-        draw_columns(folder / "predictions.png", stacked)
-
-    def _pixels(self, name: str) -> LabelledPixels:
-        """An image and its truth."""
-        sample = self.config.dataset.sample(name)
-        image = scale_pixels(torch.tensor(sample.image).permute(2, 0, 1))
-        return LabelledPixels(image, torch.cat([task.truth(sample) for task in self.tasks]))
-
-    def _truths(self, truth: Tensor) -> Sequence[Tensor]:
-        return truth.split([task.channels for task in self.tasks], dim=-3)
-
-    def _predictions(self, predicted: Tensor) -> Sequence[Tensor]:
-        return predicted.split([task.outputs for task in self.tasks], dim=-3)
-
-    def _adapt(self, truth: Tensor, ratio: float, mirrored: bool) -> Tensor:
-        parts = zip(self.tasks, self._truths(truth), strict=True)
-        return torch.cat([task.adapt(part, ratio, mirrored) for task, part in parts])
-
-    def _loss(self, predicted: Tensor, truth: Tensor) -> Tensor:
-        """The weighted sum of all tasks' losses."""
-        parts = zip(self.tasks, self._predictions(predicted), self._truths(truth), strict=True)
-        return torch.stack([task.weight * task.loss(p, t) for task, p, t in parts]).sum()
-
-    def _predict(self, heads: Sequence[nn.Module], pixels: LabelledPixels) -> list[list[Tensor]]:
-        """What counts of the prediction for an image: for each head the tasks' (C, H, W)."""
-        raw = predict(
-            self.encoder,
-            heads,
-            pixels.image,
-            self.seen,
-            pixels.size,
-            self.config.batch_size,
+    def images(self, encoder: Teacher, tasks: TaskGroup) -> ProbeImages:
+        """See `DenseProbe`."""
+        config, names = self.config, self.config.dataset.samples("train")
+        return PixelViews(
+            encoder,
+            tasks,
+            self.read,
+            names,
+            names,
+            seen=config.input.resolved(encoder.spec),
+            cached=config.probe.mode == "cached",
+            batch_size=config.batch_size,
             averaged=lambda values: values,
         )
-        return [
-            [task.decided(p) for task, p in zip(self.tasks, self._predictions(each), strict=True)]
-            for each in raw
-        ]
+
+    def facts(self, known: Tensor) -> dict[str, Any]:
+        """See `DenseProbe`."""
+        tasks = self.config.dataset.tasks
+        return {"counted_pixels": dict(zip(tasks, known.sum(0).tolist(), strict=True))}
+
+    def tables(self, candidates: Sequence[Candidate], best: Sequence[Candidate]) -> dict[str, Any]:
+        """The metrics of every learning rate."""
+        return {"figures.json": {each.name: each.metrics for each in candidates}}
 
 
-def _best(task: PixelTask, by_head: Sequence[dict[str, dict[str, float]]]) -> int:
-    """The number of the head that is best at a task."""
-    sign = 1 if task.lower_is_better else -1
-    return min(range(len(by_head)), key=lambda i: sign * by_head[i][task.name][task.headline])
+def build_tasks(layout: MultiTaskLayout) -> list[PixelTask]:
+    """The tasks of a set, in its order."""
+    kinds: dict[str, tuple[type[PixelTask], int, tuple[str, ...]]] = {
+        "saliency": (SaliencyTask, 1, ("max_f",)),
+        "normals": (NormalsTask, 3, ("mean_angle_pooled",)),
+        "depth": (DepthTask, 1, ("rmse_pooled",)),
+    }
+    tasks = []
+    for name in layout.tasks:
+        classes = ClassTask, layout.num_classes.get(name, 0), ("miou", "miou_absent_as_0")
+        kind, outputs, reported = kinds.get(name, classes)
+        tasks.append(kind(name, outputs, _WEIGHTS[name], reported))
+    return tasks
+
+
+def _channels(labels: np.ndarray) -> Tensor:
+    """Labels (H, W) or (H, W, C) as float32 (C, H, W)."""
+    values = torch.tensor(labels).float()
+    return values[None] if values.ndim == 2 else values.permute(2, 0, 1)

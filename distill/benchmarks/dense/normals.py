@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
 from distill.benchmarks.benchmark import BenchmarkConfig
-from distill.benchmarks.dense.geometry import Geometry
-from distill.benchmarks.dense.geometry_heads import GeometryConfig, build_head
+from distill.benchmarks.dense.geometry import GeometryConfig, GeometryProbe
+from distill.benchmarks.dense.heads import build_head
 from distill.benchmarks.dense.normal_scores import (
     NUM_SUMS,
     normal_colours,
@@ -21,6 +21,7 @@ from distill.benchmarks.dense.normal_scores import (
     normal_sums,
     normals_of_depth,
 )
+from distill.benchmarks.dense.pixel_task import PixelTask, RegressionTask
 
 _KAPPA_LEAST = 0.01
 _NEAR_ONE = 1 - 1e-6  # cosines whose arc cosine still has a slope
@@ -56,12 +57,60 @@ def angular_loss(prediction: Tensor, truth: Tensor, known: Tensor) -> Tensor:
     return (spread + kappa * cosine.acos()).mean()
 
 
-class Normals(Geometry):
+class NormalsTask(RegressionTask):
+    """Surface normals, trained with L1; the first component points right."""
+
+    headline = "mean_angle_pooled"
+    channels = 3
+    num_sums = NUM_SUMS
+
+    def decode(self, predicted: Tensor) -> Tensor:
+        """The vector, of unit length."""
+        return F.normalize(predicted[..., :3, :, :], dim=-3)
+
+    def sums(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        """See `normal_sums`."""
+        return normal_sums(predicted, truth)
+
+    def scores(self, sums: Tensor) -> dict[str, float]:
+        """See `normal_scores`."""
+        return normal_scores(sums)
+
+    def adapt(self, maps: Tensor, ratio: float, mirrored: bool) -> Tensor:
+        """In a mirror, what points right points left."""
+        return maps * maps.new_tensor([-1.0 if mirrored else 1.0, 1.0, 1.0]).view(3, 1, 1)
+
+    def colours(self, maps: Tensor, truth: Tensor) -> Tensor:
+        """See `normal_colours`."""
+        return normal_colours(maps)
+
+
+class AngularNormalsTask(NormalsTask):
+    """Normals as Probe3D predicts them: a vector and its certainty, trained by `angular_loss`.
+
+    Args:
+        config: of the probe.
+    """
+
+    headline = "mean_angle_per_image"
+
+    def __init__(self, config: NormalsConfig) -> None:
+        super().__init__("normals", 4)
+        self._head = config.head
+
+    def build(self, dims: Sequence[int]) -> nn.Module:
+        """The head of the recipe."""
+        return build_head(self._head, dims, self.outputs)
+
+    def loss(self, predicted: Tensor, truth: Tensor, step: int) -> Tensor:
+        """See `angular_loss`."""
+        return angular_loss(predicted, truth, self.known(truth))
+
+
+class Normals(GeometryProbe):
     """Unit normals from one image; angles per image and pooled."""
 
     Config: ClassVar[type[BenchmarkConfig]] = NormalsConfig
-    headline: ClassVar[str] = "mean_angle_per_image"
-    num_sums: ClassVar[int] = NUM_SUMS
     lower_is_better: ClassVar[frozenset[str]] = frozenset(
         f"{prefix}{error}_{how}"
         for prefix in ("", "mean_map_")
@@ -70,8 +119,12 @@ class Normals(Geometry):
     )
     config: NormalsConfig
 
+    def task(self) -> PixelTask:
+        """See `GeometryProbe.task`."""
+        return AngularNormalsTask(self.config)
+
     def truth(self, view: DepthView, sample: DepthSample) -> Tensor:
-        """Normals (3, H, W), of a file or of depth.
+        """Normals (3, H, W), of a file or computed from depth.
 
         Raises:
             DataError: there is neither a file of normals nor a focal length.
@@ -80,38 +133,8 @@ class Normals(Geometry):
             return torch.tensor(view.normals).permute(2, 0, 1)
         if view.focal_px is None:
             raise DataError(
-                f"'{sample.key}' has no normals, and no focal length to compute them with; name "
+                f"'{sample.key}' has no normals, and no focal length to compute them with; set "
                 "dataset.normals or dataset.focal_px"
             )
-        return normals_of_depth(
-            torch.tensor(view.depth), view.focal_px, view.centre, self.config.step
-        )
-
-    def build(self, dims: Sequence[int]) -> nn.Module:
-        """A vector and its certainty for each cell."""
-        return build_head(self.config, dims, 4)
-
-    def loss(self, prediction: Tensor, truth: Tensor, step: int) -> Tensor:
-        """See `angular_loss`."""
-        return angular_loss(prediction, truth, (truth != 0).any(1))
-
-    def finish(self, prediction: Tensor) -> Tensor:
-        """The vector, of unit length."""
-        return F.normalize(prediction[:, :3], dim=1)
-
-    def mirror(self, maps: Tensor) -> Tensor:
-        """Left and right change places, and so does the sign of what points to the right."""
-        flipped = maps.flip(-1)
-        return torch.cat([-flipped[..., :1, :, :], flipped[..., 1:, :, :]], dim=-3)
-
-    def sums(self, prediction: Tensor, truth: Tensor) -> Tensor:
-        """See `normal_sums`."""
-        return normal_sums(prediction, truth)
-
-    def scores(self, sums: Tensor) -> dict[str, float]:
-        """See `normal_scores`."""
-        return normal_scores(sums)
-
-    def colours(self, maps: Tensor, truth: Tensor) -> Tensor:
-        """See `normal_colours`."""
-        return normal_colours(maps)
+        depth = torch.tensor(view.depth)
+        return normals_of_depth(depth, view.focal_px, view.centre, self.config.step)

@@ -19,8 +19,9 @@ from data.labelled.files import IGNORED
 from teachers.features import FeatureSpec
 from teachers.upsamplers.resize import Size2d, resize
 
-# Labels that were enlarged by a ratio, and mirrored or not: with the values that this changes.
+# Labels (C, H, W) that were enlarged by a ratio, and mirrored or not, to their changed values.
 Adapt = Callable[[Tensor, float, bool], Tensor]
+Unknown = Tensor | int  # labels of unknown pixels: one number, or (C, 1, 1)
 
 _MOST_OF_ONE_CLASS = 0.75
 _TRIES = 10
@@ -31,8 +32,7 @@ class LabelledPixels(NamedTuple):
 
     Attributes:
         image: (3, H, W) in [0, 1].
-        labels: uint8 (H, W), 255 where ignored; or float (C, H, W) of several kinds, of which
-            the first is classes, 255 where ignored in all of them.
+        labels: (C, H, W) of one or several tasks. Crops look at the first channel, as classes.
     """
 
     image: Tensor
@@ -96,10 +96,10 @@ class ResolvedInput(InputConfig):
     crop: Size2d | None
 
 
-def to_tensors(image: np.ndarray, labels: np.ndarray) -> LabelledPixels:
-    """From what a layout reads: uint8 (H, W, 3) and (H, W)."""
-    pixels = torch.tensor(image).permute(2, 0, 1)  # a copy: Pillow owns what it decoded
-    return LabelledPixels(scale_pixels(pixels), torch.tensor(labels))
+def image_tensor(image: np.ndarray) -> Tensor:
+    """An image as layouts read it, uint8 (H, W, 3), as (3, H, W) in [0, 1]."""
+    # torch.tensor copies: Pillow owns what it decoded
+    return scale_pixels(torch.tensor(image).permute(2, 0, 1))
 
 
 def resized(pixels: LabelledPixels, size: tuple[int, int]) -> LabelledPixels:
@@ -130,6 +130,7 @@ def augmented(
     config: ResolvedInput,
     generator: torch.Generator,
     adapt: Adapt = unchanged,
+    unknown: Unknown = IGNORED,
 ) -> LabelledPixels:
     """One training sample, from an image that has its input size.
 
@@ -137,14 +138,17 @@ def augmented(
         pixels: the image.
         config: how it is changed.
         generator: of the changes.
-        adapt: gives labels, which were moved already, the values that the move calls for.
+        adapt: gives labels that were moved the values that the move calls for.
+        unknown: the labels of padding.
     """
     ratio, mirrored = 1.0, False
     if config.crop is not None:
         ratio = _between(*config.scale, generator)
         height, width = pixels.size
         size = max(1, round(height * ratio)), max(1, round(width * ratio))
-        pixels = _varied_crop(padded(resized(pixels, size), config.crop), config.crop, generator)
+        pixels = _varied_crop(
+            padded(resized(pixels, size), config.crop, unknown), config.crop, generator
+        )
     if config.flip and _between(0, 1, generator) < 0.5:
         mirrored = True
         pixels = LabelledPixels(pixels.image.flip(-1), pixels.labels.flip(-1))
@@ -154,11 +158,17 @@ def augmented(
     return pixels
 
 
-def padded(pixels: LabelledPixels, size: tuple[int, int]) -> LabelledPixels:
-    """Grown to at least `size` on the right and below: black, and ignored."""
+def padded(
+    pixels: LabelledPixels, size: tuple[int, int], unknown: Unknown = IGNORED
+) -> LabelledPixels:
+    """Pads to at least `size` on the right and below: black pixels, unknown labels."""
     height, width = pixels.size
     rim = (0, max(0, size[1] - width), 0, max(0, size[0] - height))
-    return LabelledPixels(F.pad(pixels.image, rim), F.pad(pixels.labels, rim, value=IGNORED))
+    image, labels = F.pad(pixels.image, rim), pixels.labels
+    canvas = labels.new_empty(*labels.shape[:-2], *image.shape[-2:])
+    canvas[:] = unknown
+    canvas[..., :height, :width] = labels
+    return LabelledPixels(image, canvas)
 
 
 def _varied_crop(

@@ -1,17 +1,14 @@
-"""Trains probes that predict every pixel: images in, augmented or in windows, heads out."""
+"""Images with label maps for a dense probe: augmented or in windows; tested whole or sliding."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import DataError
-from data.labelled.files import IGNORED
 from distill.benchmarks.dense.dense_map import dense_map, padded_size, to_pixels
+from distill.benchmarks.dense.pixel_inference import predict
 from distill.benchmarks.dense.pixel_samples import (
-    Adapt,
     LabelledPixels,
     ResolvedInput,
     augmented,
@@ -19,117 +16,111 @@ from distill.benchmarks.dense.pixel_samples import (
     input_size,
     padded,
     resized,
-    unchanged,
     windows,
 )
-from distill.benchmarks.dense.probe_training import ProbeConfig, probe_features, train_heads
+from distill.benchmarks.dense.pixel_task import TaskGroup
+from distill.benchmarks.dense.probe_images import ProbeImages
 from teachers.teacher import Teacher
 
 
-class PixelViews:
-    """What a probe trains on: images, or, where features are cached, all windows of them.
+class PixelViews(ProbeImages):
+    """Truth has the size of the encoded image; where features are cached, crops are windows.
 
     Args:
-        read: an image by its number, as it is stored.
-        keys: of the images, for messages.
-        seen: what the encoder sees of them.
-        probe: how heads are trained.
-        adapt: of augmented labels, see `augmented`.
+        encoder: frozen.
+        tasks: of the probe.
+        read: an image and its truth, of a sample.
+        samples: to train on.
+        keys: of these samples, for messages.
+        seen: the input, resolved for the encoder.
+        cached: whether the features of training images are cached.
+        batch_size: windows of a test image that are encoded at once.
+        labels: (height, width) that test labels are resized to; None for their own size.
+        averaged: see `predict`.
     """
+
+    size_keys = "input.size or input.crop"
 
     def __init__(
         self,
-        read: Callable[[int], LabelledPixels],
+        encoder: Teacher,
+        tasks: TaskGroup,
+        read: Callable[[Any], LabelledPixels],
+        samples: Sequence[Any],
         keys: Sequence[str],
+        *,
         seen: ResolvedInput,
-        probe: ProbeConfig,
-        adapt: Adapt = unchanged,
+        cached: bool,
+        batch_size: int,
+        labels: tuple[int, int] | None = None,
+        averaged: Callable[[Tensor], Tensor],
     ) -> None:
-        self._read, self._keys, self._seen = read, keys, seen
-        self._probe, self._adapt = probe, adapt
-        self._views: list[tuple[int, tuple[int, int] | None]] = [
-            (number, None) for number in range(len(keys))
-        ]
-        if probe.mode == "cached" and seen.crop is not None:
+        self.encoder, self.dims = encoder, (encoder.spec.spatial_dim,)
+        self._tasks, self._read, self._samples, self._keys = tasks, read, samples, keys
+        self._seen, self._batch_size = seen, batch_size
+        self._labels, self._averaged = labels, averaged
+        self._views: list[tuple[int, tuple[int, int] | None]]
+        self._views = [(number, None) for number in range(len(samples))]
+        if cached and seen.crop is not None:
             self._views = list(self._windows(seen.crop))
+        self.size = seen.crop or self._image(0).size
+        self.protocol = {
+            "input": seen.model_dump(mode="json"),
+            "inference": "whole" if seen.stride is None else "slide",
+            "metric_grid": "as labelled" if labels is None else list(labels),
+        }
 
     def _windows(self, crop: tuple[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
-        for number in range(len(self._keys)):
+        for number in range(len(self._samples)):
             size = padded(self._image(number), crop).size
             for corner in windows(size, crop, self._seen.stride or crop):
                 yield number, corner
 
-    def train(
-        self,
-        encoder: Teacher,
-        build_head: Callable[[int], nn.Module],
-        loss: Callable[[Tensor, Tensor], Tensor],
-        stride: int,
-        seed: int,
-        folder: Path,
-    ) -> list[nn.Module]:
-        """A head for each learning rate.
+    def __len__(self) -> int:
+        """See `ProbeImages`."""
+        return len(self._views)
 
-        Args:
-            encoder: frozen.
-            build_head: makes one for maps of D channels; it gives (B, K, h, w).
-            loss: of pixels, (B, K, H', W') and their labels (B, ..., H', W').
-            stride: the loss is taken at every n-th pixel along both axes.
-            seed: of everything random.
-            folder: for cached features.
+    def key(self, number: int) -> str:
+        """See `ProbeImages`."""
+        return self._keys[self._views[number][0]]
 
-        Raises:
-            DataError: images differ in size.
-        """
-        size = self._seen.crop or self._image(0).size
-        covers = padded_size(encoder.spec, *size)
-        places = (..., slice(stride // 2, None, stride), slice(stride // 2, None, stride))
-
-        def sample(number: int, generator: torch.Generator | None) -> LabelledPixels:
-            pixels = self._view(number, generator)
-            if pixels.size != size:
-                raise DataError(
-                    f"input: '{self._keys[number]}' is {pixels.size} px, the first image {size}; "
-                    "set input.size or input.crop to bring all to one size"
-                )
-            return pixels._replace(labels=pixels.labels[places])
-
-        def encode(images: Tensor) -> tuple[Tensor]:
-            return (dense_map(encoder, images).features,)
-
-        def dense_loss(predicted: Tensor, labels: Tensor, _: int) -> Tensor:
-            return loss(to_pixels(predicted, covers, size, stride), labels)
-
-        def build() -> nn.Module:
-            return build_head(encoder.spec.spatial_dim)
-
-        probe, count = self._probe, len(self._views)
-        features = probe_features(probe, sample, encode, count, seed, folder)
-        return train_heads(build, probe, features, dense_loss, count, seed)
-
-    def _view(self, number: int, generator: torch.Generator | None) -> LabelledPixels:
+    def view(self, number: int, generator: torch.Generator | None) -> LabelledPixels:
+        """See `ProbeImages`."""
         image, corner = self._views[number]
-        pixels = self._image(image)
+        pixels, crop, tasks = self._image(image), self._seen.crop, self._tasks
         if generator is not None:
-            return augmented(pixels, self._seen, generator, self._adapt)
-        crop = self._seen.crop
+            return augmented(pixels, self._seen, generator, tasks.adapt, tasks.unknown)
         if corner is None or crop is None:
             return pixels
-        return LabelledPixels(*(cut(each, corner, crop) for each in padded(pixels, crop)))
+        window = padded(pixels, crop, tasks.unknown)
+        return LabelledPixels(*(cut(each, corner, crop) for each in window))
 
     def _image(self, number: int) -> LabelledPixels:
-        """An image at its input size."""
-        pixels = self._read(number)
+        """A training image at its input size."""
+        pixels = self._read(self._samples[number])
         return resized(pixels, input_size(self._seen, *pixels.size))
 
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See `ProbeImages`."""
+        return (dense_map(self.encoder, images).features,)
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over labelled pixels, 0 where there is none.
+    def on_pixels(self, predicted: Tensor, stride: int) -> Tensor:
+        """See `ProbeImages`."""
+        covers = padded_size(self.encoder.spec, *self.size)
+        return to_pixels(predicted, covers, self.size, stride)
 
-    Args:
-        logits: (B, K, H, W).
-        labels: classes (B, H, W), 255 where ignored.
-    """
-    wanted = labels.long()
-    total = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
-    return total / (wanted != IGNORED).sum().clamp(min=1)
+    def test(self, sample: Any) -> LabelledPixels:
+        """See `ProbeImages`."""
+        pixels = self._read(sample)
+        if self._labels is None:
+            return pixels
+        return pixels._replace(labels=resized(pixels, self._labels).labels)
+
+    def predict(
+        self, heads: Sequence[nn.Module], image: Tensor, size: tuple[int, int]
+    ) -> list[Tensor]:
+        """See `ProbeImages`."""
+        predicted = predict(
+            self.encoder, heads, image, self._seen, size, self._batch_size, self._averaged
+        )
+        return [self._tasks.decode(each) for each in predicted]

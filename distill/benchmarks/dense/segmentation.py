@@ -4,50 +4,44 @@ The protocols of DINOv3 and RADIO are recipes of this (`recipes/evaluation/`). m
 whole test set, from one confusion matrix.
 """
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field, PositiveInt
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from data.labelled.segmentation import AnySegmentation
-from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
-from distill.benchmarks.dense.confusion import class_ious, confusion_matrix, segmentation_scores
+from data.labelled.segmentation_set import PixelSample
+from distill.benchmarks.benchmark import BenchmarkConfig
+from distill.benchmarks.dense.class_tasks import ClassTask
+from distill.benchmarks.dense.counters import ClassCounter
+from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe
+from distill.benchmarks.dense.heads import TaskHeads
 from distill.benchmarks.dense.label_pictures import draw_labels
-from distill.benchmarks.dense.pixel_inference import predict
-from distill.benchmarks.dense.pixel_samples import (
-    InputConfig,
-    LabelledPixels,
-    ResolvedInput,
-    resized,
-    to_tensors,
-)
-from distill.benchmarks.dense.pixel_views import PixelViews, cross_entropy
+from distill.benchmarks.dense.pixel_samples import InputConfig, LabelledPixels, image_tensor
+from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
+from distill.benchmarks.dense.pixel_views import PixelViews
+from distill.benchmarks.dense.probe_images import ProbeImages
 from distill.benchmarks.dense.probe_training import ProbeConfig
-from distill.benchmarks.sharing import own_share
-from distill.runtime import distributed
-from distill.runtime.progress import tracked
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Size2d
 
-SHOWN = 4  # test images of a picture
+_TASK = "segmentation"
 
 
 class SegmentationConfig(BenchmarkConfig):
     """A linear probe on a segmentation set.
 
     Attributes:
-        dataset: where it lies, and in which layout.
-        input: what the encoder sees.
+        dataset: the data set and its layout.
+        input: of the encoder.
         probe: how the head is trained.
         dropout: share of channels that is dropped before the head.
         loss_stride: the loss is taken at every n-th pixel along both axes.
         labels: (height, width) that test labels are resized to before they are counted; None for
-            their own size. A coarser grid raises mIoU: figures on different grids do not compare.
+            their own size. A coarser grid raises mIoU: metrics on different grids do not compare.
         batch_size: windows of a test image that are encoded at once.
     """
 
@@ -61,117 +55,66 @@ class SegmentationConfig(BenchmarkConfig):
     batch_size: PositiveInt = 8
 
 
-class LinearProbe(nn.Module):
-    """Logits of each cell.
+class Segmentation(DenseProbe):
+    """mIoU, the accuracy of pixels, and its mean over classes, in per cent.
 
-    Args:
-        dim: channels of the map.
-        num_classes: K.
-        dropout: share of channels that is dropped.
+    The folder also gets each class's IoU.
     """
 
-    def __init__(self, dim: int, num_classes: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout2d(dropout)
-        self.norm = nn.BatchNorm2d(dim)
-        self.classifier = nn.Conv2d(dim, num_classes, 1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, D, h, w) to (B, K, h, w)."""
-        return self.classifier(self.norm(self.dropout(maps)))
-
-
-class Segmentation(Benchmark):
-    """Trains the probe, then counts every pixel of the test images."""
-
     Config: ClassVar[type[BenchmarkConfig]] = SegmentationConfig
+    config: SegmentationConfig
 
-    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Figures in per cent: mIoU, the accuracy of pixels, and its mean over classes.
+    def tasks(self) -> Sequence[PixelTask]:
+        """See `DenseProbe`."""
+        reported = ("miou", "pixel_accuracy", "mean_accuracy")
+        names = self.config.dataset.names
+        return [ClassTask(_TASK, len(names), reported=reported, dropout=self.config.dropout)]
 
-        The folder gets the probe, each class's IoU, predictions beside labels, and the mIoU of
-        every learning rate: the best on the test images counts, as is published.
-        """
-        config: SegmentationConfig = self.config
-        seen = config.input.resolved(encoder.spec)
-        samples = config.dataset.samples("train")
-        views = PixelViews(
-            lambda number: to_tensors(*config.dataset.read(samples[number])),
-            [sample.key for sample in samples],
-            seen,
-            config.probe,
-        )
-        heads = views.train(
+    def read(self, sample: PixelSample) -> LabelledPixels:
+        """See `DenseProbe`."""
+        image, labels = self.config.dataset.read(sample)
+        return LabelledPixels(image_tensor(image), torch.tensor(labels)[None])
+
+    def images(self, encoder: Teacher, tasks: TaskGroup) -> ProbeImages:
+        """See `DenseProbe`."""
+        config, samples = self.config, self.config.dataset.samples("train")
+        return PixelViews(
             encoder,
-            lambda dim: LinearProbe(dim, len(config.dataset.names), config.dropout),
-            cross_entropy,
-            config.loss_stride,
-            seed,
-            folder,
+            tasks,
+            self.read,
+            samples,
+            [sample.key for sample in samples],
+            seen=config.input.resolved(encoder.spec),
+            cached=config.probe.mode == "cached",
+            batch_size=config.batch_size,
+            labels=config.labels,
+            averaged=partial(torch.softmax, dim=1),
         )
-        matrices = _count(config, seen, encoder, heads)
-        scores = [segmentation_scores(matrix) for matrix in matrices]
-        best = max(range(len(heads)), key=lambda i: scores[i]["miou"])
-        if distributed.rank() == 0:
-            _keep(folder, config, seen, encoder, heads[best], matrices[best])
-            by_rate = {f"{r:g}": s["miou"] for r, s in zip(config.probe.lr, scores, strict=True)}
-            (folder / "miou_by_lr.json").write_text(json.dumps(by_rate, indent=1))
-        protocol = {
-            "train_images": len(samples),
-            "test_images": len(config.dataset.samples("test")),
-            "classes": len(config.dataset.names),
-            "input": seen.model_dump(mode="json"),
-            "inference": "whole" if seen.stride is None else "slide",
-            "metric_grid": "as labelled" if config.labels is None else list(config.labels),
+
+    def facts(self, known: torch.Tensor) -> dict[str, Any]:
+        """See `DenseProbe`."""
+        return {"classes": len(self.config.dataset.names)}
+
+    def tables(self, candidates: Sequence[Candidate], best: Sequence[Candidate]) -> dict[str, Any]:
+        """Each class's IoU, and the mIoU of every learning rate."""
+        ious = cast(ClassCounter, best[0].counters[_TASK]).ious()
+        return {
+            "iou.json": dict(zip(self.config.dataset.names, ious, strict=True)),
+            "miou_by_lr.json": {each.name: each.metrics[_TASK]["miou"] for each in candidates},
         }
-        return Measurement(scores[best], protocol)
 
-
-def _count(
-    config: SegmentationConfig, seen: ResolvedInput, encoder: Teacher, heads: Sequence[nn.Module]
-) -> list[Tensor]:
-    """The confusion matrix of each head, int64 (K, K), over all test images of all ranks."""
-    samples, classes = config.dataset.samples("test"), len(config.dataset.names)
-    device = encoder.mean.device
-    matrices = torch.zeros(len(heads), classes, classes, dtype=torch.int64, device=device)
-    numbers = own_share(len(samples))
-    for number in tracked(numbers, "test images"):
-        pixels = to_tensors(*config.dataset.read(samples[number]))
-        labels = _labels(config, pixels).to(device)
-        size = (labels.shape[0], labels.shape[1])
-        logits = predict(encoder, heads, pixels.image, seen, size, config.batch_size)
-        for matrix, each in zip(matrices, logits, strict=True):
-            matrix += confusion_matrix(each.argmax(0), labels, classes)
-    distributed.all_reduce(matrices)
-    return list(matrices.cpu())
-
-
-def _labels(config: SegmentationConfig, pixels: LabelledPixels) -> Tensor:
-    """Labels on the grid that is counted."""
-    return pixels.labels if config.labels is None else resized(pixels, config.labels).labels
-
-
-def _keep(
-    folder: Path,
-    config: SegmentationConfig,
-    seen: ResolvedInput,
-    encoder: Teacher,
-    head: nn.Module,
-    matrix: Tensor,
-) -> None:
-    """Writes the probe, each class's IoU and the picture."""
-    save_file(
-        {k: v.contiguous() for k, v in head.state_dict().items()}, folder / "probe.safetensors"
-    )
-    ious = dict(zip(config.dataset.names, class_ious(matrix), strict=True))
-    (folder / "iou.json").write_text(json.dumps(ious, indent=1))
-    samples = config.dataset.samples("test")
-    shown = []
-    for sample in samples[:: max(1, len(samples) // SHOWN)][:SHOWN]:
-        pixels = to_tensors(*config.dataset.read(sample))
-        size = (pixels.labels.shape[0], pixels.labels.shape[1])
-        logits = predict(encoder, [head], pixels.image, seen, size, config.batch_size)
-        shown.append((pixels.image, pixels.labels, logits[0].argmax(0).cpu()))
-    draw_labels(folder / "predictions.png", shown, config.dataset.names)
+    def draw(
+        self,
+        images: ProbeImages,
+        group: TaskGroup,
+        heads: TaskHeads,
+        samples: Sequence[PixelSample],
+        path: Path,
+    ) -> None:
+        """Draws images, labels as they are stored, predictions, and a legend of the colours."""
+        rows = []
+        for sample in samples:
+            image, labels = self.read(sample)
+            (predicted,) = images.predict([heads], image, (labels.shape[-2], labels.shape[-1]))
+            rows.append((image, labels[0], predicted[0].cpu()))
+        draw_labels(path, rows, self.config.dataset.names)

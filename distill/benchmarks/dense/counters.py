@@ -1,4 +1,4 @@
-"""Adds up what figures of several tasks are made of, over the images of all ranks."""
+"""Counters: they accumulate the metrics of a dense task over the test images of all ranks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from torchmetrics.classification import BinaryPrecisionRecallCurve
 
 from data.labelled.files import IGNORED
 from distill.benchmarks.dense.confusion import (
+    class_ious,
     confusion_matrix,
     miou_absent_as_0,
     segmentation_scores,
@@ -22,8 +23,8 @@ THRESHOLDS = 255
 class MaxF:
     """The largest F1 over 255 thresholds between 0 and 1, pooled over pixels, not over images.
 
-    torchmetrics counts, and adds up over ranks when `compute` is called, which all ranks have to
-    do. It takes values outside [0, 1] for logits by itself; here they are refused, because a batch
+    torchmetrics counts and, in `compute`, adds the counts of all ranks, so every rank has to call
+    it. torchmetrics takes values outside [0, 1] for logits. They are refused here, because a batch
     of logits that happen to lie in [0, 1] would be taken for probabilities.
 
     Args:
@@ -47,7 +48,7 @@ class MaxF:
         low, high = probabilities.aminmax()
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"saliency from {float(low):g} to {float(high):g}: probabilities in [0, 1] are due"
+                f"saliency: expected probabilities in [0, 1], got {float(low):g} to {float(high):g}"
             )
         self._curve.update(probabilities, labels.long())
 
@@ -60,57 +61,71 @@ class MaxF:
 
 
 class Counter(ABC):
-    """Adds up the test images of this rank."""
+    """Accumulates the test images of this rank."""
 
     @abstractmethod
-    def add(self, decided: Tensor, truth: Tensor) -> None:
-        """One image's prediction and truth, (C, H, W) both, on the counter's device."""
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        """Adds one image: decoded prediction and truth, both (C, H, W), on the counter's device."""
 
     @abstractmethod
-    def figures(self) -> dict[str, float]:
-        """The figures of all ranks' images; every rank calls this."""
+    def metrics(self) -> dict[str, float]:
+        """The metrics over the images of all ranks; every rank calls this."""
 
 
 class ClassCounter(Counter):
-    """mIoU of one confusion matrix, by our convention and by the published one."""
+    """One confusion matrix of all images.
+
+    Args:
+        num_classes: K.
+        device: of the matrix.
+    """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
-    def add(self, decided: Tensor, truth: Tensor) -> None:
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
         """See `Counter`."""
-        self._matrix += confusion_matrix(decided[0].long(), truth[0], len(self._matrix))
+        self._matrix += confusion_matrix(predicted[0].long(), truth[0], len(self._matrix))
 
-    def figures(self) -> dict[str, float]:
-        """See `Counter`."""
-        matrix = distributed.all_reduce(self._matrix.clone()).cpu()
-        figure = segmentation_scores(matrix)["miou"]
-        return {"miou": figure, "miou_absent_as_0": miou_absent_as_0(matrix)}
+    def metrics(self) -> dict[str, float]:
+        """Those of `segmentation_scores`, and the mean IoU that counts absent classes as 0."""
+        matrix = self._everywhere()
+        return segmentation_scores(matrix) | {"miou_absent_as_0": miou_absent_as_0(matrix)}
+
+    def ious(self) -> list[float | None]:
+        """The IoU in per cent of each class, None without a union; every rank calls this."""
+        return class_ious(self._everywhere())
+
+    def _everywhere(self) -> Tensor:
+        return distributed.all_reduce(self._matrix.clone()).cpu()
 
 
 class SaliencyCounter(Counter):
-    """The largest F measure."""
+    """The largest F measure.
+
+    Args:
+        device: of the counts.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._curve = MaxF(device)
 
-    def add(self, decided: Tensor, truth: Tensor) -> None:
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
         """See `Counter`."""
-        self._curve.update(decided, truth)
+        self._curve.update(predicted, truth)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """See `Counter`."""
         return {"max_f": self._curve.compute()}
 
 
 class SumsCounter(Counter):
-    """A row an image: gathered in their order they add up alike on any number of ranks.
+    """One row of sums for each image, gathered in order: equal on any number of ranks.
 
     Args:
         num_sums: S.
         sums: of prediction and truth, float64 (S,).
-        scores: figures by name, of rows (N, S).
-        headline: the one that is wanted.
+        scores: metrics by name, of rows (N, S).
         num_images: of all ranks.
         device: of the rows.
     """
@@ -120,19 +135,16 @@ class SumsCounter(Counter):
         num_sums: int,
         sums: Callable[[Tensor, Tensor], Tensor],
         scores: Callable[[Tensor], dict[str, float]],
-        headline: str,
         num_images: int,
         device: torch.device,
     ) -> None:
-        self._none = torch.zeros(0, num_sums, dtype=torch.float64, device=device)
-        self._sums, self._scores, self._headline = sums, scores, headline
-        self._num_images, self._rows = num_images, [self._none]
+        self._sums, self._scores, self._num_images = sums, scores, num_images
+        self._rows = [torch.zeros(0, num_sums, dtype=torch.float64, device=device)]
 
-    def add(self, decided: Tensor, truth: Tensor) -> None:
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
         """See `Counter`."""
-        self._rows.append(self._sums(decided, truth)[None])
+        self._rows.append(self._sums(predicted, truth)[None])
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """See `Counter`."""
-        rows = gather_shares(torch.cat(self._rows), self._num_images).cpu()
-        return {self._headline: self._scores(rows)[self._headline]}
+        return self._scores(gather_shares(torch.cat(self._rows), self._num_images).cpu())
