@@ -162,7 +162,7 @@ def test_bins_are_uniform_and_weighted_by_relu_and_a_tenth() -> None:
 def test_the_term_of_gradients_is_added_by_its_weight() -> None:
     generator = torch.Generator().manual_seed(0)
     prediction, truth = torch.rand(2, 2, 1, 9, 7, generator=generator).add(0.5)
-    plain, weighted = (benchmark(Path(), gradient_weight=weight).task() for weight in (0, 0.05))
+    plain, weighted = (benchmark(Path(), gradient_weight=weight).tasks()[0] for weight in (0, 0.05))
     due = 0.05 * gradient_loss(prediction, truth, truth > 0)
     for step in (0, 100):
         more = weighted.loss(prediction, truth, step) - plain.loss(prediction, truth, step)
@@ -245,7 +245,7 @@ def test_depth_outside_of_the_range_is_unknown(tmp_path: Path) -> None:
     truth = chosen.read(chosen.config.dataset.samples("test")[0]).labels
     assert truth[truth > 0].min() >= 2
     assert truth.max() <= 4
-    decoded = chosen.task().decode(torch.tensor([[[[1.0, 3.0, 9.0]]]]))
+    decoded = chosen.tasks()[0].decode(torch.tensor([[[[1.0, 3.0, 9.0]]]]))
     assert decoded.flatten().tolist() == [2, 3, 4]
 
 

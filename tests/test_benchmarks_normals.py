@@ -163,7 +163,7 @@ def test_a_mirrored_scene_has_mirrored_normals() -> None:
     depth = 2 + torch.rand(9, 12, generator=generator)
     here = normals_of_depth(depth, FOCAL, (4.5, 6.0))
     there = normals_of_depth(depth.flip(-1), FOCAL, (4.5, 6.0))
-    task = benchmark().task()
+    task = benchmark().tasks()[0]
     mirrored = task.adapt(here.flip(-1), 1.0, True)
     assert torch.allclose(mirrored, there, atol=1e-6)
     assert torch.equal(task.adapt(here.flip(-1)[None], 1.0, True)[0], mirrored)

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.benchmarks.dense.counters import MaxF
+from distill.benchmarks.dense.counters import SaliencyCounter
+
+
+def counter() -> SaliencyCounter:
+    return SaliencyCounter(torch.device("cpu"))
 
 
 def slow(probabilities: Tensor, labels: Tensor) -> float:
@@ -33,31 +37,31 @@ def some_pixels(seed: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("seed", range(3))
 def test_max_f_is_the_slow_count(seed: int) -> None:
     probabilities, labels = some_pixels(seed)
-    metric = MaxF()
-    metric.update(probabilities, labels)
-    assert metric.compute() == pytest.approx(slow(probabilities, labels), abs=1e-4)
-    assert 60 < metric.compute() < 99
+    metric = counter()
+    metric.add(probabilities, labels)
+    assert metric.metrics()["max_f"] == pytest.approx(slow(probabilities, labels), abs=1e-4)
+    assert 60 < metric.metrics()["max_f"] < 99
 
 
 def test_batches_of_any_size_pool_their_pixels() -> None:
     parts = [some_pixels(0), some_pixels(5)]
-    metric = MaxF()
-    metric.update(*parts[0])
-    metric.update(parts[1][0][:1, :4], parts[1][1][:1, :4])
+    metric = counter()
+    metric.add(*parts[0])
+    metric.add(parts[1][0][:1, :4], parts[1][1][:1, :4])
     together = [torch.cat([parts[0][i].flatten(), parts[1][i][:1, :4].flatten()]) for i in range(2)]
-    assert metric.compute() == pytest.approx(slow(*together), abs=1e-4)
+    assert metric.metrics()["max_f"] == pytest.approx(slow(*together), abs=1e-4)
 
 
 def test_a_perfect_map_has_100_and_no_salient_pixel_0() -> None:
     labels = torch.tensor([[0, 1, 255]])
-    perfect, nothing = MaxF(), MaxF()
-    perfect.update(torch.tensor([[0.0, 1.0, 0.0]]), labels)
-    nothing.update(torch.tensor([[0.3, 0.2, 0.1]]), torch.tensor([[0, 0, 255]]))
-    assert perfect.compute() == 100
-    assert nothing.compute() == 0
+    perfect, nothing = counter(), counter()
+    perfect.add(torch.tensor([[0.0, 1.0, 0.0]]), labels)
+    nothing.add(torch.tensor([[0.3, 0.2, 0.1]]), torch.tensor([[0, 0, 255]]))
+    assert perfect.metrics()["max_f"] == 100
+    assert nothing.metrics()["max_f"] == 0
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
 def test_what_is_no_probability_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match=r"saliency: expected probabilities in \[0, 1\], got "):
-        MaxF().update(torch.tensor([0.5, value]), torch.tensor([0, 1]))
+        counter().add(torch.tensor([0.5, value]), torch.tensor([0, 1]))

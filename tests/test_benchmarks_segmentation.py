@@ -309,7 +309,7 @@ def test_nothing_counted_is_an_error() -> None:
 
 def coded(height: int = 12, width: int = 16) -> LabelledPixels:
     """An image that tells its labels: red is the label over 100."""
-    labels = torch.randint(0, 100, (height, width), generator=torch.Generator().manual_seed(3))
+    labels = torch.randint(0, 100, (1, height, width), generator=torch.Generator().manual_seed(3))
     image = (labels / 100).expand(3, height, width).clone()
     return LabelledPixels(image, labels.to(torch.uint8))
 
@@ -318,14 +318,14 @@ def test_labels_move_with_their_pixels() -> None:
     options = seen(crop=[5, 6], scale=[1, 1])
     for number in range(20):
         out = augmented(coded(), options, torch.Generator().manual_seed(number))
-        assert out.labels.shape == (5, 6)
+        assert out.labels.shape == (1, 5, 6)
         assert torch.allclose(out.image[0] * 100, out.labels.float(), atol=1e-4)
 
 
 def test_labels_move_with_their_pixels_under_scale() -> None:
     """Blocks of one label: inside them, resizing changes neither."""
-    labels = torch.arange(4, dtype=torch.uint8).view(2, 2)
-    labels = labels.repeat_interleave(20, 0).repeat_interleave(20, 1)
+    labels = torch.arange(4, dtype=torch.uint8).view(1, 2, 2)
+    labels = labels.repeat_interleave(20, 1).repeat_interleave(20, 2)
     whole = LabelledPixels((labels / 4).expand(3, 40, 40).clone(), labels)
     options = seen(crop=[24, 24], scale=[0.5, 2])
     for number in range(20):
@@ -354,8 +354,8 @@ def test_half_of_the_images_are_flipped() -> None:
 
 
 def test_crops_of_one_class_are_tried_again() -> None:
-    labels = torch.zeros(40, 40, dtype=torch.uint8)
-    labels[:, 30:] = 1
+    labels = torch.zeros(1, 40, 40, dtype=torch.uint8)
+    labels[..., 30:] = 1
     whole = LabelledPixels(torch.zeros(3, 40, 40), labels)
     options = seen(crop=[10, 10])
     mixed = sum(
@@ -367,10 +367,10 @@ def test_crops_of_one_class_are_tried_again() -> None:
 
 def test_padding_is_black_and_ignored() -> None:
     out = padded(coded(3, 4), (5, 4))
-    assert out.labels.shape == (5, 4)
-    assert (out.labels[3:] == 255).all()
+    assert out.labels.shape == (1, 5, 4)
+    assert (out.labels[:, 3:] == 255).all()
     assert (out.image[:, 3:] == 0).all()
-    assert padded(coded(3, 4), (2, 2)).labels.shape == (3, 4)
+    assert padded(coded(3, 4), (2, 2)).labels.shape == (1, 3, 4)
 
 
 def test_colours_change_within_bounds_and_all_of_them() -> None:
@@ -385,7 +385,7 @@ def test_colours_change_within_bounds_and_all_of_them() -> None:
 
 
 def test_labels_take_the_nearest_value_and_images_antialias() -> None:
-    checks = torch.tensor([[0, 9], [9, 0]], dtype=torch.uint8).repeat(4, 4)
+    checks = torch.tensor([[[0, 9], [9, 0]]], dtype=torch.uint8).repeat(1, 4, 4)
     out = resized(LabelledPixels((checks / 9).expand(3, 8, 8).clone(), checks), (4, 4))
     assert set(out.labels.unique().tolist()) <= {0, 9}
     assert torch.allclose(out.image, torch.full((3, 4, 4), 0.5), atol=0.13)

@@ -9,7 +9,7 @@ again on all of train.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +129,7 @@ def train_linear(
         seed: of the order of images.
     """
     mean, deviation = fit_standardisation(examples.vectors)
-    heads = train_heads(
+    return train_heads(
         lambda: StandardisedLinear(mean, deviation, num_classes),
         ProbeConfig(
             steps=config.steps,
@@ -143,7 +143,6 @@ def train_linear(
         len(examples.labels),
         seed,
     )
-    return cast(list[StandardisedLinear], heads)
 
 
 def fit_standardisation(vectors: Tensor) -> tuple[Tensor, Tensor]:

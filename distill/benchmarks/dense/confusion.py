@@ -37,14 +37,11 @@ def class_ious(matrix: Tensor) -> list[float | None]:
     ]
 
 
-def miou_absent_as_0(matrix: Tensor) -> float:
-    """Mean IoU in per cent where a class without a union counts as 0, as multi-task papers do."""
-    ious = class_ious(matrix)
-    return sum(iou or 0.0 for iou in ious) / len(ious)
-
-
 def segmentation_scores(matrix: Tensor) -> dict[str, float]:
     """mIoU, pixel accuracy and the mean of the classes' accuracies, in per cent.
+
+    `miou` leaves out classes that neither occur nor are predicted; `miou_absent_as_0` counts them
+    as 0, as multi-task papers do.
 
     Args:
         matrix: int64 (K, K), see `confusion_matrix`.
@@ -55,12 +52,13 @@ def segmentation_scores(matrix: Tensor) -> dict[str, float]:
     total = int(matrix.sum())
     if not total:
         raise RuntimeError("a confusion matrix without a single labelled pixel")
-    ious = [iou for iou in class_ious(matrix) if iou is not None]
+    ious = class_ious(matrix)
+    present = [iou for iou in ious if iou is not None]
     rows = matrix.sum(1)
-    present = rows > 0
-    recalls = matrix.diag()[present].double() / rows[present].double()
+    recalls = matrix.diag()[rows > 0].double() / rows[rows > 0].double()
     return {
-        "miou": sum(ious) / len(ious),
+        "miou": sum(present) / len(present),
         "pixel_accuracy": 100 * int(matrix.diag().sum()) / total,
         "mean_accuracy": 100 * float(recalls.mean()),
+        "miou_absent_as_0": sum(iou or 0.0 for iou in ious) / len(ious),
     }

@@ -11,53 +11,12 @@ from data.labelled.files import IGNORED
 from distill.benchmarks.dense.confusion import (
     class_ious,
     confusion_matrix,
-    miou_absent_as_0,
     segmentation_scores,
 )
 from distill.benchmarks.sharing import gather_shares
 from distill.runtime import distributed
 
 THRESHOLDS = 255
-
-
-class MaxF:
-    """The largest F1 over 255 thresholds between 0 and 1, pooled over pixels, not over images.
-
-    torchmetrics counts and, in `compute`, adds the counts of all ranks, so every rank has to call
-    it. torchmetrics takes values outside [0, 1] for logits. They are refused here, because a batch
-    of logits that happen to lie in [0, 1] would be taken for probabilities.
-
-    Args:
-        device: where the counts are kept.
-    """
-
-    def __init__(self, device: torch.device | str | None = None) -> None:
-        curve = BinaryPrecisionRecallCurve(thresholds=THRESHOLDS, ignore_index=IGNORED)
-        self._curve = curve.to(device) if device is not None else curve
-
-    def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Adds pixels.
-
-        Args:
-            probabilities: float in [0, 1], of any shape.
-            labels: integers of the same shape: 1 salient, 0 not, 255 ignored.
-
-        Raises:
-            ValueError: a probability is not in [0, 1].
-        """
-        low, high = probabilities.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"saliency: expected probabilities in [0, 1], got {float(low):g} to {float(high):g}"
-            )
-        self._curve.update(probabilities, labels.long())
-
-    def compute(self) -> float:
-        """The largest F1 in per cent; 0 where no pixel is salient."""
-        # torchmetrics has NaN for the precision where nothing is predicted: no hit, F is 0.
-        precision, recall = (c.double().nan_to_num(0) for c in self._curve.compute()[:2])
-        scores = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-        return 100 * float(scores.max())
 
 
 class Counter(ABC):
@@ -88,9 +47,8 @@ class ClassCounter(Counter):
         self._matrix += confusion_matrix(predicted[0].long(), truth[0], len(self._matrix))
 
     def metrics(self) -> dict[str, float]:
-        """Those of `segmentation_scores`, and the mean IoU that counts absent classes as 0."""
-        matrix = self._everywhere()
-        return segmentation_scores(matrix) | {"miou_absent_as_0": miou_absent_as_0(matrix)}
+        """See `segmentation_scores`."""
+        return segmentation_scores(self._everywhere())
 
     def ious(self) -> list[float | None]:
         """The IoU in per cent of each class, None without a union; every rank calls this."""
@@ -101,22 +59,39 @@ class ClassCounter(Counter):
 
 
 class SaliencyCounter(Counter):
-    """The largest F measure.
+    """The largest F1 over 255 thresholds between 0 and 1, pooled over pixels, not over images.
 
     Args:
         device: of the counts.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._curve = MaxF(device)
+        curve = BinaryPrecisionRecallCurve(thresholds=THRESHOLDS, ignore_index=IGNORED)
+        self._curve = curve.to(device)
 
     def add(self, predicted: Tensor, truth: Tensor) -> None:
-        """See `Counter`."""
-        self._curve.update(predicted, truth)
+        """Adds pixels.
+
+        Args:
+            predicted: probabilities of any shape. Outside [0, 1], torchmetrics sees logits.
+            truth: of the same shape: 1 salient, 0 not, 255 ignored.
+
+        Raises:
+            ValueError: a value is no probability.
+        """
+        low, high = predicted.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"saliency: expected probabilities in [0, 1], got {float(low):g} to {float(high):g}"
+            )
+        self._curve.update(predicted, truth.long())
 
     def metrics(self) -> dict[str, float]:
-        """See `Counter`."""
-        return {"max_f": self._curve.compute()}
+        """`max_f` in per cent; 0 where no pixel is salient."""
+        # torchmetrics has NaN for the precision where nothing is predicted: no hit, F is 0.
+        precision, recall = (c.double().nan_to_num(0) for c in self._curve.compute()[:2])
+        scores = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+        return {"max_f": 100 * float(scores.max())}
 
 
 class SumsCounter(Counter):

@@ -80,7 +80,11 @@ def padded_size(spec: FeatureSpec, height: int, width: int) -> tuple[int, int]:
 
 
 def to_pixels(
-    maps: Tensor, covers: tuple[int, int], size: tuple[int, int], stride: int = 1
+    maps: Tensor,
+    covers: tuple[int, int],
+    size: tuple[int, int],
+    stride: int = 1,
+    resized: tuple[int, int] | None = None,
 ) -> Tensor:
     """Enlarges maps to pixels and cuts off what covers padding.
 
@@ -88,56 +92,32 @@ def to_pixels(
         maps: (B, K, h, w) on the encoder's grid.
         covers: (height, width) in pixels, as of `DenseMap`.
         size: (H, W) of the images in pixels, at most `covers`.
-        stride: every n-th pixel only, along both axes, from n // 2 on; the others cost nothing.
+        stride: only every n-th pixel, along both axes, from n // 2 on; the others cost nothing.
+        resized: (H, W) in pixels that the images' pixels are then resized to; None for no change.
 
     Returns:
         (B, K, H, W), bilinear with half-pixel centres; (B, K, H', W') of the pixels of a stride.
     """
-    if stride == 1:
+    if stride == 1 and resized is None:
         dense = F.interpolate(maps, covers, mode="bilinear", align_corners=False)
         return dense[..., : size[0], : size[1]]
+    steps = [(covers, size), *([] if resized is None else [(resized, resized)])]
     rows, columns = (
-        _weights(maps, cells, (c, s))[stride // 2 :: stride]
-        for cells, c, s in zip(maps.shape[-2:], covers, size, strict=True)
+        _weights(maps, axis, [(length[axis], kept[axis]) for length, kept in steps])
+        for axis in (0, 1)
     )
-    return rows @ maps @ columns.T
+    return rows[stride // 2 :: stride] @ maps @ columns[stride // 2 :: stride].T
 
 
-def resampled(
-    maps: Tensor,
-    covers: tuple[int, int],
-    seen: tuple[int, int],
-    size: tuple[int, int],
-    stride: int = 1,
-) -> Tensor:
-    """Enlarges maps to the pixels of encoded images, then resizes those to another size.
+def _weights(maps: Tensor, axis: int, steps: Sequence[tuple[int, int]]) -> Tensor:
+    """The weight of each cell along an axis for each pixel, (pixels, cells).
 
     Args:
-        maps: (B, K, h, w) on the encoder's grid.
-        covers: (height, width) in pixels, as of `DenseMap`.
-        seen: (height, width) in pixels of the images that were encoded, at most `covers`.
-        size: (H, W) in pixels of the result.
-        stride: only every n-th of these pixels, along both axes, from n // 2 on.
-
-    Returns:
-        As `to_pixels`. Only matrices of the two axes are interpolated, at any resolution.
+        maps: (B, K, h, w).
+        axis: 0 vertical, 1 horizontal.
+        steps: for each resizing its length in pixels, and how many of them are kept.
     """
-    rows, columns = (
-        _weights(maps, cells, (c, kept), (s, s))[stride // 2 :: stride]
-        for cells, c, kept, s in zip(maps.shape[-2:], covers, seen, size, strict=True)
-    )
-    return rows @ maps @ columns.T
-
-
-def _weights(like: Tensor, cells: int, *lengths: tuple[int, int]) -> Tensor:
-    """The weight of each cell of a line for each of its pixels, (pixels, cells).
-
-    Args:
-        like: of the dtype and on the device of the result.
-        cells: of the line.
-        lengths: in turn, the pixels that the line is resized to, and how many of them are kept.
-    """
-    unit = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
-    for length, kept in lengths:
+    unit = torch.eye(maps.shape[2 + axis], dtype=maps.dtype, device=maps.device)[None]
+    for length, kept in steps:
         unit = F.interpolate(unit, length, mode="linear", align_corners=False)[..., :kept]
     return unit[0].T

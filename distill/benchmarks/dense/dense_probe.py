@@ -5,23 +5,23 @@ as is published; where a probe has several tasks, each takes the rate that is be
 """
 
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.errors import DataError
 from distill.benchmarks.benchmark import Benchmark, Measurement, metric_key
 from distill.benchmarks.dense.counters import Counter
+from distill.benchmarks.dense.dense_map import dense_map
 from distill.benchmarks.dense.heads import TaskHeads
-from distill.benchmarks.dense.pixel_samples import LabelledPixels
+from distill.benchmarks.dense.pixel_samples import LabelledPixels, nearest
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
-from distill.benchmarks.dense.probe_images import ProbeImages
 from distill.benchmarks.dense.probe_training import probe_features, train_heads
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.display.pictures import draw_columns
@@ -30,6 +30,72 @@ from distill.runtime.progress import tracked
 from teachers.teacher import Teacher
 
 SHOWN = 4  # test images of a picture
+
+
+class ProbeImages(ABC):
+    """How images of a data set reach a frozen encoder, and predictions the pixels of the truth.
+
+    Args:
+        encoder: frozen, on this process's device.
+        tasks: of the probe.
+        probe: reads the images; its config says how they are seen.
+
+    Attributes:
+        dims: channels of each map that `encode` returns.
+        size: (height, width) in pixels of the truth of every training view.
+        protocol: the entries of `Measurement.protocol` that are decided here.
+        size_keys: the recipe's keys that bring training images to one size.
+    """
+
+    size: tuple[int, int]
+    protocol: dict[str, Any]
+    size_keys: ClassVar[str]
+
+    def __init__(self, encoder: Teacher, tasks: TaskGroup, probe: "DenseProbe") -> None:
+        self.encoder, self.tasks, self.probe = encoder, tasks, probe
+        self.config, self.dims = probe.config, [encoder.spec.spatial_dim]
+        self.samples = probe.config.dataset.samples("train")
+
+    def __len__(self) -> int:
+        """The number of training views."""
+        return len(self.samples)
+
+    @abstractmethod
+    def view(self, number: int, generator: torch.Generator | None) -> LabelledPixels:
+        """A training view, the image at the size that is encoded.
+
+        Args:
+            number: of the view.
+            generator: of the augmentation; None for a view that is cached.
+        """
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) in [0, 1] to the maps that a head takes."""
+        return (dense_map(self.encoder, images).features,)
+
+    @abstractmethod
+    def on_pixels(self, predicted: Tensor, stride: int) -> Tensor:
+        """Predictions (B, K, h, w) for training views, at every n-th pixel of their truth."""
+
+    @abstractmethod
+    def predict(
+        self, heads: Sequence[nn.Module], image: Tensor, size: tuple[int, int]
+    ) -> list[Tensor]:
+        """Decoded predictions (C, *size) of each head for a stored test image (3, H, W)."""
+
+    def counted(self, truth: Tensor, key: str) -> Tensor:
+        """The truth of a test image, unknown where it does not count."""
+        return truth
+
+    def test(self, sample: Any) -> LabelledPixels:
+        """A test image as it is stored, and its truth on the grid that is counted."""
+        image, truth = self.probe.read(sample)
+        truth, labels = self.counted(truth, self.key(sample)), self.config.labels
+        return LabelledPixels(image, truth if labels is None else nearest(truth, labels))
+
+    def key(self, sample: Any) -> str:
+        """The name of a sample, for messages."""
+        return sample if isinstance(sample, str) else sample.key
 
 
 class Candidate(NamedTuple):
@@ -49,7 +115,8 @@ class Candidate(NamedTuple):
 class DenseProbe(Benchmark):
     """A benchmark of `PixelTask`s: segmentation, depth, normals and several at once declare theirs.
 
-    The config of a subclass has a `dataset`, a `probe` and a `loss_stride`.
+    The config of a subclass has `dataset`, `probe`, `loss_stride` and `labels`, the (height,
+    width) that the truth of test images is resized to, or None.
     """
 
     @abstractmethod
@@ -97,7 +164,7 @@ class DenseProbe(Benchmark):
         self._keep(images, group, chosen, self.tables(candidates, best), folder)
         metrics: dict[str, float] = {}
         for task, candidate in zip(group.tasks, best, strict=True):
-            prefix, values = group.metric_prefix(task), candidate.metrics[task.name]
+            prefix, values = group.prefix(task, "{}_"), candidate.metrics[task.name]
             metrics |= {f"{prefix}{name}": value for name, value in values.items()}
             for each in constants:
                 value = each.metrics[task.name][task.headline]
@@ -115,9 +182,10 @@ class DenseProbe(Benchmark):
         def sample(number: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
             image, truth = images.view(number, generator)
             if truth.shape[-2:] != images.size:
+                key = images.key(images.samples[number])
                 raise DataError(
-                    f"input: '{images.key(number)}' is {tuple(truth.shape[-2:])} px, the first "
-                    f"image {images.size}; set {images.size_keys} to bring all to one size"
+                    f"input: '{key}' is {tuple(truth.shape[-2:])} px, the first image "
+                    f"{images.size}; set {images.size_keys} to bring all to one size"
                 )
             return image, truth[places]
 
@@ -136,27 +204,28 @@ class DenseProbe(Benchmark):
         samples, device = self.config.dataset.samples("test"), images.encoder.mean.device
         constants = self.constants()
         names = [*(f"{rate:g}" for rate in self.config.probe.lr), *constants]
-        counters = [group.counters(len(samples), device) for _ in names]
+        counters = [{t.name: t.counter(len(samples), device) for t in group.tasks} for _ in names]
         own = own_share(len(samples))
         known = torch.zeros(len(own), len(group.tasks), dtype=torch.int64, device=device)
         for row, number in zip(known, tracked(own, "test images"), strict=True):
             image, truth = images.test(samples[number])
             truth, size = truth.to(device), (truth.shape[-2], truth.shape[-1])
+            row.copy_(torch.stack([task.known(part).sum() for task, part in group.parts(truth)]))
             predicted = images.predict(heads, image, size)
             for each in constants.values():
                 enlarged = F.interpolate(each[None].to(device), size, mode="bilinear")
                 predicted.append(group.decode_means(enlarged)[0])
-            row.copy_(group.known(truth).flatten(1).sum(1))
-            for of_candidate, maps in zip(counters, predicted, strict=True):
-                group.add(of_candidate, maps, truth)
+            for by_task, maps in zip(counters, predicted, strict=True):
+                for task, of_probe, of_truth in group.parts(maps, truth):
+                    by_task[task.name].add(of_probe, of_truth)
         known = gather_shares(known, len(samples)).cpu()
         for task, total in zip(group.tasks, known.sum(0).tolist(), strict=True):
             if not total:
                 raise DataError(f"dataset: no test image has a known pixel of {task.name}")
         candidates = []
-        for name, each in zip(names, counters, strict=True):
-            metrics = {task.name: task.metrics(each[task.name]) for task in group.tasks}
-            candidates.append(Candidate(name, each, metrics))
+        for name, by_task in zip(names, counters, strict=True):
+            metrics = {task.name: task.metrics(by_task[task.name]) for task in group.tasks}
+            candidates.append(Candidate(name, by_task, metrics))
         return candidates, known
 
     def _keep(
@@ -173,7 +242,7 @@ class DenseProbe(Benchmark):
         state = {
             name: value.contiguous()
             for task, head in zip(group.tasks, heads.heads, strict=True)
-            for name, value in head.state_dict(prefix=group.state_prefix(task)).items()
+            for name, value in head.state_dict(prefix=group.prefix(task, "tasks.{}.")).items()
         }
         save_file(state, folder / "probe.safetensors")
         for name, table in tables.items():
@@ -196,9 +265,9 @@ class DenseProbe(Benchmark):
             image, truth = images.test(sample)
             (predicted,) = images.predict([heads], image, (truth.shape[-2], truth.shape[-1]))
             columns["image"].append(image)
-            parts = zip(group.tasks, group.split(truth), group.split(predicted.cpu()), strict=True)
-            for task, of_truth, of_probe in parts:
-                titles = group.titles(task)
-                columns.setdefault(titles[0], []).append(task.colours(of_truth, of_truth))
-                columns.setdefault(titles[1], []).append(task.colours(of_probe, of_truth))
+            for task, of_truth, of_probe in group.parts(truth, predicted.cpu()):
+                title = group.prefix(task, "{}")
+                names = title or "truth", f"{title}: probe" if title else "probe"
+                for name, maps in zip(names, (of_truth, of_probe), strict=True):
+                    columns.setdefault(name, []).append(task.colours(maps, of_truth))
         draw_columns(path, columns)

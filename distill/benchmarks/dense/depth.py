@@ -216,9 +216,9 @@ class Depth(GeometryProbe):
     )
     config: DepthConfig
 
-    def task(self) -> PixelTask:
-        """See `GeometryProbe.task`."""
-        return BinnedDepthTask(self.config)
+    def tasks(self) -> Sequence[PixelTask]:
+        """See `DenseProbe`."""
+        return [BinnedDepthTask(self.config)]
 
     def truth(self, view: DepthView, sample: DepthSample) -> Tensor:
         """Depth (1, H, W), 0 outside of the range."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
@@ -13,13 +12,12 @@ from data.errors import DataError
 from data.labelled.depth import AnyDepth, DepthSample, DepthView
 from data.labelled.depth_files import Window
 from distill.benchmarks.benchmark import BenchmarkConfig
-from distill.benchmarks.dense.dense_map import dense_layers, dense_map, padded_size, resampled
-from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe
+from distill.benchmarks.dense.dense_map import dense_layers, padded_size, to_pixels
+from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe, ProbeImages
 from distill.benchmarks.dense.dpt import NUM_LAYERS
 from distill.benchmarks.dense.heads import DPTHeadConfig, HeadConfig
-from distill.benchmarks.dense.pixel_samples import LabelledPixels, image_tensor
-from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
-from distill.benchmarks.dense.probe_images import ProbeImages
+from distill.benchmarks.dense.pixel_samples import LabelledPixels, image_tensor, nearest
+from distill.benchmarks.dense.pixel_task import TaskGroup
 from distill.benchmarks.dense.probe_training import ProbeConfig
 from distill.benchmarks.sharing import own_share
 from distill.runtime import distributed
@@ -72,29 +70,102 @@ class GeometryConfig(BenchmarkConfig):
     flip_average: bool = False
 
 
+class GeometryImages(ProbeImages):
+    """Truth stays as it is stored; only the images are resized for the encoder."""
+
+    size_keys = "input.window or input.crop"
+
+    def __init__(self, encoder: Teacher, tasks: TaskGroup, probe: DenseProbe) -> None:
+        super().__init__(encoder, tasks, probe)
+        chosen, head, labels = self.config.input, self.config.head, self.config.labels
+        self.layers: tuple[int, ...] | None = None
+        if isinstance(head, DPTHeadConfig):
+            self.layers = head.layers or even_layers(encoder.num_layers, NUM_LAYERS)
+        self.input_size = encoder.spec.resolution if chosen.size == "native" else chosen.size
+        online = self.config.probe.mode == "online"
+        self.size = (online and chosen.crop) or _size(self.view(0, None).labels)
+        self._encoded = self.input_size or self.size
+        blank = torch.zeros(1, 3, *self._encoded, device=encoder.mean.device)
+        self.dims = [maps.shape[1] for maps in self.encode(blank)]
+        self.protocol = {
+            "input_size": "as stored" if self.input_size is None else list(self.input_size),
+            "metric_grid": "as stored" if labels is None else list(labels),
+        }
+
+    def view(self, number: int, generator: torch.Generator | None) -> LabelledPixels:
+        """See `ProbeImages`."""
+        chosen, sample = self.config.input, self.samples[number]
+        image, truth = self.probe.read(sample)
+        if chosen.window is not None:
+            part = (..., *chosen.window.slices(*_size(truth), sample.key))
+            image, truth = image[part], truth[part]
+        if generator is not None and chosen.crop is not None:
+            part = (..., *_random_window(truth, chosen.crop, sample.key, generator))
+            image, truth = image[part], truth[part]
+        if generator is not None and chosen.flip and torch.rand((), generator=generator) < 0.5:
+            image, truth = image.flip(-1), self._mirror(truth)
+        return LabelledPixels(self._resized(image), truth)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See `ProbeImages`."""
+        if self.layers is None:
+            return super().encode(images)
+        return tuple(dense_layers(self.encoder, images, self.layers))
+
+    def on_pixels(self, predicted: Tensor, stride: int) -> Tensor:
+        """See `ProbeImages`."""
+        covers = padded_size(self.encoder.spec, *self._encoded)
+        return to_pixels(predicted, covers, self._encoded, stride, self.size)
+
+    def counted(self, truth: Tensor, key: str) -> Tensor:
+        """See `ProbeImages`."""
+        if self.config.counted is None:
+            return truth
+        part = (..., *self.config.counted.slices(*_size(truth), key))
+        kept = torch.zeros_like(truth)
+        kept[part] = truth[part]
+        return kept
+
+    @torch.no_grad()
+    def predict(
+        self, heads: Sequence[nn.Module], image: Tensor, size: tuple[int, int]
+    ) -> list[Tensor]:
+        """See `ProbeImages`."""
+        pixels = self._resized(image).to(self.encoder.mean.device)
+        flip, seen = self.config.flip_average, _size(pixels)
+        maps = self.encode(torch.stack([pixels, pixels.flip(-1)] if flip else [pixels]))
+        covers = padded_size(self.encoder.spec, *seen)
+        predicted = []
+        for head in heads:
+            decoded = self.tasks.decode(to_pixels(head(*maps), covers, seen, resized=size))
+            if flip:
+                decoded = self.tasks.decode_means((decoded[:1] + self._mirror(decoded[1:])) / 2)
+            predicted.append(decoded[0])
+        return predicted
+
+    def _resized(self, image: Tensor) -> Tensor:
+        size = self.input_size
+        return image if size is None else resize(image[None], size)[0]
+
+    def _mirror(self, maps: Tensor) -> Tensor:
+        return self.tasks.adapt(maps.flip(-1), 1.0, True)
+
+
 class GeometryProbe(DenseProbe):
-    """A dense probe on a depth set; its truth is 0 where unknown."""
+    """A dense probe on a depth set, compared with the mean map; truth is 0 where unknown."""
 
     config: GeometryConfig
 
     @abstractmethod
-    def task(self) -> PixelTask:
-        """The task."""
-
-    @abstractmethod
     def truth(self, view: DepthView, sample: DepthSample) -> Tensor:
         """The truth of an image, (C, H, W)."""
-
-    def tasks(self) -> Sequence[PixelTask]:
-        """See `DenseProbe`."""
-        return [self.task()]
 
     def read(self, sample: DepthSample) -> LabelledPixels:
         """See `DenseProbe`."""
         view = self.config.dataset.read(sample)
         return LabelledPixels(image_tensor(view.image), self.truth(view, sample))
 
-    def images(self, encoder: Teacher, tasks: TaskGroup) -> "GeometryImages":
+    def images(self, encoder: Teacher, tasks: TaskGroup) -> GeometryImages:
         """See `DenseProbe`."""
         return GeometryImages(encoder, tasks, self)
 
@@ -102,10 +173,9 @@ class GeometryProbe(DenseProbe):
         """The mean training truth at each place, of all places where none is known there."""
         samples = self.config.dataset.samples("train")
         first = self.read(samples[0]).labels
-        grid = _size(first)
-        total = torch.zeros(len(first) + 1, *grid, dtype=torch.float64)
+        total = torch.zeros(len(first) + 1, *_size(first), dtype=torch.float64)
         for number in tracked(own_share(len(samples)), "mean map"):
-            truth = _nearest(self.read(samples[number]).labels, grid).double()
+            truth = nearest(self.read(samples[number]).labels, _size(first)).double()
             total += torch.cat([truth, (truth != 0).any(0, keepdim=True).double()])
         total = distributed.all_reduce(total.to(distributed.device())).cpu()
         sums, counts = total[:-1], total[-1:]
@@ -119,123 +189,13 @@ class GeometryProbe(DenseProbe):
 
     def tables(self, candidates: Sequence[Candidate], best: Sequence[Candidate]) -> dict[str, Any]:
         """The metrics of all learning rates and of the mean map."""
-        *rates, floor = ((each.name, *each.metrics.values()) for each in candidates)
-        return {"figures.json": dict([floor, *((f"lr {rate}", m) for rate, m in rates)])}
-
-
-class GeometryImages(ProbeImages):
-    """Truth stays as it is stored; only the images are resized for the encoder.
-
-    Args:
-        encoder: frozen.
-        tasks: of the probe.
-        probe: reads the samples.
-    """
-
-    size_keys = "input.window or input.crop"
-
-    def __init__(self, encoder: Teacher, tasks: TaskGroup, probe: GeometryProbe) -> None:
-        self.encoder, self._tasks, self._probe = encoder, tasks, probe
-        self.config, config = probe.config, probe.config
-        self._samples = config.dataset.samples("train")
-        self.layers: tuple[int, ...] | None = None
-        if isinstance(config.head, DPTHeadConfig):
-            self.layers = config.head.layers or even_layers(encoder.num_layers, NUM_LAYERS)
-        size = config.input.size
-        self.input_size = encoder.spec.resolution if size == "native" else size
-        online = config.probe.mode == "online"
-        self.size = (online and config.input.crop) or _size(self.view(0, None).labels)
-        blank = torch.zeros(1, 3, *self._encoded_size, device=encoder.mean.device)
-        self.dims = [maps.shape[1] for maps in self.encode(blank)]
-        self.protocol = {
-            "input_size": "as stored" if self.input_size is None else list(self.input_size),
-            "metric_grid": "as stored" if config.labels is None else list(config.labels),
-        }
-
-    @property
-    def _encoded_size(self) -> tuple[int, int]:
-        return self.input_size or self.size
-
-    def __len__(self) -> int:
-        """See `ProbeImages`."""
-        return len(self._samples)
-
-    def key(self, number: int) -> str:
-        """See `ProbeImages`."""
-        return self._samples[number].key
-
-    def view(self, number: int, generator: torch.Generator | None) -> LabelledPixels:
-        """See `ProbeImages`."""
-        chosen, key = self.config.input, self.key(number)
-        image, truth = self._probe.read(self._samples[number])
-        if chosen.window is not None:
-            part = (..., *chosen.window.slices(*_size(truth), key))
-            image, truth = image[part], truth[part]
-        if generator is not None and chosen.crop is not None:
-            part = (..., *_random_window(truth, chosen.crop, key, generator))
-            image, truth = image[part], truth[part]
-        if generator is not None and chosen.flip and torch.rand((), generator=generator) < 0.5:
-            image, truth = image.flip(-1), self._mirror(truth)
-        return LabelledPixels(self._resized(image), truth)
-
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """See `ProbeImages`."""
-        if self.layers is None:
-            return (dense_map(self.encoder, images).features,)
-        return tuple(dense_layers(self.encoder, images, self.layers))
-
-    def on_pixels(self, predicted: Tensor, stride: int) -> Tensor:
-        """See `ProbeImages`."""
-        return self._resampled(predicted, self._encoded_size, self.size, stride)
-
-    def test(self, sample: DepthSample) -> LabelledPixels:
-        """See `ProbeImages`; unknown outside of the part that counts."""
-        image, truth = self._probe.read(sample)
-        if self.config.counted is not None:
-            part = (..., *self.config.counted.slices(*_size(truth), sample.key))
-            kept = torch.zeros_like(truth)
-            kept[part] = truth[part]
-            truth = kept
-        labels = self.config.labels
-        return LabelledPixels(image, truth if labels is None else _nearest(truth, labels))
-
-    @torch.no_grad()
-    def predict(
-        self, heads: Sequence[nn.Module], image: Tensor, size: tuple[int, int]
-    ) -> list[Tensor]:
-        """See `ProbeImages`."""
-        pixels = self._resized(image).to(self.encoder.mean.device)
-        flip = self.config.flip_average
-        maps = self.encode(torch.stack([pixels, pixels.flip(-1)] if flip else [pixels]))
-        predicted = []
-        for head in heads:
-            ready = self._resampled(head(*maps), _size(pixels), size, 1)
-            ready = self._tasks.decode(ready)
-            if flip:
-                ready = self._tasks.decode_means((ready[:1] + self._mirror(ready[1:])) / 2)
-            predicted.append(ready[0])
-        return predicted
-
-    def _resized(self, image: Tensor) -> Tensor:
-        size = self.input_size
-        return image if size is None else resize(image[None], size)[0]
-
-    def _resampled(
-        self, predicted: Tensor, seen: tuple[int, int], size: tuple[int, int], stride: int
-    ) -> Tensor:
-        covers = padded_size(self.encoder.spec, *seen)
-        return resampled(predicted, covers, seen, size, stride)
-
-    def _mirror(self, maps: Tensor) -> Tensor:
-        return self._tasks.adapt(maps.flip(-1), 1.0, True)
+        metrics = {each.name: next(iter(each.metrics.values())) for each in candidates}
+        table = {"mean map": metrics.pop("mean map")}
+        return {"figures.json": table | {f"lr {rate}": each for rate, each in metrics.items()}}
 
 
 def _size(maps: Tensor) -> tuple[int, int]:
     return maps.shape[-2], maps.shape[-1]
-
-
-def _nearest(truth: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(truth[None], size, mode="nearest-exact")[0]
 
 
 def _random_window(

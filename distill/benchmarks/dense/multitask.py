@@ -20,13 +20,12 @@ from torch import Tensor
 from data.labelled.multitask import MultiTaskLayout
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.class_tasks import ClassTask, SaliencyTask
-from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe
+from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe, ProbeImages
 from distill.benchmarks.dense.depth import DepthTask
 from distill.benchmarks.dense.normals import NormalsTask
 from distill.benchmarks.dense.pixel_samples import InputConfig, LabelledPixels, image_tensor
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
 from distill.benchmarks.dense.pixel_views import PixelViews
-from distill.benchmarks.dense.probe_images import ProbeImages
 from distill.benchmarks.dense.probe_training import ProbeConfig
 from teachers.teacher import Teacher
 
@@ -45,6 +44,8 @@ class MultiTaskConfig(BenchmarkConfig):
         loss_stride: losses are taken at every n-th pixel along both axes.
         batch_size: windows of a test image that are encoded at once.
     """
+
+    labels: ClassVar[None] = None  # the truth is counted as it is labelled
 
     kind: str = "multitask"
     dataset: MultiTaskLayout
@@ -80,19 +81,8 @@ class MultiTask(DenseProbe):
         return LabelledPixels(image_tensor(view.image), truth)
 
     def images(self, encoder: Teacher, tasks: TaskGroup) -> ProbeImages:
-        """See `DenseProbe`."""
-        config, names = self.config, self.config.dataset.samples("train")
-        return PixelViews(
-            encoder,
-            tasks,
-            self.read,
-            names,
-            names,
-            seen=config.input.resolved(encoder.spec),
-            cached=config.probe.mode == "cached",
-            batch_size=config.batch_size,
-            averaged=lambda values: values,
-        )
+        """See `DenseProbe`; windows average predictions before they are decoded."""
+        return PixelViews(encoder, tasks, self, lambda predicted: predicted)
 
     def facts(self, known: Tensor) -> dict[str, Any]:
         """See `DenseProbe`."""

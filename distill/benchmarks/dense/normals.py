@@ -119,9 +119,9 @@ class Normals(GeometryProbe):
     )
     config: NormalsConfig
 
-    def task(self) -> PixelTask:
-        """See `GeometryProbe.task`."""
-        return AngularNormalsTask(self.config)
+    def tasks(self) -> Sequence[PixelTask]:
+        """See `DenseProbe`."""
+        return [AngularNormalsTask(self.config)]
 
     def truth(self, view: DepthView, sample: DepthSample) -> Tensor:
         """Normals (3, H, W), of a file or computed from depth.

@@ -104,10 +104,12 @@ def image_tensor(image: np.ndarray) -> Tensor:
 
 def resized(pixels: LabelledPixels, size: tuple[int, int]) -> LabelledPixels:
     """Both at another size: the image with antialias, the labels by their nearest."""
-    labels = pixels.labels.view(1, -1, *pixels.size)
-    nearest = F.interpolate(labels, size, mode="nearest-exact")
-    shape = (*pixels.labels.shape[:-2], *size)
-    return LabelledPixels(resize(pixels.image[None], size)[0], nearest.view(shape))
+    return LabelledPixels(resize(pixels.image[None], size)[0], nearest(pixels.labels, size))
+
+
+def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (C, H, W) at another size, each the nearest of the given ones."""
+    return F.interpolate(labels[None], size, mode="nearest-exact")[0]
 
 
 def input_size(config: ResolvedInput, height: int, width: int) -> tuple[int, int]:

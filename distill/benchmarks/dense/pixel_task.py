@@ -5,8 +5,8 @@ task's `unknown` value: 255 for classes and saliency, 0 for depth and normals.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ class TaskGroup:
     """The tasks of one probe, whose truth and predictions follow each other in the channels.
 
     Args:
-        tasks: one or several; of several, results have the task's name.
+        tasks: one or several.
     """
 
     def __init__(self, tasks: Iterable[PixelTask]) -> None:
@@ -143,26 +143,14 @@ class TaskGroup:
         fills = [torch.full((task.channels, 1, 1), task.unknown) for task in self.tasks]
         self.unknown = torch.cat(fills)  # (C, 1, 1)
 
-    def metric_prefix(self, task: PixelTask) -> str:
-        """What the names of a task's metrics begin with."""
-        return f"{task.name}_" if len(self.tasks) > 1 else ""
+    def prefix(self, task: PixelTask, form: str) -> str:
+        """What distinguishes a task's results: nothing if it is alone, else `form` of its name."""
+        return form.format(task.name) if len(self.tasks) > 1 else ""
 
-    def state_prefix(self, task: PixelTask) -> str:
-        """What the names of a task's weights begin with in `probe.safetensors`."""
-        return f"tasks.{task.name}." if len(self.tasks) > 1 else ""
-
-    def titles(self, task: PixelTask) -> tuple[str, str]:
-        """Of the columns of truth and prediction in a picture."""
-        return (task.name, f"{task.name}: probe") if len(self.tasks) > 1 else ("truth", "probe")
-
-    def split(self, maps: Tensor) -> Sequence[Tensor]:
-        """Truth or decoded predictions (..., C, H, W) by task."""
-        return maps.split([task.channels for task in self.tasks], dim=-3)
-
-    def known(self, truth: Tensor) -> Tensor:
-        """Where the truth (C, H, W) of each task is known, bool (tasks, H, W)."""
-        parts = zip(self.tasks, self.split(truth), strict=True)
-        return torch.stack([task.known(part) for task, part in parts])
+    def parts(self, *maps: Tensor) -> Iterable[Any]:
+        """Each task with its channels of truths or decoded predictions (..., C, H, W)."""
+        channels = [task.channels for task in self.tasks]
+        return zip(self.tasks, *(each.split(channels, dim=-3) for each in maps), strict=True)
 
     def build(self, dims: Sequence[int]) -> TaskHeads:
         """New heads for maps of `dims` channels."""
@@ -170,8 +158,8 @@ class TaskGroup:
 
     def loss(self, predicted: Tensor, truth: Tensor, step: int) -> Tensor:
         """The weighted sum of the tasks' losses; see `PixelTask.loss`."""
-        parts = zip(self.tasks, self._outputs(predicted), self.split(truth), strict=True)
-        return torch.stack([task.weight * task.loss(p, t, step) for task, p, t in parts]).sum()
+        parts = zip(self.parts(truth), self._outputs(predicted), strict=True)
+        return torch.stack([t.weight * t.loss(own, true, step) for (t, true), own in parts]).sum()
 
     def decode(self, predicted: Tensor) -> Tensor:
         """See `PixelTask.decode`."""
@@ -180,23 +168,12 @@ class TaskGroup:
 
     def decode_means(self, maps: Tensor) -> Tensor:
         """Means of decoded predictions, (..., C, H, W), in the form of the truth again."""
-        parts = zip(self.tasks, self.split(maps), strict=True)
-        return torch.cat([task.decode(part) for task, part in parts], dim=-3)
+        return torch.cat([task.decode(part) for task, part in self.parts(maps)], dim=-3)
 
     def adapt(self, maps: Tensor, ratio: float, mirrored: bool) -> Tensor:
         """See `PixelTask.adapt`."""
-        parts = zip(self.tasks, self.split(maps), strict=True)
+        parts = self.parts(maps)
         return torch.cat([task.adapt(part, ratio, mirrored) for task, part in parts], dim=-3)
-
-    def counters(self, num_images: int, device: torch.device) -> dict[str, Counter]:
-        """New counters by task."""
-        return {task.name: task.counter(num_images, device) for task in self.tasks}
-
-    def add(self, counters: Mapping[str, Counter], predicted: Tensor, truth: Tensor) -> None:
-        """Adds an image's decoded prediction and truth, (C, H, W), to counters of all tasks."""
-        parts = zip(self.tasks, self.split(predicted), self.split(truth), strict=True)
-        for task, of_predicted, of_truth in parts:
-            counters[task.name].add(of_predicted, of_truth)
 
     def _outputs(self, predicted: Tensor) -> Sequence[Tensor]:
         return predicted.split([task.outputs for task in self.tasks], dim=-3)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from distill.runtime.errors import RecipeError
 from distill.runtime.progress import tracked
 from teachers.errors import TeacherError
 
+Head = TypeVar("Head", bound=nn.Module)
 # An image (3, H, W) in [0, 1] and its target, both of one size for all images; augmented with the
 # generator, or not at all without one.
 Sample = Callable[[int, torch.Generator | None], tuple[Tensor, Tensor]]
@@ -181,13 +182,13 @@ def probe_features(
 
 
 def train_heads(
-    build_head: Callable[[], nn.Module],
+    build_head: Callable[[], Head],
     config: ProbeConfig,
     features: Batches,
     loss: Loss,
     count: int,
     seed: int,
-) -> list[nn.Module]:
+) -> list[Head]:
     """Trains a head for each learning rate.
 
     A head depends on its own rate, the seed and the images; not on the other rates, nor on what

@@ -17,13 +17,12 @@ from data.labelled.segmentation_set import PixelSample
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.class_tasks import ClassTask
 from distill.benchmarks.dense.counters import ClassCounter
-from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe
+from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe, ProbeImages
 from distill.benchmarks.dense.heads import TaskHeads
 from distill.benchmarks.dense.label_pictures import draw_labels
 from distill.benchmarks.dense.pixel_samples import InputConfig, LabelledPixels, image_tensor
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
 from distill.benchmarks.dense.pixel_views import PixelViews
-from distill.benchmarks.dense.probe_images import ProbeImages
 from distill.benchmarks.dense.probe_training import ProbeConfig
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Size2d
@@ -76,20 +75,8 @@ class Segmentation(DenseProbe):
         return LabelledPixels(image_tensor(image), torch.tensor(labels)[None])
 
     def images(self, encoder: Teacher, tasks: TaskGroup) -> ProbeImages:
-        """See `DenseProbe`."""
-        config, samples = self.config, self.config.dataset.samples("train")
-        return PixelViews(
-            encoder,
-            tasks,
-            self.read,
-            samples,
-            [sample.key for sample in samples],
-            seen=config.input.resolved(encoder.spec),
-            cached=config.probe.mode == "cached",
-            batch_size=config.batch_size,
-            labels=config.labels,
-            averaged=partial(torch.softmax, dim=1),
-        )
+        """See `DenseProbe`; windows average probabilities."""
+        return PixelViews(encoder, tasks, self, partial(torch.softmax, dim=1))
 
     def facts(self, known: torch.Tensor) -> dict[str, Any]:
         """See `DenseProbe`."""
