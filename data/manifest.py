@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from data.errors import DataError
-from data.files import write_text
+from data.files import publish
 
 MANIFEST = "manifest.json"
 _JOURNAL = ".journal"
@@ -55,7 +55,12 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def store_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest atomically."""
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    partial = folder / f".{MANIFEST}.tmp"  # the same in every process: a kill leaves at most one
+    try:
+        partial.write_text(json.dumps(manifest, indent=1) + "\n")
+        publish(partial, folder / MANIFEST)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class Journal:
