@@ -1,5 +1,6 @@
-"""From a recipe's teacher entry to a teacher: the single table of kinds."""
+"""Builds teachers from recipe entries; the table of teacher kinds."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
 from teachers.kinds import Registry
-from teachers.matched import MatchedTeacher
+from teachers.multi_scale import MultiScaleTeacher
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.build import build_upsampler
@@ -19,7 +20,7 @@ TEACHERS = Registry(
     table={
         "dfn_clip": "teachers.open_clip_teacher:DFNCLIP",
         "hf": "teachers.hf_teacher:HFTeacher",
-        "open_clip": "teachers.open_clip_tower:OpenClipTower",
+        "open_clip": "teachers.open_clip_teacher:OpenClipTeacher",
         "radio": "teachers.radio_teacher:RadioTeacher",
         "siglip": "teachers.open_clip_teacher:SigLIP",
         "timm": "teachers.timm_teacher:TimmTeacher",
@@ -30,13 +31,13 @@ TEACHERS = Registry(
 
 
 def parse_teacher(value: Any) -> TeacherConfig:
-    """The config of the teacher that `kind` names, as its class declares it.
+    """Validates a teacher's entry with the `Config` of the class that its `kind` names.
 
     Args:
         value: a mapping with a `kind`, or a config, which is returned as it is.
 
     Raises:
-        TeacherError: unknown kind or key, wrong value, a class that is no complete teacher.
+        TeacherError: unknown kind or key, wrong value, or an incomplete class.
     """
     return TEACHERS.parse(value)
 
@@ -47,7 +48,7 @@ def build_teacher(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Teacher:
-    """Builds a frozen teacher, upsampled where its config asks for it.
+    """Builds a frozen teacher, with the upsampler of its config.
 
     Args:
         config: from `parse_teacher`.
@@ -55,26 +56,23 @@ def build_teacher(
         dtype: precision of the encoder's matrices, see `Teacher.cast`; None for float32.
 
     Raises:
-        TeacherError: the model or its weights are not there, or do not fit.
+        TeacherError: the model or its weights are missing, or do not fit.
     """
-    found = TEACHERS.resolve(config.kind)
-    if device is not None and torch.device(device).type == "meta":
-        with torch.device("meta"):
-            teacher: Teacher = found.from_config(config)
-    else:
-        teacher = found.from_config(config)
-    if config.chunk_size is not None:  # also where a user's own class forgets it
+    meta = device is not None and torch.device(device).type == "meta"
+    with torch.device("meta") if meta else nullcontext():
+        teacher: Teacher = TEACHERS.resolve(config.kind).from_config(config)
+    if config.chunk_size is not None:  # a user's own class may ignore it
         teacher.chunk_size = config.chunk_size
     if config.upsampler is not None:
         teacher = _upsampled(teacher, config.upsampler)
     if dtype is not None:
         teacher = teacher.cast(dtype)
-    return teacher.to(device).train() if device is not None else teacher.train()
+    return (teacher if device is None else teacher.to(device)).freeze()
 
 
 def _upsampled(teacher: Teacher, config: UpsamplerConfig | tuple[UpsamplerConfig, ...]) -> Teacher:
     if isinstance(config, tuple):
-        return MatchedTeacher(teacher, [_upsampler(teacher, each) for each in config])
+        return MultiScaleTeacher(teacher, [_upsampler(teacher, each) for each in config])
     return UpsampledTeacher(teacher, _upsampler(teacher, config))
 
 
@@ -83,10 +81,10 @@ def _upsampler(teacher: Teacher, config: UpsamplerConfig) -> Upsampler:
     if teacher.mean.is_meta:
         return upsampler
     if isinstance(upsampler, TrainedUpsampler):
-        upsampler.check_encoder(teacher_fingerprint(teacher.train()))
+        upsampler.check_encoder(teacher_fingerprint(teacher.freeze()))
     elif next(upsampler.parameters(), None) is not None:
         raise TeacherError(
             f"upsampler: {config.kind} has weights to learn; train it with `deepspeed --module "
-            "distill.train_upsampler RECIPE`, and give the path of the file that this writes"
+            "distill.train_upsampler RECIPE` and give the path of the file that it writes"
         )
     return upsampler

@@ -1,18 +1,18 @@
-"""What of a teacher is worth compiling: the encoder, and the fusion of an upsampler."""
+"""Compiles the parts of a teacher that gain from it: the encoder and FeatSharp's fusion."""
 
 import torch
 
-from teachers.matched import MatchedTeacher
+from teachers.multi_scale import MultiScaleTeacher
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.fusion import FusionBlock
 
 
 def compile_teacher(teacher: Teacher) -> Teacher:
-    """Has `torch.compile` make kernels of a teacher's encoder and of its upsamplers' fusion.
+    """Compiles a teacher's encoder, and the fusion of its upsamplers, with `torch.compile`.
 
-    That happens at the first images, and once more when another size comes. The features differ
-    from the eager teacher's by rounding.
+    Compilation runs at the first images, and again at the first images of another size. Features
+    differ from the eager teacher's by rounding.
 
     Args:
         teacher: changed in place, and returned.
@@ -21,7 +21,7 @@ def compile_teacher(teacher: Teacher) -> Teacher:
         if isinstance(module, FusionBlock):
             module.compile()
         elif isinstance(module, Teacher) and not isinstance(
-            module, (UpsampledTeacher, MatchedTeacher)
+            module, (UpsampledTeacher, MultiScaleTeacher)
         ):
             module.extract = torch.compile(module.extract)  # type: ignore[method-assign]
     return teacher

@@ -1,7 +1,4 @@
-"""A dry run of a user's teacher before any training: what a class can get wrong, in words.
-
-Three images, as large encoders take their time; `teachers.testing` has the whole contract.
-"""
+"""A quick check of a user's teacher before training; `teachers.testing` has the complete one."""
 
 import torch
 from torch import Tensor
@@ -10,31 +7,31 @@ from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
 
-# Of the largest feature: kernels differ with the batch, dropout and mixed-up images do far more.
+# Relative to the largest feature: more than kernels differ with the batch size, far less than
+# dropout or swapped images do.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def dry_run(teacher: Teacher) -> None:
-    """Encodes two random images, then the first alone, and looks at what came back.
+    """Encodes two random images, then the first alone, and checks the features.
 
-    A teacher that accepts any resolution sees 2 x 3 cells, another one its native size: three
-    images in all, as large encoders take their time. On the meta device only types and shapes are
-    looked at.
+    Three images in all, as large encoders are slow: of 2 x 3 cells if the teacher accepts any
+    resolution, else of its native size. On the meta device only types and shapes are checked.
 
     Args:
         teacher: built, on its device.
 
     Raises:
-        TeacherError: it breaks the contract of `Teacher`; says where and how.
+        TeacherError: the teacher breaks the contract of `Teacher`; names the place.
     """
     name = type(teacher).__name__
     if not isinstance(getattr(teacher, "spec", None), FeatureSpec):
         raise TeacherError(
             f"{name} has no spec: its __init__ must call super().__init__(spec, ...)"
         )
-    for method in ("forward", "train"):
+    for method in ("forward", "freeze", "train"):
         if getattr(type(teacher), method) is not getattr(Teacher, method):
-            raise TeacherError(f"{name} overrides {method}; implement extract alone")
+            raise TeacherError(f"{name} overrides {method}; implement extract only")
     images = probe_images(teacher)
     both = encode(teacher, images)
     if both.spatial.requires_grad or any(p.requires_grad for p in teacher.parameters()):
@@ -63,17 +60,17 @@ def dry_run(teacher: Teacher) -> None:
 
 def _reason(random: bool) -> str:
     if random:
-        return "of one image differs from call to call; is dropout left on?"
+        return "of one image differs from call to call; is dropout active?"
     return (
         "of an image depends on the other images in its batch; does it normalise or pool over the "
-        "batch, or mix up the order?"
+        "batch, or change the order?"
     )
 
 
 def probe_images(teacher: Teacher) -> Tensor:
     """Two random images (2, 3, H, W) in [0, 1], on the teacher's device.
 
-    Of 2 x 3 cells where it accepts any resolution, of its native size where not.
+    Of 2 x 3 cells if it accepts any resolution, else of its native size.
     """
     spec = teacher.spec
     size = (2 * spec.patch_size, 3 * spec.patch_size) if spec.any_resolution else spec.resolution
@@ -85,10 +82,10 @@ def probe_images(teacher: Teacher) -> Tensor:
 
 
 def encode(teacher: Teacher, images: Tensor) -> Features:
-    """Runs the teacher; whatever its code raises becomes a TeacherError that says on what."""
+    """Runs the teacher; any exception becomes a TeacherError with the shape of the images."""
     try:
         features = teacher(images)
-    except Exception as error:  # whatever a user's own code raises
+    except Exception as error:  # a user's own code may raise anything
         size = tuple(images.shape)
         raise TeacherError(
             f"{type(teacher).__name__} fails on images of shape {size}: "
@@ -100,11 +97,11 @@ def encode(teacher: Teacher, images: Tensor) -> Features:
 def differ(teacher: Teacher, a: Tensor, b: Tensor) -> bool:
     """Whether two results differ by more than the teacher's precision explains."""
     tolerance = _TOLERANCE[_coarsest(teacher)]
-    # NaN is near nothing, but not greater than anything either.
+    # `not <=`, so that NaN differs too.
     return not bool((a - b).abs().max() <= tolerance * b.abs().max())
 
 
 def _coarsest(teacher: Teacher) -> torch.dtype:
-    """The coarsest precision inside: an upsampled teacher has one of its own."""
+    """The coarsest precision of the teachers inside: an upsampled teacher holds another one."""
     found = {m.compute_dtype for m in teacher.modules() if isinstance(m, Teacher)}
     return max(found, key=_TOLERANCE.__getitem__)

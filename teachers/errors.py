@@ -1,5 +1,5 @@
-"""The exception that stands for a user's mistake: shown as a message, never as a traceback."""
+"""The exception for a user's mistake about teachers: shown without a traceback."""
 
 
 class TeacherError(ValueError):
-    """A teacher, its weights or its upsampler was asked for in a way that cannot work."""
+    """A teacher, its weights or its upsampler cannot be used as requested."""

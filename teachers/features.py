@@ -1,4 +1,4 @@
-"""The shared vocabulary of the project: what an encoder returns, and what it promises.
+"""The output of every encoder, `Features`, and its description, `FeatureSpec`.
 
 Imports torch only, so that the student can use it without the teachers' libraries.
 """
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """What any encoder here returns, teacher, upsampled teacher or student alike.
+    """The output of a teacher, an upsampled teacher or a student.
 
     Attributes:
-        summary: (B, D_summary) one vector an image; None where there is no image token.
-        spatial: (B, D, h, w) always a map, never a token list.
+        summary: (B, D_summary), one vector per image; None for an encoder without one.
+        spatial: (B, D, h, w), a map, never a token list.
     """
 
     summary: Tensor | None
@@ -23,7 +23,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """What an encoder promises about its `Features`.
+    """The shapes of an encoder's `Features` and the image sizes that it accepts.
 
     Attributes:
         summary_dim: channels of the summary; None where there is none.
@@ -34,9 +34,9 @@ class FeatureSpec:
         native_grid: (h, w) cells of the map at `resolution`, where it is not
             `resolution // patch_size`: nine 27 x 27 tiles of a 384 px SigLIP with 14 px patches
             make 81 x 81 cells of 1152 px, not 82 x 82, because each tile leaves 6 px unused.
-        spatial_from: in words, where in the encoder the map is taken, `last block, after the final
-            norm`; empty where its author did not say. Kept wherever a spec is stored.
-        summary_from: the same of the summary.
+        spatial_from: description of where the map is taken, `last block, after the final norm`;
+            empty if unknown. Kept wherever a spec is stored.
+        summary_from: the same for the summary.
     """
 
     summary_dim: int | None
@@ -45,20 +45,20 @@ class FeatureSpec:
     resolution: tuple[int, int]
     any_resolution: bool = False
     native_grid: tuple[int, int] | None = None
-    # Words only: what they tell of is in the encoder's own attributes, which a fingerprint counts.
+    # Not compared: they describe attributes of the encoder, which its fingerprint includes.
     spatial_from: str = field(default="", compare=False, repr=False)
     summary_from: str = field(default="", compare=False, repr=False)
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether images of (height, width) pixels may be given to the encoder."""
+        """Whether the encoder accepts images of (height, width) pixels."""
         sides = (height, width)
-        # The general rule first: torch.export guards against whatever was compared and differed.
+        # The general rule first: torch.export adds a guard for each comparison that is false.
         if self.any_resolution and all(s > 0 and s % self.patch_size == 0 for s in sides):
             return True
         return sides == self.resolution
 
     def nearest(self, height: int, width: int) -> tuple[int, int]:
-        """The accepted (height, width) in pixels that is closest to the one asked for."""
+        """The accepted (height, width) in pixels closest to the given one."""
         if self.accepts(height, width) or not self.any_resolution:
             return (height, width) if self.accepts(height, width) else self.resolution
         p = self.patch_size
@@ -68,7 +68,7 @@ class FeatureSpec:
         """Cells (h, w) of the map for images of (height, width) pixels.
 
         Raises:
-            ValueError: the encoder does not accept this size; names the nearest one it accepts.
+            ValueError: the encoder does not accept this size; names the nearest accepted one.
         """
         if not self.accepts(height, width):
             near = self.nearest(height, width)
@@ -78,7 +78,7 @@ class FeatureSpec:
                 else f"{self.resolution[0]} x {self.resolution[1]} px only"
             )
             raise ValueError(
-                f"images of {height} x {width} px: this encoder takes {rule}; "
+                f"images of {height} x {width} px: this encoder accepts {rule}; "
                 f"the nearest size is {near[0]} x {near[1]} px"
             )
         if self.native_grid is not None and (height, width) == self.resolution:

@@ -1,4 +1,4 @@
-"""Names a teacher by what its features depend on."""
+"""Identifies a teacher by everything that its features depend on."""
 
 import hashlib
 from itertools import chain
@@ -7,18 +7,21 @@ import torch
 
 from teachers.teacher import Teacher
 
-# None changes a feature; a number of layers follows from the modules, which count already.
+# They change no feature; the number of layers follows from the modules, which are hashed.
 _IRRELEVANT = {"chunk_size", "num_layers", "training", "_is_torch_compile"}
 _BLOCK = 1 << 24  # elements hashed at once: bounds what is copied from the device
 
 
 def teacher_fingerprint(teacher: Teacher) -> str:
-    """A name that changes with the classes, their plain attributes, the spec and every weight.
+    """A hash of the classes, their plain attributes, the spec and every weight.
 
-    Plain attributes (numbers, strings and tuples of them) hold what the config chose. Each tensor
-    is hashed byte by byte, block after block, with its name, type and shape, in the order of
-    names; an upsampler's are part of its `UpsampledTeacher`. Precision counts: the same weights in
-    bfloat16 give other features. `chunk_size` and the device do not.
+    Plain attributes (numbers, strings and tuples of them) hold the options of the config. Each
+    tensor is hashed with its name, type and shape, in the order of names, so an upsampler's
+    tensors are part of its `UpsampledTeacher`. Precision counts: the same weights in bfloat16 give
+    other features. `chunk_size` and the device do not.
+
+    A class that was renamed or moved keeps its fingerprints by its former full name in a class
+    attribute `fingerprinted_as`: files of trained upsamplers, caches and statistics stay valid.
 
     Args:
         teacher: built, not on the meta device.
@@ -28,8 +31,7 @@ def teacher_fingerprint(teacher: Teacher) -> str:
     """
     digest = hashlib.sha256()
     for name, module in teacher.named_modules():
-        kind = type(module)
-        digest.update(f"{name}:{kind.__module__}.{kind.__qualname__};".encode())
+        digest.update(f"{name}:{_class_name(type(module))};".encode())
         if isinstance(module, Teacher):
             digest.update(f"{module.spec}{module.normalization}{module.compute_dtype};".encode())
         plain = {k: v for k, v in vars(module).items() if k not in _IRRELEVANT and _is_plain(v)}
@@ -40,6 +42,11 @@ def teacher_fingerprint(teacher: Teacher) -> str:
         for block in tensor.detach().flatten().split(_BLOCK):
             digest.update(block.contiguous().cpu().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _class_name(kind: type) -> str:
+    own = f"{kind.__module__}.{kind.__qualname__}"
+    return str(vars(kind).get("fingerprinted_as", own))  # not inherited
 
 
 def _is_plain(value: object) -> bool:

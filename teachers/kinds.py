@@ -1,7 +1,7 @@
-"""Finds a class by the `kind` of a recipe entry, and validates the entry by that class's config.
+"""A registry: finds a class by the `kind` of a recipe entry, and validates the entry.
 
-A kind is a built-in name or an import path `package.module:Class`. Built-in names are strings in
-one table for each family, so that only the libraries of what a recipe uses are imported.
+A kind is a built-in name or an import path `package.module:Class`. Built-in classes are named by
+strings, so that a recipe imports only the libraries that it uses.
 """
 
 import inspect
@@ -21,13 +21,13 @@ from teachers.validation import explain
 
 @dataclass(frozen=True)
 class Registry:
-    """The classes that a recipe may name in one place.
+    """The classes that one kind of recipe entry may name.
 
     Attributes:
-        noun: what they are called in messages, `teacher`.
-        table: built-in kind to `module:Class`; `register` adds to it.
-        base: the class that a user's own must derive from.
-        config: the class that its `Config` must derive from.
+        noun: for messages, `teacher`.
+        table: built-in kinds to `module:Class`; `register` adds to it.
+        base: the class that users' own classes must derive from.
+        config: the class that their `Config` must derive from.
     """
 
     noun: str
@@ -36,27 +36,27 @@ class Registry:
     config: type[BaseModel]
 
     def register(self, kind: str, path: str) -> None:
-        """Adds a built-in kind whose class lies in a package that may not be imported here.
+        """Adds a built-in kind whose class lies on an upper floor.
 
         Args:
             kind: its name in recipes.
             path: `module:Class`.
 
         Raises:
-            ValueError: the kind names another class already.
+            ValueError: the kind is taken by another class.
         """
         if self.table.setdefault(kind, path) != path:
-            raise ValueError(f"{self.noun} kind {kind!r} is {self.table[kind]} already")
+            raise ValueError(f"{self.noun} kind {kind!r} is already {self.table[kind]}")
 
     def is_built_in(self, kind: str) -> bool:
-        """Whether a kind is one of ours, which the tests have tried, and not a user's class."""
+        """Whether a kind is tested here, and not a user's class."""
         return kind in self.table
 
     def resolve(self, kind: str) -> Any:
         """The class that `kind` names.
 
         Raises:
-            TeacherError: there is none, or it is not a complete class of this registry.
+            TeacherError: there is no such class, or it is incomplete.
         """
         path = self.table.get(kind, kind)
         module_name, _, class_name = path.partition(":")
@@ -84,7 +84,7 @@ class Registry:
         missing = sorted(getattr(found, "__abstractmethods__", ()))
         if missing:
             raise TeacherError(
-                f"kind: {kind!r} leaves out what every {self.noun} needs: {', '.join(missing)}"
+                f"kind: {kind!r} lacks what every {self.noun} must implement: {', '.join(missing)}"
             )
         config = getattr(found, "Config", None)
         if not (inspect.isclass(config) and issubclass(config, self.config)):
@@ -94,20 +94,19 @@ class Registry:
             )
 
     def parse(self, value: Any) -> Any:
-        """A recipe entry as the config of the class that its `kind` names.
+        """Validates a recipe entry with the `Config` of the class that its `kind` names.
 
         Args:
             value: a mapping with a `kind`, or a config, which is returned as it is.
 
         Raises:
-            TeacherError: no such kind, or keys or values that its config refuses, all of them
-                named.
+            TeacherError: no such kind, or wrong keys or values; lists all of them.
         """
         if isinstance(value, self.config):
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
             raise TeacherError(
-                f"a {self.noun} is a mapping with a kind, one of {sorted(self.table)} or "
+                f"expected a {self.noun}: a mapping with a kind, one of {sorted(self.table)} or "
                 f"package.module:Class; got {value!r}"
             )
         config = self.resolve(value["kind"]).Config
@@ -118,7 +117,7 @@ class Registry:
 
 
 def _import(module_name: str, kind: str) -> Any:
-    """Imports a module; a user's own is looked for in the current directory too, last."""
+    """Imports a module; the current directory is searched too, last."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -1,7 +1,7 @@
-"""Licences of teachers' weights, and whether they limit what a student may be used for.
+"""Licences of teachers' weights, and whether they limit the use of a student.
 
-What was known when this was written, and no legal advice: the licence that comes with the weights
-decides, and whether a student derives from its teachers is for its user's lawyers.
+No legal advice: the licence that comes with the weights decides, and whether a student is a
+derivative of its teachers is a question for lawyers.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,8 @@ class Licence(NamedTuple):
     """A licence.
 
     Attributes:
-        name: as people call it.
-        limits: how it may limit the use of a student; empty where it does not.
+        name: its usual name.
+        limits: how it may limit the use of a student; empty if it does not.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Licence(NamedTuple):
         return f"{self.name}; limits the student: {self.limits}" if self.limits else self.name
 
 
-# By the identifiers of the Hugging Face hub and of timm's pretrained configs.
+# Keys: identifiers of the Hugging Face hub and of timm's pretrained configs.
 LICENCES = {
     "apache-2.0": Licence("Apache-2.0"),
     "apple-amlr": Licence("Apple ML Research Model licence (apple-amlr)", "research only"),
@@ -51,8 +51,8 @@ def licence_text(identifier: str | None, source: str) -> str:
     """A licence in words.
 
     Args:
-        identifier: of the hub or of timm; None where nobody says.
-        source: of the weights, `at https://...` or in other words.
+        identifier: of the hub or of timm; None if unknown.
+        source: where the weights come from, such as `at https://...`.
     """
     if identifier is None or identifier == "unknown":
         return f"not known here; read it {source}"

@@ -1,8 +1,8 @@
-"""Several small images on one canvas, for an encoder that takes one large size only.
+"""Several small images on one canvas, for an encoder that accepts one large size only.
 
-SAM sees 1024 px: sixteen images of 256 px tile it, and one pass gives the maps of all sixteen
-(RADIOv2.5, section 4.2). Images touch each other through the encoder's attention; they do not
-where it is windowed and the tiles fit the windows.
+SAM sees 1024 px: sixteen images of 256 px fill it, and one pass gives the maps of all sixteen
+(RADIOv2.5, arXiv 2412.07679, section 4.2). The encoder's global attention mixes the images;
+windowed attention does not where the tiles fit its windows.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from teachers.upsamplers.resize import resize, scaled
 
 @dataclass(frozen=True)
 class Mosaic:
-    """How images lie on a canvas, in cells of the encoder's map; see `fit`.
+    """The layout of images on a canvas, in cells of the encoder's map; see `fit`.
 
     Attributes:
         canvas: (H, W) in pixels, the encoder's native resolution.
         patch: pixels of a cell.
         tile: (h, w) cells of one image.
         tiles: (rows, columns) of images.
-        pitch: (h, w) cells from one image to the next; what is left over stays empty.
+        pitch: (h, w) cells from one image to the next; the rest stays empty.
     """
 
     canvas: tuple[int, int]
@@ -37,41 +37,41 @@ class Mosaic:
 
     @classmethod
     def fit(cls, spec: FeatureSpec, grid: tuple[int, int]) -> Self:
-        """As many images of a grid as the canvas holds: floor(G / g) an axis, at even distances.
+        """As many images as the canvas holds, floor(G / g) per axis, at equal distances.
 
         Args:
             spec: the encoder's.
             grid: (h, w) cells of one image.
 
         Raises:
-            TeacherError: not even two of them fit.
+            TeacherError: fewer than two images fit.
         """
         h, w = spec.grid(*spec.resolution)
         tiles = h // grid[0], w // grid[1]
         if tiles[0] * tiles[1] < 2:
             raise TeacherError(
                 f"a mosaic: images of {grid[0]} x {grid[1]} cells on the encoder's grid of "
-                f"{h} x {w} give {tiles[0]} x {tiles[1]} a canvas; at least two must fit"
+                f"{h} x {w} give {tiles[0]} x {tiles[1]} per canvas; at least two must fit"
             )
         if scaled((h, w), (spec.patch_size, spec.patch_size)) != spec.resolution:
             raise TeacherError(
-                f"a mosaic: the encoder's cells do not lie side by side: {h} x {w} of "
-                f"{spec.patch_size} px are not {spec.resolution[0]} x {spec.resolution[1]} px"
+                f"a mosaic: the encoder's {h} x {w} cells of {spec.patch_size} px do not fill its "
+                f"{spec.resolution[0]} x {spec.resolution[1]} px"
             )
         pitch = h // tiles[0], w // tiles[1]
         return cls(spec.resolution, spec.patch_size, grid, tiles, pitch)
 
     @property
     def num_images(self) -> int:
-        """Images a canvas."""
+        """Images per canvas."""
         return self.tiles[0] * self.tiles[1]
 
     def pack(self, images: Tensor, background: Tensor) -> Tensor:
-        """Lays images on canvases, the last of which may stay partly empty.
+        """Places images on canvases, the last of which may stay partly empty.
 
         Args:
             images: (B, 3, H, W), of any size; they are resized to their tile.
-            background: (1, 3, 1, 1), the colour of what stays empty.
+            background: (1, 3, 1, 1), the colour of the empty space.
 
         Returns:
             (ceil(B / num_images), 3, *canvas).
@@ -85,11 +85,11 @@ class Mosaic:
         return canvases
 
     def unpack(self, maps: Tensor, num: int) -> Tensor:
-        """Cuts the images' maps out of the canvases'.
+        """Cuts the images' maps out of those of the canvases.
 
         Args:
             maps: (N, D, h, w) of the canvases.
-            num: images B that were packed.
+            num: number B of packed images.
 
         Returns:
             (B, D, *tile).
@@ -101,13 +101,13 @@ class Mosaic:
         return torch.stack(cut)
 
     def encode(self, teacher: Teacher, images: Tensor) -> Features:
-        """The maps of images, by one pass a canvas; a canvas has no summary of an image.
+        """Encodes images with one pass per canvas; the features have no summary.
 
         Args:
-            teacher: the encoder that the mosaic was fitted to.
+            teacher: the encoder whose spec was given to `fit`.
             images: (B, 3, H, W) in [0, 1].
         """
-        canvases = self.pack(images, teacher.mean)  # zero once the encoder has normalised it
+        canvases = self.pack(images, teacher.mean)  # zero after normalisation
         return Features(None, self.unpack(teacher(canvases).spatial, len(images)))
 
     def _place(self, number: int, unit: int) -> tuple[slice, slice]:

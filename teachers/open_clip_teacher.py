@@ -1,4 +1,4 @@
-"""Teachers from open_clip: the vision towers of CLIP models (DFN CLIP) and of SigLIP models.
+"""Teachers from open_clip: the vision tower of any of its models.
 
 Only the vision tower is built and read; of a published checkpoint, only its `visual.*` tensors.
 The small teachers that this package ships (`teachers/small/`) load through the same classes.
@@ -15,19 +15,18 @@ from open_clip.model import _build_vision_tower  # the only way to build no text
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import VisionTransformer
-from pydantic import PositiveInt
+from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.open_clip_source import find_source, locate_weights
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.timm_teacher import layer_maps
-from teachers.weights import load_strictly, read_tensors, seeded
+from teachers.weights import load_strictly, read_tensors, seeded, without_storage
 
 
 class OpenClipConfig(TeacherConfig):
-    """What both kinds have in common.
+    """The vision tower of any open_clip model.
 
     Attributes:
         model: an open_clip model name, a small teacher that this package ships, or a local
@@ -36,33 +35,59 @@ class OpenClipConfig(TeacherConfig):
             weights. May be left out where `model` is a directory: its own weights.
         resolution: (height, width) in pixels to interpolate the position embeddings to; None for
             the resolution that the weights were trained at.
+        summary: `embedding`, the image embedding that the text tower is compared with; `cls`, a
+            CLIP ViT's class token before the projection to it; or `pool`, what a SigLIP's
+            attention pool returns, which is its embedding.
     """
 
+    kind: str = "open_clip"
     model: str
     weights: str | None = None
     resolution: tuple[PositiveInt, PositiveInt] | None = None
+    summary: Literal["embedding", "cls", "pool"] = "embedding"
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves a default summary out, as before the key existed: entries identify caches."""
+        entry: dict[str, Any] = handler(self)
+        if self.kind != "dfn_clip" and self.summary == type(self).model_fields["summary"].default:
+            entry.pop("summary", None)
+        return entry
 
 
 class DFNCLIPConfig(OpenClipConfig):
-    """A CLIP teacher.
-
-    Attributes:
-        summary: `embedding`, the projected image embedding that the text tower is compared with,
-            or `cls`, the class token before that projection.
-    """
+    """A CLIP ViT; `summary` is `embedding` or `cls`."""
 
     kind: str = "dfn_clip"
     summary: Literal["embedding", "cls"] = "embedding"
 
 
 class SigLIPConfig(OpenClipConfig):
-    """A SigLIP teacher; its summary is the output of the attention pool."""
+    """A SigLIP; its summary is the output of the attention pool."""
 
     kind: str = "siglip"
+    summary: Literal["pool"] = "pool"
 
 
 class OpenClipTeacher(Teacher):
-    """The vision tower of an open_clip model; its subclasses say what is read from it."""
+    """Any tower of open_clip: ViTs, EVA, ConvNeXt, CLIPA, CoCa, MobileCLIP, the ResNets of CLIP.
+
+    Spatial: the map of the last block or stage, after the final norm where that norm applies to
+    tokens; a norm after the pooling does not. In a CLIP ViT this is before the projection: what
+    open_clip itself returns as tokens, and the space that the class token is pooled from. In a
+    SigLIP these tokens enter the attention pool.
+
+    Args:
+        config: model, weights and summary.
+
+    Raises:
+        TeacherError: no such model or weights, weights that do not fit, a tower without a map, or
+            without that summary.
+    """
+
+    Config: ClassVar[type[TeacherConfig]] = OpenClipConfig
+    fingerprinted_as: ClassVar[str] = "teachers.open_clip_tower.OpenClipTower"
+    token_list: ClassVar[bool] = False  # whether every tower of this kind returns normed tokens
 
     def __init__(self, config: OpenClipConfig) -> None:
         source = find_source(config.model, config.weights)
@@ -73,154 +98,161 @@ class OpenClipTeacher(Teacher):
                 vision_cfg,
                 source.model_cfg.get("quick_gelu", False),
             )
-        self._refuse(visual, config.model)
+        self._check_tower(visual, config)
         path = locate_weights(source)
         if path is not None:
             load_strictly(visual, read_tensors(path, prefix="visual."), str(path))
         if config.resolution is not None:
             _resize(visual, config.resolution)
+        if config.summary == "cls":
+            visual.proj = None
         preprocess = {**vars(PreprocessCfg()), **source.preprocess_cfg}
         super().__init__(
-            self._spec(visual, config),
+            _spec(visual, config.summary),
             mean=preprocess["mean"],
             std=preprocess["std"],
             chunk_size=config.chunk_size,
         )
         self.visual = visual
+        self.num_layers = _num_layers(visual)
+        if not self.token_list:
+            self.normed = _norms_tokens(visual)
+
+    def extract(self, images: Tensor) -> Features:
+        """Runs the tower; see `Teacher.extract`."""
+        found = self._run(
+            images, [self.num_layers - 1], output_fmt="NLC" if self.token_list else "NCHW"
+        )
+        spatial = found["image_intermediates"][0]
+        if self.token_list:  # a view: the map stays channels-last in memory
+            h, w = self.spec.grid(*images.shape[-2:])
+            spatial = rearrange(spatial, "b (h w) d -> b d h w", h=h, w=w)
+        return Features(found["image_features"], spatial)
+
+    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """The maps of some blocks or stages, normed as that of the last one."""
+        maps: list[Tensor] = self._run(images, indices, intermediates_only=True)[
+            "image_intermediates"
+        ]
+        return maps
+
+    def _run(self, images: Tensor, indices: Sequence[int], **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self.visual.forward_intermediates(
+            images,
+            indices=list(indices),
+            normalize_intermediates=self.token_list or self.normed,
+            **options,
+        )
+        return found
 
     @staticmethod
-    def _refuse(visual: Any, model: str) -> None:
-        """Raises TeacherError where the tower is of another family."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _spec(visual: Any, config: Any) -> FeatureSpec:
-        raise NotImplementedError
+    def _check_tower(visual: Any, config: OpenClipConfig) -> None:
+        """Raises TeacherError where the tower lacks the map or the summary."""
+        if config.summary == "cls":
+            _require_class_token(visual, config)
+        elif config.summary == "pool":
+            _require_attention_pool(visual, config)
+        elif not hasattr(getattr(visual, "trunk", visual), "forward_intermediates"):
+            raise TeacherError(f"model: open_clip returns no feature maps of {config.model!r}")
 
 
 class DFNCLIP(OpenClipTeacher):
-    """A CLIP ViT, by default made for DFN CLIP: `ViT-H-14-378-quickgelu` with `dfn5b`.
-
-    Spatial: the patch tokens after the final norm (`ln_post`) and before the projection, which is
-    what open_clip itself returns as tokens and the space that the class token is pooled from.
-
-    Args:
-        config: model, weights and summary.
-
-    Raises:
-        TeacherError: no such model or weights, weights that do not fit, or another family.
-    """
+    """Kind `dfn_clip`: a plain CLIP ViT, such as those of DFN CLIP, OpenAI CLIP and MetaCLIP."""
 
     Config: ClassVar[type[TeacherConfig]] = DFNCLIPConfig
+    token_list = True
 
     def __init__(self, config: DFNCLIPConfig) -> None:
         super().__init__(config)
-        self.visual.output_tokens = True
-        self.num_layers = self.visual.transformer.layers
-        if config.summary == "cls":
-            self.visual.proj = None
-
-    def extract(self, images: Tensor) -> Features:
-        """Runs the tower; see `Teacher.extract`."""
-        summary, tokens = self.visual(images)
-        h, w = self.spec.grid(*images.shape[-2:])
-        return Features(summary, rearrange(tokens, "b (h w) d -> b d h w", h=h, w=w))
-
-    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The patch tokens of some blocks after the final norm, as those of the last one."""
-        maps: list[Tensor] = self.visual.forward_intermediates(
-            images, indices=list(indices), normalize_intermediates=True, intermediates_only=True
-        )["image_intermediates"]
-        return maps
+        self.visual.output_tokens = True  # unused here, but part of the fingerprint
 
     @staticmethod
-    def _refuse(visual: Any, model: str) -> None:
-        if isinstance(visual, TimmModel):
-            raise TeacherError(f"model: {model!r} has a timm tower; take kind siglip or open_clip")
-        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
-            raise TeacherError(
-                f"model: the tower of {model!r} ({type(visual).__name__}) has no map of patch "
-                "tokens beside a class token; kind dfn_clip takes plain CLIP ViTs, open_clip any"
-            )
-        if visual.pool_type != "tok" or visual.final_ln_after_pool:
-            raise TeacherError(
-                f"model: {model!r} does not pool a normed class token; kind dfn_clip takes "
-                "plain CLIP ViTs, open_clip any"
-            )
-
-    @staticmethod
-    def _spec(visual: Any, config: DFNCLIPConfig) -> FeatureSpec:
-        width = visual.ln_post.normalized_shape[0]
-        return FeatureSpec(
-            summary_dim=visual.output_dim if config.summary == "embedding" else width,
-            spatial_dim=width,
-            patch_size=_square(visual.patch_size),
-            resolution=visual.image_size,
-            spatial_from="last block, after the final norm, before the projection",
-            summary_from="class token after the final norm"
-            + (", projected" if config.summary == "embedding" else ""),
-        )
+    def _check_tower(visual: Any, config: OpenClipConfig) -> None:
+        _require_class_token(visual, config)
 
 
 class SigLIP(OpenClipTeacher):
-    """A SigLIP ViT: `ViT-SO400M-14-SigLIP-384` with `webli`, or a SigLIP 2.
+    """Kind `siglip`: a SigLIP or SigLIP 2 ViT, such as `ViT-SO400M-14-SigLIP-384` with `webli`.
 
-    Spatial: the patch tokens after the final norm, which enter the attention pool. Summary: what
-    that pool returns. With 14 px patches and 384 px, 6 px at the right and bottom fill no patch;
+    With 14 px patches and 384 px, 6 px at the right and bottom fill no patch;
     `resolution: [378, 378]` leaves none over and keeps the grid and the weights as they are.
-
-    Args:
-        config: model and weights.
-
-    Raises:
-        TeacherError: no such model or weights, weights that do not fit, or another family.
     """
 
     Config: ClassVar[type[TeacherConfig]] = SigLIPConfig
+    token_list = True
 
-    def __init__(self, config: SigLIPConfig) -> None:
-        super().__init__(config)
-        self.num_layers = len(self.visual.trunk.blocks)
 
-    def extract(self, images: Tensor) -> Features:
-        """Runs the tower; see `Teacher.extract`."""
-        trunk = self.visual.trunk
-        tokens = trunk.forward_features(images)
-        h, w = self.spec.grid(*images.shape[-2:])
-        spatial = rearrange(tokens[:, trunk.num_prefix_tokens :], "b (h w) d -> b d h w", h=h, w=w)
-        return Features(self.visual.head(trunk.forward_head(tokens)), spatial)
-
-    def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The patch tokens of some blocks after the final norm, as those of the last one."""
-        return layer_maps(self.visual.trunk, images, indices)
-
-    @staticmethod
-    def _refuse(visual: Any, model: str) -> None:
-        trunk = getattr(visual, "trunk", None)
-        if getattr(trunk, "attn_pool", None) is None or not hasattr(trunk, "patch_embed"):
-            raise TeacherError(
-                f"model: {model!r} has no attention pool over patch tokens, so it is no SigLIP; "
-                "take kind dfn_clip or open_clip"
-            )
-
-    @staticmethod
-    def _spec(visual: Any, config: OpenClipConfig) -> FeatureSpec:
-        trunk = visual.trunk
-        layers = [m for m in visual.head.modules() if isinstance(m, nn.Linear)]
-        return FeatureSpec(
-            summary_dim=layers[-1].out_features if layers else trunk.num_features,
-            spatial_dim=trunk.embed_dim,
-            patch_size=_square(trunk.patch_embed.patch_size),
-            resolution=tuple(trunk.patch_embed.img_size),
-            spatial_from="last block, after the final norm",
-            summary_from="attention pool" + (", projected" if layers else ""),
+def _require_class_token(visual: Any, config: OpenClipConfig) -> None:
+    """A class token that is pooled after the final norm, beside patch tokens."""
+    if isinstance(visual, TimmModel):
+        raise TeacherError(
+            f"model: {config.model!r} has a timm tower; use kind siglip or open_clip"
+        )
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+        raise TeacherError(
+            f"model: the tower of {config.model!r} ({type(visual).__name__}) has no map of patch "
+            "tokens beside a class token; kind dfn_clip takes plain CLIP ViTs, open_clip any tower"
+        )
+    if visual.pool_type != "tok" or visual.final_ln_after_pool:
+        raise TeacherError(
+            f"model: {config.model!r} does not pool a normed class token; kind dfn_clip takes "
+            "plain CLIP ViTs, open_clip any tower"
         )
 
 
-def _square(patch_size: Sequence[int]) -> int:
-    if patch_size[0] != patch_size[1]:
-        raise TeacherError(f"patches of {tuple(patch_size)} px: a teacher needs square ones")
-    return patch_size[0]
+def _require_attention_pool(visual: Any, config: OpenClipConfig) -> None:
+    """A timm ViT with an attention pool over its patch tokens."""
+    trunk = getattr(visual, "trunk", None)
+    if getattr(trunk, "attn_pool", None) is None or not hasattr(trunk, "patch_embed"):
+        raise TeacherError(
+            f"model: {config.model!r} has no attention pool over patch tokens, so it is not a "
+            "SigLIP; use kind dfn_clip or open_clip"
+        )
+
+
+def _num_layers(visual: Any) -> int:
+    """Blocks or stages that `forward_intermediates` numbers."""
+    if isinstance(visual, TimmModel):
+        return len(visual.trunk.feature_info)
+    if isinstance(visual, VisionTransformer):
+        return visual.transformer.layers
+    return 5  # the stem and the stages of open_clip's ModifiedResNet
+
+
+def _spec(visual: Any, summary: str) -> FeatureSpec:
+    size = visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    # Each library names its shapes differently, so the tower is run once, without storage.
+    with torch.device("meta"), torch.no_grad():
+        found = without_storage(visual).forward_intermediates(
+            torch.empty(2, 3, height, width), indices=1
+        )
+    vector, spatial = found["image_features"], found["image_intermediates"][0]
+    place = f"last block, {'after the' if _norms_tokens(visual) else 'without a'} final norm"
+    if isinstance(visual, VisionTransformer) and _norms_tokens(visual):
+        place += ", before the projection"
+    return FeatureSpec(
+        summary_dim=vector.shape[1],
+        spatial_dim=spatial.shape[1],
+        patch_size=height // spatial.shape[2],
+        resolution=(height, width),
+        spatial_from=place,
+        summary_from={
+            "embedding": "image embedding",
+            "cls": "class token after the final norm",
+            "pool": "attention pool",
+        }[summary],
+    )
+
+
+def _norms_tokens(visual: Any) -> bool:
+    """Whether a tower's final norm applies to its tokens, and not to what is pooled from them."""
+    if isinstance(visual, TimmModel):
+        norm = getattr(visual.trunk, "norm", None)
+        return isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity)
+    if not isinstance(visual, VisionTransformer):
+        return False
+    return visual.attn_pool is None and not visual.final_ln_after_pool
 
 
 def _resize(visual: Any, resolution: tuple[int, int]) -> None:

@@ -1,8 +1,8 @@
 """A teacher: a frozen encoder that owns its pixel normalisation.
 
 To add one, subclass `Teacher`, build the network in `__init__` and implement `extract`. A recipe
-names the class by import path, `kind: my_package.module:MyTeacher`; nothing here needs an edit.
-README.md beside this module has a whole one, and `teachers.testing.check_teacher` tries it.
+names the class by import path, `kind: my_package.module:MyTeacher`. README.md beside this module
+has a complete example, and `teachers.testing.check_teacher` tests one.
 """
 
 from abc import ABC, abstractmethod
@@ -24,14 +24,14 @@ _T = TypeVar("_T")
 
 
 class TeacherConfig(BaseModel):
-    """What every teacher's recipe entry has; a teacher with options of its own subclasses it.
+    """The keys of every teacher's recipe entry; a teacher with its own options subclasses it.
 
     Attributes:
         kind: a built-in name, or the import path `package.module:Class` of a user's class.
-        chunk_size: images the encoder sees at once; None for all of a batch. Bounds memory.
-        upsampler: what makes the teacher's map denser: a mapping with a kind, or the path or name
-            of a trained one. A list of different factors gives the map at every resolution, see
-            `MatchedTeacher`. None for the map as it is.
+        chunk_size: images per pass of the encoder; None for all of a batch. Bounds memory.
+        upsampler: upsamples the teacher's map: a mapping with a kind, or the path or name of a
+            trained one. A list of different factors gives the map at every resolution, see
+            `MultiScaleTeacher`. None for the encoder's own map.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,23 +44,23 @@ class TeacherConfig(BaseModel):
     ] = None
 
     def licence(self) -> str | None:
-        """The licence of the weights in words, where the class knows it; see `licence_of`."""
+        """The licence of the weights, where the class knows it; see `catalog.licence_of`."""
         return None
 
 
 class Teacher(nn.Module, ABC):
     """A frozen encoder: images in [0, 1] in, float32 `Features` out.
 
-    Always in eval mode, without gradients, whatever its parent module does.
+    Always in eval mode and without gradients, even if its parent module trains.
 
     Attributes:
-        num_layers: blocks or stages whose maps `layers` gives; 0 where it gives none.
+        num_layers: number of blocks or stages that `layers` can return; 0 for none.
 
     Args:
         spec: what the encoder returns and accepts.
-        mean: per-channel mean of the encoder's own pixel normalisation.
+        mean: per-channel mean of the encoder's pixel normalisation.
         std: per-channel standard deviation of the same.
-        chunk_size: images the encoder sees at once; None for all of a batch.
+        chunk_size: images per pass of the encoder; None for all of a batch.
     """
 
     Config: ClassVar[type[TeacherConfig]] = TeacherConfig
@@ -95,11 +95,10 @@ class Teacher(nn.Module, ABC):
         """Runs the encoder.
 
         Args:
-            images: (B, 3, H, W), already normalised with `mean` and `std`, of a size that
-                `spec` accepts.
+            images: (B, 3, H, W), normalised with `mean` and `std`, of a size that `spec` accepts.
 
         Returns:
-            Features as `spec` promises, in any floating dtype.
+            Features with the shapes of `spec`, in any floating dtype.
         """
 
     @final  # type: ignore[misc]
@@ -114,8 +113,8 @@ class Teacher(nn.Module, ABC):
             Features with summary (B, D_summary) or None and spatial (B, D, h, w), float32.
 
         Raises:
-            ValueError: the image size is not one that `spec` accepts.
-            RuntimeError: the encoder returned no Features, or other shapes than `spec` promises.
+            ValueError: `spec` does not accept the image size.
+            RuntimeError: `extract` returned no Features, or other shapes than those of `spec`.
         """
         grid = self.spec.grid(*images.shape[-2:])
         parts = self._in_chunks(self.extract, images)
@@ -133,39 +132,37 @@ class Teacher(nn.Module, ABC):
     @final
     @torch.no_grad()
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The maps of some layers, for heads that read several.
+        """The maps of several layers, for heads that read more than the last one.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            indices: rising numbers below `num_layers`, see `even_layers`.
+            indices: increasing numbers below `num_layers`, see `even_layers`.
 
         Returns:
-            A map (B, D, h, w) for each index, float32; D, h and w may differ between them.
+            A map (B, D, h, w) for each index, float32; D, h and w may differ between layers.
 
         Raises:
-            ValueError: the image size is not one that `spec` accepts.
-            TeacherError: this encoder shows no layers, or not these.
-            RuntimeError: the encoder returned no map for each index.
+            ValueError: `spec` does not accept the image size.
+            TeacherError: this encoder returns no layers, or not these.
+            RuntimeError: `extract_layers` did not return a map for each index.
         """
         self.spec.grid(*images.shape[-2:])
         chosen = list(indices)
         if not self.num_layers:
             raise TeacherError(
-                f"{type(self).__name__} shows its last map only, no layers; take a probe that "
+                f"{type(self).__name__} returns its last map only, no layers; use a probe that "
                 "reads one map, linear"
             )
         if chosen != sorted(set(chosen)) or not set(chosen) <= set(range(self.num_layers)):
             raise TeacherError(
-                f"layers: {chosen} of an encoder of {self.num_layers}; rising numbers from 0 to "
-                f"{self.num_layers - 1} are due"
+                f"layers: expected increasing numbers from 0 to {self.num_layers - 1}, got {chosen}"
             )
         parts = self._in_chunks(lambda chunk: self.extract_layers(chunk, chosen), images)
         for part in parts:
             if len(part) != len(chosen) or any(each.ndim != 4 for each in part):
                 raise RuntimeError(
-                    f"{type(self).__name__}.extract_layers returned "
-                    f"{[tuple(each.shape) for each in part]} for layers {chosen}; a map "
-                    "(B, D, h, w) each is due"
+                    f"{type(self).__name__}.extract_layers: expected a map (B, D, h, w) for each "
+                    f"of the layers {chosen}, got shapes {[tuple(each.shape) for each in part]}"
                 )
         return [torch.cat(maps).float() for maps in zip(*parts, strict=True)]
 
@@ -173,19 +170,19 @@ class Teacher(nn.Module, ABC):
         """Runs the encoder for the maps of its layers; override it together with `num_layers`.
 
         Args:
-            images: (B, 3, H, W), as `extract` gets them.
-            indices: rising layer numbers.
+            images: (B, 3, H, W), as for `extract`.
+            indices: increasing layer numbers.
 
         Returns:
-            For each a map (B, D, h, w), after the encoder's final norm where that fits, in any
-            floating dtype.
+            A map (B, D, h, w) for each index, after the encoder's final norm where that fits, in
+            any floating dtype.
         """
-        raise TeacherError(f"{type(self).__name__} sets num_layers and has no extract_layers")
+        raise TeacherError(f"{type(self).__name__} sets num_layers but has no extract_layers")
 
     def _in_chunks(self, run: Callable[[Tensor], _T], images: Tensor) -> list[_T]:
-        """What a pass over the encoder makes of the normalised images, chunk by chunk."""
+        """Normalises the images and runs the encoder on each chunk of them."""
         if self.training:  # fresh from its constructor
-            self.train()
+            self.freeze()
         chunks = images.split(self.chunk_size or max(1, len(images)))
         with self._precision(images.device.type):
             return [run((chunk - self.mean) / self.std) for chunk in chunks]
@@ -193,23 +190,21 @@ class Teacher(nn.Module, ABC):
     def cast(self, dtype: torch.dtype) -> Self:
         """Stores the encoder's matrices in `dtype` and computes in it; features stay float32.
 
-        Norms, biases and position tables stay float32, and norms compute in it: norms in
-        bfloat16 collapse the features of large encoders (reported for DINOv3-7B). So do the
-        weights of `kept_whole`.
+        Norms, biases, position tables and `fp32_modules` stay in float32, and norms compute in it:
+        in bfloat16 they collapse the features of large encoders (reported for DINOv3-7B).
 
         Args:
             dtype: float32, bfloat16 or float16.
 
         Raises:
-            TeacherError: another type.
+            TeacherError: another dtype.
         """
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise TeacherError(
-                f"dtype: {dtype} is no precision of a teacher; choose torch.float32, "
-                "torch.bfloat16 or torch.float16"
+                f"dtype: expected torch.float32, torch.bfloat16 or torch.float16, got {dtype}"
             )
         teachers = [module for module in self.modules() if isinstance(module, Teacher)]
-        kept = {m for t in teachers for part in t.kept_whole() for m in part.modules()}
+        kept = {m for t in teachers for part in t.fp32_modules() for m in part.modules()}
         for module in self.modules():
             if isinstance(module, Teacher):
                 module.compute_dtype = dtype
@@ -221,13 +216,13 @@ class Teacher(nn.Module, ABC):
                         parameter.data = parameter.data.to(dtype)
         return self
 
-    def kept_whole(self) -> list[nn.Module]:
-        """Parts that `cast` leaves in float32: upsamplers, which are small and are trained so."""
+    def fp32_modules(self) -> list[nn.Module]:
+        """Modules that `cast` leaves in float32: upsamplers, which were trained in it."""
         return [module for module in self.modules() if isinstance(module, Upsampler)]
 
     def _precision(self, device_type: str) -> AbstractContextManager[Any]:
-        """The teacher's own precision, whatever the caller's autocast is."""
-        if device_type == "meta":  # autocast does not know it
+        """Autocast to the teacher's own precision, which replaces the caller's."""
+        if device_type == "meta":  # unknown to autocast
             return nullcontext()
         if self.compute_dtype == torch.float32:
             return torch.autocast(device_type, enabled=False)
@@ -236,27 +231,32 @@ class Teacher(nn.Module, ABC):
     def _check(self, features: Features, batch: int, grid: tuple[int, int]) -> None:
         summary = None if features.summary is None else tuple(features.summary.shape)
         promised = None if self.spec.summary_dim is None else (batch, self.spec.summary_dim)
-        for name, came, due in (
+        for name, came, expected in (
             ("summary", summary, promised),
             ("spatial", tuple(features.spatial.shape), (batch, self.spec.spatial_dim, *grid)),
         ):
-            if came != due:
+            if came != expected:
                 raise RuntimeError(
                     f"{type(self).__name__}.extract returned a {name} of shape {came}, "
-                    f"but its spec promises {due}"
+                    f"expected {expected} by its spec"
                 )
 
     @final
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode and frozen: a teacher never trains."""
+    def freeze(self) -> Self:
+        """Sets eval mode and turns gradients off."""
         super().train(False)
         return self.requires_grad_(False)
 
+    @final
+    def train(self, mode: bool = True) -> Self:
+        """Freezes, whatever the mode: a parent module's `train()` must not unfreeze a teacher."""
+        return self.freeze()
+
 
 def even_layers(num_layers: int, count: int = 4) -> tuple[int, ...]:
-    """The last layers of `count` even parts of an encoder: 2, 5, 8 and 11 of 12.
+    """The last layers of `count` equal parts of an encoder: 2, 5, 8 and 11 of 12.
 
-    DINOv2 and Probe3D read a ViT-B so. Their ViT-L gives 4, 11, 17 and 23, where even parts end
-    at 5, 11, 17 and 23.
+    These are the layers that DINOv2 and Probe3D read of a ViT-B. Of a ViT-L they read 4, 11, 17
+    and 23, where this gives 5, 11, 17 and 23.
     """
     return tuple(num_layers * part // count - 1 for part in range(1, count + 1))

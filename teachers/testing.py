@@ -1,4 +1,4 @@
-"""The whole contract of a teacher, for the tests of who writes one.
+"""Checks the complete contract of a teacher, for the tests of its author.
 
     from teachers.testing import check_teacher
 
@@ -22,30 +22,30 @@ from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 
 _T = TypeVar("_T")
-# Of the norm. Rounding costs deep encoders a few per cent; a norm in bfloat16 costs them most.
+# Relative to the norm. Rounding costs deep encoders a few per cent; a norm in bfloat16 costs more.
 _HALF_TOLERANCE = 0.2
 
 
 def check_teacher(teacher: Teacher) -> None:
-    """Checks all that this project relies on, with two random images.
+    """Checks everything that this project relies on, with two random images.
 
-    They have 2 x 3 cells where the teacher accepts any resolution, and its native size where not:
+    They have 2 x 3 cells if the teacher accepts any resolution, else its native size:
 
     - the spec: shapes, channels, float32, finite numbers (`dry_run`, which precedes any training);
-    - frozen: eval mode, no parameter that trains;
-    - each image for itself: not of its batch, not of the chunk size, not of the call;
-    - precision: in bfloat16 the same features, up to rounding;
-    - `torch.compile` traces it, to the same features;
-    - its layers, where it says that it has any;
+    - frozen: eval mode, no parameter that requires gradients;
+    - the features of an image depend on no other image, no chunk size and no earlier call;
+    - precision: the same features in bfloat16, up to rounding;
+    - `torch.compile` traces it, with the same features;
+    - its layers, if it has any;
     - a fingerprint that running it does not change.
 
-    On the meta device only what has no numbers is checked.
+    On the meta device only shapes and types are checked.
 
     Args:
-        teacher: built, on its device; left as it was, and copied on the way.
+        teacher: built, on its device; unchanged, but copied in between.
 
     Raises:
-        TeacherError: it breaks the contract; says where and how.
+        TeacherError: the teacher breaks the contract; names the place.
     """
     dry_run(teacher)
     images = probe_images(teacher)
@@ -59,8 +59,8 @@ def check_teacher(teacher: Teacher) -> None:
     _check_compiled(teacher, images, whole)
     if teacher_fingerprint(teacher) != before:
         raise TeacherError(
-            f"{_name(teacher)}: its fingerprint is another one after it ran, so that nothing made "
-            "for it is ever found again; which of its attributes or buffers does extract change?"
+            f"{_name(teacher)}: running it changes its fingerprint, so its caches would never be "
+            "found again; which of its attributes or buffers does extract change?"
         )
 
 
@@ -88,9 +88,9 @@ def _check_half(teacher: Teacher, images: Tensor, whole: Features) -> None:
     try:
         half = encode(deepcopy(teacher).cast(torch.bfloat16), images)
     except TeacherError as error:
-        raise TeacherError(f"{error}; in bfloat16, see Teacher.kept_whole") from error
-    for name, came, due in _pairs(half, whole):
-        off = float((came - due).norm() / due.norm())
+        raise TeacherError(f"{error}; in bfloat16, see Teacher.fp32_modules") from error
+    for name, came, expected in _pairs(half, whole):
+        off = float((came - expected).norm() / expected.norm())
         if not off < _HALF_TOLERANCE:  # NaN too
             raise TeacherError(
                 f"{_name(teacher)}: in bfloat16 the {name} is {off:.0%} off; rounding explains "
@@ -99,8 +99,8 @@ def _check_half(teacher: Teacher, images: Tensor, whole: Features) -> None:
 
 
 def _check_compiled(teacher: Teacher, images: Tensor, whole: Features) -> None:
-    torch._dynamo.reset()  # what was traced before counts against its limit of recompilations
-    compiled = torch.compile(deepcopy(teacher), backend="eager")  # which leaves attributes behind
+    torch._dynamo.reset()  # earlier traces count towards its limit of recompilations
+    compiled = torch.compile(deepcopy(teacher), backend="eager")  # a copy: it adds attributes
     features = _run(f"torch.compile of {_name(teacher)}", lambda: compiled(images))
     _same(teacher, features, whole, "under torch.compile")
     torch._dynamo.reset()
@@ -109,19 +109,19 @@ def _check_compiled(teacher: Teacher, images: Tensor, whole: Features) -> None:
 def _run(what: str, call: Callable[[], _T]) -> _T:
     try:
         return call()
-    except Exception as error:  # whatever a user's own code raises
+    except Exception as error:  # a user's own code may raise anything
         raise TeacherError(f"{what} fails: {type(error).__name__}: {error}") from error
 
 
-def _same(teacher: Teacher, came: Features, due: Features, when: str) -> None:
-    for name, a, b in _pairs(came, due):
+def _same(teacher: Teacher, came: Features, expected: Features, when: str) -> None:
+    for name, a, b in _pairs(came, expected):
         if differ(teacher, a, b):
-            raise TeacherError(f"{_name(teacher)}: {when} the {name} is another one")
+            raise TeacherError(f"{_name(teacher)}: the {name} differs {when}")
 
 
-def _pairs(came: Features, due: Features) -> Sequence[tuple[str, Tensor, Tensor]]:
+def _pairs(came: Features, expected: Features) -> Sequence[tuple[str, Tensor, Tensor]]:
     return [
         (name, a, b)
-        for name, a, b in zip(Features._fields, came, due, strict=True)
+        for name, a, b in zip(Features._fields, came, expected, strict=True)
         if a is not None and b is not None
     ]

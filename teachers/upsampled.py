@@ -1,4 +1,4 @@
-"""A teacher plus an upsampler is again a teacher."""
+"""A teacher with an upsampler, which is a teacher again."""
 
 from dataclasses import replace
 
@@ -12,10 +12,10 @@ from teachers.upsamplers.upsampler import UpsampledFeatures, Upsampler
 
 
 def upsampled_spec(spec: FeatureSpec, factor: tuple[int, int]) -> FeatureSpec:
-    """What an encoder with `spec` promises once its map is `factor` times denser.
+    """The spec of an encoder with `spec` after its map was upsampled by `factor`.
 
-    The image it takes grows by the same factor, so that a cell still covers `patch_size` pixels.
-    One size only: the factor times the encoder's native resolution.
+    The image grows by the same factor, so a cell still covers `patch_size` pixels. The only
+    resolution is `factor` times the encoder's native one.
     """
     return replace(
         spec,
@@ -26,9 +26,7 @@ def upsampled_spec(spec: FeatureSpec, factor: tuple[int, int]) -> FeatureSpec:
 
 
 class UpsampledTeacher(Teacher):
-    """Features of an encoder at a resolution that it was not made for.
-
-    Its summary is that of the whole image at the encoder's native resolution.
+    """An encoder whose map is upsampled; its summary is that of the image at native resolution.
 
     Args:
         teacher: the encoder; it normalises the pixels and bounds its own batches.
@@ -44,7 +42,7 @@ class UpsampledTeacher(Teacher):
 
     @torch.no_grad()
     def upsample(self, images: Tensor) -> UpsampledFeatures:
-        """The encoder's own features and the sharpened ones.
+        """The encoder's own features and the upsampled ones.
 
         Args:
             images: (B, 3, H, W) in [0, 1], at any size.

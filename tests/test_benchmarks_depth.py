@@ -188,7 +188,7 @@ def test_a_probe_beats_the_mean_map_where_colours_say_the_depth(
 
 def test_an_encoder_without_layers_has_no_dpt(tmp_path: Path) -> None:
     chosen = benchmark(write(tmp_path), head={"kind": "dpt"})
-    with pytest.raises(TeacherError, match="Pixels shows its last map only.*linear"):
+    with pytest.raises(TeacherError, match="Pixels returns its last map only.*linear"):
         chosen.measure(pixels(), 0, tmp_path)
 
 

@@ -41,7 +41,7 @@ def test_a_students_layers_end_with_its_backbones_map(tmp_path: Path) -> None:
 
 
 def test_a_head_shows_no_layers(tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match="StoredStudent shows its last map only"):
+    with pytest.raises(TeacherError, match="StoredStudent returns its last map only"):
         encoder(tmp_path, head="clip").layers(torch.rand(1, 3, 8, 20), [0])
 
 

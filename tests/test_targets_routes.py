@@ -14,7 +14,7 @@ from distill.tasks.route_table import route_rows, route_table
 from distill.tasks.student_recipe import StudentRecipe
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.matched import MatchedTeacher
+from teachers.multi_scale import MultiScaleTeacher
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.s2 import S2
@@ -109,7 +109,7 @@ def test_no_pass_is_wasted_and_the_map_is_on_the_promised_grid(case: tuple[Any, 
 
 def test_a_list_of_upsamplers_gives_the_exact_grid_and_decides_alone() -> None:
     low = teacher((8, 12), 4)
-    several = MatchedTeacher(low, [Tile(low.spec, (1, 1)), Tile(low.spec, (3, 3))])
+    several = MultiScaleTeacher(low, [Tile(low.spec, (1, 1)), Tile(low.spec, (3, 3))])
     for student, forwards in (((16, 24), 1), ((24, 24), 10), ((48, 72), 10)):
         route = choose_route(several, student, 8)
         assert (route.kind, route.forwards) == ("upsampler", forwards)
@@ -153,7 +153,7 @@ def test_targets_take_the_routes_of_an_arm_and_run_its_teachers_only() -> None:
             (48, 48),
             "mosaic",
             "students of 48 x 48 px have no room in a mosaic: images of 6 x 6 cells on the "
-            "encoder's grid of 8 x 8 give 1 x 1 a canvas; at least two must fit; take a smaller "
+            "encoder's grid of 8 x 8 give 1 x 1 per canvas; at least two must fit; take a smaller "
             "student, or the route interpolate",
         ),
     ],

@@ -84,13 +84,13 @@ def test_an_entry_survives_being_dumped_and_read_again() -> None:
     "value, message",
     [
         ({"kind": "siglipp"}, r"'siglipp' is unknown \(did you mean 'siglip'\?\); choose one of"),
-        ({"model": "x"}, r"a teacher is a mapping with a kind, one of \['dfn_clip'"),
-        ("siglip", "a teacher is a mapping with a kind.*got 'siglip'"),
+        ({"model": "x"}, r"expected a teacher: a mapping with a kind, one of \['dfn_clip'"),
+        ("siglip", "a mapping with a kind.*got 'siglip'"),
         ({"kind": "nowhere.at_all:X"}, "no module 'nowhere' in .* or on the import path"),
         ({"kind": "teachers.nowhere:X"}, "no module 'teachers.nowhere' in"),
         ({"kind": "teachers.timm_teacher:TimTeacher"}, r"no class 'TimTeacher' \(did you mean 'Ti"),
         ({"kind": "teachers.features:Features"}, "not a subclass of teachers.teacher.Teacher"),
-        ({"kind": "teachers.teacher:Teacher"}, "leaves out what every teacher needs: extract"),
+        ({"kind": "teachers.teacher:Teacher"}, "lacks what every teacher must implement: extract"),
         (TIMM | {"modle": "x"}, r"modle: unknown key \(did you mean 'model'\?\); choose from"),
         ({"kind": "timm"}, "model: required"),
         (TIMM | {"chunk_size": 0}, "chunk_size: .*greater than 0, got 0"),
@@ -203,8 +203,8 @@ class Waking(Good):
     "kind, message",
     [
         (NoSuper, "NoSuper has no spec: its __init__ must call super"),
-        (OwnForward, "OwnForward overrides forward; implement extract alone"),
-        (WrongShape, r"WrongShape.extract returned a spatial of shape \(2, 3, 2, 3\).*promises"),
+        (OwnForward, "OwnForward overrides forward; implement extract only"),
+        (WrongShape, r"WrongShape.extract returned a spatial of shape \(2, 3, 2, 3\).*by its spec"),
         (NoFeatures, "NoFeatures.extract returned a Tensor, not Features"),
         (Raises, r"Raises fails on images of shape \(2, 3, 16, 24\): KeyError: 'oops'"),
         (Random, "spatial of one image differs from call to call"),
@@ -249,7 +249,7 @@ def test_a_teacher_in_half_precision_keeps_norms_whole_and_returns_close_float32
 
 
 def test_a_precision_that_is_none_is_refused() -> None:
-    with pytest.raises(TeacherError, match="torch.int8 is no precision of a teacher"):
+    with pytest.raises(TeacherError, match="dtype: expected torch.float32.*got torch.int8"):
         Good().cast(torch.int8)
 
 

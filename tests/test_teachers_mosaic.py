@@ -87,5 +87,5 @@ def test_cells_that_do_not_fill_the_canvas_are_refused() -> None:
     spec = FeatureSpec(
         summary_dim=None, spatial_dim=8, patch_size=14, resolution=(384, 384), native_grid=(27, 27)
     )
-    with pytest.raises(TeacherError, match="27 x 27 of 14 px are not 384 x 384 px"):
+    with pytest.raises(TeacherError, match="27 x 27 cells of 14 px do not fill its 384 x 384 px"):
         Mosaic.fit(spec, (9, 9))

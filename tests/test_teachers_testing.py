@@ -78,12 +78,12 @@ class Layerless(Good):
 @pytest.mark.parametrize(
     "kind, message",
     [
-        (Numbering, "Numbering: with chunk_size 1 the spatial is another one"),
+        (Numbering, "Numbering: the spatial differs with chunk_size 1"),
         (Undefined, "Undefined"),
         (Narrow, r"Narrow: in bfloat16 the spatial is \d+% off; rounding explains at most 20%"),
-        (Stubborn, "Stubborn fails on images of shape .*; in bfloat16, see Teacher.kept_whole"),
-        (Traced, "Traced: under torch.compile the spatial is another one"),
-        (Counting, "Counting: its fingerprint is another one after it ran"),
+        (Stubborn, "Stubborn fails on images of shape .*; in bfloat16, see Teacher.fp32_modules"),
+        (Traced, "Traced: the spatial differs under torch.compile"),
+        (Counting, "Counting: running it changes its fingerprint"),
         (Layerless, r"Layerless.layers\(\[0, 1\]\) fails: TeacherError: Layerless sets num_layers"),
     ],
 )

@@ -99,7 +99,7 @@ def gradient(stage: int, own_ranks: bool) -> Step:
     made, world = recipe(stage, own_ranks), distributed.world_size()
     plan, student = made.step_plan(world), student_of(made)
     mine = plan.teachers_of(distributed.rank())
-    teachers = {name: Patches(SPECS[name]).train() for name in SPECS if name in mine}
+    teachers = {name: Patches(SPECS[name]).freeze() for name in SPECS if name in mine}
     groups = decay_groups(student, made.optimizer, set())
     engine = Engine(student, made.engine, made.optimizer, groups, micro_batch_size=1)
     engine.train(False)  # no random windows of positions
@@ -126,7 +126,7 @@ def plain_gradient() -> tuple[dict[str, Tensor], dict[str, float]]:
     student = student_of(made).eval()
     firsts = {"low": 0, "high": BATCHES["low"]}
     total, losses = torch.zeros(()), {}
-    teachers = {name: Patches(spec).train() for name, spec in SPECS.items()}
+    teachers = {name: Patches(spec).freeze() for name, spec in SPECS.items()}
     means: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
     for arm, first in firsts.items():
         one = MicroBatch(arm, first, BATCHES[arm], 1, {}, 1, {})
@@ -201,7 +201,7 @@ def estimate(own_ranks: bool, folder: str) -> tuple[dict[str, tuple[Tensor, ...]
     made = recipe(2, own_ranks)
     plan = made.step_plan(distributed.world_size())
     mine = plan.teachers_of(distributed.rank())
-    teachers = {name: Patches(SPECS[name]).train() for name in SPECS if name in mine}
+    teachers = {name: Patches(SPECS[name]).freeze() for name in SPECS if name in mine}
     targets = Targets(teachers, 16)
     outcome = targets.fit(_calibration_batches(plan, 9), Path(folder), {}, 24)
     assert set(outcome.values()) == {"estimated"}

@@ -1,4 +1,4 @@
-"""The vocabulary: FeatureSpec's sizes and the teacher's promises."""
+"""FeatureSpec's sizes, and the shapes, chunks and layers of a Teacher."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -126,12 +126,12 @@ def test_layers_come_for_any_batch_in_their_order_and_shapes() -> None:
 
 @pytest.mark.parametrize("indices", [[1, 0], [0, 0], [-1, 2], [3]])
 def test_layers_that_are_not_there_are_refused(indices: list[int]) -> None:
-    with pytest.raises(TeacherError, match=r"layers: .* of an encoder of 3; rising .* 0 to 2"):
+    with pytest.raises(TeacherError, match="layers: expected increasing .* from 0 to 2, got"):
         Layered().layers(torch.rand(1, 3, 32, 32), indices)
 
 
 def test_an_encoder_without_layers_says_so() -> None:
-    with pytest.raises(TeacherError, match="Pool shows its last map only.*linear"):
+    with pytest.raises(TeacherError, match="Pool returns its last map only.*linear"):
         Pool().layers(torch.rand(1, 3, 32, 32), [0])
 
 
@@ -139,7 +139,7 @@ def test_an_adapter_with_half_of_what_layers_need_is_named() -> None:
     class Half(Pool):
         num_layers = 3
 
-    with pytest.raises(TeacherError, match="Half sets num_layers and has no extract_layers"):
+    with pytest.raises(TeacherError, match="Half sets num_layers but has no extract_layers"):
         Half().layers(torch.rand(1, 3, 32, 32), [0])
 
 
@@ -148,7 +148,7 @@ def test_layers_of_other_shapes_than_promised_are_named() -> None:
         def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
             return [images.flatten(1)]
 
-    with pytest.raises(RuntimeError, match=r"Flat.extract_layers returned \[\(1, 3072\)\] for"):
+    with pytest.raises(RuntimeError, match=r"Flat.extract_layers: .* got shapes \[\(1, 3072\)\]"):
         Flat().layers(torch.rand(1, 3, 32, 32), [0])
 
 

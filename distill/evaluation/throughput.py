@@ -157,7 +157,7 @@ def _cases(teacher: Teacher, recipe: ThroughputRecipe) -> Iterator[Case]:
             if upsampler.spatial_dim == spec.spatial_dim:  # as the upsampler of a teacher is
                 upsampler = Standardised(upsampler, phi_s)
             upsampled = UpsampledTeacher(teacher, upsampler.to(device)).cast(dtype)
-            yield Case(name, factor, upsampled.train(), upsampler.num_forwards)
+            yield Case(name, factor, upsampled.freeze(), upsampler.num_forwards)
 
 
 def _time(cases: list[Case], spec: FeatureSpec, recipe: ThroughputRecipe) -> list[float]:

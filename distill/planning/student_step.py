@@ -33,7 +33,7 @@ from distill.tasks.window_augmentation import window_shares
 from distill.training.arms import MicroBatch
 from distill.training.resolution import ResolutionSchedule, SizeConfig
 from student.model import Student, StudentOutput
-from teachers.matched import MatchedTeacher
+from teachers.multi_scale import MultiScaleTeacher
 from teachers.phi_s import any_phi_s
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
@@ -281,7 +281,7 @@ def _micro_batch(arm: Arm, images: int) -> MicroBatch:
 
 def _upsampler(teacher: Teacher, grid: Size) -> Upsampler:
     """The one that runs for a grid."""
-    if isinstance(teacher, MatchedTeacher):
+    if isinstance(teacher, MultiScaleTeacher):
         return teacher.covering(grid)
     assert isinstance(teacher, UpsampledTeacher)
     return teacher.upsampler

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.features import Features
-from teachers.matched import MatchedTeacher
 from teachers.mosaic import Mosaic
+from teachers.multi_scale import MultiScaleTeacher
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.resize import resize, scaled
@@ -96,11 +96,13 @@ def choose_route(
 
 def bare_encoder(teacher: Teacher) -> Teacher:
     """A teacher without its upsampler."""
-    return teacher.teacher if isinstance(teacher, (UpsampledTeacher, MatchedTeacher)) else teacher
+    if isinstance(teacher, (UpsampledTeacher, MultiScaleTeacher)):
+        return teacher.teacher
+    return teacher
 
 
 def _automatic(teacher: Teacher, grid: Size) -> RouteKind:
-    if isinstance(teacher, MatchedTeacher):
+    if isinstance(teacher, MultiScaleTeacher):
         return "upsampler"
     encoder = bare_encoder(teacher)
     native = encoder.spec.grid(*encoder.spec.resolution)
@@ -128,7 +130,7 @@ def _matched(teacher: Teacher, grid: Size) -> Route:
 
 
 def _upsampler(teacher: Teacher, grid: Size) -> Route:
-    if isinstance(teacher, MatchedTeacher):
+    if isinstance(teacher, MultiScaleTeacher):
         forwards = teacher.covering(grid).num_forwards
         return Route("upsampler", _matched_size(teacher, grid), grid, forwards)
     if not isinstance(teacher, UpsampledTeacher):

@@ -50,6 +50,7 @@ class StoredStudent(StudentEncoder):
     """A student that lies on disk."""
 
     Config: ClassVar[type[TeacherConfig]] = StoredStudentConfig
+    fingerprinted_as = "distill.evaluation.models.StoredStudent"
 
     config: StoredStudentConfig
 

@@ -25,6 +25,8 @@ class StudentEncoder(Teacher):
         RecipeError: no such head, or its cells are no whole pixels.
     """
 
+    fingerprinted_as = "distill.evaluation.student_encoder.StudentEncoder"
+
     def __init__(
         self,
         student: Student,
@@ -47,7 +49,7 @@ class StudentEncoder(Teacher):
         """The backbone's maps after some blocks; a head has one map only."""
         return self.student.forward_intermediates(images, indices)
 
-    def kept_whole(self) -> list[nn.Module]:
+    def fp32_modules(self) -> list[nn.Module]:
         """The heads, which compute in float32 whatever the trunk does."""
         return [self.student.heads]
 

@@ -36,7 +36,7 @@ def parse_upsamplers(value: Any) -> UpsamplerConfig | tuple[UpsamplerConfig, ...
     parsed = [parse_upsampler(each) for each in value]
     configs = tuple(config for config in parsed if config is not None)
     if not configs or len(configs) < len(parsed):
-        raise TeacherError(f"upsampler: a list of upsamplers is due, got {value!r}")
+        raise TeacherError(f"upsampler: expected a list of upsamplers, got {value!r}")
     return configs
 
 

@@ -52,7 +52,7 @@ def upsampled(teacher: Teacher, factor: int) -> UpsampledTeacher:
     assert config is not None
     phi_s = any_phi_s(teacher.spec.spatial_dim)
     upsampler = Standardised(build_upsampler(config, teacher.spec), phi_s).cuda()
-    return UpsampledTeacher(teacher, upsampler).cuda().cast(torch.bfloat16).train()
+    return UpsampledTeacher(teacher, upsampler).cuda().cast(torch.bfloat16).freeze()
 
 
 def measure(name: str, factor: int, teacher: Teacher, whole: Teacher, rounds: int) -> float:

@@ -1,4 +1,4 @@
-"""MatchedTeacher: which upsampler runs for which grid, and what comes out."""
+"""MultiScaleTeacher: which upsampler runs for which grid, and what comes out."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.matched import MatchedTeacher
+from teachers.multi_scale import MultiScaleTeacher
 from teachers.teacher import Teacher
 from teachers.testing import check_teacher
 from teachers.upsampled import UpsampledTeacher
@@ -32,8 +32,8 @@ class Patches(Teacher):
         return Features(images.mean((2, 3)), self.net(images))
 
 
-def tiles(*factors: tuple[int, int]) -> MatchedTeacher:
-    return MatchedTeacher(Patches(), [Tile(SPEC, factor) for factor in factors])
+def tiles(*factors: tuple[int, int]) -> MultiScaleTeacher:
+    return MultiScaleTeacher(Patches(), [Tile(SPEC, factor) for factor in factors])
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_it_passes_the_check_of_teachers() -> None:
 
 
 def test_lists_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(TeacherError, match=r"different factors is due, got \[\[2, 2\], \[2, 2\]\]"):
+    with pytest.raises(TeacherError, match=r"different factors, got \[\[2, 2\], \[2, 2\]\]"):
         tiles((2, 2), (2, 2))
     with pytest.raises(TeacherError, match="keep the encoder's channels"):
-        MatchedTeacher(Patches(), [S2(SPEC, (2, 2), beta=None)])
-    with pytest.raises(TeacherError, match="a list of upsamplers is due"):
+        MultiScaleTeacher(Patches(), [S2(SPEC, (2, 2), beta=None)])
+    with pytest.raises(TeacherError, match="expected a list of upsamplers"):
         parse_teacher({"kind": "timm", "model": "test_vit", "upsampler": []})
 
 

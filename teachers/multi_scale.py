@@ -1,7 +1,6 @@
-"""A teacher with several upsamplers gives its map on any grid: that of a student of any size.
+"""A teacher with several upsamplers, which returns its map on the grid of any student.
 
-Of the upsamplers, the cheapest that covers the grid runs, and its map is resized to the grid with
-antialias: detail that a finer grid would show is averaged, none is invented.
+The cheapest upsampler that covers the grid runs, and its map is resized to the grid, antialiased.
 """
 
 from collections.abc import Sequence
@@ -16,19 +15,21 @@ from teachers.upsamplers.resize import resize, scaled
 from teachers.upsamplers.upsampler import Upsampler
 
 
-class MatchedTeacher(Teacher):
-    """An encoder at every resolution, in multiples of its patch, up to what its upsamplers reach.
+class MultiScaleTeacher(Teacher):
+    """An encoder at every multiple of its patch size, up to the largest factor of its upsamplers.
 
-    The native resolution too goes through the upsamplers: list one of factor 1 where the encoder's
-    own map is wanted there.
+    The native resolution goes through the upsamplers too; list one of factor 1 to keep the
+    encoder's own map there.
 
     Args:
         teacher: the encoder; it normalises the pixels and bounds its own batches.
         upsamplers: built for `teacher.spec`, of different factors.
 
     Raises:
-        TeacherError: none, two of one factor, or other channels than the encoder's.
+        TeacherError: no upsampler, two of the same factor, or other channels than the encoder's.
     """
+
+    fingerprinted_as = "teachers.matched.MatchedTeacher"
 
     def __init__(self, teacher: Teacher, upsamplers: Sequence[Upsampler]) -> None:
         spec = replace(teacher.spec, any_resolution=True, native_grid=None)
@@ -36,26 +37,26 @@ class MatchedTeacher(Teacher):
         factors = [upsampler.factor for upsampler in upsamplers]
         if not factors or len(set(factors)) < len(factors):
             raise TeacherError(
-                f"upsampler: a list of different factors is due, got {[list(f) for f in factors]}"
+                f"upsampler: expected a list of different factors, got {[list(f) for f in factors]}"
             )
         if any(u.spatial_dim != spec.spatial_dim for u in upsamplers):
-            raise TeacherError("upsampler: those of a list keep the encoder's channels")
+            raise TeacherError("upsampler: those of a list must keep the encoder's channels")
         self.teacher = teacher
         by_cost = sorted(upsamplers, key=lambda u: (u.num_forwards, u.factor))
         self.upsamplers = nn.ModuleList(by_cost)
 
     def extract(self, images: Tensor) -> Features:
-        """Upsamples to one cell a patch; see `Teacher.extract`. `images` are still in [0, 1].
+        """Upsamples to one cell per patch; see `Teacher.extract`. `images` are still in [0, 1].
 
         Raises:
-            TeacherError: no upsampler reaches the grid of these images.
+            TeacherError: no upsampler covers the grid of these images.
         """
         grid = self.spec.grid(*images.shape[-2:])
         high = self.covering(grid)(images, self.teacher).high
         return high._replace(spatial=resize(high.spatial, grid))
 
     def covering(self, grid: tuple[int, int]) -> Upsampler:
-        """The cheapest upsampler whose map is nowhere coarser than a grid.
+        """The cheapest upsampler whose map has at least as many cells along both axes.
 
         Args:
             grid: (h, w) cells.
@@ -69,9 +70,9 @@ class MatchedTeacher(Teacher):
             h, w = scaled(native, upsampler.factor)
             if h >= grid[0] and w >= grid[1]:
                 return upsampler
-        due = (-(-grid[0] // native[0]), -(-grid[1] // native[1]))
+        needed = [-(-grid[0] // native[0]), -(-grid[1] // native[1])]
         have = [list(u.factor) for u in self.upsamplers if isinstance(u, Upsampler)]
         raise TeacherError(
             f"a grid of {grid[0]} x {grid[1]} cells: the encoder's is {native[0]} x {native[1]}, "
-            f"and its upsamplers have factors {have}; add one of {list(due)} or more"
+            f"and its upsamplers have factors {have}; add one of {needed} or more"
         )
