@@ -1,5 +1,6 @@
 """Benchmarks during training: when they are due, what they leave alone, what a user is told."""
 
+import faulthandler
 import random
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 
 from data.errors import DataError
 from distill.benchmarks.during_training import TrainingBenchmarks, TrainingBenchmarksConfig
-from distill.engine.schedule import ScheduleConfig
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
+from distill.runtime.process import watchdog
 from distill.runtime.tracking import Tracker, TrackingConfig, read_metrics
-from distill.training import loop as loop_module
-from distill.training.loop import Loop, Plan
+from distill.tasks.student_recipe import StudentRecipe
+from distill.training.loop import Loop
 
 RAMP = {"ramp": {"kind": "tests.doubles:Ramp"}}
 
@@ -79,34 +80,30 @@ def test_the_watchdog_is_off_while_they_run(
 ) -> None:
     """A run that is over already: nothing is left but to measure."""
     events: list[str] = []
-    monkeypatch.setattr(loop_module, "arm_watchdog", lambda seconds: events.append(f"{seconds}"))
-    monkeypatch.setattr(loop_module, "disarm_watchdog", lambda: events.append("off"))
+    arm, disarm = "dump_traceback_later", "cancel_dump_traceback_later"
+    monkeypatch.setattr(faulthandler, arm, lambda seconds, exit: events.append(f"{seconds}"))
+    monkeypatch.setattr(faulthandler, disarm, lambda: events.append("off"))
 
     class Noted(TrainingBenchmarks):
         def measure(self, *arguments: Any) -> None:
             events.append("measure")
 
     found = benchmarks(tmp_path)
-    plan = Plan(
-        folder=tmp_path,
-        seed=0,
-        steps=25,
-        micro_batches=lambda step: [],
-        images=lambda step: 1,
-        lr=1.0,
-        schedule=ScheduleConfig(),
-        log_every=1,
-        pictures_every=0,
-        save_every=1,
-        watchdog_s=7,
-        patient=False,
+    run = {"dir": tmp_path, "steps": 25, "resolution": 32, "batch_size": 1}
+    recipe = StudentRecipe.model_validate(
+        {
+            "run": run,
+            "data": {"sources": [{"shards": tmp_path}]},
+            "teachers": {"expert": {"kind": "timm", "model": "test_vit"}},
+            "student": {"size": "tiny"},
+        }
     )
     noted = Noted(found._config, pixels, tmp_path, 25)
     nothing: Any = None
-    with tracker(tmp_path) as open_tracker:
-        ended = Loop(plan, nothing, open_tracker, nothing, nothing, noted).run(iter([]), 25, 25)
-    assert ended == "done"
-    assert events == ["off", "measure", "7"]
+    with tracker(tmp_path) as open_tracker, watchdog(7):
+        loop = Loop(recipe, recipe.step_plan(1), nothing, open_tracker, nothing, nothing, noted)
+        assert loop.run(iter([]), 25, 25) == "done"
+    assert events == ["7", "off", "measure", "7", "off"]
 
 
 def test_missing_data_are_told_with_the_place_in_the_recipe(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
 from distill.runtime.run_folder import open_run_folder
-from distill.targets.target_statistics import load_statistics, save_statistics
-from distill.targets.targets import CalibrationBatch
+from distill.targets.target_statistics import CalibrationBatch, load_statistics
 from distill.tasks.build import build_student, build_targets, build_teachers
 from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.trained import find_trained
@@ -38,9 +37,10 @@ def _write_run(folder: Path) -> Path:
     teachers = build_teachers(recipe)
     targets = build_targets(recipe, teachers)
     images, _ = load_images(folder / "images", (32, 32))
-    routes, before = dict.fromkeys(targets.teachers, "auto"), dict.fromkeys(targets.teachers, 0)
+    running = targets.ensemble.teachers
+    routes, before = dict.fromkeys(running, "auto"), dict.fromkeys(running, 0)
     shown = CalibrationBatch(images.float() / 255, routes, before)
-    targets.fit(iter([shown]), folder / "fitted", {}, len(images))
+    targets.statistics.fit(targets.ensemble, iter([shown]), folder / "fitted", {}, len(images))
     student = build_student(recipe, teachers)
 
     def write(checkpoint: Path) -> None:
@@ -48,10 +48,7 @@ def _write_run(folder: Path) -> Path:
         save_student(
             checkpoint / "student.safetensors", student.config, student.targets, weights, {}
         )
-        for name, statistics in targets.statistics.items():
-            save_statistics(
-                checkpoint / "statistics" / f"{name}.safetensors", statistics, "checkpoint"
-            )
+        targets.statistics.save(checkpoint / "statistics")
         write_text(checkpoint / "recipe.yaml", dump_yaml(resolved(recipe)))
 
     save_checkpoint(recipe.run.dir / "checkpoints", 3, write, {}, keep=2)
@@ -118,7 +115,7 @@ def test_other_weights_measure_otherwise_and_as_computed_by_hand(
     statistics = load_statistics(path, "checkpoint")
     assert statistics is not None
     images, names = load_images(trained.recipe.evaluation.images, (32, 32))
-    spatial = targets.features(images.float() / 255)["expert"].spatial
+    spatial = targets.ensemble(images.float() / 255)["expert"].spatial
     wanted = statistics.phi_s(spatial).double()
     variance = wanted.var((0, 2, 3), correction=0).mean()
     assert row["fidelity"] == pytest.approx(float(variance / wanted.square().mean()), rel=1e-5)

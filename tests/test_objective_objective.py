@@ -1,27 +1,16 @@
-"""The objective and the targets: weights, silence, standardisation, and statistics over ranks."""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
+"""The objective: weights, shares, teachers without targets, balancing, dropping."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from distill.objective.losses import cosine_summary_loss, mse_spatial_loss
-from distill.objective.objective import Objective, ObjectiveConfig, TeacherWeights
+from distill.objective.objective import Objective
+from distill.objective.objective_config import ObjectiveConfig, TeacherWeights
 from distill.objective.views import Pair
 from distill.objective.weighting import BalancingConfig, kept_shares
 from distill.runtime import distributed
-from distill.runtime.config import validate
-from distill.runtime.errors import RecipeError
-from distill.targets.target_statistics import StatisticsPass, angular_dispersion
-from distill.targets.targets import CalibrationBatch, Targets
-from distill.tasks.build import build_targets
-from distill.tasks.student_recipe import StudentRecipe
-from teachers.build import build_teacher
 from teachers.features import Features, FeatureSpec
-from teachers.teacher import Teacher
 from tests.ranks import run_on_ranks
 
 SHARES = {"a": 1.0, "b": 1.0, "c": 1.0}
@@ -53,7 +42,7 @@ def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
             expected = expected + summary * cosine_summary_loss(head.summary, target.summary)
         expected = expected + spatial * mse_spatial_loss(head.spatial, target.spatial)
     assert torch.equal(terms.total, expected)
-    assert list(terms.parts) == ["a/summary", "a/spatial", "b/summary", "b/spatial", "c/spatial"]
+    assert list(terms.losses) == ["a/summary", "a/spatial", "b/summary", "b/spatial", "c/spatial"]
 
 
 def test_a_silent_teachers_head_stays_in_the_graph_with_zero_gradient() -> None:
@@ -85,7 +74,7 @@ def test_views_decide_which_cells_are_compared() -> None:
     x, y = heads["a"].spatial, targets["a"].spatial
     one = (x[0, :, 0] - y[0, :, 1]).square().mean()
     two = (x[1, :, :, :3] - y[1, :, :, :3]).square().mean()
-    torch.testing.assert_close(terms.parts["a/spatial"], ((one + two) / 3).detach())
+    torch.testing.assert_close(terms.losses["a/spatial"], ((one + two) / 3).detach())
     terms.total.backward()
     assert x.grad is not None
     touched = x.grad.abs().amax(1) > 0
@@ -110,8 +99,8 @@ def test_dropping_weighs_each_image_of_each_teacher() -> None:
     expected = sum((s * x).mean() for s, x in zip(shares, images.values(), strict=True))
     torch.testing.assert_close(terms.total, expected)
     whole = Objective(ObjectiveConfig(weights=config.weights), {})(heads, targets, SHARES)
-    for name, value in whole.parts.items():  # what is logged does not depend on it
-        torch.testing.assert_close(terms.parts[name], value)
+    for name, value in whole.losses.items():  # what is logged does not depend on it
+        torch.testing.assert_close(terms.losses[name], value)
     terms.total.backward()
     for head, share in zip(heads.values(), shares, strict=True):
         assert head.spatial.grad is not None
@@ -128,17 +117,17 @@ def test_balanced_losses_count_alike_and_are_logged_as_they_are() -> None:
     )
     plain = objective(heads, targets, SHARES)
     assert plain.total.item() == pytest.approx(
-        3 * float(plain.parts["a/spatial"]) + float(plain.parts["b/spatial"])
+        3 * float(plain.losses["a/spatial"]) + float(plain.losses["b/spatial"])
     )
     objective.finish_step()
     terms = objective(heads, targets, SHARES)
     assert terms.total.item() == pytest.approx(3 + 1)
-    assert terms.parts["b/spatial"] > 1000 * terms.parts["a/spatial"]
+    assert terms.losses["b/spatial"] > 1000 * terms.losses["a/spatial"]
     terms.total.backward()
     grad = heads["b"].spatial.grad
     assert grad is not None
     due = 2 * (heads["b"].spatial - targets["b"].spatial) / targets["b"].spatial.numel()
-    torch.testing.assert_close(grad, due.detach() / terms.parts["b/spatial"])
+    torch.testing.assert_close(grad, due.detach() / terms.losses["b/spatial"])
     objective.finish_step()
     other = Objective(objective.config, {})
     other.restore(objective.state())
@@ -164,7 +153,7 @@ def test_a_tolerated_loss_has_no_gradient_and_keeps_its_head_in_the_graph() -> N
     bad = {name for name, value in terms.metrics.items() if value}
     assert bad == {"non_finite/b/spatial"}
     assert len(terms.metrics) == 5
-    assert terms.parts["b/spatial"] == 0
+    assert terms.losses["b/spatial"] == 0
 
 
 def test_one_loss_more_than_tolerated_comes_through() -> None:
@@ -173,7 +162,7 @@ def test_one_loss_more_than_tolerated_comes_through() -> None:
         assert objective(*_faulty(), SHARES).total.isfinite()
     terms = objective(*_faulty(), SHARES)
     assert terms.total.isnan()
-    assert terms.parts["b/spatial"].isnan()
+    assert terms.losses["b/spatial"].isnan()
     assert objective.state()["num_non_finite"] == 2
     fresh = Objective(objective.config, {})
     fresh.restore(objective.state())
@@ -211,146 +200,3 @@ def test_a_teacher_with_zero_weights_is_not_run() -> None:
     assert config.runs("a", with_summary)
     assert not config.runs("a", without)
     assert config.runs("b", without)
-
-
-class PatchMean(Teacher):
-    """Mean colour of 8 px patches, times a mixing matrix; the summary is the image's."""
-
-    def __init__(self) -> None:
-        spec = FeatureSpec(
-            summary_dim=3, spatial_dim=3, patch_size=8, resolution=(16, 16), any_resolution=True
-        )
-        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
-        mixing = torch.tensor([[1.0, 2.0, 0.0], [0.0, 3.0, 1.0], [5.0, 0.0, 1.0]])
-        self.register_buffer("mixing", mixing)
-
-    def extract(self, images: Tensor) -> Features:
-        maps = torch.nn.functional.avg_pool2d(images, 8)
-        maps = torch.einsum("dc,bchw->bdhw", self.mixing, maps)
-        return Features(maps.mean((2, 3)), maps)
-
-
-def _calibration_batches(batches: Sequence[Tensor], ranks: int = 1) -> Iterator[CalibrationBatch]:
-    """One batch a step, of each of `ranks`."""
-    for step, images in enumerate(batches):
-        yield CalibrationBatch(images, {"t": "auto"}, {"t": step * len(images) * ranks})
-
-
-def _images(count: int = 32) -> Tensor:
-    return torch.rand(count, 3, 16, 24, generator=torch.Generator().manual_seed(0))
-
-
-def fit_on_ranks(folder: str) -> tuple[Tensor, Tensor, Tensor, str]:
-    """Each rank sees its share of the images, in batches of 4."""
-    targets = Targets({"t": PatchMean()}, student_patch=8)
-    batches = _images().split(4)[distributed.rank() :: distributed.world_size()]
-    outcome = targets.fit(
-        _calibration_batches(batches, distributed.world_size()), Path(folder), {"data": 1}, 32
-    )
-    statistics = targets.statistics["t"]
-    phi_s = statistics.phi_s
-    return phi_s.alpha * phi_s.rotation, phi_s.mean, statistics.dispersion, outcome["t"]
-
-
-def test_statistics_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
-    alone = run_on_ranks(1, fit_on_ranks, str(tmp_path / "1"))[0]
-    for shared in run_on_ranks(2, fit_on_ranks, str(tmp_path / "2")):
-        for one, two in zip(alone[:3], shared[:3], strict=True):
-            torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
-        assert shared[3] == "estimated"
-
-
-def test_standardised_targets_have_mean_0_and_variance_1_and_are_estimated_once(
-    tmp_path: Path,
-) -> None:
-    for expected in ("estimated", "cached"):
-        targets = Targets({"t": PatchMean()}, student_patch=8)
-        facts = {"data": 1}
-        assert targets.fit(_calibration_batches(_images().split(4)), tmp_path, facts, 32) == {
-            "t": expected
-        }
-        maps = targets(_images())["t"].spatial.double().movedim(1, 0).flatten(1)
-        assert maps.mean(1).abs().max() < 1e-5
-        torch.testing.assert_close(
-            maps.var(1), torch.ones(3, dtype=torch.float64), rtol=1e-4, atol=0
-        )
-
-
-def test_without_a_student_a_teacher_sees_its_native_resolution(tmp_path: Path) -> None:
-    """Also where that is no multiple of its patch, though it takes any that is."""
-    teacher = PatchMean()
-    teacher.spec = replace(teacher.spec, resolution=(18, 26), any_resolution=True)
-    seen: list[tuple[int, ...]] = []
-    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
-    targets = Targets({"t": teacher}, student_patch=None)
-    targets.fit(_calibration_batches(_images().split(4)), tmp_path, {}, 8)
-    assert seen == [(18, 26)] * 2
-    assert Targets({"t": teacher}, student_patch=8).features(_images(1))["t"].spatial.shape[2:] == (
-        *(2, 3),
-    )
-
-
-def test_other_data_are_estimated_anew(tmp_path: Path) -> None:
-    for facts in ({"data": 1}, {"data": 2}):
-        targets = Targets({"t": PatchMean()}, student_patch=8)
-        assert targets.fit(_calibration_batches(_images().split(4)), tmp_path, facts, 32) == {
-            "t": "estimated"
-        }
-
-
-def test_a_checkpoints_statistics_win_over_what_was_estimated_since(tmp_path: Path) -> None:
-    first, second = (Targets({"t": PatchMean()}, student_patch=8) for _ in range(2))
-    first.fit(_calibration_batches(_images().split(4)), tmp_path / "one", {}, 32)
-    first.save(tmp_path / "checkpoint")
-    second.fit(_calibration_batches((_images() ** 3).split(4)), tmp_path / "two", {}, 32)
-    due, other = first.dispersions()["t"], second.dispersions()["t"]
-    assert due > 0
-    assert due != other
-    second.load(tmp_path / "checkpoint")
-    assert torch.equal(second.dispersions()["t"], due)
-    images = _images(3)
-    assert torch.equal(second(images)["t"].spatial, first(images)["t"].spatial)
-
-
-def test_a_checkpoint_without_a_teachers_statistics_is_refused(tmp_path: Path) -> None:
-    targets = Targets({"t": PatchMean()}, student_patch=8)
-    targets.fit(_calibration_batches(_images().split(4)), tmp_path / "one", {}, 32)
-    with pytest.raises(ValueError, match=r"t\.safetensors: missing, or not the statistics"):
-        targets.load(tmp_path / "nothing")
-
-
-def test_dispersion_is_the_mean_squared_angle_to_the_mean_direction() -> None:
-    half_turn = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    assert angular_dispersion(half_turn) == pytest.approx((torch.pi / 4) ** 2)
-
-
-def test_a_teacher_without_summary_has_dispersion_one() -> None:
-    spec = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=8, resolution=(16, 16))
-    statistics = StatisticsPass(spec)
-    statistics.update(_features(0, summary=False))
-    assert statistics.finish().dispersion == 1
-
-
-@pytest.mark.parametrize(
-    "run, evaluation, refused",
-    [(256, [256], None), (512, [256], "512 x 512"), (256, [[256, 384]], "256 x 384")],
-)
-def test_a_student_beyond_the_reach_of_upsamplers_is_refused_before_any_image(
-    run: int, evaluation: list[object], refused: str | None
-) -> None:
-    tree = {
-        "run": {"dir": "unused", "steps": 1, "batch_size": 1, "resolution": run},
-        "data": {"sources": [{"shards": "unused"}]},
-        "teachers": {"clip": {"kind": "dfn_clip", "model": "clip_ti16_128", "weights": "none"}},
-        "student": {"size": "tiny"},
-        "evaluation": {"images": "unused", "resolutions": evaluation},
-    }
-    tree["teachers"]["clip"]["upsampler"] = [{"kind": "tile", "factor": f} for f in (1, 2)]  # type: ignore[index]
-    recipe = validate(StudentRecipe, tree, "recipe")
-    teachers = {n: build_teacher(c, device="meta") for n, c in recipe.teachers.items()}
-    if refused is None:
-        assert list(build_targets(recipe, teachers).teachers) == ["clip"]
-        return
-    message = rf"teachers.clip: students of {refused} px have a grid of .*add one of"
-    with pytest.raises(RecipeError, match=message):
-        build_targets(recipe, teachers)

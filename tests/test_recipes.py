@@ -17,14 +17,14 @@ from distill.evaluation.comparison import ComparisonRecipe
 from distill.evaluation.results import ReportRecipe
 from distill.evaluation.suite import SuiteRecipe
 from distill.evaluation.throughput import ThroughputRecipe
-from distill.objective.objective import ObjectiveConfig
+from distill.objective.objective_config import ObjectiveConfig
 from distill.objective.views import ShiftConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig
 from distill.runtime.config import load_recipe, load_yaml, validate
 from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
+from distill.tasks.student_run import preview
 from distill.tasks.upsampler_recipe import UpsamplerRecipe, load_upsampler_recipe
 from distill.tasks.upsampler_task import MultiView, build_multi_view, parameter_groups
-from distill.train_student import preview
 from student.config import StudentConfig
 from teachers.build import build_teacher
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD

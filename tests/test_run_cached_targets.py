@@ -9,7 +9,7 @@ from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
 from distill.runtime.tracking import read_metrics
 from distill.tasks.student_recipe import load_student_recipe
-from distill.train_student import preview
+from distill.tasks.student_run import preview
 from distill.write_targets import main
 from tests.tiny_run import plain_command, run, tiny_recipe
 
@@ -89,12 +89,12 @@ def test_a_run_on_cached_targets_has_the_losses_of_one_with_its_teachers(
         ({"run": {"resolution": 48}}, "has no expert-.*-48x48 .*; it has expert-matched-32x32"),
         (
             {"objective": {"equivariance": {"kind": "shift", "limit": 1}}},
-            "equivariance: draws views",
+            "equivariance: draws new views",
         ),
-        ({"targets": {"placement": {"expert": "offloaded"}}}, "placement: no teacher runs where"),
+        ({"targets": {"placement": {"expert": "offloaded"}}}, "placement: no teacher runs with"),
         (
             {"targets": {"cached": "nowhere"}},
-            "nowhere holds no whole cache .*distill.write_targets RECIPE nowhere",
+            "nowhere holds no complete cache .*distill.write_targets RECIPE nowhere",
         ),
     ],
 )
@@ -138,9 +138,9 @@ def test_without_augmentation_a_cache_of_one_epoch_serves_any_seed_and_any_step(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["objective={equivariance: {kind: shift, limit: 1}}"], "equivariance: draws views of its"),
+        (["objective={equivariance: {kind: shift, limit: 1}}"], "equivariance: draws new views in"),
         (["objective={standardisation: none}"], "--precision int8: has one scale for all channels"),
-        (["targets.cached=x"], "targets.cached: is what this command writes; leave it out here"),
+        (["targets.cached=x"], "targets.cached: this command writes the cache; remove the key"),
     ],
 )
 def test_what_no_cache_can_hold_is_not_written(

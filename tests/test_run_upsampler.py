@@ -13,8 +13,8 @@ from distill.runtime.checkpoint import find_checkpoints
 from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
 from distill.runtime.tracking import read_metrics
-from distill.tasks.upsampler_build import base_resolution
 from distill.tasks.upsampler_recipe import load_upsampler_recipe
+from distill.tasks.upsampler_run import base_resolution
 from distill.train_upsampler import main
 from teachers.features import FeatureSpec
 from teachers.upsamplers.trained import load_downsampler, load_upsampler
@@ -229,7 +229,7 @@ def test_the_dry_run_prints_the_resolved_recipe_and_makes_no_folder(
         ({"engine": {"precision": "fp16"}}, "engine.precision: fp16 would round PHI-S"),
         ({"upsampler": {"kind": "featsharpp", "factor": 2}}, "did you mean 'featsharp'"),
         ({"upsampler": {"kind": "featsharp"}}, "upsampler.*factor: required"),
-        ({"schedule": {"warmup_steps": 10}}, "warmup_steps: 10 leaves nothing of the run's 10"),
+        ({"schedule": {"warmup_steps": 10}}, "warmup_steps: 10 must be less than the run's 10"),
         ({"views": {"num_view": 3}}, r"views\.num_view: .*num_views"),
         ({"task": "student"}, "task"),
     ],

@@ -1,12 +1,22 @@
-"""How a process of ours starts."""
+"""How a process of ours starts, and that no watchdog outlives the command that set it."""
 
+import faulthandler
 import gc
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from distill.runtime.process import importing
+from distill import train_student, write_targets
+from distill.runtime.config import dump_yaml
+from distill.runtime.errors import RecipeError
+from distill.runtime.process import importing, reset_watchdog, watchdog
+from distill.tasks import cache_writing
+from distill.training import session
+from distill.training.training_recipe import resolved
+from tests.test_training_arms import recipe
 
 COMMANDS = ("evaluate", "export", "train_student", "train_upsampler", "visualize")
 HEAVY = ("timm", "open_clip", "deepspeed", "matplotlib", "wandb", "torch._dynamo")
@@ -29,3 +39,64 @@ def test_imports_run_without_the_garbage_collector_which_comes_back_whatever_hap
         raise KeyError
     assert gc.isenabled()
     gc.unfreeze()
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """The limits that the watchdog gets, one after the other; None where it is switched off."""
+    given: list[float | None] = []
+    arm, disarm = "dump_traceback_later", "cancel_dump_traceback_later"
+    monkeypatch.setattr(faulthandler, arm, lambda seconds, exit: given.append(seconds))
+    monkeypatch.setattr(faulthandler, disarm, lambda: given.append(None))
+    return given
+
+
+def test_a_watchdog_ends_with_its_block_and_gives_way_to_the_one_around_it(
+    limits: list[float | None],
+) -> None:
+    def work() -> None:
+        with watchdog(7):
+            reset_watchdog()
+            with watchdog(None):
+                reset_watchdog()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    reset_watchdog()
+    assert limits == [7, 7, None, None, 7, None, None]
+
+
+@pytest.mark.parametrize("error", [None, RecipeError("no"), ValueError("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize(("module", "work"), [(session, "_train"), (cache_writing, "_write")])
+def test_no_watchdog_outlives_a_command(
+    module: Any,
+    work: str,
+    error: BaseException | None,
+    limits: list[float | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However the command ends: its process may go on, as that of these tests does."""
+
+    def work_or_fail(*_: object) -> str:
+        assert limits == [900]
+        if error is not None:
+            raise error
+        return "done"
+
+    made = recipe(resolution=32, batch_size=4, dir=str(tmp_path / "run"))
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(resolved(made)))
+    monkeypatch.setattr(module, work, work_or_fail)
+    for name in ("connect", "disconnect"):
+        monkeypatch.setattr(f"distill.runtime.distributed.{name}", lambda *_: None)
+    monkeypatch.setattr(session, "StopRequest", lambda: None)
+    command = train_student if module is session else write_targets
+    folder = [] if module is session else [str(tmp_path / "cache")]
+    monkeypatch.setattr(sys, "argv", ["command", str(tmp_path / "recipe.yaml"), *folder])
+    if error is None:
+        command.main()
+    else:
+        with pytest.raises(SystemExit if isinstance(error, RecipeError) else type(error)):
+            command.main()
+    assert limits == [900, None]

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.runtime import distributed
+from distill.targets.ensemble import Ensemble
 from distill.targets.placement import Placement, blocks_of, place_teacher
-from distill.targets.targets import Targets
 from distill.tasks.build import build_teachers
 from teachers.build import build_teacher, parse_teacher
 from teachers.teacher import Teacher
@@ -88,19 +88,19 @@ def test_blocks_are_the_members_of_the_outermost_lists() -> None:
 def sharded_on_a_rank(parts: list[range]) -> tuple[int, list[Tensor]]:
     teacher = vit()
     peers = distributed.peers_among(parts)
-    targets = Targets({"expert": teacher}, 16, phi_s=False)
-    whole = targets.fingerprints()
-    targets.place({"expert": "sharded"}, peers)
-    assert targets.fingerprints() == whole
+    ensemble = Ensemble({"expert": teacher}, 16)
+    whole = ensemble.fingerprints()
+    ensemble.place({"expert": "sharded"}, peers)
+    assert ensemble.fingerprints() == whole
     # Other parts call it as often as they like.
     calls = 1 if 0 in parts[0] and distributed.rank() in parts[0] else 2
-    found = [targets.features(images(2))["expert"].spatial for _ in range(calls)]
+    found = [ensemble(images(2))["expert"].spatial for _ in range(calls)]
     return peers.size, found
 
 
 @pytest.mark.parametrize("parts", [[range(0, 3)], [range(0, 1), range(1, 3)]])
 def test_the_ranks_of_a_part_gather_the_same_bits_together(parts: list[range]) -> None:
-    due = Targets({"expert": vit()}, 16, phi_s=False).features(images(2))["expert"].spatial
+    due = Ensemble({"expert": vit()}, 16)(images(2))["expert"].spatial
     for rank, (size, found) in enumerate(run_on_ranks(3, sharded_on_a_rank, parts)):
         assert size == next(len(part) for part in parts if rank in part)
         assert all(torch.equal(maps, due) for maps in found)
@@ -110,7 +110,7 @@ def test_placed_teachers_are_built_in_host_memory_and_not_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled: list[Teacher] = []
-    monkeypatch.setattr("distill.tasks.student_task.compile_teacher", compiled.append)
+    monkeypatch.setattr("distill.tasks.build.compile_teacher", compiled.append)
     monkeypatch.setattr(distributed, "device", lambda: torch.device("meta"))
     made = recipe(resolution=32, batch_size=4)
     made = made.model_copy(update={"targets": made.targets.model_copy(update={"compile": True})})

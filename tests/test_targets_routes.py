@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
+from distill.targets.ensemble import Ensemble
 from distill.targets.routes import RouteChoice, choose_route
-from distill.targets.targets import Targets
 from distill.tasks.route_table import route_rows, route_table
 from distill.tasks.student_recipe import StudentRecipe
 from teachers.errors import TeacherError
@@ -118,16 +118,16 @@ def test_a_list_of_upsamplers_gives_the_exact_grid_and_decides_alone() -> None:
         assert maps.shape[2:] == route.grid
 
 
-def test_targets_take_the_routes_of_an_arm_and_run_its_teachers_only() -> None:
+def test_an_ensemble_takes_the_routes_of_an_arm_and_runs_its_teachers_only() -> None:
     one, other = teacher((32, 32), 4, summary=False), teacher((8, 12), 4)
-    targets = Targets({"one": one, "other": other}, student_patch=8, phi_s=False)
+    ensemble = Ensemble({"one": one, "other": other}, student_patch=8)
     images = torch.rand(4, 3, 16, 24)
-    assert list(targets(images, {"one": "interpolate"})) == ["one"]
+    assert list(ensemble(images, {"one": "interpolate"})) == ["one"]
     assert one.seen == [(4, 32, 32)]
     assert other.seen == []
-    assert list(targets(images)) == ["one", "other"]
+    assert list(ensemble(images)) == ["one", "other"]
     assert one.seen == [(4, 32, 32), (1, 32, 32)]
-    assert targets(images, {"absent": "auto"}) == {}
+    assert ensemble(images, {"absent": "auto"}) == {}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from distill.targets.target_cache import (
     CachePrecision,
     CacheWriter,
     TargetCache,
-    View,
+    ViewKey,
     views_of,
     write_header,
 )
@@ -34,7 +34,7 @@ def features(count: int) -> Features:
 
 
 def written(
-    folder: Path, precision: CachePrecision, views: list[View], found: Features
+    folder: Path, precision: CachePrecision, views: list[ViewKey], found: Features
 ) -> TargetCache:
     writer = CacheWriter(folder, precision, rank=0)
     writer.add("clip-matched-8x6", views[:2], Features(*(each[:2] for each in found)))
@@ -118,5 +118,7 @@ def test_an_image_and_a_view_that_are_not_there_are_told_apart(tmp_path: Path) -
 
 
 def test_a_folder_without_a_whole_cache_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no whole cache of targets; write one with `python -m"):
+    with pytest.raises(
+        RecipeError, match=r"no complete cache of targets; write one with `python -m"
+    ):
         TargetCache(tmp_path)

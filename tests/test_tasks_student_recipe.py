@@ -69,7 +69,7 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
             "objective.weights.dino: no such teacher.*clip, sig",
         ),
         ("run.resolution=100", r"\[100, 100\] px is no multiple.*patch size of 16.*\[96, 96\]"),
-        ("schedule.warmup_steps=100", "warmup_steps: 100 leaves nothing of the run's 100 steps"),
+        ("schedule.warmup_steps=100", "warmup_steps: 100 must be less than the run's 100 steps"),
         ("run.dir=", "run.dir: .*got None"),
         ("run.steps", "override 'run.steps': write it as section.key=value"),
         ("run.steps.more=1", "override 'run.steps.more=1': run.steps is not a mapping"),

@@ -16,7 +16,9 @@ from distill.engine.engine import Engine
 from distill.engine.optimizer import decay_groups
 from distill.runtime import distributed
 from distill.runtime.config import validate
-from distill.targets.targets import CalibrationBatch, Targets
+from distill.targets.ensemble import Ensemble
+from distill.targets.source import LiveTargets
+from distill.targets.target_statistics import CalibrationBatch, Statistics
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.student_task import StudentTask
 from distill.training.arms import MicroBatch, StepPlan
@@ -103,12 +105,13 @@ def gradient(stage: int, own_ranks: bool) -> Step:
     groups = decay_groups(student, made.optimizer, set())
     engine = Engine(student, made.engine, made.optimizer, groups, micro_batch_size=1)
     engine.train(False)  # no random windows of positions
-    task = StudentTask(made, student, engine, Targets(teachers, 16, phi_s=False))
+    targets = LiveTargets(Ensemble(teachers, 16), Statistics(phi_s=False))
+    task = StudentTask(made, student, engine, targets)
     sums: dict[str, Tensor] = {}
     for micro_batch in plan.micro_batches(distributed.rank(), 0):
         terms = task.loss(images(micro_batch), micro_batch)
         engine.backward(terms.total * world)
-        for name, value in {"loss": terms.total.detach(), **terms.parts, **terms.metrics}.items():
+        for name, value in {"loss": terms.total.detach(), **terms.losses, **terms.metrics}.items():
             sums[name] = sums.get(name, torch.zeros(())) + value
     before = engine.weights()
     engine.step(HUGE)
@@ -202,11 +205,11 @@ def estimate(own_ranks: bool, folder: str) -> tuple[dict[str, tuple[Tensor, ...]
     plan = made.step_plan(distributed.world_size())
     mine = plan.teachers_of(distributed.rank())
     teachers = {name: Patches(SPECS[name]).freeze() for name in SPECS if name in mine}
-    targets = Targets(teachers, 16)
-    outcome = targets.fit(_calibration_batches(plan, 9), Path(folder), {}, 24)
+    ensemble, statistics = Ensemble(teachers, 16), Statistics()
+    outcome = statistics.fit(ensemble, _calibration_batches(plan, 9), Path(folder), {}, 24)
     assert set(outcome.values()) == {"estimated"}
-    assert set(targets.fit(iter(()), Path(folder), {}, 24).values()) == {"cached"}
-    found = {n: (s.phi_s.mean, s.phi_s.alpha, s.dispersion) for n, s in targets.statistics.items()}
+    assert set(statistics.fit(ensemble, iter(()), Path(folder), {}, 24).values()) == {"cached"}
+    found = {n: (s.phi_s.mean, s.phi_s.alpha, s.dispersion) for n, s in statistics.of.items()}
     return found, {n: sum(count for count, *_ in t.seen) for n, t in teachers.items()}
 
 

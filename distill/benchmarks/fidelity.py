@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.batch import scale_pixels
 from distill.objective.losses import match_grids
 from distill.runtime.errors import RecipeError
-from distill.targets.targets import Targets
+from distill.targets.source import LiveTargets
 from teachers.features import Features
 from teachers.upsamplers.resize import Size2d
 
@@ -109,7 +109,7 @@ class AgreementPass:
 
 @torch.no_grad()
 def measure(
-    students: Mapping[str, nn.Module], targets: Targets, images: Tensor, batch_size: int
+    students: Mapping[str, nn.Module], targets: LiveTargets, images: Tensor, batch_size: int
 ) -> dict[str, dict[str, Agreement]]:
     """Measures students against all teachers; the teachers run once.
 
@@ -122,7 +122,7 @@ def measure(
     Returns:
         Teacher name to student name to agreement.
     """
-    passes = {t: {s: AgreementPass() for s in students} for t in targets.teachers}
+    passes = {t: {s: AgreementPass() for s in students} for t in targets.ensemble.teachers}
     device = next(next(iter(students.values())).parameters()).device
     for batch in images.split(batch_size):
         pixels = scale_pixels(batch, device)

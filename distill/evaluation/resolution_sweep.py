@@ -67,9 +67,9 @@ class ResolutionSweep(Benchmark):
         students, targets = load_trained(trained)
         student = {"it": students["untrained" if encoder.config.untrained else "trained"]}
         if encoder.head is not None:
-            targets.teachers = {encoder.head: targets.teachers[encoder.head]}
+            targets.ensemble.teachers = {encoder.head: targets.ensemble.teachers[encoder.head]}
         sizes = sorted(set(config.resolutions), key=lambda size: (prod(size), size))
-        curves: dict[str, list[Agreement]] = {name: [] for name in targets.teachers}
+        curves: dict[str, list[Agreement]] = {name: [] for name in targets.ensemble.teachers}
         for size in tracked(sizes, "resolutions"):
             images, names = load_images(config.images, size)
             measured = measure(student, targets, images, config.batch_size)

@@ -14,7 +14,7 @@ from distill.display.pictures import draw_panels
 from distill.evaluation.student_page import write_page
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
-from distill.targets.targets import Targets
+from distill.targets.source import LiveTargets
 from distill.tasks.trained import Trained, load_trained
 from student.model import Student
 
@@ -88,7 +88,9 @@ def _protocol(trained: Trained, config: EvaluationConfig, names: list[str]) -> d
 
 
 @torch.no_grad()
-def _draw(path: Path, images: torch.Tensor, students: dict[str, Student], targets: Targets) -> None:
+def _draw(
+    path: Path, images: torch.Tensor, students: dict[str, Student], targets: LiveTargets
+) -> None:
     pixels = scale_pixels(images, distributed.device())
     outputs = {name: student(pixels) for name, student in students.items()}
     draw_panels(path, pixels, targets(pixels), outputs)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MAX_COSINE = 1 - 1e-6  # arc cosine has an infinite slope at 1; C-RADIOv4 clamps here too
+_MAX_COSINE = 1 - 1e-6  # the arc cosine has an infinite slope at 1; C-RADIOv4 clamps here too
 
 
 def cosine_summary_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -58,10 +58,10 @@ def cosine_smooth_l1_spatial_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def match_grids(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Brings two maps to their common smaller grid, per axis; equal grids pass untouched.
+    """Resizes two maps to the smaller of their grids along each axis; equal grids are not resized.
 
-    The head has already run on the student's own grid: attention and normalisation do not commute
-    with interpolation, so resizing comes after it.
+    The student's head runs before this, on the student's own grid, because attention and
+    normalisation do not commute with interpolation.
 
     Args:
         prediction: (B, D, h, w).

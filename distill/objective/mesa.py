@@ -1,9 +1,9 @@
-"""MESA: the student agrees with the moving average of its own weights, on another crop.
+"""MESA: a loss between the student and the moving average of its weights, on another crop.
 
-Du et al., "Sharpness-Aware Training for Free" (arXiv 2205.14083), on backbone maps and with
-displaced crops as in C-RADIOv4 (arXiv 2601.17237): the mean of (LN(x)[u + d] - LN(x')[u])^2, with
-layer norms that have no weights of their own. The average runs as it would be exported, in
-evaluation mode.
+Du et al., "Sharpness-Aware Training for Free" (arXiv 2205.14083), applied to backbone maps with
+displaced crops as in C-RADIOv4 (arXiv 2601.17237): the mean of (LN(x)[u + d] - LN(x')[u])^2, where
+LN is a layer norm without weights, x the student's map, x' the average's and d the displacement.
+The average runs in evaluation mode, as it is exported.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from distill.objective.views import Pair
 
-EMA = "moving average"  # among the readers of views; no teacher's name has a space
+EMA = "moving average"  # its name among the consumers of views; no teacher's has a space
 
 
 class MesaConfig(BaseModel):
-    """How much the agreement counts; neither number is published.
+    """The weight of the loss; neither number is published.
 
     Attributes:
         weight: of the loss.
-        start_step: the first optimiser step, from 0, with it.
+        start_step: the first optimiser step, from 0, with the loss.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,12 +35,12 @@ class MesaConfig(BaseModel):
 def mesa_loss(
     student: Tensor, average: Tensor, align: Callable[[str, Tensor, Tensor], list[Pair]]
 ) -> Tensor:
-    """The disagreement of two backbone maps, ().
+    """The mean squared difference of two normalised backbone maps, ().
 
     Args:
         student: (B, C, h, w) float32.
         average: (B, C, h, w) float32, of the averaged weights; without a graph.
-        align: finds where both show the same, `Views.pairs`.
+        align: pairs the cells that show the same place, `Views.pairs`.
     """
     pairs = align(EMA, _normalised(student), _normalised(average))
     return torch.stack([F.mse_loss(x, y) if y.numel() else x.sum() for x, y in pairs]).mean()

@@ -1,11 +1,11 @@
-"""What the student and each teacher see of an image, and where their maps show the same place.
+"""Views: what the student and each teacher see of an image, and which cells show the same place.
 
-A teacher's fixed pattern stands at fixed positions. A student that sees the same crop learns it
-along; where the crops are displaced it is noise, and averages out (C-RADIOv4, arXiv 2601.17237).
-Displacements by whole tokens are compared as integer slices, which is exact. Other warps go through
-homographies; they interpolate the target, which has no gradient, so that the backward pass is
-deterministic on GPUs too. The student's heads run on its own grid before any of this, because
-attention and normalisation do not commute with interpolation.
+A teacher's fixed pattern stands at fixed positions. A student that sees the same crop learns the
+pattern; if the crops are displaced, the pattern is noise and averages out (C-RADIOv4, arXiv
+2601.17237). Displacements by whole tokens are compared by integer slices, which is exact. Other
+warps are homographies; they interpolate the target, which has no gradient, so that the backward
+pass is deterministic on GPUs too. The student's heads run on its own grid before any of this,
+because attention and normalisation do not commute with interpolation.
 """
 
 from abc import ABC, abstractmethod
@@ -27,13 +27,13 @@ from teachers.upsamplers.views import (
 
 
 class ShiftConfig(BaseModel):
-    """Every teacher's crop, and that of the averaged student, moves by whole tokens.
+    """Moves the crop of every teacher, and that of the averaged student, by whole tokens.
 
     Attributes:
         std: in tokens, along each axis and for each image: a shift is round(N(0, std)). With the
             published 0.5 (NVlabs/RADIO issue 181) 68 % of shifts are 0, and 16 % 1 to either side.
-        limit: the largest shift in tokens; a longer one is none. Images are loaded larger than
-            the student's by so many tokens on every side.
+        limit: the largest shift in tokens; larger ones are set to 0. Images are loaded larger than
+            the student's input by this many tokens on every side.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,9 +44,9 @@ class ShiftConfig(BaseModel):
 
 
 class WarpConfig(ViewsConfig):
-    """The student sees a warped image and the teachers the image itself.
+    """Shows the student a warped image, and the teachers the image itself.
 
-    The defaults are those of NVIDIA TAO's full equivariance, which does not zoom.
+    The defaults are those of full equivariance in NVIDIA TAO, which does not zoom.
 
     Attributes:
         flip: share of images that are mirrored left to right.
@@ -74,7 +74,9 @@ class Pair(NamedTuple):
 
 
 class Views(ABC):
-    """One micro-batch as its readers see it.
+    """The views of one micro-batch.
+
+    A consumer of views is a teacher, or the averaged student (`mesa.EMA`).
 
     Attributes:
         student: (B, 3, H, W) what the student sees.
@@ -83,41 +85,46 @@ class Views(ABC):
     student: Tensor
 
     @abstractmethod
-    def of(self, reader: str) -> Tensor:
-        """What a teacher sees, (B, 3, H, W)."""
+    def of(self, consumer: str) -> Tensor:
+        """What a consumer sees, (B, 3, H, W)."""
 
     @abstractmethod
-    def pairs(self, reader: str, prediction: Tensor, target: Tensor) -> list[Pair]:
-        """Where the student's map (B, D, h, w) and a teacher's (B, D, h', w') show the same.
+    def pairs(self, consumer: str, prediction: Tensor, target: Tensor) -> list[Pair]:
+        """Pairs the cells of the student's map with those of a consumer's at the same places.
+
+        Args:
+            consumer: of the target.
+            prediction: (B, D, h, w) the student's map.
+            target: (B, D, h', w') the consumer's map.
 
         Returns:
-            One pair for the whole batch, or one an image, in order.
+            One pair for the whole batch, or one for each image, in order.
         """
 
 
 class SameViews(Views):
-    """Everyone sees the same; maps meet at the smaller grid."""
+    """Every consumer sees what the student sees; maps are resized to the smaller grid."""
 
     def __init__(self, images: Tensor) -> None:
         self.student = images
 
-    def of(self, reader: str) -> Tensor:
+    def of(self, consumer: str) -> Tensor:
         """The images."""
         return self.student
 
-    def pairs(self, reader: str, prediction: Tensor, target: Tensor) -> list[Pair]:
+    def pairs(self, consumer: str, prediction: Tensor, target: Tensor) -> list[Pair]:
         """Both maps on their common grid."""
         return [Pair(*match_grids(prediction, target))]
 
 
 class ShiftedViews(Views):
-    """Crops of one frame: the student's in its middle, each reader's some tokens beside it.
+    """Crops of larger images: the student's in the middle, each consumer's shifted by whole tokens.
 
     Args:
         frames: (B, 3, H + 2 m, W + 2 m) with a margin m of `limit` patches.
-        config: the law of the shifts.
+        config: the distribution of the shifts.
         patch: pixels of a token.
-        readers: whose crops to draw.
+        consumers: whose shifts to draw.
         generator: on the CPU.
     """
 
@@ -126,33 +133,33 @@ class ShiftedViews(Views):
         frames: Tensor,
         config: ShiftConfig,
         patch: int,
-        readers: Sequence[str],
+        consumers: Sequence[str],
         generator: torch.Generator,
     ) -> None:
         self._frames, self._patch, self._margin = frames, patch, config.limit
-        drawn = torch.randn(len(readers), len(frames), 2, generator=generator) * config.std
+        drawn = torch.randn(len(consumers), len(frames), 2, generator=generator) * config.std
         drawn = drawn.round().int()
         drawn[drawn.abs() > config.limit] = 0
-        self.shifts = dict(zip(readers, drawn.tolist(), strict=True))
+        self.shifts = dict(zip(consumers, drawn.tolist(), strict=True))
         self.student = central_crop(config, frames, patch)
         self._tokens = tuple(side // patch for side in self.student.shape[-2:])
 
-    def of(self, reader: str) -> Tensor:
-        """The reader's crop of every frame."""
+    def of(self, consumer: str) -> Tensor:
+        """The consumer's crop of every image."""
         crops = []
-        for frame, shift in zip(self._frames, self.shifts[reader], strict=True):
+        for frame, shift in zip(self._frames, self.shifts[consumer], strict=True):
             top, left = (self._patch * (self._margin + d) for d in shift)
             height, width = self.student.shape[-2:]
             crops.append(frame[:, top : top + height, left : left + width])
         return torch.stack(crops)
 
-    def pairs(self, reader: str, prediction: Tensor, target: Tensor) -> list[Pair]:
-        """Integer slices, an image each.
+    def pairs(self, consumer: str, prediction: Tensor, target: Tensor) -> list[Pair]:
+        """One pair for each image, by integer slices.
 
-        Where a map's grid is no whole multiple of the student's tokens, as with a teacher of one
-        size, a token's shift is a fraction of a cell, and the target is interpolated.
+        If a grid is no whole multiple of the student's tokens, as with a teacher of one size, a
+        shift by a token is a fraction of a cell, and the target is interpolated.
         """
-        shifts = self.shifts[reader]
+        shifts = self.shifts[consumer]
         grids = (prediction.shape[-2:], target.shape[-2:])
         if any(g % t for grid in grids for g, t in zip(grid, self._tokens, strict=True)):
             return _warped_pairs(prediction, target, self._homographies(shifts))
@@ -167,7 +174,7 @@ class ShiftedViews(Views):
         ]
 
     def _homographies(self, shifts: Sequence[Sequence[int]]) -> Tensor:
-        """From the student's crops to the reader's, (B, 3, 3)."""
+        """From the student's crops to the consumer's, (B, 3, 3)."""
         moves = torch.eye(3, dtype=torch.float64).repeat(len(shifts), 1, 1)
         sides = torch.tensor(self._tokens, dtype=torch.float64)
         moves[:, :2, 2] = (-2 * torch.tensor(shifts, dtype=torch.float64) / sides).flip(1)
@@ -175,11 +182,11 @@ class ShiftedViews(Views):
 
 
 class WarpedViews(Views):
-    """The student sees each image through a homography of its own, the others as it is.
+    """The student sees each image through a random homography, every consumer the image itself.
 
     Args:
         images: (B, 3, H, W).
-        config: the ranges.
+        config: the ranges of the homographies.
         patch: pixels of a token.
         generator: on the CPU.
     """
@@ -196,25 +203,25 @@ class WarpedViews(Views):
         self.homographies = drawn[:, 0]
         self.student = warp_images(images, drawn.to(images.device), (height, width))
 
-    def of(self, reader: str) -> Tensor:
+    def of(self, consumer: str) -> Tensor:
         """The images."""
         return self._images
 
-    def pairs(self, reader: str, prediction: Tensor, target: Tensor) -> list[Pair]:
-        """The student's cells whose centre lies inside the image, an image each."""
+    def pairs(self, consumer: str, prediction: Tensor, target: Tensor) -> list[Pair]:
+        """One pair for each image, of the student's cells whose centre lies inside the image."""
         return _warped_pairs(prediction, target, self.homographies)
 
 
 def frame_size(
     config: EquivarianceConfig | None, resolution: tuple[int, int], patch: int
 ) -> tuple[int, int]:
-    """The size in pixels at which images are loaded, for students of a resolution."""
+    """The size in pixels at which images are loaded, for a student's input of a resolution."""
     margin = 2 * config.limit * patch if isinstance(config, ShiftConfig) else 0
     return resolution[0] + margin, resolution[1] + margin
 
 
 def central_crop(config: EquivarianceConfig | None, images: Tensor, patch: int) -> Tensor:
-    """The student's part of images of `frame_size`, where it is not warped."""
+    """The student's crop of images of `frame_size`; the images themselves without shifts."""
     if not isinstance(config, ShiftConfig):
         return images
     margin = config.limit * patch
@@ -225,27 +232,27 @@ def build_views(
     config: EquivarianceConfig | None,
     images: Tensor,
     patch: int,
-    readers: Sequence[str],
+    consumers: Sequence[str],
     generator: torch.Generator,
 ) -> Views:
-    """Draws what everyone sees of a micro-batch.
+    """Draws the views of a micro-batch.
 
     Args:
         config: how views differ; None: not at all.
         images: (B, 3, H, W) in [0, 1], of `frame_size`.
-        patch: the student's, in pixels.
-        readers: the teachers that are run, and whoever else is compared with the student.
+        patch: the student's patch size in pixels.
+        consumers: names of the teachers and, with MESA, of the averaged student.
         generator: on the CPU, so that every device draws the same.
     """
     if config is None:
         return SameViews(images)
     if isinstance(config, ShiftConfig):
-        return ShiftedViews(images, config, patch, readers, generator)
+        return ShiftedViews(images, config, patch, consumers, generator)
     return WarpedViews(images, config, patch, generator)
 
 
 def _overlap(maps: Tensor, shift: Sequence[int], tokens: Sequence[int]) -> Tensor:
-    """The part of (1, D, h, w) that a map shifted by some tokens shows too."""
+    """The cells of a map (1, D, h, w) that a map shifted by some tokens has too."""
     rows, columns = (
         slice(max(0, d) * (side // t), side + min(0, d) * (side // t))
         for d, side, t in zip(shift, maps.shape[-2:], tokens, strict=True)

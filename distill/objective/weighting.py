@@ -1,8 +1,8 @@
-"""AdaLoss: each loss is divided by its own running mean, so that none outweighs the others.
+"""Weights of losses that follow their values: AdaLoss, and dropping of well-matched teachers.
 
-Hu et al., "Learning Anytime Predictions in Neural Networks via Adaptive Loss Balancing" (AAAI
-2019); RADIO v1's published arguments name it. The means are over all ranks, so every rank weighs
-alike.
+AdaLoss divides each loss by its own running mean, so that none outweighs the others: Hu et al.,
+"Learning Anytime Predictions in Neural Networks via Adaptive Loss Balancing" (AAAI 2019); RADIO
+v1's published arguments name it. The means are over all ranks, so that weights are the same.
 """
 
 import math
@@ -18,10 +18,10 @@ _EPS = 1e-8
 
 
 class BalancingConfig(BaseModel):
-    """How fast the running means follow.
+    """The running means of the losses.
 
     Attributes:
-        decay: of the running mean of a loss, a step.
+        decay: of a running mean in each step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,14 +30,16 @@ class BalancingConfig(BaseModel):
 
 
 class Balancing:
-    """The running means of a run. They move between two steps, so that a step's gradient does not
-    depend on how it is cut into passes.
+    """The running means of the losses of a run.
+
+    They change between two steps only, so that a step's gradient does not depend on its division
+    into micro-batches.
 
     Args:
-        config: how fast they follow.
+        config: how fast they change.
 
     Attributes:
-        means: name of a loss to its running mean, () float64; empty before the second step.
+        means: loss name to running mean, () float64; empty before the second step.
     """
 
     def __init__(self, config: BalancingConfig) -> None:
@@ -46,15 +48,15 @@ class Balancing:
         self._sums: dict[str, Tensor] = {}
 
     def factors(self) -> dict[str, Tensor]:
-        """Name to (), what to multiply a loss with; nothing for those not yet followed."""
+        """Loss name to the factor () of the loss; losses that have no mean yet are absent."""
         return {name: (1 / (mean + _EPS)).float() for name, mean in self.means.items()}
 
     def add(self, losses: Mapping[str, Tensor], shares: Mapping[str, float]) -> None:
-        """Adds the losses of a pass to its step's; every rank has the same names.
+        """Adds the losses of a micro-batch to those of its step; names are the same on every rank.
 
         Args:
-            losses: name to (), times the pass's share of it.
-            shares: name to that share; 0 where the pass says nothing.
+            losses: loss name to value (), times the micro-batch's share of that loss.
+            shares: loss name to that share; 0 for a loss that the micro-batch does not have.
         """
         for name, loss in losses.items():
             share = loss.new_tensor(shares[name], dtype=torch.float64)
@@ -64,7 +66,7 @@ class Balancing:
     def finish_step(self) -> None:
         """Moves the means towards the losses of a step; every rank must call this.
 
-        A loss that was silent on all ranks, or not finite on one, is not followed.
+        The mean of a loss does not move if no rank had the loss, or if it was not finite.
         """
         if not self._sums:
             return
@@ -79,16 +81,16 @@ class Balancing:
 def kept_shares(
     losses: Sequence[Tensor], probability: float, generator: torch.Generator
 ) -> list[Tensor]:
-    """How much each teacher counts for each image.
+    """Drops teachers at random for each image, but never the one with the largest loss.
 
     Args:
         losses: of each teacher, (B,); without a graph.
-        probability: that a teacher other than the worst-matched is dropped.
+        probability: of any other teacher to be dropped.
         generator: on the CPU.
 
     Returns:
-        For each teacher (B,): 0 where it is dropped, else the number of teachers over the number
-        of those kept.
+        The weight of each teacher for each image, (B,): 0 if it is dropped, else the number of
+        teachers over the number of those kept.
     """
     table = torch.stack(list(losses))
     drawn = torch.rand(table.shape, generator=generator).to(table.device)

@@ -103,13 +103,14 @@ class StudentWorkload(Workload):
             self._average = AveragedModule(self.trained, recipe.engine.ema_decay).module
         self.whole_average = self._average is not None
         targets = build_targets(recipe, self.teachers)
-        for name, teacher in targets.teachers.items():
+        running = targets.ensemble.teachers
+        for name, teacher in running.items():
             statistics = TargetStatistics(any_phi_s(teacher.spec.spatial_dim), torch.ones(()))
-            targets.statistics[name] = statistics
+            targets.statistics.of[name] = statistics
         self._engine = _StandIn(self.trained, self._average, recipe.engine)
         engine: Any = self._engine
         self._task = StudentTask(_plain(recipe), self.trained, engine, targets)
-        self.arms = list(student_arms(recipe, targets.teachers))
+        self.arms = list(student_arms(recipe, running))
         self._imitation = Imitation()
         for module in self._modules():
             self._imitation.of(module)
@@ -227,8 +228,7 @@ class StudentWorkload(Workload):
     @property
     def statistics_images(self) -> int:
         """See `Workload.statistics_images`."""
-        objective = self.recipe.objective
-        needed = objective.standardisation != "none" or objective.summary == "angle"
+        needed = self.recipe.objective.needs_statistics
         return self.recipe.targets.statistics_images if needed else 0
 
 

@@ -16,8 +16,8 @@ from distill.planning.step import (
     traced,
 )
 from distill.targets.routes import RouteChoice
-from distill.tasks.upsampler_build import base_resolution
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
+from distill.tasks.upsampler_run import base_resolution
 from distill.tasks.upsampler_task import MultiView, build_multi_view, draw_views
 from teachers.phi_s import any_phi_s
 from teachers.upsamplers.resize import scaled

@@ -59,14 +59,35 @@ def die_with_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def arm_watchdog(seconds: float) -> None:
-    """Ends the process with a traceback of every thread unless called again within `seconds`."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+_limit_s: float | None = None  # of the innermost `watchdog` block
 
 
-def disarm_watchdog() -> None:
-    """Stops the watchdog."""
-    faulthandler.cancel_dump_traceback_later()
+@contextlib.contextmanager
+def watchdog(seconds: float | None) -> Iterator[None]:
+    """Ends the process, with every thread's trace, if the block hangs.
+
+    The block hangs if it neither ends nor calls `reset_watchdog` for `seconds`. However it ends,
+    the limit of the block around it starts anew; there is none outside of all blocks.
+
+    Args:
+        seconds: the limit; None sets none, for work of unknown length.
+    """
+    global _limit_s
+    outer, _limit_s = _limit_s, seconds
+    try:
+        reset_watchdog()
+        yield
+    finally:
+        _limit_s = outer
+        reset_watchdog()
+
+
+def reset_watchdog() -> None:
+    """Starts the limit of the innermost `watchdog` block anew, where there is one."""
+    if _limit_s is None:
+        faulthandler.cancel_dump_traceback_later()
+    else:
+        faulthandler.dump_traceback_later(_limit_s, exit=True)
 
 
 def _launcher_of_parent() -> int | None:

@@ -9,6 +9,7 @@ index/              the index of the shards (`data.index`)
 pictures/           PCA pictures of features
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -94,11 +95,14 @@ def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
 
 
 def write_status(folder: Path, status: Status, **facts: Any) -> None:
-    """Writes the run's status to `STATUS.json`; exit codes do not tell done from preempted."""
-    write_text(
-        folder / "STATUS.json",
-        json.dumps({"status": status, "pid": os.getpid(), **facts}, indent=1),
-    )
+    """Writes `STATUS.json` on rank 0, because an exit code cannot tell done from preempted.
+
+    A status that cannot be written is left out: a full disk has ended the run with its own error.
+    """
+    if distributed.rank() == 0:
+        text = json.dumps({"status": status, "pid": os.getpid(), **facts}, indent=1)
+        with contextlib.suppress(OSError):
+            write_text(folder / "STATUS.json", text)
 
 
 def versions() -> dict[str, str]:

@@ -20,11 +20,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.files import read_json_lines, write_text
+from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 
 log = logging.getLogger("distill")
 
 _STRAGGLER = 1.1  # times the mean work: a slower rank is shown beside the loss
+
+
+def start_logging() -> None:
+    """Shows warnings of every rank, and what `log` notes on rank 0."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log.setLevel(logging.INFO if distributed.rank() == 0 else logging.WARNING)
 
 
 class TrackingConfig(BaseModel):

@@ -1,10 +1,11 @@
-"""Teachers that a device need not hold: their blocks wait in host memory, or split over ranks.
+"""Keeps a teacher's weights off the device: its blocks wait in host memory, or split over ranks.
 
 A block is a member of an encoder's outermost lists (timm's `blocks`, open_clip's `resblocks`, the
-hub's `layer`). Its weights come to the device as one run of bytes when it is called and leave when
-it is done, so that one block is there at a time; what is in no list stays. The bytes are the same,
-so the features are. What it costs: an offloaded teacher crosses the bus once a call, a sharded one
-is gathered from the other ranks (as FSDP's weights are), both before its block computes.
+hub's `layer`). Its weights are copied to the device as one run of bytes when the block is called,
+and freed when it returns, so that the device holds one block at a time. Modules outside of lists
+stay on the device. The bytes do not change, so neither do the features. The cost of each call: the
+weights of an offloaded teacher cross the bus once; those of a sharded teacher are gathered from
+the other ranks, as in FSDP. Neither overlaps with computation.
 """
 
 import math
@@ -24,12 +25,13 @@ _ALIGNMENT = 256  # bytes, as torch aligns what it allocates on a GPU
 
 
 def place_teacher(teacher: Teacher, placement: Placement, peers: distributed.Peers) -> None:
-    """Moves a teacher to this process's device, its blocks' weights to where they wait.
+    """Moves a teacher to this process's device, but its blocks' weights to where they wait.
 
     Args:
         teacher: in host memory, with its weights; changed in place.
-        placement: where its blocks' weights wait.
-        peers: the ranks that call it in step with this one, as often and with as many images.
+        placement: where the blocks' weights wait.
+        peers: the ranks that run the teacher in step with this one: equally often, on equally many
+            images.
     """
     keep = _in_host_memory if placement == "offloaded" else _split_over(peers)
     for block in blocks_of(bare_encoder(teacher)):
@@ -38,7 +40,9 @@ def place_teacher(teacher: Teacher, placement: Placement, peers: distributed.Pee
 
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:
-    """The modules whose weights come and go; the encoder itself where its lists hold few of them.
+    """The modules that are moved one at a time.
+
+    This is the encoder itself if its lists hold less than half of its weights.
 
     Args:
         encoder: with its weights.
@@ -61,7 +65,7 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-# From a block's bytes to what brings them to the device.
+# Takes a block's bytes; returns a function that brings them to the device.
 _Keep = Callable[[Tensor], Callable[[], Tensor]]
 
 
@@ -72,19 +76,19 @@ def _in_host_memory(flat: Tensor) -> Callable[[], Tensor]:
 
 
 def _split_over(peers: distributed.Peers) -> _Keep:
-    """Each of the peers keeps its part of the bytes on its device."""
+    """Each of the peers keeps a share of the bytes on its device."""
 
     def keep(flat: Tensor) -> Callable[[], Tensor]:
-        part = math.ceil(len(flat) / peers.size)
-        padded = nn.functional.pad(flat, (0, part * peers.size - len(flat)))
-        own = padded[peers.place * part :][:part].to(distributed.device(), copy=True)
+        share = math.ceil(len(flat) / peers.size)
+        padded = nn.functional.pad(flat, (0, share * peers.size - len(flat)))
+        own = padded[peers.place * share :][:share].to(distributed.device(), copy=True)
         return lambda: distributed.all_gather(own, peers)
 
     return keep
 
 
 class _Block:
-    """Hooks that bring one block's weights before it runs, and let go of them after."""
+    """Hooks that fetch one block's weights before it runs and free them afterwards."""
 
     def __init__(self, module: nn.Module, keep: _Keep) -> None:
         self._weights = list(module.parameters())
@@ -96,16 +100,16 @@ class _Block:
         for where, weight in zip(self._slices, self._weights, strict=True):
             flat[where] = weight.data.cpu().contiguous().flatten().view(torch.uint8)
         self._fetch = keep(flat)
-        self._let_go()
-        module.register_forward_pre_hook(lambda *_: self._bring())
-        module.register_forward_hook(lambda *_: self._let_go(), always_call=True)
+        self._free()
+        module.register_forward_pre_hook(lambda *_: self._fill())
+        module.register_forward_hook(lambda *_: self._free(), always_call=True)
 
-    def _bring(self) -> None:
+    def _fill(self) -> None:
         flat = self._fetch()
         for where, (dtype, shape), weight in self._each():
             weight.data = flat[where].view(dtype).view(shape)
 
-    def _let_go(self) -> None:
+    def _free(self) -> None:
         for _, (dtype, _), weight in self._each():
             weight.data = torch.empty(0, dtype=dtype, device=distributed.device())
 

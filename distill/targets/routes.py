@@ -1,9 +1,10 @@
-"""How a teacher gives its map for a student's grid: at which size it is run, and through what.
+"""Routes: at which size, and through which modules, a teacher makes a map for a student's grid.
 
-`matched` runs the encoder at the size whose grid is the student's (student pixels x teacher patch
-/ student patch, RADIOv2.5). Where it cannot take that size, its upsampler makes the map denser
-(`upsampler`), several images share a canvas of its own size (`mosaic`), or the two maps meet on
-the coarser of their grids (`interpolate`). Decided from sizes alone: no weights are needed.
+`matched` runs the encoder at the size that gives the student's grid: student pixels x teacher
+patch / student patch (RADIOv2.5). If the encoder does not take that size, its upsampler makes the
+map denser (`upsampler`), several images share one canvas of its native size (`mosaic`), or both
+maps are resized to the coarser of their grids (`interpolate`). Sizes alone decide; no weights are
+needed.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,16 +28,15 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Route:
-    """One teacher's way to one student size.
+    """How one teacher is run for one student size.
 
     Attributes:
-        kind: which.
-        input_size: (height, width) in pixels that images are resized to for it; of the canvas in
-            a mosaic.
-        grid: (h, w) cells of the map of one image; the student's own where it is exact.
-        forwards: encoder passes of one call, at the encoder's resolution of that route.
-        images: images that one call serves.
-        mosaic: how they share a canvas; None for one image a call.
+        kind: of the route.
+        input_size: (height, width) in pixels that images are resized to; of a mosaic, its canvas.
+        grid: (h, w) cells of the map of one image; not the student's grid where maps are resized.
+        forwards: encoder passes of one call, each at the encoder's resolution of that route.
+        images: images that one call covers.
+        mosaic: how images share a canvas; None for one image a call.
     """
 
     kind: RouteKind
@@ -50,7 +50,7 @@ class Route:
         """Runs the teacher.
 
         Args:
-            teacher: the one that the route was chosen for.
+            teacher: that the route was chosen for.
             images: (B, 3, H, W) in [0, 1], at the student's size.
         """
         if self.mosaic is not None:
@@ -62,11 +62,12 @@ class Route:
 def choose_route(
     teacher: Teacher, student: Size, patch: int, choice: RouteChoice = "auto"
 ) -> Route:
-    """The way of a teacher to a student size.
+    """The route of a teacher to a student size.
 
-    `auto` takes the encoder at the matched size; an upsampler where the teacher has one and its
-    own map is coarser than the student's; a mosaic where it has no summary, one size and room for
-    two images; else its native size. A list of upsamplers decides on every grid by itself.
+    `auto` is `upsampler` if the teacher has one and its own map is coarser than the student's;
+    else `matched` if the encoder takes the matched size; else `mosaic` if the teacher has neither
+    upsampler nor summary, one size and room for two images; else `interpolate`. A list of
+    upsamplers is always `upsampler`: it chooses one of them for each grid.
 
     Args:
         teacher: with its upsamplers; may be on the meta device.
@@ -75,7 +76,7 @@ def choose_route(
         choice: a route, or `auto`.
 
     Raises:
-        TeacherError: this teacher has no such route to that size; says why, and what has.
+        TeacherError: the teacher has no such route to that size; names the reason and a cure.
     """
     grid = student[0] // patch, student[1] // patch
     kind = _automatic(teacher, grid) if choice == "auto" else choice
@@ -83,14 +84,14 @@ def choose_route(
         if kind != "upsampler" and _changes_channels(teacher):
             raise TeacherError(
                 f"no route {kind}: the teacher's upsampler makes {teacher.spec.spatial_dim} "
-                f"channels of {bare_encoder(teacher).spec.spatial_dim}, which its head must match "
-                "at every size; take the route upsampler"
+                f"channels of {bare_encoder(teacher).spec.spatial_dim}, and the student's head has "
+                "one width at every size; take the route upsampler"
             )
         return _ROUTES[kind](teacher, grid)
     except TeacherError as error:
         raise TeacherError(
             f"students of {student[0]} x {student[1]} px have {error}"
-            + (_way_out(teacher, grid, patch) if choice == "matched" else "")
+            + (_cure(teacher, patch) if choice == "matched" else "")
         ) from error
 
 
@@ -184,7 +185,7 @@ def _covers(native: Size, grid: Size) -> bool:
     return native[0] >= grid[0] and native[1] >= grid[1]
 
 
-def _way_out(teacher: Teacher, grid: Size, patch: int) -> str:
+def _cure(teacher: Teacher, patch: int) -> str:
     encoder = bare_encoder(teacher)
     height, width = scaled(encoder.spec.grid(*encoder.spec.resolution), (patch, patch))
     others = "interpolate" if encoder is teacher else "upsampler or interpolate"

@@ -1,9 +1,15 @@
-"""Targets on disk: shards of safetensors, found by teacher, route, image and view.
+"""A cache of targets on disk: shards of safetensors, indexed by teacher, route, image and view.
 
-A shard holds the standardised maps of some images as fp16, or as int8 with one float32 scale an
-image, `|y|max / 127`: PHI-S gives all channels one variance, so one scale serves them. Beside them
-the image's key, and a checksum of the pixels that the teacher was shown, which stands for the crop,
-the flip and the size. Summaries are fp16. `cache.json`, written last, says what all depends on.
+    FOLDER/
+      cache.json                          written last: the recipe's facts and each group's views
+      statistics/<teacher>.safetensors    and .json: the statistics of each teacher
+      <teacher>-<route>-<H>x<W>/          one group; see `tasks.cached_targets.group_of`
+        <rank>-<number>.safetensors       one shard: rows of targets; the metadata has their views
+
+A shard holds the standardised maps as fp16, or as int8 with one float32 scale for each image,
+max |y| / 127: PHI-S gives all channels one variance, so that one scale fits all of them. Summaries
+are fp16. A view is an image's key and a checksum of the pixels that the teacher saw, which depends
+on crop, flip and size.
 """
 
 import json
@@ -28,8 +34,8 @@ _SHARD_BYTES = 64_000_000
 _OPEN_SHARDS = 64
 
 
-class View(NamedTuple):
-    """What a teacher was shown.
+class ViewKey(NamedTuple):
+    """Identifies what a teacher saw.
 
     Attributes:
         key: of the image.
@@ -40,15 +46,15 @@ class View(NamedTuple):
     checksum: int
 
 
-def views_of(images: Tensor, keys: Sequence[str]) -> list[View]:
-    """The views of a batch.
+def views_of(images: Tensor, keys: Sequence[str]) -> list[ViewKey]:
+    """The view keys of a batch.
 
     Args:
         images: (B, 3, H, W) in [0, 1], of whole 255ths.
         keys: B of them.
     """
     pixels = (images * 255).round().byte().cpu().numpy()
-    return [View(k, zlib.crc32(p.tobytes())) for k, p in zip(keys, pixels, strict=True)]
+    return [ViewKey(k, zlib.crc32(p.tobytes())) for k, p in zip(keys, pixels, strict=True)]
 
 
 class CacheWriter:
@@ -62,15 +68,15 @@ class CacheWriter:
 
     def __init__(self, folder: Path, precision: CachePrecision, rank: int) -> None:
         self._folder, self._precision, self._rank = folder, precision, rank
-        self._pending: dict[str, list[tuple[View, dict[str, Tensor]]]] = {}
-        self._done: dict[str, set[View]] = {}
+        self._pending: dict[str, list[tuple[ViewKey, dict[str, Tensor]]]] = {}
+        self._done: dict[str, set[ViewKey]] = {}
 
-    def missing(self, group: str, views: Sequence[View]) -> list[int]:
-        """Numbers of the views that a group does not have yet."""
+    def missing(self, group: str, views: Sequence[ViewKey]) -> list[int]:
+        """Positions in `views` of those that a group does not have yet."""
         done = self._done.setdefault(group, set())
         return [number for number, view in enumerate(views) if view not in done]
 
-    def add(self, group: str, views: Sequence[View], features: Features) -> None:
+    def add(self, group: str, views: Sequence[ViewKey], features: Features) -> None:
         """Adds the targets of views: summary (B, S) or None, spatial (B, D, h, w)."""
         pending = self._pending.setdefault(group, [])
         for number, view in enumerate(views):
@@ -83,7 +89,7 @@ class CacheWriter:
             self._write(group)
 
     def finish(self) -> dict[str, int]:
-        """Writes what is left; returns the number of views of each group."""
+        """Writes the last shards; returns group to number of views."""
         for group in self._pending:
             self._write(group)
         return {group: len(views) for group, views in self._done.items()}
@@ -116,18 +122,18 @@ class TargetCache:
         folder: of the cache.
 
     Raises:
-        RecipeError: no whole cache lies there.
+        RecipeError: the folder holds no complete cache.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / HEADER).is_file():
             raise RecipeError(
-                f"targets.cached: {folder} holds no whole cache of targets; write one with "
+                f"targets.cached: {folder} holds no complete cache of targets; write one with "
                 f"`python -m distill.write_targets RECIPE {folder}`"
             )
         self.facts: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        self._index: dict[str, dict[View, tuple[Path, int]]] = {}
+        self._index: dict[str, dict[ViewKey, tuple[Path, int]]] = {}
         for path in sorted(folder.glob("*/*.safetensors")):
             if path.parent.name in self.facts["views"]:
                 found = self._index.setdefault(path.parent.name, {})
@@ -138,16 +144,16 @@ class TargetCache:
         """The groups that were written."""
         return sorted(self._index)
 
-    def read(self, group: str, views: Sequence[View], device: torch.device) -> Features:
-        """The targets of some views, as they were added, to the precision of the cache.
+    def read(self, group: str, views: Sequence[ViewKey], device: torch.device) -> Features:
+        """The targets of some views, in the precision of the cache.
 
         Raises:
-            RecipeError: an image or its view is not there; says which, and what to do.
+            RecipeError: an image or its view is missing; names it and the cure.
         """
         index = self._index[group]
         for view in views:
             if view not in index:
-                raise RecipeError(self._absent(group, view))
+                raise RecipeError(self._missing(group, view))
         rows = [_row(*index[view]) for view in views]
         tensors = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
         spatial = tensors["spatial"].float()
@@ -156,7 +162,7 @@ class TargetCache:
         summary = tensors["summary"].float() if "summary" in tensors else None
         return Features(summary, spatial)
 
-    def _absent(self, group: str, view: View) -> str:
+    def _missing(self, group: str, view: ViewKey) -> str:
         place = f"targets.cached: {self.folder / group}"
         if any(view.key == other.key for other in self._index[group]):
             return (
@@ -171,12 +177,12 @@ class TargetCache:
 
 
 def write_header(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes what a cache depends on, and with it makes the cache whole."""
+    """Writes the facts that a cache depends on; the cache is complete only with this file."""
     write_text(folder / HEADER, json.dumps(facts, indent=1))
 
 
-def _stored_views(path: Path) -> list[View]:
-    return [View(*view) for view in json.loads(_open(path).metadata()["views"])]
+def _stored_views(path: Path) -> list[ViewKey]:
+    return [ViewKey(*view) for view in json.loads(_open(path).metadata()["views"])]
 
 
 def _row(path: Path, row: int) -> dict[str, Tensor]:

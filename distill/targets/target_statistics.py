@@ -1,14 +1,14 @@
-"""One pass over images, on all ranks, that fits what standardises each teacher's targets.
+"""Statistics that standardise each teacher's targets: fitted once, then stored and applied.
 
 For the maps: mean and covariance in float64, merged exactly over the ranks (Chan et al. 1983,
 equation 2.1), from which PHI-S follows. For the summaries: the mean direction and the angular
-dispersion around it (C-RADIOv4). Written beside the run under a fingerprint of the teacher, its
-weights, its upsampler, the data and the sizes, so that it is estimated once.
+dispersion around it (C-RADIOv4). An estimate is kept in the run's folder under a fingerprint of the
+teacher, its weights, its upsampler, the data and the sizes, so that a resumed run reads it again.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,31 +19,171 @@ from torch import Tensor
 from data.files import write_text
 from distill.objective.losses import angles
 from distill.runtime import distributed
+from distill.runtime.errors import RecipeError
+from distill.targets.ensemble import Ensemble
+from distill.targets.routes import RouteChoice
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s, load_phi_s, save_phi_s
 
-IN_CHECKPOINT = "checkpoint"  # in the place of a fingerprint
+IN_CHECKPOINT = "checkpoint"  # stands for the fingerprint in a checkpoint's files
 
 
 class TargetStatistics(NamedTuple):
-    """What standardises one teacher's targets.
+    """The statistics of one teacher.
 
     Attributes:
-        phi_s: the fitted map standardiser.
-        dispersion: () mean squared angle of the summaries to their mean direction; 1 where the
-            teacher has no summary.
+        phi_s: standardises its maps.
+        dispersion: () mean squared angle in radians of the summaries to their mean direction; 1 for
+            a teacher without a summary.
     """
 
     phi_s: PhiS
     dispersion: Tensor
 
 
+class CalibrationBatch(NamedTuple):
+    """Images that statistics are estimated on.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1], this rank's.
+        routes: teacher name to route, of the teachers that see the images.
+        num_before: teacher name to the number of images, over all ranks, that it saw in earlier
+            steps.
+    """
+
+    images: Tensor
+    routes: Mapping[str, RouteChoice]
+    num_before: Mapping[str, int]
+
+
+class Statistics:
+    """The statistics of all teachers that any rank runs.
+
+    Args:
+        phi_s: whether `apply` standardises maps; if not, the dispersions alone are of use.
+
+    Attributes:
+        of: teacher name to its statistics.
+    """
+
+    def __init__(self, *, phi_s: bool = True) -> None:
+        self._phi_s = phi_s
+        self.of: dict[str, TargetStatistics] = {}
+
+    def apply(self, name: str, features: Features) -> Features:
+        """Standardises one teacher's map."""
+        if not self._phi_s:
+            return features
+        with torch.no_grad():
+            return features._replace(spatial=self.of[name].phi_s(features.spatial))
+
+    def dispersions(self) -> dict[str, Tensor]:
+        """Teacher name to the angular dispersion of its summaries, () in radians squared."""
+        device = distributed.device()
+        return {name: each.dispersion.to(device) for name, each in self.of.items()}
+
+    def save(self, folder: Path, identity: str = IN_CHECKPOINT) -> None:
+        """Writes one file for each teacher.
+
+        Args:
+            folder: gets `<teacher>.safetensors` and `<teacher>.json`.
+            identity: what `load` has to ask for.
+        """
+        for name, each in self.of.items():
+            save_statistics(folder / f"{name}.safetensors", each, identity)
+
+    def load(self, folder: Path, names: Iterable[str], identity: str = IN_CHECKPOINT) -> None:
+        """Replaces the statistics of some teachers by those in a folder.
+
+        Raises:
+            RecipeError: a file is missing, or was saved under another identity.
+        """
+        for name in names:
+            path = folder / f"{name}.safetensors"
+            statistics = load_statistics(path, identity)
+            if statistics is None:
+                raise RecipeError(f"{path}: missing or damaged")
+            self._set(name, statistics)
+
+    def fit(
+        self,
+        ensemble: Ensemble,
+        batches: Iterator[CalibrationBatch],
+        folder: Path,
+        facts: Mapping[str, object],
+        num_images: int,
+        inherited: Mapping[str, TargetStatistics] | None = None,
+    ) -> dict[str, str]:
+        """Reads the statistics of all ranks' teachers from a folder, or estimates and writes them.
+
+        Every rank calls this, and gets the same.
+
+        Args:
+            ensemble: the teachers that this rank runs.
+            batches: this rank's images, step by step; read only if statistics are missing.
+            folder: holds `<teacher>.safetensors` and `<teacher>.json`.
+            facts: what an estimate depends on besides the teacher: data, sizes, number of images.
+            num_images: images that each teacher sees, over all ranks, rounded up to whole steps.
+            inherited: teacher name to statistics that are taken as they are.
+
+        Returns:
+            Teacher name to `estimated`, `cached` or `inherited`.
+        """
+        own = {
+            name: (statistics_fingerprint(fingerprint, facts), ensemble.teachers[name].spec)
+            for name, fingerprint in ensemble.fingerprints().items()
+        }
+        every = {n: known for each in distributed.gather_objects(own) for n, known in each.items()}
+        inherited = inherited or {}
+        found = {
+            name: inherited.get(name) or load_statistics(folder / f"{name}.safetensors", identity)
+            for name, (identity, _) in every.items()
+        }
+        # Ranks may see a shared folder at different moments: rank 0 decides.
+        missing = distributed.broadcast_object([name for name, s in found.items() if s is None])
+        if missing:
+            specs = {name: every[name][1] for name in missing}
+            for name, estimate in _estimate(ensemble, batches, specs, num_images).items():
+                found[name] = estimate
+                if distributed.rank() == 0:
+                    save_statistics(folder / f"{name}.safetensors", estimate, every[name][0])
+            distributed.barrier()
+        # Inherited ones of teachers that do not run are kept: an export to their space needs them.
+        for name, statistics in {**inherited, **found}.items():
+            assert statistics is not None
+            self._set(name, statistics)
+        kinds = dict.fromkeys(found, "cached") | dict.fromkeys(missing, "estimated")
+        return kinds | dict.fromkeys(inherited.keys() & found.keys(), "inherited")
+
+    def _set(self, name: str, statistics: TargetStatistics) -> None:
+        phi_s = statistics.phi_s.to(distributed.device())
+        self.of[name] = statistics._replace(phi_s=phi_s)
+
+
+def _estimate(
+    ensemble: Ensemble,
+    batches: Iterator[CalibrationBatch],
+    specs: Mapping[str, FeatureSpec],
+    num_images: int,
+) -> dict[str, TargetStatistics]:
+    """Runs each teacher of `specs` until it has seen enough images; ranks stop at the same step."""
+    passes = {name: StatisticsPass(spec) for name, spec in specs.items()}
+    for images, routes, num_before in batches:
+        unfinished = {name for name in passes if num_before[name] < num_images}
+        if not unfinished:
+            break
+        wanted = {name: choice for name, choice in routes.items() if name in unfinished}
+        for name, features in ensemble(images, wanted).items():
+            passes[name].update(features)
+    return {name: each.finish() for name, each in passes.items()}
+
+
 class StatisticsPass:
     """Collects one teacher's statistics on one rank, then merges those of all ranks.
 
     Args:
-        spec: the teacher's. A rank that shows it nothing merges what the others saw.
+        spec: the teacher's. A rank that does not run the teacher contributes nothing.
     """
 
     def __init__(self, spec: FeatureSpec) -> None:
@@ -68,7 +208,7 @@ class StatisticsPass:
 
 
 def merge_over_ranks(statistics: FeatureStatistics) -> FeatureStatistics:
-    """The statistics of all ranks' samples together: two sums, whatever the number of ranks."""
+    """The statistics of all ranks' samples, from two sums over the ranks (Chan et al. 1983)."""
     if distributed.world_size() == 1:
         return statistics
     total = distributed.all_reduce(statistics.count.clone())
@@ -97,26 +237,26 @@ def angular_dispersion(summaries: Tensor) -> Tensor:
 
 
 def statistics_fingerprint(teacher: str, facts: Mapping[str, object]) -> str:
-    """Identifies an estimate: the teacher's own fingerprint, and what it was shown."""
+    """Identifies an estimate by the teacher's own fingerprint and the facts of its images."""
     text = json.dumps({"teacher": teacher, **facts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_statistics(path: Path, fingerprint: str) -> TargetStatistics | None:
-    """Reads an estimate; None where there is none, or it is another's."""
+def load_statistics(path: Path, identity: str) -> TargetStatistics | None:
+    """Reads one teacher's statistics; None if the file is missing or has another identity."""
     if not path.exists():
         return None
     try:
-        phi_s = load_phi_s(path, fingerprint)
+        phi_s = load_phi_s(path, identity)
     except TeacherError:
         return None
     side = json.loads(path.with_suffix(".json").read_text())
     return TargetStatistics(phi_s, torch.tensor(side["dispersion"]))
 
 
-def save_statistics(path: Path, statistics: TargetStatistics, fingerprint: str) -> None:
-    """Writes an estimate; the map's file comes last and under its final name at once."""
+def save_statistics(path: Path, statistics: TargetStatistics, identity: str) -> None:
+    """Writes one teacher's statistics, each file whole; PHI-S last, whose file `load` looks for."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    side = {"dispersion": float(statistics.dispersion), "fingerprint": fingerprint}
+    side = {"dispersion": float(statistics.dispersion), "fingerprint": identity}
     write_text(path.with_suffix(".json"), json.dumps(side))
-    save_phi_s(path, statistics.phi_s, fingerprint)
+    save_phi_s(path, statistics.phi_s, identity)

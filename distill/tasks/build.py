@@ -1,4 +1,4 @@
-"""From a recipe to its teachers, student and targets, and the statistics it takes over."""
+"""Builds the teachers, the student and the targets of a recipe, and finds inherited statistics."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,9 +11,15 @@ from distill.runtime import distributed
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import USER_ERRORS, RecipeError
 from distill.runtime.tracking import log
+from distill.targets.ensemble import Ensemble
 from distill.targets.routes import choose_route
-from distill.targets.target_statistics import IN_CHECKPOINT, TargetStatistics, load_statistics
-from distill.targets.targets import Targets
+from distill.targets.source import LiveTargets
+from distill.targets.target_statistics import (
+    IN_CHECKPOINT,
+    Statistics,
+    TargetStatistics,
+    load_statistics,
+)
 from distill.tasks.route_table import route_rows
 from distill.tasks.student_recipe import StudentRecipe
 from student.config import StudentInit
@@ -37,9 +43,9 @@ def build_teachers(
 
     Args:
         recipe: names them.
-        names: those that this rank runs; None for all. The others, and those that no loss counts
-            for, come without weights, on the meta device, for what they promise.
-        in_host: those that stay in host memory, uncompiled, until `Targets.place`.
+        names: of the teachers that this rank runs; None for all. The others, and those whose
+            losses all have weight zero, are on the meta device, without weights, for their specs.
+        in_host: names of those that stay in host memory, not compiled, until `Ensemble.place`.
 
     Raises:
         RecipeError: a teacher cannot be built or breaks the contract; names its entry.
@@ -61,9 +67,9 @@ def build_teachers(
             if runs or TEACHERS.is_built_in(config.kind):
                 raise
             raise RecipeError(
-                f"teachers.{name}: cannot be built without its weights, on torch's meta device, as "
-                f"it is for a dry run and on ranks that leave it to others ({error}); its "
-                "constructor may load weights, but not read values"
+                f"teachers.{name}: cannot be built without its weights, on torch's meta device, "
+                f"which a dry run does, and ranks that do not run it ({error}); its constructor "
+                "may load weights, but not read their values"
             ) from error
         if runs and recipe.targets.compile and name not in in_host:
             compile_teacher(teachers[name])
@@ -81,10 +87,10 @@ def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Stu
 def prepare_student(
     student: Student, recipe: StudentRecipe, teachers: Mapping[str, Teacher]
 ) -> None:
-    """Makes of a student, in place, what is trained: frozen parts, reparametrised weights."""
+    """Freezes and reparametrises a student for training, in place."""
     if recipe.finetuning is not None:
         assert isinstance(recipe.student.init, StudentInit)
-        running = [name for name, t in teachers.items() if recipe.objective.runs(name, t.spec)]
+        running = recipe.running(teachers)
         freeze(student, recipe.student.init, recipe.finetuning, running)
     reparametrise(student, recipe.reparametrisation)
 
@@ -93,33 +99,35 @@ def build_targets(
     recipe: StudentRecipe,
     teachers: Mapping[str, Teacher],
     names: Collection[str] | None = None,
-) -> Targets:
-    """The teachers that any loss of the recipe counts for; the others are never run.
+) -> LiveTargets:
+    """The targets of a recipe, still without statistics.
+
+    Teachers whose losses all have weight zero are never run.
 
     Args:
         recipe: the student's.
         teachers: all of its teachers.
-        names: those that this rank runs, if any loss counts for them; None for all.
+        names: of the teachers that this rank runs; None for all.
 
     Raises:
-        RecipeError: none counts, or one has no route to a size of the student's.
+        RecipeError: all weights are zero, or a teacher has no route to a size of the student.
     """
-    running = {n: t for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
+    running = recipe.running(teachers)
     if not running:
         raise RecipeError(
-            "objective.weights: every weight is zero, so there is nothing to learn; leave one "
-            "teacher's spatial or summary weight above 0"
+            "objective.weights: every weight is zero, so there is nothing to learn; give one "
+            "teacher a spatial or summary weight above 0"
         )
     route_rows(recipe, teachers)
     for name, teacher in running.items():
         _check_evaluation(recipe, name, teacher)
     here = {name: t for name, t in running.items() if names is None or name in names}
-    phi_s = recipe.objective.standardisation == "phi_s"
-    return Targets(here, recipe.student.patch_size, phi_s=phi_s)
+    statistics = Statistics(phi_s=recipe.objective.standardisation == "phi_s")
+    return LiveTargets(Ensemble(here, recipe.student.patch_size), statistics)
 
 
 def _check_evaluation(recipe: StudentRecipe, name: str, teacher: Teacher) -> None:
-    """Refuses what the teacher would refuse at the first held-out image."""
+    """Refuses sizes of the evaluation that the teacher cannot be run for."""
     for size in recipe.evaluation.resolutions if recipe.evaluation else ():
         try:
             choose_route(teacher, size, recipe.student.patch_size)
@@ -127,14 +135,14 @@ def _check_evaluation(recipe: StudentRecipe, name: str, teacher: Teacher) -> Non
             raise RecipeError(f"teachers.{name}: {error}") from error
 
 
-_AS_SEEN = ("upsampler", "resolution", "chunk_size")  # do not make another encoder of a teacher
+_NOT_ENCODER = ("upsampler", "resolution", "chunk_size")  # options that leave the encoder as it is
 
 
 def inherited_statistics(recipe: StudentRecipe) -> dict[str, TargetStatistics]:
-    """Of the teachers whose heads `student.init` may hand over, by name.
+    """Teacher name to the statistics under which `student.init` trained the head that is reused.
 
-    A teacher of that name that is another encoder, and one whose statistics do not lie beside the
-    student's file as a checkpoint has them, are left out, with a warning.
+    A teacher is left out, with a warning, if it is another encoder there, or if the student's file
+    is not in a checkpoint's folder, with the statistics beside it.
     """
     init = recipe.student.init
     if not isinstance(init, StudentInit) or not init.heads:
@@ -150,17 +158,16 @@ def inherited_statistics(recipe: StudentRecipe) -> dict[str, TargetStatistics]:
         ours = recipe.teachers[name].model_dump(mode="json")
         if statistics is None:
             log.warning(
-                "student.init: the head of %s is taken over, but %s, which it was trained in, is "
-                "not there: its map starts on other axes. Give the student.safetensors of a "
-                "checkpoint",
+                "student.init: the head of %s is reused, but its statistics, %s, are missing: its "
+                "map starts on other axes. Give the student.safetensors of a checkpoint",
                 *(name, path),
             )
         elif _encoder(stored.get("teachers", {}).get(name, {})) != _encoder(ours):
-            log.warning("student.init: %s is another encoder there; its head starts anew", name)
+            log.warning("student.init: %s is another encoder there; its head is not reused", name)
         else:
             found[name] = statistics
     return found
 
 
 def _encoder(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in _AS_SEEN}
+    return {key: value for key, value in entry.items() if key not in _NOT_ENCODER}

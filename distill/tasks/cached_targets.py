@@ -1,4 +1,4 @@
-"""Targets out of a cache in the place of teachers that run: the same interface, no encoder."""
+"""Targets from a cache instead of teachers that run, and the facts that a cache depends on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,23 +6,23 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.runtime import distributed, timing
+from distill.runtime import timing
 from distill.runtime.errors import RecipeError
 from distill.runtime.run_folder import difference
-from distill.targets.routes import Route, RouteChoice, Size, choose_route
+from distill.targets.ensemble import Ensemble
+from distill.targets.routes import Route, RouteChoice, Size
 from distill.targets.target_cache import TargetCache, views_of
-from distill.targets.target_statistics import load_statistics
-from distill.targets.targets import Targets
+from distill.targets.target_statistics import Statistics
 from distill.tasks.route_table import route_rows
 from distill.tasks.student_recipe import StudentRecipe
 from teachers.features import Features
 from teachers.teacher import Teacher
 
-STATISTICS = "statistics"  # the folder of a cache's, and in the place of their fingerprint
+STATISTICS = "statistics"  # a folder of the cache; stands for the fingerprint in its files
 
 
 def cache_facts(recipe: StudentRecipe) -> dict[str, Any]:
-    """What cached targets depend on, beside the images and the routes to them."""
+    """What cached targets depend on, besides the images and the routes."""
     data, objective = recipe.data, recipe.objective
     views: dict[str, Any] = {"decoder": data.decoder, "draft": data.draft}
     views["augmentation"] = data.model_dump(mode="json")["augmentation"]
@@ -40,46 +40,33 @@ def cache_facts(recipe: StudentRecipe) -> dict[str, Any]:
     }
 
 
-def group_of(
-    name: str, teacher: Teacher, size: Size, patch: int | None, choice: RouteChoice
-) -> str:
-    """Where a cache keeps a teacher's targets for students of a size."""
-    assert patch is not None  # there is a student
-    return _group(name, choose_route(teacher, size, patch, choice), size)
-
-
-def _group(name: str, route: Route, size: Size) -> str:
+def group_of(name: str, route: Route, size: Size) -> str:
+    """The folder of a cache with a teacher's targets by one route, for students of one size."""
     return f"{name}-{route.kind}-{size[0]}x{size[1]}"
 
 
-class CachedTargets(Targets):
-    """The targets of a recipe out of its cache.
+class CachedTargets:
+    """The targets of a recipe from its cache, see `TargetSource`.
 
     Args:
         recipe: names the cache.
-        teachers: all of its teachers, for what they promise; on the meta device they will do.
+        teachers: all of its teachers, for their specs; they may be on the meta device.
 
     Raises:
-        RecipeError: the cache is of other teachers, views or sizes; names the difference.
+        RecipeError: the cache was written for other teachers, views or sizes; names the difference.
     """
 
     def __init__(self, recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> None:
         assert recipe.targets.cached is not None
-        super().__init__({}, recipe.student.patch_size)
         self._cache = TargetCache(recipe.targets.cached)
-        self._promised = dict(teachers)
-        running = {n for n, t in teachers.items() if recipe.objective.runs(n, t.spec)}
-        self._check(recipe, running)
-        for name in sorted(running):
-            path = self._cache.folder / STATISTICS / f"{name}.safetensors"
-            statistics = load_statistics(path, STATISTICS)
-            if statistics is None:
-                raise RecipeError(f"targets.cached: {path}: missing, or damaged")
-            phi_s = statistics.phi_s.to(distributed.device())
-            self.statistics[name] = statistics._replace(phi_s=phi_s)
+        running = recipe.running(teachers)
+        self._ensemble = Ensemble(running, recipe.student.patch_size)  # for its routes
+        self._check(recipe, teachers)
+        self.statistics = Statistics()
+        self.statistics.load(self._cache.folder / STATISTICS, sorted(running), STATISTICS)
 
-    def _check(self, recipe: StudentRecipe, running: set[str]) -> None:
-        folder, facts = self._cache.folder, self._cache.facts
+    def _check(self, recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> None:
+        folder, facts, running = self._cache.folder, self._cache.facts, self._ensemble.teachers
         ours = cache_facts(recipe)
         ours["teachers"] = {n: c for n, c in ours["teachers"].items() if n in running}
         theirs = {key: facts[key] for key in ours}
@@ -87,11 +74,11 @@ class CachedTargets(Targets):
         found = difference(theirs, ours)
         if found:
             raise RecipeError(
-                f"targets.cached: {folder} was written by another recipe ({found}); give it the "
-                "same, or write a cache of its own"
+                f"targets.cached: {folder} was written by another recipe ({found}); change the "
+                "recipe, or write another cache"
             )
-        for row in route_rows(recipe, self._promised):
-            group = _group(row.teacher, row.route, row.student)
+        for row in route_rows(recipe, teachers):
+            group = group_of(row.teacher, row.route, row.student)
             if group not in self._cache.groups:
                 raise RecipeError(
                     f"targets.cached: {folder} has no {group} (teacher, route, student's size); "
@@ -99,8 +86,9 @@ class CachedTargets(Targets):
                 )
 
     def fingerprints(self) -> dict[str, str]:
-        """Those of the teachers that wrote the cache."""
-        return {n: f for n, f in self._cache.facts["fingerprints"].items() if n in self.statistics}
+        """Name to fingerprint of the teachers that the cache was written with."""
+        stored, running = self._cache.facts["fingerprints"], self._ensemble.teachers
+        return {name: fingerprint for name, fingerprint in stored.items() if name in running}
 
     def __call__(
         self,
@@ -109,23 +97,24 @@ class CachedTargets(Targets):
         view: Callable[[str], Tensor] | None = None,
         keys: Sequence[str] = (),
     ) -> dict[str, Features]:
-        """See `Targets`; every image needs its key, and all teachers see the student's view."""
+        """See `TargetSource`; every image needs its key, and all teachers see the same images."""
         size = (images.shape[-2], images.shape[-1])
+        running = self._ensemble.teachers
         found = {}
         with timing.timed("cache"):
             views = views_of(images, keys)
-            for name, choice in (routes or dict.fromkeys(self.statistics, "auto")).items():
-                if name in self.statistics:
-                    group = group_of(name, self._promised[name], size, self.patch, choice)
+            for name, choice in (routes or dict.fromkeys(running, "auto")).items():
+                if name in running:
+                    group = group_of(name, self._ensemble.route(name, size, choice), size)
                     found[name] = self._cache.read(group, views, images.device)
         return found
 
 
-def cache_folder_is_free(folder: Path) -> None:
-    """Refuses to write a cache over anything.
+def require_free_folder(folder: Path) -> None:
+    """Makes sure that a cache is not written over anything.
 
     Raises:
-        RecipeError: something lies there.
+        RecipeError: the folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(f"{folder}: is not empty; give another folder, or remove it")

@@ -1,8 +1,8 @@
-"""Kinds whose classes stand above their registry, entered when a command starts."""
+"""Registers kinds of teachers whose classes are on this floor, above their registry."""
 
 from teachers.build import TEACHERS
 
 
 def register_kinds() -> None:
-    """Lets recipes name a trained student as a teacher, `kind: student`. May be called twice."""
+    """Registers `kind: student`, a trained student as a teacher; may be called twice."""
     TEACHERS.register("student", "distill.tasks.stored_student:StoredStudent")

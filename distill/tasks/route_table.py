@@ -1,4 +1,4 @@
-"""The routes of every teacher in every arm, checked and shown before the first step."""
+"""The table of every teacher's route in every arm, checked and shown before the first step."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -24,9 +24,9 @@ class RouteRow(NamedTuple):
         arm: its name; empty where the recipe has no arms.
         batch_size: images of a step at this size, over all ranks.
         student: (height, width) of the student's images in pixels.
-        student_grid: (h, w) of its cells.
+        student_grid: (h, w) cells of the student's map.
         teacher: its name.
-        route: how it is run.
+        route: by which the teacher is run.
     """
 
     arm: str
@@ -38,21 +38,22 @@ class RouteRow(NamedTuple):
 
 
 def route_rows(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> list[RouteRow]:
-    """Every teacher that some loss counts for, at every size of every arm that it is in.
+    """A row for every teacher that any loss needs, at every size of every arm that it is in.
 
     Args:
         recipe: the student's.
-        teachers: every teacher of the recipe by its name; on the meta device they will do.
+        teachers: every teacher of the recipe by its name; they may be on the meta device.
 
     Raises:
-        RecipeError: a teacher has no such route to a size; says why, and what to do.
+        RecipeError: a teacher has no such route to a size; names the reason and a cure.
     """
+    running = recipe.running(teachers)
     return [
         _row(recipe, arm, size, name, teachers[name])
         for arm, config in recipe.placed_arms.items()
         for size in config.resolution.root
         for name in config.teachers or recipe.teachers
-        if recipe.objective.runs(name, teachers[name].spec)
+        if name in running
     ]
 
 
@@ -68,16 +69,16 @@ def _row(
     summary = teacher.spec.summary_dim is not None and recipe.objective.weights_of(name).summary
     if route.mosaic is not None and summary:
         raise RecipeError(
-            f"{_place(recipe, arm, name)}: a mosaic gives no summary of an image, and the summary "
-            f"loss of {name} counts; set objective.weights.{name}.summary to 0, or take another "
-            "route"
+            f"{_place(recipe, arm, name)}: a mosaic gives no summary of an image, which the "
+            f"summary loss of {name} needs; set objective.weights.{name}.summary to 0, or take "
+            "another route"
         )
     grid = size.size[0] // patch, size.size[1] // patch
     return RouteRow(arm, size.batch_size or config.batch_size, size.size, grid, name, route)
 
 
 def _place(recipe: StudentRecipe, arm: str, teacher: str) -> str:
-    """Where the recipe says how the teacher is run; its entry, where it does not."""
+    """The key of the recipe that decides on the teacher's route; its entry if none does."""
     if arm and teacher in recipe.arms[arm].routes:
         return f"{place_of(arm)}.routes.{teacher}"
     return (
@@ -86,9 +87,9 @@ def _place(recipe: StudentRecipe, arm: str, teacher: str) -> str:
 
 
 def route_table(rows: Sequence[RouteRow]) -> str:
-    """Rows as aligned text: what the student sees, and how each teacher is run for it.
+    """Rows as aligned text.
 
-    A grid that is not the student's is followed by the one on which the two maps meet.
+    A grid that is not the student's is followed by the grid that both maps are resized to.
     """
     lines = [_TITLES, *(_cells(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(_TITLES))]

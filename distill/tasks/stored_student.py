@@ -1,4 +1,4 @@
-"""A student that lies on disk, as a teacher: `kind: student` in recipes."""
+"""A trained student on disk, as a teacher: `kind: student` in recipes."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,13 @@ from teachers.teacher import TeacherConfig
 
 
 class StoredStudentConfig(TeacherConfig):
-    """A student of ours, to be measured or to teach another one.
+    """A trained student, to be evaluated or to teach another one.
 
     Attributes:
-        path: a run's folder (its newest whole checkpoint), a checkpoint's, or an exported file.
-        head: the teacher whose head is measured; None for the backbone.
-        untrained: whether to take the weights that training started from; needs a run.
-        resolution: (height, width) in pixels that a benchmark takes for its native one; None for
+        path: a run's folder (its newest complete checkpoint), a checkpoint's, or an exported file.
+        head: the teacher whose head is used; None for the backbone.
+        untrained: whether to use the weights before training; needs a run's folder.
+        resolution: (height, width) in pixels that a benchmark takes as the native one; None for
             the largest that the position table covers.
     """
 
@@ -36,18 +36,18 @@ class StoredStudentConfig(TeacherConfig):
     resolution: tuple[PositiveInt, PositiveInt] | None = None
 
     def licence(self) -> str:
-        """That of this code, and those of the teachers that it learned from."""
+        """The licence of this code, and those of the teachers that the student learned from."""
         if self.untrained:
             return "random weights, no licence"
         with safe_open(_file(self), framework="pt") as file:
             kept = json.loads((file.metadata() or {}).get("metadata", "{}"))
         teachers = json.loads(kept.get("licences", "{}"))
         known = "; ".join(f"{name}, {licence}" for name, licence in teachers.items())
-        return f"Apache-2.0; of its teachers: {known or 'not kept in its file'}"
+        return f"Apache-2.0; of its teachers: {known or 'not in its file'}"
 
 
 class StoredStudent(StudentEncoder):
-    """A student that lies on disk."""
+    """A trained student on disk."""
 
     Config: ClassVar[type[TeacherConfig]] = StoredStudentConfig
     fingerprinted_as = "distill.evaluation.models.StoredStudent"
@@ -56,7 +56,7 @@ class StoredStudent(StudentEncoder):
 
     @classmethod
     def from_config(cls, config: StoredStudentConfig) -> Self:
-        """Loads it.
+        """Loads the student.
 
         Raises:
             RecipeError: there is no checkpoint, or no such head.
@@ -69,7 +69,7 @@ class StoredStudent(StudentEncoder):
 def _load(config: StoredStudentConfig) -> Student:
     if config.untrained:
         if config.path.is_file():
-            raise RecipeError(f"untrained: needs the folder of a run, not a file, {config.path}")
+            raise RecipeError(f"untrained: needs the folder of a run, got a file, {config.path}")
         recipe = load_student_recipe(recipe_file(config.path), [])
         return build_student(recipe, build_teachers(recipe))
     return load_student(_file(config))

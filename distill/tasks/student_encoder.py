@@ -1,4 +1,4 @@
-"""A student as an encoder: its backbone, or what one of its heads says."""
+"""A student as an encoder: its backbone, or one of its heads."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,16 +13,16 @@ from teachers.teacher import Teacher
 
 
 class StudentEncoder(Teacher):
-    """A student that is only read: in eval mode, without gradients.
+    """A frozen student with the interface of a teacher.
 
     Args:
-        student: no other module may hold it and train it.
-        head: the teacher whose head is read; None for the backbone.
-        resolution: (height, width) in pixels that a benchmark takes for its native one; None for
+        student: frozen in place, so nothing may train it.
+        head: the teacher whose head is used; None for the backbone.
+        resolution: (height, width) in pixels that a benchmark takes as the native one; None for
             the largest that the position table covers.
 
     Raises:
-        RecipeError: no such head, or its cells are no whole pixels.
+        RecipeError: there is no such head, or a side of its cells is no whole number of pixels.
     """
 
     fingerprinted_as = "distill.evaluation.student_encoder.StudentEncoder"
@@ -41,21 +41,21 @@ class StudentEncoder(Teacher):
         self.num_layers = len(student.trunk.blocks) if head is None else 0
 
     def extract(self, images: Tensor) -> Features:
-        """Runs the student; see `Teacher.extract`. It normalises the pixels itself."""
+        """Runs the student, which normalises the pixels itself; see `Teacher.extract`."""
         output = self.student(images)
         return output.backbone if self.head is None else output.heads[self.head]
 
     def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The backbone's maps after some blocks; a head has one map only."""
+        """The backbone's maps after some blocks; a head has no such maps."""
         return self.student.forward_intermediates(images, indices)
 
     def fp32_modules(self) -> list[nn.Module]:
-        """The heads, which compute in float32 whatever the trunk does."""
+        """The heads, which compute in float32 even if the trunk is bfloat16."""
         return [self.student.heads]
 
 
 def _spec(student: Student, head: str | None) -> FeatureSpec:
-    """What is read of the student promises; it takes any multiple of its patch."""
+    """The spec of the backbone or of a head; it accepts any multiple of its patch size."""
     if head is None:
         return student.spec
     if head not in student.heads:
@@ -67,8 +67,8 @@ def _spec(student: Student, head: str | None) -> FeatureSpec:
     upsample = student.config.head.upsample.get(head, 1)
     if student.spec.patch_size % upsample:
         raise RecipeError(
-            f"head: the map of {head!r} has {upsample} cells a patch of {student.spec.patch_size} "
-            "px and side; only whole pixels a cell can be measured"
+            f"head: the map of {head!r} has {upsample} cells along a patch of "
+            f"{student.spec.patch_size} px; a cell must be a whole number of pixels"
         )
     return replace(
         student.spec,

@@ -1,6 +1,6 @@
-"""What a student run is: the owners' configs put together, and the checks that span them."""
+"""The recipe of a student: the sections of all rooms together, and checks between them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -14,7 +14,7 @@ from distill.objective.views import ShiftConfig
 from distill.parametrization.finetuning import FinetuningConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig
 from distill.runtime.config import load_recipe
-from distill.targets.targets import TargetsConfig
+from distill.targets.source import TargetsConfig
 from distill.tasks.window_augmentation import WindowAugmentationConfig, fitting_windows
 from distill.training.arms import ArmConfig, StepPlan, place_of
 from distill.training.resolution import ResolutionSchedule
@@ -22,20 +22,20 @@ from distill.training.training_recipe import RunConfig, TrainingRecipe
 from student.config import StudentConfig, StudentInit
 from teachers.build import parse_teacher
 from teachers.messages import did_you_mean
-from teachers.teacher import TeacherConfig
+from teachers.teacher import Teacher, TeacherConfig
 
 AnyTeacher = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_teacher)]
 
 
 class StudentRun(RunConfig):
-    """A student's run; where a recipe has `arms`, they say sizes and batches instead.
+    """A student's run; in a recipe with `arms`, these have the sizes and batches instead.
 
     Attributes:
         resolution: the student's input in pixels, one number or [height, width]; or a list of
             sizes with probabilities and stages, see `SizeConfig`.
         batch_size: images of one optimiser step, over all ranks.
-        micro_batch_size: images of one forward pass on one rank, where its share is larger; the
-            rest is accumulated. None takes the whole share at once.
+        micro_batch_size: images of one forward pass on one rank; gradients of the others are
+            accumulated. None, or a number above a rank's share, is the whole share.
     """
 
     resolution: ResolutionSchedule | None = None
@@ -47,10 +47,10 @@ class StudentRecipe(TrainingRecipe):
     """A student and its teachers: `task: student`.
 
     Attributes:
-        arms: name to arm, for steps of several image sizes, or with teachers that see only some
-            of the images; without, one arm with all teachers, of `run.resolution`.
-        reparametrisation: what stands between weights and layers in training.
-        window_augmentation: steps that attend within windows.
+        arms: name to arm, for steps with several image sizes, or with teachers that see some of
+            the images only; an empty mapping is one arm with all teachers, of `run.resolution`.
+        reparametrisation: of the student's layers, during training only.
+        window_augmentation: steps with attention within windows.
         finetuning: trains parts of `student.init` only; None trains all.
     """
 
@@ -80,7 +80,7 @@ class StudentRecipe(TrainingRecipe):
         self._check_arms()
         if self.student.head.only is not None:
             raise ValueError(
-                "student.head.only: is for exported students; in training, leave a teacher out of "
+                "student.head.only: is for exported students; in training, remove a teacher from "
                 "teachers, or set its weights in objective.weights to 0"
             )
         for place, size in self._sizes():
@@ -92,14 +92,14 @@ class StudentRecipe(TrainingRecipe):
         self._check_finetuning()
         problem = why_no_whole_average(self.engine) if self.objective.mesa else None
         if problem:
-            raise ValueError(f"{problem}; or leave objective.mesa out")
+            raise ValueError(f"{problem}; or remove objective.mesa")
         for number, resolution in enumerate(self.evaluation.resolutions if self.evaluation else ()):
             self._check_resolution(f"evaluation.resolutions.{number}", resolution)
         return self
 
     @property
     def placed_arms(self) -> dict[str, ArmConfig]:
-        """The arms, with every teacher's route; without arms, one of an empty name."""
+        """The arms, with the routes of `targets.routes`; one with an empty name without `arms`."""
         arms = self.arms
         if not arms:
             run = self.run.model_dump(include={"resolution", "batch_size", "micro_batch_size"})
@@ -116,14 +116,14 @@ class StudentRecipe(TrainingRecipe):
         return max(sizes, key=lambda size: size[0] * size[1])
 
     def step_plan(self, ranks: int, *, margin: int = 0) -> StepPlan:
-        """What each of `ranks` processes does in a step.
+        """The micro-batches of each of `ranks` processes.
 
         Args:
             ranks: number of processes.
-            margin: pixels by which images are larger than the student's, along both axes.
+            margin: pixels by which images are larger than the student's input, along both axes.
 
         Raises:
-            RecipeError: they cannot share the batches.
+            RecipeError: the processes cannot share the batches.
         """
         teachers, seed = list(self.teachers), self.run.seed
         return StepPlan(self.placed_arms, teachers, seed=seed, ranks=ranks, margin=margin)
@@ -132,15 +132,19 @@ class StudentRecipe(TrainingRecipe):
         """See `TrainingRecipe`."""
         self.step_plan(ranks)
 
+    def running(self, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
+        """Those of the teachers that any loss needs; the others are never run."""
+        return {n: t for n, t in teachers.items() if self.objective.runs(n, t.spec)}
+
     def _check_arms(self) -> None:
         for key in ("resolution", "batch_size", "micro_batch_size"):
             given = getattr(self.run, key) is not None
             if self.arms and given:
-                raise ValueError(
-                    f"run.{key}: the recipe has arms; give each its own, and none here"
-                )
+                raise ValueError(f"run.{key}: the recipe has arms; set it in each of them instead")
             if not self.arms and not given and key != "micro_batch_size":
-                raise ValueError(f"run.{key}: required, but not given, as the recipe has no arms")
+                raise ValueError(
+                    f"run.{key}: required, but not given, because the recipe has no arms"
+                )
         for name, arm in self.arms.items():
             if not name.isidentifier():
                 raise ValueError(f"arms.{name}: an arm's name is letters, digits and _")
@@ -149,21 +153,20 @@ class StudentRecipe(TrainingRecipe):
         without = [name for name, arm in self.arms.items() if arm.ranks is None]
         if 0 < len(without) < len(self.arms):
             raise ValueError(
-                f"arms.{without[0]}.ranks: other arms have ranks of their own; give every arm a "
-                "share, or none"
+                f"arms.{without[0]}.ranks: other arms have ranks of their own; set it in every "
+                "arm, or in none"
             )
         for name in self.teachers if self.arms else ():
             if not any(arm.teachers is None or name in arm.teachers for arm in self.arms.values()):
                 raise ValueError(
-                    f"teachers.{name}: no arm names it; add it to the teachers of an arm, or take "
-                    "it out of the recipe"
+                    f"teachers.{name}: no arm names it; add it to the teachers of an arm, or "
+                    "remove it from the recipe"
                 )
 
     def _require_teachers(self, place: str, names: Iterable[str]) -> None:
         for name in names:
             if name not in self.teachers:
-                hint = did_you_mean(name, self.teachers)
-                known = ", ".join(self.teachers)
+                hint, known = did_you_mean(name, self.teachers), ", ".join(self.teachers)
                 raise ValueError(f"{place}.{name}: no such teacher{hint}; there are {known}")
 
     def _sizes(self) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -178,16 +181,16 @@ class StudentRecipe(TrainingRecipe):
         if any(side % patch for side in resolution):
             near = [max(patch, round(side / patch) * patch) for side in resolution]
             raise ValueError(
-                f"{path}: {list(resolution)} px is no multiple of the student's "
-                f"patch size of {patch}; the nearest that is: {near}"
+                f"{path}: expected multiples of the student's patch size of {patch} px, got "
+                f"{list(resolution)}; the nearest are {near}"
             )
 
     def _check_shifts(self, place: str, resolution: tuple[int, int]) -> None:
         config, tokens = self.objective.equivariance, min(resolution) // self.student.patch_size
         if isinstance(config, ShiftConfig) and config.limit >= tokens:
             raise ValueError(
-                f"objective.equivariance.limit: crops {config.limit} tokens apart share nothing "
-                f"where a side has {tokens}; use at most {tokens - 1}, or a larger {place}"
+                f"objective.equivariance.limit: crops {config.limit} tokens apart do not overlap "
+                f"with {tokens} tokens on a side; use at most {tokens - 1}, or a larger {place}"
             )
 
     def _check_cached(self) -> None:
@@ -195,12 +198,12 @@ class StudentRecipe(TrainingRecipe):
             return
         if self.objective.equivariance is not None:
             raise ValueError(
-                "objective.equivariance: draws views of its own in every step, which no cache "
-                "holds; leave it out, or targets.cached"
+                "objective.equivariance: draws new views in every step, which a cache cannot hold; "
+                "remove it, or targets.cached"
             )
         if self.targets.placement:
             raise ValueError(
-                "targets.placement: no teacher runs where targets are cached; leave one of both out"
+                "targets.placement: no teacher runs with targets.cached; set only one of them"
             )
 
     def _check_windows(self) -> None:
@@ -208,18 +211,18 @@ class StudentRecipe(TrainingRecipe):
         grids = {(size[0] // patch, size[1] // patch) for _, size in self._sizes()}
         if config.probability and not any(fitting_windows(config, grid) for grid in grids):
             fits = {s for h, w in grids for s in range(2, max(h, w)) if h % s == w % s == 0}
-            cure = f"use some of {sorted(fits)}" if fits else "leave window_augmentation out"
+            cure = f"use some of {sorted(fits)}" if fits else "remove window_augmentation"
             raise ValueError(
                 f"window_augmentation.sizes: none of {list(config.sizes)} divides a grid of the "
-                f"student's, {' or '.join(f'{h} x {w}' for h, w in sorted(grids))}; {cure}"
+                f"student, {' or '.join(f'{h} x {w}' for h, w in sorted(grids))}; {cure}"
             )
 
     def _check_reparametrisation(self) -> None:
         config = self.reparametrisation
         if self.student.activation_checkpointing and (config.spectral != "none" or config.damp):
             raise ValueError(
-                "reparametrisation: a second forward pass would draw other noise and other norms; "
-                "set student.activation_checkpointing to false, or leave it out"
+                "reparametrisation: recomputed activations would have other noise and norms; set "
+                "student.activation_checkpointing to false, or remove reparametrisation"
             )
 
     def _check_finetuning(self) -> None:
@@ -227,18 +230,18 @@ class StudentRecipe(TrainingRecipe):
             return
         if not isinstance(self.student.init, StudentInit):
             raise ValueError(
-                "finetuning: trains parts of a trained student; give its file as student.init, "
+                "finetuning: needs a trained student; give its file as student.init, "
                 "{kind: student, path: ...}"
             )
         if self.engine.zero_stage == 3:
             raise ValueError(
-                "engine.zero_stage: 3 splits frozen weights too, which finetuning would then save "
-                "in part; use 1 or 2"
+                "engine.zero_stage: 3 splits frozen weights too, and finetuning would save a part "
+                "of them; use 1 or 2"
             )
         if self.reparametrisation.spectral != "none":
             raise ValueError(
                 "reparametrisation.spectral: trains the norms of layers that finetuning freezes; "
-                "leave one of them out"
+                "set only one of them"
             )
 
 

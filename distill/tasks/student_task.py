@@ -1,4 +1,4 @@
-"""What the loop trains when it trains a student: teachers, objective, student, and its files."""
+"""The loop's task for a student: from images to the loss, and the student's checkpoint files."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from distill.objective.objective import LossTerms, Objective
 from distill.objective.views import build_views, central_crop
 from distill.parametrization.reparametrize import materialised
 from distill.runtime import distributed
-from distill.targets.targets import Targets
+from distill.targets.source import TargetSource
 from distill.tasks.student_encoder import StudentEncoder
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.window_augmentation import draw_window
@@ -25,17 +25,17 @@ from teachers.features import FeatureSpec
 
 
 class StudentTask:
-    """A student under the engine, against its teachers' targets.
+    """Trains a student on its teachers' targets.
 
     Args:
         recipe: the run's.
-        student: what the engine holds; asked for its description only.
+        student: that the engine holds; only its configuration is read.
         engine: trains it.
-        targets: the teachers that are run, with their statistics.
+        targets: with their statistics.
     """
 
     def __init__(
-        self, recipe: StudentRecipe, student: Student, engine: Engine, targets: Targets
+        self, recipe: StudentRecipe, student: Student, engine: Engine, targets: TargetSource
     ) -> None:
         self.engine = engine
         self._targets = targets
@@ -44,18 +44,19 @@ class StudentTask:
         self._resolution, self._patch = recipe.largest_resolution, recipe.student.patch_size
         self._windows, self._seed = recipe.window_augmentation, recipe.run.seed
         self._equivariance, self._mesa = recipe.objective.equivariance, recipe.objective.mesa
-        self._seen_by = _parts_of_arms(recipe, student.targets)
-        self._objective, self._step = Objective(recipe.objective, targets.dispersions()), 0
+        self._losses_of_arms = _losses_of_arms(recipe, student.targets)
+        self._objective = Objective(recipe.objective, targets.statistics.dispersions())
+        self._step = 0
 
     def loss(self, images: Tensor, micro_batch: MicroBatch) -> LossTerms:
-        """What the images (B, 3, H, W) in [0, 1] of a pass add to the step's loss."""
+        """What a micro-batch of images (B, 3, H, W) in [0, 1] adds to the step's loss."""
         if self.engine.steps != self._step:
             self._objective.finish_step()
             self._step = self.engine.steps
         generator = distributed.derived_generator("views")
-        # Of all ranks' teachers, so that the draws do not depend on who runs which.
-        readers = [*micro_batch.routes, *([mesa.EMA] if self._mesa else [])]
-        views = build_views(self._equivariance, images, self._patch, readers, generator)
+        # All teachers of the arm, so that draws do not depend on which of them this rank runs.
+        consumers = [*micro_batch.routes, *([mesa.EMA] if self._mesa else [])]
+        views = build_views(self._equivariance, images, self._patch, consumers, generator)
         targets = self._targets(views.student, micro_batch.routes, views.of, micro_batch.keys)
         height, width = views.student.shape[-2:]
         grid = (height // self._patch, width // self._patch)
@@ -68,7 +69,7 @@ class StudentTask:
         average = self._average_map(views.of(mesa.EMA))
         loss = micro_batch.share * mesa.mesa_loss(output.backbone.spatial, average, views.pairs)
         total = terms.total + self._mesa.weight * loss
-        return terms._replace(total=total, parts={**terms.parts, "mesa": loss.detach()})
+        return terms._replace(total=total, losses={**terms.losses, "mesa": loss.detach()})
 
     def _average_map(self, images: Tensor) -> Tensor:
         """The backbone map of the averaged weights."""
@@ -78,23 +79,22 @@ class StudentTask:
             return average.forward_intermediates(images, [len(average.trunk.blocks) - 1])[0]
 
     def _of_arms(self, terms: LossTerms, micro_batch: MicroBatch) -> dict[str, Tensor]:
-        """The same losses for each arm by itself: a mean over its own images."""
-        none = torch.zeros((), device=terms.total.device)
+        """The same losses for each arm alone: means over its own images."""
+        zero = torch.zeros((), device=terms.total.device)
         found = {}
-        for arm, name in self._seen_by:
-            value = none
+        for arm, name in self._losses_of_arms:
+            value = zero
             if arm == micro_batch.arm:
-                value = terms.parts[name] * (
-                    micro_batch.arm_share / micro_batch.shares[name.split("/")[0]]
-                )
+                share = micro_batch.shares[name.split("/")[0]]
+                value = terms.losses[name] * (micro_batch.arm_share / share)
             found[f"loss/{arm}/{name}"] = value
         return found
 
     def save(self, folder: Path) -> None:
-        """Writes the student as it would be exported, its targets' statistics and the state.
+        """Writes the student as exported, its targets' statistics and the objective's state.
 
-        Its metadata have every teacher's licence in words, and a fingerprint of the weights of
-        those that are run.
+        The student's metadata hold every teacher's licence, and the fingerprints of the teachers
+        that are run.
         """
         weights = materialised(self.engine.weights())
         self._objective.finish_step()
@@ -112,22 +112,23 @@ class StudentTask:
                     "fingerprints": json.dumps(fingerprints),
                 },
             )
-            self._targets.save(folder / "statistics")
+            self._targets.statistics.save(folder / "statistics")
             if state := self._objective.state():
                 torch.save(state, folder / "objective.pt")
 
     def load(self, folder: Path) -> None:
-        """Goes back to a checkpoint's statistics, which stay as they are, and state."""
-        self._targets.load(folder / "statistics")
-        self._objective.dispersions = self._targets.dispersions()
+        """Restores a checkpoint's statistics and the objective's state."""
+        statistics = self._targets.statistics
+        statistics.load(folder / "statistics", list(statistics.of))
+        self._objective.dispersions = statistics.dispersions()
         if self._objective.state():
             state = torch.load(folder / "objective.pt", map_location=distributed.device())
             self._objective.restore(state)
 
     def encoder(self) -> StudentEncoder:
-        """A copy of the student as it would be exported now; every rank must call this.
+        """A copy of the student as exported now; every rank must call this.
 
-        Its native resolution is the largest that the run trains at.
+        Its native resolution is the largest of the run's.
         """
         weights = materialised(self.engine.weights())
         student = student_of(self._config, self._specs, weights, "the run's student")
@@ -142,16 +143,16 @@ class StudentTask:
         with torch.no_grad():
             output: StudentOutput = self.engine(shown)
         self.engine.train(True)
-        # On every rank, as several may have to gather a teacher's weights together.
+        # On every rank, because a sharded teacher's weights are gathered from all of its ranks.
         targets = self._targets(shown, micro_batch.routes, keys=micro_batch.keys[: len(shown)])
         if distributed.rank() == 0:
             draw_panels(path, shown, targets, {"student": output})
 
 
-def _parts_of_arms(
+def _losses_of_arms(
     recipe: StudentRecipe, specs: Mapping[str, FeatureSpec]
 ) -> list[tuple[str, str]]:
-    """Each arm with the losses that count in it, `clip/summary`; none where there are no arms."""
+    """Each arm with each of its loss names, `clip/summary`; empty in a recipe without arms."""
     found = []
     for arm, config in recipe.arms.items():
         for name in config.teachers or recipe.teachers:

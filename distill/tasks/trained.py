@@ -1,4 +1,4 @@
-"""From a recipe, a run or a checkpoint to the student trained there and its teachers' targets."""
+"""Finds and loads a trained student, by its recipe, run or checkpoint, and its targets."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,8 +6,7 @@ from typing import NamedTuple
 from distill.runtime import distributed
 from distill.runtime.checkpoint import find_checkpoint, read_manifest
 from distill.runtime.errors import RecipeError
-from distill.targets.target_statistics import IN_CHECKPOINT, load_statistics
-from distill.targets.targets import Targets
+from distill.targets.source import LiveTargets
 from distill.tasks.build import build_student, build_targets, build_teachers
 from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
 from student.model import Student
@@ -15,12 +14,12 @@ from student.storage import load_student
 
 
 class Trained(NamedTuple):
-    """Where a trained student lies.
+    """A checkpoint of a student's run.
 
     Attributes:
-        recipe: what it was trained with.
+        recipe: that the student was trained with.
         run: the run's folder.
-        checkpoint: a whole checkpoint of it.
+        checkpoint: the folder of a complete checkpoint.
         step: optimiser steps done.
     """
 
@@ -31,14 +30,14 @@ class Trained(NamedTuple):
 
 
 def find_trained(target: Path, overrides: list[str]) -> Trained:
-    """Finds a checkpoint, the newest whole one where a run has several.
+    """Finds a checkpoint: of a run, the newest complete one.
 
     Args:
         target: a recipe's file, a run's folder or a checkpoint's folder.
         overrides: `section.key=value` changes to the recipe.
 
     Raises:
-        RecipeError: none of the three, or the run has no whole checkpoint yet.
+        RecipeError: the target is none of the three, or the run has no complete checkpoint yet.
     """
     recipe = load_student_recipe(recipe_file(target), overrides)
     run, checkpoint = find_run(target, recipe.run.dir)
@@ -46,10 +45,10 @@ def find_trained(target: Path, overrides: list[str]) -> Trained:
 
 
 def recipe_file(target: Path) -> Path:
-    """The recipe of a target of `distill.evaluate`: a file, a run's folder or a checkpoint's.
+    """The recipe's file of a target: the file itself, or that in a run's or checkpoint's folder.
 
     Raises:
-        RecipeError: a folder of neither.
+        RecipeError: the target is another folder.
     """
     if target.is_dir() and not (target / "recipe.yaml").is_file():
         raise RecipeError(
@@ -60,14 +59,14 @@ def recipe_file(target: Path) -> Path:
 
 
 def find_run(target: Path, run: Path) -> tuple[Path, Path]:
-    """The folder of a run, and the checkpoint that the target means.
+    """The folder of a run, and the checkpoint that the target names: the newest, or itself.
 
     Args:
         target: a recipe's file, a run's folder or a checkpoint's folder.
-        run: the folder that the recipe names, which counts where the target is a file.
+        run: the folder that the recipe names, for a target that is a file.
 
     Raises:
-        RecipeError: the run has no whole checkpoint yet.
+        RecipeError: the run has no complete checkpoint yet.
     """
     if not target.is_dir():
         return run, find_checkpoint(run)
@@ -75,16 +74,16 @@ def find_run(target: Path, run: Path) -> tuple[Path, Path]:
     return (target.absolute().parent.parent if checkpoint == target else target), checkpoint
 
 
-def load_trained(trained: Trained) -> tuple[dict[str, Student], Targets]:
-    """Loads a student before and after training, and what it was trained towards.
+def load_trained(trained: Trained) -> tuple[dict[str, Student], LiveTargets]:
+    """Loads a student before and after training, and the targets that it was trained with.
 
     Returns:
-        `untrained` (the weights that training started from) and `trained`, both in eval mode on
-        this process's device; and the targets, with the run's own statistics.
+        `untrained` (the initial weights) and `trained`, both in eval mode on this process's device;
+        and the targets, with the run's own statistics.
 
     Raises:
-        RecipeError: the checkpoint lacks statistics, or belongs to other teachers or another
-            student than the recipe names.
+        RecipeError: the checkpoint lacks statistics, or was trained with other teachers or another
+            student than those of the recipe.
     """
     teachers = build_teachers(trained.recipe)
     targets = build_targets(trained.recipe, teachers)
@@ -92,16 +91,10 @@ def load_trained(trained: Trained) -> tuple[dict[str, Student], Targets]:
     student = load_student(trained.checkpoint / "student.safetensors")
     if student.targets != untrained.targets or student.spec != untrained.spec:
         raise RecipeError(
-            f"{trained.checkpoint}: trained with other teachers or another student than the recipe "
-            f"names; the recipe it was trained with is {trained.checkpoint / 'recipe.yaml'}"
+            f"{trained.checkpoint}: trained with other teachers or another student than those of "
+            f"the recipe; use its own recipe, {trained.checkpoint / 'recipe.yaml'}"
         )
     device = distributed.device()
     if trained.recipe.objective.standardisation == "phi_s":
-        for name in targets.teachers:
-            path = trained.checkpoint / "statistics" / f"{name}.safetensors"
-            statistics = load_statistics(path, IN_CHECKPOINT)
-            if statistics is None:
-                raise RecipeError(f"{path}: missing, or not the statistics of a checkpoint")
-            phi_s = statistics.phi_s.to(device)
-            targets.statistics[name] = statistics._replace(phi_s=phi_s)
+        targets.statistics.load(trained.checkpoint / "statistics", targets.ensemble.teachers)
     return {"untrained": untrained.to(device), "trained": student.to(device)}, targets

@@ -1,7 +1,4 @@
-"""What an upsampler does to a map and to its encoder's fixed pattern: FeatSharp's figures 1 and 11.
-
-Each reads a trained file, and whose it is from its card.
-"""
+"""Pictures of a trained upsampler's maps and of its position bias (FeatSharp, figures 1 and 11)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +10,7 @@ from data.batch import scale_pixels
 from data.images import load_images
 from distill.display.pictures import draw_maps, draw_side_by_side
 from distill.runtime import distributed
+from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
 from distill.tasks.trained import find_run, recipe_file
 from distill.tasks.upsampler_recipe import load_upsampler_recipe
@@ -25,23 +23,32 @@ from teachers.upsamplers.tile import encode_tiles
 from teachers.upsamplers.trained import SHIPPED, TrainedUpsampler, load_upsampler
 
 
-def is_upsampler_file(target: Path) -> bool:
-    """Whether a target is a trained upsampler itself, by path or by the name of a shipped one."""
+def is_upsampler(target: Path) -> bool:
+    """Whether a target is a trained upsampler, or a recipe, run or checkpoint of one.
+
+    Raises:
+        RecipeError: the target is a folder without a recipe.
+    """
+    return _is_file(target) or load_yaml(recipe_file(target)).get("task") == "upsampler"
+
+
+def _is_file(target: Path) -> bool:
+    """Whether a target is an upsampler's file, by path or by the name of a shipped one."""
     shipped = SHIPPED / f"{target}.safetensors"
     return target.suffix == ".safetensors" or (not target.exists() and shipped.is_file())
 
 
 def find_upsampler(target: Path) -> Path:
-    """The file of an upsampler; of a run, its newest whole checkpoint's.
+    """The file of an upsampler; of a run, that of its newest complete checkpoint.
 
     Args:
-        target: such a file, the name of a shipped one, a recipe of `train_upsampler`, or the folder
+        target: the file, the name of a shipped one, a recipe of `train_upsampler`, or the folder
             of a run or of a checkpoint.
 
     Raises:
-        RecipeError: the target is of another task, or has no whole checkpoint yet.
+        RecipeError: the target is of another task, or has no complete checkpoint yet.
     """
-    if is_upsampler_file(target):
+    if _is_file(target):
         return target
     recipe = load_upsampler_recipe(recipe_file(target), [])
     return find_run(target, recipe.run.dir)[1] / "upsampler.safetensors"
@@ -49,7 +56,7 @@ def find_upsampler(target: Path) -> Path:
 
 @torch.no_grad()
 def draw_upsampler(path: Path, target: Path, images: Sequence[Path]) -> None:
-    """Draws one row an image: the encoder's maps and the upsampler's, in common colours.
+    """Draws a row for each image: the encoder's maps and the upsampler's, in common colours.
 
     Args:
         path: the PNG to write.
@@ -58,7 +65,7 @@ def draw_upsampler(path: Path, target: Path, images: Sequence[Path]) -> None:
 
     Raises:
         RecipeError: see `find_upsampler`.
-        TeacherError: the file is none of an upsampler, or its encoder is not there.
+        TeacherError: the file is not an upsampler's, or its encoder cannot be built.
         DataError: the images cannot be read.
     """
     file = find_upsampler(target)
@@ -72,10 +79,10 @@ def draw_upsampler(path: Path, target: Path, images: Sequence[Path]) -> None:
 
 
 def stages(upsampler: TrainedUpsampler, teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
-    """What comes before an upsampled map, and that map; all in the encoder's own space.
+    """The maps that lead to an upsampled map, and that map; all in the encoder's own space.
 
     Enlarged maps start from the encoder's map as the upsampler sees it, without the encoder's fixed
-    pattern; `raw` is with it.
+    pattern; `raw` has the pattern.
 
     Args:
         upsampler: on the teacher's device.
@@ -83,9 +90,9 @@ def stages(upsampler: TrainedUpsampler, teacher: Teacher, images: Tensor) -> dic
         images: (B, 3, H, W) in [0, 1], of the factor times the encoder's resolution.
 
     Returns:
-        Title to (B, D, h, w): the encoder's map, the encoder's at the size of the images (the map
-        of the tiles, where it does not take that size), bilinear interpolation, for FeatSharp the
-        first input of its fusion, and the upsampler's map.
+        Title to map (B, D, h, w): the encoder's, the encoder's at the size of the images (or of
+        tiles, if it does not take that size), the bilinearly interpolated, for FeatSharp the first
+        input of its fusion, and the upsampler's.
     """
     spec, inner = upsampler.spec, upsampler.inner
     height, width = images.shape[-2:]
@@ -110,8 +117,8 @@ def stages(upsampler: TrainedUpsampler, teacher: Teacher, images: Tensor) -> dic
 def draw_biases(path: Path, targets: Sequence[Path]) -> None:
     """Draws the position biases that upsamplers learned, side by side, each in colours of its own.
 
-    The title says how strong one is: the root mean square of what differs between cells, where 1 is
-    the deviation of the encoder's features.
+    The title has the root mean square of the bias's deviation from its mean over cells, in units of
+    the standard deviation of the encoder's features.
 
     Args:
         path: the PNG to write.
@@ -119,7 +126,7 @@ def draw_biases(path: Path, targets: Sequence[Path]) -> None:
 
     Raises:
         RecipeError: see `find_upsampler`, or an upsampler learned no position bias.
-        TeacherError: a file is none of an upsampler.
+        TeacherError: a file is not an upsampler's.
     """
     biases = []
     for target in targets:

@@ -1,4 +1,4 @@
-"""What an upsampler's training run is: one teacher, one upsampler, and the views that train it."""
+"""The recipe of an upsampler: one teacher, one upsampler, and the views that train it."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -16,7 +16,7 @@ from pydantic import (
 from distill.benchmarks.upsampling import UpsamplerEvaluationConfig
 from distill.engine.optimizer import OptimizerConfig
 from distill.runtime.config import load_recipe
-from distill.targets.targets import TargetsConfig
+from distill.targets.source import TargetsConfig
 from distill.tasks.student_recipe import AnyTeacher
 from distill.training.arms import ArmConfig, StepPlan
 from distill.training.rank_shares import share_out
@@ -34,8 +34,8 @@ class UpsamplerRun(RunConfig):
 
     Attributes:
         batch_size: images of one optimiser step, over all ranks.
-        micro_batch_size: images of one forward pass on one rank; the rest is accumulated. None
-            takes a rank's whole share at once.
+        micro_batch_size: images of one forward pass on one rank; gradients of the others are
+            accumulated. None, or a number above a rank's share, is the whole share.
     """
 
     batch_size: PositiveInt
@@ -43,7 +43,7 @@ class UpsamplerRun(RunConfig):
 
 
 class UpsamplerOptimizer(OptimizerConfig):
-    """The published optimiser: NAdam, whose decay only pulls spectral scales.
+    """FeatSharp's published optimiser: NAdam, with weight decay of the spectral scales only.
 
     Attributes:
         weight_decay: of the scales of spectral reparametrisation; nothing else is decayed.
@@ -55,7 +55,7 @@ class UpsamplerOptimizer(OptimizerConfig):
 
 
 class RatesConfig(BaseModel):
-    """Learning rates of parts, relative to `optimizer.lr`; the published ones.
+    """Learning rates of parameter groups, relative to `optimizer.lr`; FeatSharp's published ones.
 
     Attributes:
         guidance: of joint bilateral upsampling inside another upsampler.
@@ -77,13 +77,13 @@ class UpsamplerRecipe(TrainingRecipe):
         teacher: the encoder, without an upsampler.
         upsampler: what is trained; kinds without weights learn their position bias and their
             downsampler only, as the baselines of a comparison do.
-        views: the warps that must agree.
+        views: the random warps under which upsampled maps must agree.
         consistency: the loss.
-        targets: precision of the teacher, and the images that PHI-S is fitted to.
-        bias: whether a position bias is learned, which takes the encoder's fixed pattern away.
+        targets: precision of the teacher, and the number of images that PHI-S is fitted on.
+        bias: whether a position bias is learned, which removes the encoder's fixed pattern.
         spectral: whether the fusion's linear layers are trained in spectral reparametrisation, as
             published; slower at first.
-        rates: learning rates of parts.
+        rates: learning rates of parameter groups.
         evaluation: the held-out images that `distill.evaluate` measures it on.
     """
 
@@ -103,12 +103,12 @@ class UpsamplerRecipe(TrainingRecipe):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.teacher.upsampler is not None:
-            raise ValueError("teacher.upsampler: is what this run trains; leave it out there")
+            raise ValueError("teacher.upsampler: this run trains it; remove the key")
         if self.upsampler.kind == "trained":
-            raise ValueError("upsampler: is trained already; give a kind and its options")
+            raise ValueError("upsampler: is trained already; give another kind and its options")
         if self.engine.precision == "fp16":
             raise ValueError(
-                "engine.precision: fp16 would round PHI-S, the space of the loss, with the "
+                "engine.precision: fp16 would round PHI-S, in whose space the loss is, with the "
                 "weights; use bf16, or fp32"
             )
         return self
@@ -119,11 +119,11 @@ class UpsamplerRecipe(TrainingRecipe):
         share_out(run.batch_size, run.micro_batch_size, ranks, batch_at="run", micro_at="run")
 
     def step_plan(self, resolution: tuple[int, int], teacher: str, ranks: int) -> StepPlan:
-        """What each rank does in a step.
+        """The micro-batches of each rank.
 
         Args:
             resolution: (height, width) in pixels of the images.
-            teacher: its name.
+            teacher: name of the teacher.
             ranks: number of processes.
         """
         arm = ArmConfig.model_validate(

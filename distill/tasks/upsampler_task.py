@@ -1,4 +1,4 @@
-"""What the loop trains when it trains an upsampler: a teacher's views, and their agreement."""
+"""The loop's task for an upsampler: upsampled maps must agree with a teacher's maps of views."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,11 +33,11 @@ from teachers.upsamplers.views import ViewsConfig, sample_homographies, warp_ima
 
 
 class MultiView(nn.Module):
-    """An upsampler and what it learns along, as one module with one forward pass.
+    """An upsampler and its loss, which has weights too, as one module with one forward pass.
 
     Args:
         upsampler: what is trained.
-        consistency: the loss, with its downsampler and uncertainty.
+        consistency: the loss, with its downsampler and uncertainty network.
         teacher: the frozen encoder; kept out of the parameters and the checkpoints.
     """
 
@@ -68,8 +68,8 @@ class MultiView(nn.Module):
     def upsample(self, images: Tensor, homographies: Tensor) -> tuple[UpsampledFeatures, Tensor]:
         """The upsampled features, and the encoder's maps (B, n, D, h, w) of the views.
 
-        The views join the first images that the upsampler encodes, all of them in most, so that
-        the encoder sees one batch.
+        The views join the first images that the upsampler encodes, so that the encoder runs once
+        for most upsamplers.
         """
         (teacher,), upsampler = self._teacher, self.upsampler
         views = warp_images(images, homographies, teacher.spec.resolution)
@@ -91,7 +91,7 @@ class MultiView(nn.Module):
 
 
 def build_multi_view(recipe: UpsamplerRecipe, teacher: Teacher, phi_s: PhiS) -> MultiView:
-    """Builds what a recipe trains; its initial weights depend on the recipe's seed only."""
+    """Builds the trained module; its initial weights depend on the recipe's seed only."""
     distributed.seed_default_generators(recipe.run.seed, "upsampler")
     inner = build_upsampler(recipe.upsampler, teacher.spec)
     upsampler = Standardised(inner, phi_s, bias=recipe.bias)
@@ -108,17 +108,17 @@ def build_multi_view(recipe: UpsamplerRecipe, teacher: Teacher, phi_s: PhiS) -> 
 
 
 def parameter_groups(module: MultiView, recipe: UpsamplerRecipe) -> list[ParameterGroup]:
-    """Splits the parameters by learning rate (FeatSharp's training code)."""
+    """Groups the parameters by learning rate (FeatSharp's training code)."""
     rates, decay = recipe.rates, recipe.optimizer.weight_decay
     inner = module.upsampler.inner
     guides = [m for m in inner.modules() if isinstance(m, JBU)]
     guided = {p for guide in guides for p in guide.parameters()}
     if guided == set(inner.parameters()):  # alone it learns at the full rate
         guided = set()
-    doubting = set(getattr(module.consistency.uncertainty, "parameters", lambda: ())())
+    uncertainty_params = set(getattr(module.consistency.uncertainty, "parameters", lambda: ())())
     named = dict(module.named_parameters())
     scales = {m.scale for m in module.modules() if isinstance(m, SpectralScale)}
-    main = [p for p in named.values() if p not in guided | doubting | scales]
+    main = [p for p in named.values() if p not in guided | uncertainty_params | scales]
     groups = [
         ParameterGroup("main", main, 0.0),
         ParameterGroup("guidance", [p for p in named.values() if p in guided], 0.0, rates.guidance),
@@ -126,20 +126,23 @@ def parameter_groups(module: MultiView, recipe: UpsamplerRecipe) -> list[Paramet
             "spectral", [p for p in named.values() if p in scales], decay, rates.spectral
         ),
         ParameterGroup(
-            "uncertainty", [p for p in named.values() if p in doubting], 0.0, rates.uncertainty
+            "uncertainty",
+            [p for p in named.values() if p in uncertainty_params],
+            0.0,
+            rates.uncertainty,
         ),
     ]
     return [group for group in groups if group.parameters]
 
 
 class UpsamplerTask:
-    """An upsampler under the engine.
+    """Trains an upsampler.
 
     Args:
         recipe: the run's.
-        module: what the engine holds.
+        module: that the engine holds.
         engine: trains it.
-        teacher: its encoder.
+        teacher: the encoder.
         fingerprint: of the encoder in float32.
     """
 
@@ -156,19 +159,19 @@ class UpsamplerTask:
         self._fingerprint = fingerprint
 
     def loss(self, images: Tensor, micro_batch: MicroBatch) -> LossTerms:
-        """What the images (B, 3, H, W) in [0, 1] of a pass add to the step's loss."""
+        """What a micro-batch of images (B, 3, H, W) in [0, 1] adds to the step's loss."""
         terms: ConsistencyTerms = self.engine(images, self._views(len(images)).to(images.device))
         return LossTerms(terms.total, terms.parts, {"mse": terms.mse}).scaled(micro_batch.share)
 
     def save(self, folder: Path) -> None:
-        """Writes the upsampler as it would be used."""
+        """Writes the upsampler as a file for use."""
         weights = materialised(self.engine.weights())
         if distributed.rank() == 0:
             card = upsampler_card(self._recipe, self._teacher.spec, self._fingerprint)
-            save_upsampler(folder / "upsampler.safetensors", carried(weights), card)
+            save_upsampler(folder / "upsampler.safetensors", exported_tensors(weights), card)
 
     def load(self, folder: Path) -> None:
-        """Nothing: all that training changes is in the engine."""
+        """Does nothing: the engine has all that training changes."""
 
     def draw(self, images: Tensor, micro_batch: MicroBatch, path: Path) -> None:
         """Draws PCA panels of the encoder's map, bilinear and upsampled."""
@@ -190,7 +193,7 @@ class UpsamplerTask:
 def draw_views(
     config: ViewsConfig, batch: int, spec: FeatureSpec, factor: tuple[int, int]
 ) -> Tensor:
-    """Random views, (B, n, 3, 3) on the CPU, by torch's default generator.
+    """Draws random views, (B, n, 3, 3) on the CPU, from torch's default generator.
 
     Args:
         config: the ranges.
@@ -203,12 +206,12 @@ def draw_views(
     return sample_homographies(config, batch, grid, generator)
 
 
-def carried(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """What `save_upsampler` writes of the plain weights of a `MultiView`.
+def exported_tensors(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The weights of a `MultiView` that an upsampler's file has, by their names there.
 
     Args:
-        weights: names to weights.
-        prefix: of the names, where the module is part of another.
+        weights: name to weight, without reparametrisation.
+        prefix: of the names, if the module is part of another.
     """
     own = {f"{prefix}upsampler.": "", f"{prefix}consistency.downsampler.": "downsampler."}
     return {
@@ -220,7 +223,7 @@ def carried(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor
 
 
 def upsampler_card(recipe: UpsamplerRecipe, spec: FeatureSpec, fingerprint: str) -> UpsamplerCard:
-    """The card of what a recipe trains, for an encoder with this spec and fingerprint."""
+    """The card of a recipe's upsampler, for an encoder with this spec and fingerprint."""
     plain = resolved(recipe)
     return UpsamplerCard(
         upsampler=plain["upsampler"],

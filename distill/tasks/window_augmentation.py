@@ -1,8 +1,8 @@
-"""Windows as augmentation: some steps train the student as ViTDet would run it.
+"""Windows as augmentation: in some steps, attention runs within windows, as in ViTDet.
 
-After NVIDIA TAO's port of the RADIO trainer, for grids of any shape. The draw follows from the seed
-and the step alone, so that all ranks take equally long. A student trained so can be asked for
-windows later, where images are large: `Student.forward(images, window)`.
+As in NVIDIA TAO's port of the RADIO trainer, but for grids of any shape. The draw depends on the
+seed and the step only, so that all ranks take equally long. The trained student can then be run
+with windows on large images: `Student.forward(images, window)`.
 """
 
 import torch
@@ -12,13 +12,13 @@ from distill.runtime import distributed
 
 
 class WindowAugmentationConfig(BaseModel):
-    """How often, and which windows.
+    """The frequency and the sizes of windows.
 
     Attributes:
-        probability: of a step with windows. AM-RADIO is said to have taken 0.05 at low and 0.99 at
+        probability: of a step with windows. AM-RADIO is said to have used 0.05 at low and 0.99 at
             high resolution.
-        sizes: sides in patches to choose from, evenly, among those that divide both sides of the
-            grid into more than one window; where none does, attention is global.
+        sizes: sides in patches, drawn uniformly from those that divide both sides of the grid into
+            more than one window; if none does, attention is global.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,10 +35,10 @@ def fitting_windows(config: WindowAugmentationConfig, grid: tuple[int, int]) -> 
 def draw_window(
     config: WindowAugmentationConfig, grid: tuple[int, int], seed: int, step: int
 ) -> int | None:
-    """The side of a step's windows in patches; None for global attention.
+    """Draws the side of a step's windows in patches; None for global attention.
 
     Args:
-        config: how often, and which.
+        config: the frequency and the sizes.
         grid: (h, w) of the student.
         seed: of the run.
         step: the optimiser step.
@@ -53,7 +53,7 @@ def draw_window(
 def window_shares(
     config: WindowAugmentationConfig, grid: tuple[int, int]
 ) -> dict[int | None, float]:
-    """What `draw_window` returns, each with its probability; nothing that never happens."""
+    """The values that `draw_window` may return, with their probabilities above 0."""
     fitting = fitting_windows(config, grid) if config.probability else []
     if not fitting:
         return {None: 1.0}

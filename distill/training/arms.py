@@ -1,9 +1,9 @@
-"""Arms: what the teachers see together in one optimiser step, and which ranks run it.
+"""Arms: images of one size with the teachers that see them, and the ranks that run them.
 
-An arm is some images at one size with some teachers; a step has one image batch of each arm. On
-few ranks the arms follow each other and their gradients add up; on many, each may have ranks of
-its own (rank partitions of AM-RADIO and RADIOv2.5). Both give the same gradient: the loss of a
-teacher is the weighted mean over the images that it sees in the step, whichever arm they are in.
+An optimiser step has one batch of images for each arm. On few ranks the arms run one after the
+other and their gradients add up; on many, each may have ranks of its own (the rank partitions of
+AM-RADIO and RADIOv2.5). Both give the same gradient: a teacher's loss is the weighted mean over all
+images that it sees in the step, whichever arm they are in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ class ArmConfig(BaseModel):
     Attributes:
         resolution: of the student's input, as in `run.resolution`.
         batch_size: images of one optimiser step, over all ranks that run the arm.
-        micro_batch_size: images of one forward pass on one rank, where its share is larger; None
-            takes the whole share.
+        micro_batch_size: images of one forward pass on one rank; None, or a number above a rank's
+            share, is the whole share.
         teachers: names of those that see the arm's images; None for all.
-        weight: how much one image of the arm counts, against those of other arms.
-        ranks: the arm's share of the ranks, which then run nothing else: 1 and 3 give it every
-            fourth, or three of four. All arms have one, or none; without, every rank runs all
-            arms one after the other, as a single process does in any case.
-        routes: teacher to route, over `targets.routes`.
+        weight: of one image of the arm in a loss, relative to images of other arms.
+        ranks: the arm's share of the ranks, which then run no other arm: shares of 1 and 3 are a
+            quarter and three quarters of the ranks. Either all arms have a share or none. Without
+            shares, and in a single process, every rank runs all arms one after the other.
+        routes: teacher name to route, over `targets.routes`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,18 +46,19 @@ class ArmConfig(BaseModel):
 
 
 class MicroBatch(NamedTuple):
-    """One forward and backward pass of one rank: its images, routes and shares of the losses.
+    """The images of one forward and backward pass of one rank, and how much they count.
 
     Attributes:
-        arm: its name; empty where a recipe has no arms.
-        first: place of its first image among those of the step, over all ranks.
-        images: how many.
-        share: of a loss that every image of the step takes part in; those of all micro-batches
-            of all ranks sum to 1.
-        shares: teacher to the micro-batch's share of its loss; those of all micro-batches sum to 1.
-        arm_share: the micro-batch's share of its own arm's images.
-        routes: teacher to route, for the teachers of the arm.
-        keys: of its images, once they are read.
+        arm: its name; empty in a recipe without arms.
+        first: place of its first image in the step, over all ranks.
+        images: their number.
+        share: of a loss over all images of the step; the shares of all micro-batches of all ranks
+            sum to 1.
+        shares: teacher name to the share of that teacher's loss; those of all micro-batches sum
+            to 1.
+        arm_share: of a loss over the images of the arm alone.
+        routes: teacher name to route, for the teachers of the arm.
+        keys: of the images, once they are read.
     """
 
     arm: str
@@ -71,17 +72,17 @@ class MicroBatch(NamedTuple):
 
 
 class StepPlan:
-    """What every rank does in every optimiser step: a pure function of the step's number.
+    """The micro-batches of every rank in every optimiser step, as a pure function of its number.
 
     Args:
-        arms: name to arm; a single one may have an empty name, and is then the recipe's `run`.
-        teachers: the names of all teachers.
+        arms: name to arm; a recipe without arms has one with an empty name, from its `run`.
+        teachers: names of all teachers.
         seed: of the run.
         ranks: number of processes.
-        margin: pixels by which images are larger than the student's, along both axes.
+        margin: pixels by which images are larger than the student's input, along both axes.
 
     Raises:
-        RecipeError: a batch or the ranks do not divide; says what would.
+        RecipeError: a batch or the ranks do not divide; names numbers that do.
     """
 
     def __init__(
@@ -98,62 +99,62 @@ class StepPlan:
         self._teachers = {name: arm.teachers or tuple(teachers) for name, arm in arms.items()}
         self._placed = place_arms({name: arm.ranks for name, arm in arms.items()}, ranks)
         self._lanes = deal_lanes({name: arm.ranks for name, arm in arms.items()})
-        parts = {n: [self._part(n, s) for s in arm.resolution.root] for n, arm in arms.items()}
-        _require_equal_micro_batches(self.arms, parts)
-        every = [part for arm in parts.values() for part in arm]
-        self.layout = StepLayout(self._parts, every, _identity(self.arms))
+        every = {n: [self._sub_batch(n, s) for s in a.resolution.root] for n, a in arms.items()}
+        _require_equal_micro_batches(every)
+        listed = [each for of_arm in every.values() for each in of_arm]
+        self.layout = StepLayout(self._sub_batches, listed, _identity(self.arms))
 
     @property
     def partitions(self) -> list[range]:
-        """The ranks that run the same arms, part by part; all in one where arms have none."""
+        """The ranks of each arm, or one range of all ranks if arms have no shares."""
         return list(dict.fromkeys(self._placed.values()))
 
     def teachers_of(self, rank: int) -> set[str]:
-        """The teachers that a rank runs."""
+        """The names of the teachers that a rank runs."""
         mine = [n for n in self.arms if rank in self._placed[n]]
         return {teacher for name in mine for teacher in self._teachers[name]}
 
     def images_of(self, step: int) -> dict[str, int]:
-        """Teacher to the images that it sees in a step, over all ranks."""
+        """Teacher name to the number of images that it sees in a step, over all ranks."""
         seen: dict[str, int] = {}
-        for name, part in zip(self.arms, self._parts(step), strict=True):
+        for name, sub_batch in zip(self.arms, self._sub_batches(step), strict=True):
             for teacher in self._teachers[name]:
-                seen[teacher] = seen.get(teacher, 0) + part.batch_size
+                seen[teacher] = seen.get(teacher, 0) + sub_batch.batch_size
         return seen
 
     def micro_batches(self, rank: int, step: int) -> list[MicroBatch]:
         """The micro-batches of a rank in a step, in the order in which they run."""
-        parts = dict(zip(self.arms, self._parts(step), strict=True))
-        weights = {n: self.arms[n].weight * part.batch_size for n, part in parts.items()}
+        sub_batches = dict(zip(self.arms, self._sub_batches(step), strict=True))
+        weights = {n: self.arms[n].weight * each.batch_size for n, each in sub_batches.items()}
         totals: dict[str, float] = {}
         for name, weight in weights.items():
             for teacher in self._teachers[name]:
                 totals[teacher] = totals.get(teacher, 0.0) + weight
         found = []
-        for name, part in parts.items():
-            if rank not in part.ranks:
+        for name, sub_batch in sub_batches.items():
+            if rank not in sub_batch.ranks:
                 continue
-            of_arm = part.micro_batch_size / part.batch_size
+            of_arm = sub_batch.micro_batch_size / sub_batch.batch_size
             one = MicroBatch(
                 arm=name,
                 first=0,
-                images=part.micro_batch_size,
+                images=sub_batch.micro_batch_size,
                 share=of_arm * weights[name] / sum(weights.values()),
                 shares={t: of_arm * weights[name] / totals[t] for t in self._teachers[name]},
                 arm_share=of_arm,
                 routes={t: self.arms[name].routes.get(t, "auto") for t in self._teachers[name]},
             )
-            found += [one] * part.micro_batches
+            found += [one] * sub_batch.micro_batches
         places = self.layout.slices(rank, step, 0)
         return [one._replace(first=p.first) for one, p in zip(found, places, strict=True)]
 
-    def _parts(self, step: int) -> list[SubBatch]:
+    def _sub_batches(self, step: int) -> list[SubBatch]:
         return [
-            self._part(name, arm.resolution.draw(step, self._seed, name))
+            self._sub_batch(name, arm.resolution.draw(step, self._seed, name))
             for name, arm in self.arms.items()
         ]
 
-    def _part(self, name: str, size: SizeConfig) -> SubBatch:
+    def _sub_batch(self, name: str, size: SizeConfig) -> SubBatch:
         arm, ranks = self.arms[name], self._placed[name]
         own = f"{place_of(name)}.resolution.{arm.resolution.root.index(size)}"
         batch = size.batch_size or arm.batch_size
@@ -174,32 +175,30 @@ class StepPlan:
 
 
 def place_of(arm: str) -> str:
-    """The path of an arm in its recipe."""
+    """The path of an arm in its recipe, for messages."""
     return f"arms.{arm}" if arm else "run"
 
 
-def _require_equal_micro_batches(
-    arms: Mapping[str, ArmConfig], parts: Mapping[str, Sequence[SubBatch]]
-) -> None:
-    """Ranks meet in every backward pass, so those of different arms must have as many."""
-    found = [(name, part) for name, of_arm in parts.items() for part in of_arm]
-    if len({part.ranks for _, part in found}) == 1:
+def _require_equal_micro_batches(sub_batches: Mapping[str, Sequence[SubBatch]]) -> None:
+    """Arms with ranks of their own need equally many: all ranks join in every backward pass."""
+    found = [(name, each) for name, of_arm in sub_batches.items() for each in of_arm]
+    if len({each.ranks for _, each in found}) == 1:
         return
-    if len({part.micro_batches for _, part in found}) > 1:
-        said = ", ".join(
-            f"{place_of(name)} {part.micro_batches} ({part.batch_size} images at "
-            f"{part.resolution[0]} x {part.resolution[1]} px over {len(part.ranks)} ranks, "
-            f"{part.micro_batch_size} a pass)"
-            for name, part in found
+    if len({each.micro_batches for _, each in found}) > 1:
+        counts = ", ".join(
+            f"{place_of(name)} {each.micro_batches} ({each.batch_size} images at "
+            f"{each.resolution[0]} x {each.resolution[1]} px over {len(each.ranks)} ranks, "
+            f"{each.micro_batch_size} a micro-batch)"
+            for name, each in found
         )
         raise RecipeError(
-            f"arms: with ranks of their own they need as many passes a step: {said}; change "
-            "their micro_batch_size until they agree"
+            f"arms: with ranks of their own they need equally many micro-batches a step, got "
+            f"{counts}; change their micro_batch_size until they agree"
         )
 
 
 def _identity(arms: Mapping[str, ArmConfig]) -> dict[str, Any]:
-    """What decides how many samples of which size a step reads."""
+    """What decides how many samples of which size a step reads; kept in checkpoints."""
     only = arms.get("")
     if only is not None and only.resolution.fixed:
         return {"resolution": list(only.resolution.fixed), "batch_size": only.batch_size}

@@ -1,4 +1,4 @@
-"""How ranks share a batch, and how arms share the ranks."""
+"""Divides a batch over ranks, and the ranks over arms."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -7,17 +7,17 @@ from distill.runtime.errors import RecipeError
 
 
 def share_out(batch: int, micro: int | None, ranks: int, *, batch_at: str, micro_at: str) -> int:
-    """Images of one forward pass on one rank.
+    """The number of images of one forward pass on one rank.
 
     Args:
         batch: images of a step, over all ranks.
-        micro: images of one forward pass on one rank, where it has so many; None for all of its.
+        micro: the number asked for; None, or a number above a rank's share, is the whole share.
         ranks: number of processes that share the batch.
-        batch_at: the section of the recipe that says the batch.
-        micro_at: the section that says the other.
+        batch_at: the recipe's section that has the batch size.
+        micro_at: the recipe's section that has the size of micro-batches.
 
     Raises:
-        RecipeError: the batch does not divide; says which sizes do.
+        RecipeError: the batch does not divide; names sizes that do.
     """
     if batch % ranks:
         lower = batch // ranks * ranks
@@ -43,11 +43,11 @@ def place_arms(shares: Mapping[str, int | None], ranks: int) -> dict[str, range]
     """The ranks of each arm.
 
     Args:
-        shares: arm to its share of the ranks; None for all, where no arm has any of its own.
+        shares: arm to its share of the ranks; None for every arm if they have no shares.
         ranks: number of processes; a single one runs all arms, whatever their shares.
 
     Raises:
-        RecipeError: the shares do not divide the ranks; says how many they do.
+        RecipeError: the shares do not divide the ranks; names numbers of ranks that they do.
     """
     own = {name: share for name, share in shares.items() if share is not None}
     if ranks == 1 or not own:
@@ -59,7 +59,7 @@ def place_arms(shares: Mapping[str, int | None], ranks: int) -> dict[str, range]
         fits = [str(count) for count in (lower, lower + total) if count]
         raise RecipeError(
             f"arms: partitions of {asked} do not fit {ranks} ranks; start {' or '.join(fits)} "
-            "of them, or one, which runs all arms in turn"
+            "ranks, or one, which runs all arms in turn"
         )
     placed, first = {}, 0
     for name, share in own.items():
@@ -69,9 +69,9 @@ def place_arms(shares: Mapping[str, int | None], ranks: int) -> dict[str, range]
 
 
 def deal_lanes(shares: Mapping[str, int | None]) -> dict[str, tuple[Fraction, Fraction]]:
-    """Where each arm's lanes of a stream begin and end, in the proportions of its ranks.
+    """Where each arm's lanes of a stream begin and end, as shares of all lanes.
 
-    They do not depend on how many ranks there are, so that a run can go on with others.
+    They do not depend on the number of ranks, so that a run can be resumed on another number.
 
     Args:
         shares: as for `place_arms`.

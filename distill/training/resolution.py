@@ -1,7 +1,7 @@
-"""The student's input size as a function of the step: one, a set to draw from, or stages.
+"""The student's input size in each step: one size, a random one of several, or stages of these.
 
-One draw a step, the same on every rank, from the seed and the step alone (AM-RADIO and its
-successors draw one size a batch; C-RADIOv4 has six small and four large ones).
+Each step draws one size, the same on every rank, from the seed and the step alone. (AM-RADIO and
+its successors draw one size a batch; C-RADIOv4 has six small and four large sizes.)
 """
 
 from typing import Any, Self
@@ -22,13 +22,13 @@ from teachers.upsamplers.resize import Size2d
 
 
 class SizeConfig(BaseModel):
-    """One size, and when it is drawn.
+    """One size, and the steps that may draw it.
 
     Attributes:
         size: the student's input in pixels, one number or [height, width].
-        probability: of being drawn; those of a stage sum to 1. None for equal shares.
-        start: first optimiser step of the stage that it belongs to, from 0.
-        end: the optimiser step before which the stage ends; None for never.
+        probability: of being drawn; those of a stage sum to 1. None for equal probabilities.
+        start: first optimiser step of the size's stage, from 0.
+        end: the optimiser step before which the stage ends; None for no end.
         batch_size: images of a step at this size, over all ranks; None for the arm's.
         micro_batch_size: images of one forward pass on one rank; None for the arm's.
     """
@@ -45,16 +45,16 @@ class SizeConfig(BaseModel):
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if self.end is not None and self.end <= self.start:
-            raise ValueError(f"end: {self.end} is not behind the stage's start, {self.start}")
+            raise ValueError(f"end: {self.end} is not after the stage's start, {self.start}")
         return self
 
     def at(self, step: int) -> bool:
-        """Whether it may be drawn at a step."""
+        """Whether a step may draw it."""
         return self.start <= step and (self.end is None or step < self.end)
 
 
 class ResolutionSchedule(RootModel[tuple[SizeConfig, ...]]):
-    """Sizes with probabilities, in stages; a single size is written as a number or a pair."""
+    """Sizes with probabilities, in stages; a recipe may write one size as a number or a pair."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,7 +63,7 @@ class ResolutionSchedule(RootModel[tuple[SizeConfig, ...]]):
     def _from_one(cls, value: Any) -> Any:
         listed = isinstance(value, list | tuple)
         if listed and not value:
-            raise ValueError("no size in the list; give a number, [height, width], or some sizes")
+            raise ValueError("the list is empty; give a number, [height, width], or sizes")
         several = listed and any(isinstance(size, dict | SizeConfig) for size in value)
         return value if several else ({"size": value},)
 
@@ -74,13 +74,13 @@ class ResolutionSchedule(RootModel[tuple[SizeConfig, ...]]):
             active = [size for size in self.root if size.at(step)]
             if not active:
                 raise ValueError(
-                    f"no size for step {step}; let another stage start there, or leave `end` out"
+                    f"no size for step {step}; let another stage start there, or remove `end`"
                 )
             given = [s.probability for s in active if s.probability is not None]
             if given and (len(given) < len(active) or abs(sum(given) - 1) > 1e-6):
                 raise ValueError(
                     f"the probabilities at step {step} are {[s.probability for s in active]}; "
-                    "they must sum to 1, or all be left out"
+                    "they must sum to 1, or none may be given"
                 )
         return self
 
@@ -90,7 +90,7 @@ class ResolutionSchedule(RootModel[tuple[SizeConfig, ...]]):
 
     @property
     def fixed(self) -> tuple[int, int] | None:
-        """(height, width) where every step has the same size and nothing else is said of it."""
+        """(height, width) if every step has the same size, with no option of its own; else None."""
         (first, *others) = self.root
         return first.size if not others and first == SizeConfig(size=first.size) else None
 
@@ -99,7 +99,7 @@ class ResolutionSchedule(RootModel[tuple[SizeConfig, ...]]):
 
         Args:
             step: number of the optimiser step.
-            purpose: with the step, the seed of the draw: that of the run, and whose draw it is.
+            purpose: seeds the draw together with the step: the run's seed and the arm's name.
         """
         active = [size for size in self.root if size.at(step)]
         point = distributed.derive_seed(*purpose, "resolution", step) / 2**63

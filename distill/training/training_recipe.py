@@ -1,4 +1,4 @@
-"""What every training run is, whatever it trains."""
+"""The sections of a recipe that every training run has, whatever it trains."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -14,17 +14,20 @@ from pydantic import (
 )
 
 from data.config import DataConfig
+from data.stream import TrainStream
 from distill.engine.engine_config import EngineConfig
 from distill.engine.optimizer import OptimizerConfig
 from distill.engine.schedule import ScheduleConfig
+from distill.runtime import distributed
 from distill.runtime.tracking import TrackingConfig
+from distill.training.arms import StepPlan
 
 
 class RunConfig(BaseModel):
-    """One run: how long, on what, and where its files go.
+    """The length, seed and folder of a run.
 
     Attributes:
-        dir: the run's folder; starting again with the same folder resumes.
+        dir: the run's folder; starting again with the same folder resumes the run.
         seed: of everything random.
         steps: optimiser steps.
         watchdog_s: seconds after which a step that hangs ends the run with every thread's trace.
@@ -39,11 +42,11 @@ class RunConfig(BaseModel):
 
 
 class CheckpointConfig(BaseModel):
-    """When a run can be resumed from.
+    """When checkpoints are written.
 
     Attributes:
         every: optimiser steps between two checkpoints; the last step is always saved.
-        keep: whole checkpoints to keep.
+        keep: complete checkpoints to keep, the newest ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,7 +56,7 @@ class CheckpointConfig(BaseModel):
 
 
 class TrainingRecipe(BaseModel, ABC):
-    """The sections that training anything needs; a recipe adds what it trains."""
+    """The common sections; a subclass adds what it trains."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,14 +72,30 @@ class TrainingRecipe(BaseModel, ABC):
     def _warm_up_ends(self) -> Self:
         if self.schedule.warmup_steps >= self.run.steps:
             raise ValueError(
-                f"schedule.warmup_steps: {self.schedule.warmup_steps} leaves nothing of the "
+                f"schedule.warmup_steps: {self.schedule.warmup_steps} must be less than the "
                 f"run's {self.run.steps} steps"
             )
         return self
 
     @abstractmethod
     def require_ranks(self, ranks: int) -> None:
-        """Raises RecipeError where a number of processes cannot share the run's batches."""
+        """Raises RecipeError if this number of processes cannot share the run's batches."""
+
+    def open_stream(self, plan: StepPlan, *, purpose: str = "") -> TrainStream:
+        """Opens this rank's images.
+
+        Args:
+            plan: what each step reads.
+            purpose: another purpose sees the images in another order; empty for training.
+        """
+        seed = self.run.seed
+        return TrainStream(
+            self.data,
+            plan.layout,
+            rank=distributed.rank(),
+            seed=distributed.derive_seed(seed, purpose) if purpose else seed,
+            index_dir=self.run.dir / "index",
+        )
 
 
 def resolved(recipe: BaseModel) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def our_step(tree: Mapping[str, Any]) -> Step:
     teachers = build_teachers(recipe)
     targets = build_targets(recipe, teachers)
     for name, teacher in teachers.items():
-        targets.statistics[name] = TargetStatistics(
+        targets.statistics.of[name] = TargetStatistics(
             _phi_s(teacher.spec.spatial_dim), torch.ones(())
         )
     student = build_student(recipe, teachers)

@@ -37,8 +37,8 @@ from distill.targets.target_statistics import TargetStatistics
 from distill.tasks.build import build_student, build_targets, build_teachers, prepare_student
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.student_task import StudentTask
-from distill.tasks.upsampler_build import base_resolution, build_encoder
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
+from distill.tasks.upsampler_run import base_resolution, build_encoder
 from distill.tasks.upsampler_task import UpsamplerTask, build_multi_view, parameter_groups
 from distill.training.arms import MicroBatch
 from student.model import Student
@@ -93,7 +93,7 @@ def student_step(tree: dict[str, Any]) -> Step:
     targets = build_targets(recipe, teachers)
     for name, teacher in teachers.items():
         phi_s = any_phi_s(teacher.spec.spatial_dim)
-        targets.statistics[name] = TargetStatistics(phi_s, torch.ones(()))
+        targets.statistics.of[name] = TargetStatistics(phi_s, torch.ones(()))
     student = build_student(recipe, teachers)
     prepare_student(student, recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())

@@ -23,18 +23,18 @@ from distill.parametrization.reparametrize import materialised
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import load_recipe
-from distill.tasks.upsampler_build import NAME, base_resolution, build_encoder, fit_phi_s_of
 from distill.tasks.upsampler_recipe import AnyUpsampler, UpsamplerRecipe
+from distill.tasks.upsampler_run import NAME, base_resolution, build_encoder, fit_phi_s_of
 from distill.tasks.upsampler_task import (
     MultiView,
     build_multi_view,
-    carried,
     draw_views,
+    exported_tensors,
     parameter_groups,
     upsampler_card,
 )
 from distill.training.arms import MicroBatch
-from distill.training.session import Assembly, open_stream, run_command
+from distill.training.session import Assembly, run_command
 from teachers.features import Features
 from teachers.teacher import Teacher
 from teachers.upsamplers.consistency import ConsistencyTerms
@@ -101,8 +101,8 @@ class TogetherTask:
         views = draw_views(self._recipe.views, len(images), self._teacher.spec, factor)
         terms: dict[str, ConsistencyTerms] = self.engine(images, views)
         total = torch.stack([each.total for each in terms.values()]).sum()
-        parts = {name: each.parts["reconstruction"] for name, each in terms.items()}
-        return LossTerms(total, parts, {f"mse/{n}": t.mse for n, t in terms.items()}).scaled(
+        losses = {name: each.parts["reconstruction"] for name, each in terms.items()}
+        return LossTerms(total, losses, {f"mse/{n}": t.mse for n, t in terms.items()}).scaled(
             micro_batch.share
         )
 
@@ -110,7 +110,7 @@ class TogetherTask:
         weights = materialised(self.engine.weights())
         for name in self._recipe.methods if distributed.rank() == 0 else ():
             card = upsampler_card(self._recipe.of(name), self._teacher.spec, self._fingerprint)
-            tensors = carried(weights, f"members.{name}.")
+            tensors = exported_tensors(weights, f"members.{name}.")
             save_upsampler(folder / f"{name}.safetensors", tensors, card)
 
     def load(self, folder: Path) -> None:
@@ -130,7 +130,7 @@ def assemble(recipe: ComparisonRecipe) -> Assembly:
     teacher, fingerprint = build_encoder(recipe)
     resolution = base_resolution(recipe, teacher.spec)
     plan = recipe.step_plan(resolution, NAME, distributed.world_size())
-    stream = open_stream(recipe, plan)
+    stream = recipe.open_stream(plan)
     phi_s = fit_phi_s_of(recipe, teacher, plan)
     encoder = Remembering(teacher)
     members, groups = {}, []

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.objective.objective import Objective, ObjectiveConfig
+from distill.objective.objective import Objective
+from distill.objective.objective_config import ObjectiveConfig
 from distill.objective.views import ShiftConfig, build_views, frame_size
 from distill.objective.weighting import BalancingConfig
 from distill.parametrization.reparametrize import ReparametrisationConfig, reparametrise
@@ -69,7 +70,7 @@ def test_the_loss_falls_tenfold_and_every_map_is_known_better_than_its_mean(
         terms.total.backward()
         optimizer.step()
         objective.finish_step()
-        losses.append({name: float(value) for name, value in terms.parts.items()})
+        losses.append({name: float(value) for name, value in terms.losses.items()})
     first, last = losses[0], losses[-1]
     for name in TEACHERS:
         assert last[f"{name}/spatial"] < min(first[f"{name}/spatial"], 1) / 10
