@@ -93,7 +93,7 @@ def test_the_watchdog_is_off_while_they_run(
     recipe = StudentRecipe.model_validate(
         {
             "run": run,
-            "data": {"sources": [{"shards": tmp_path}]},
+            "data": {"sources": [{"shards": str(tmp_path)}]},
             "teachers": {"expert": {"kind": "timm", "model": "test_vit"}},
             "student": {"size": "tiny"},
         }

@@ -184,7 +184,7 @@ def test_mistakes_are_told_apart(recipe: Path, tmp_path: Path) -> None:
     (checkpoint / "statistics/expert.json").unlink()
     with pytest.raises(RecipeError, match="step-00000003: the checkpoint is not whole"):
         find_trained(checkpoint, [])
-    with pytest.raises(RecipeError, match="evaluation.resolutions.1: .*nearest that is: .64, 32."):
+    with pytest.raises(RecipeError, match="evaluation.resolutions.1: .*the nearest are .64, 32."):
         find_trained(recipe, ["evaluation.resolutions=[32,[60,32]]"])
 
 
@@ -227,7 +227,7 @@ def test_visualize_draws_a_row_an_image(
     "option, message",
     [
         (("--resolution", 40), "the student takes multiples of 16 px; the nearest is 32"),
-        (("--out", "x.gif"), "--out x.gif: the picture is a .png"),
+        (("--out", "x.gif"), "--out x.gif: expected a .png file"),
     ],
 )
 def test_visualize_explains_wrong_options(

@@ -70,7 +70,7 @@ def test_a_student_that_is_not_there_is_named_with_its_entry(tmp_path: Path) -> 
 def test_a_students_licence_tells_those_of_its_teachers(tmp_path: Path) -> None:
     entry = {"kind": "student", "path": str(tmp_path / "student.safetensors")}
     student = encoder(tmp_path).student
-    assert licence_of(parse_teacher(entry)).endswith("of its teachers: not kept in its file")
+    assert licence_of(parse_teacher(entry)).endswith("of its teachers: not in its file")
     kept = {"licences": json.dumps({"clip": "MIT", "dino": "Apache-2.0"})}
     parts = (student.config, student.targets, student.state_dict(), kept)
     save_student(entry["path"], *parts)

@@ -96,7 +96,7 @@ def test_another_encoder_of_that_name_inherits_nothing(
     first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert inherited(second(tmp_path, first), "teachers.expert.model=test_vit2") == {}
-    assert "expert is another encoder there; its head starts anew" in caplog.text
+    assert "expert is another encoder there; its head is not reused" in caplog.text
 
 
 def test_a_file_without_its_statistics_is_told(
@@ -105,4 +105,4 @@ def test_a_file_without_its_statistics_is_told(
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((first / LAST / "student.safetensors").read_bytes())
     assert inherited(second(tmp_path, first), f"student.init.path={alone}") == {}
-    assert "the head of expert is taken over, but" in caplog.text
+    assert "the head of expert is reused, but" in caplog.text

@@ -223,9 +223,12 @@ def test_the_dry_run_prints_the_resolved_recipe_and_makes_no_folder(
     [
         (
             {"teacher": TEACHER | {"upsampler": {"kind": "tile", "factor": 2}}},
-            "teacher.upsampler: is what this run trains; leave it out there",
+            "teacher.upsampler: this run trains it; remove the key",
         ),
-        ({"upsampler": "some/file.safetensors"}, "upsampler: is trained already; give a kind"),
+        (
+            {"upsampler": "some/file.safetensors"},
+            "upsampler: is trained already; give another kind",
+        ),
         ({"engine": {"precision": "fp16"}}, "engine.precision: fp16 would round PHI-S"),
         ({"upsampler": {"kind": "featsharpp", "factor": 2}}, "did you mean 'featsharp'"),
         ({"upsampler": {"kind": "featsharp"}}, "upsampler.*factor: required"),

@@ -71,12 +71,12 @@ TIMM = {"kind": "timm", "model": "vit_tiny_patch16_224", "weights": "none"}
     [
         (
             {"objective": {"equivariance": {"kind": "shift"}}},
-            "objective.equivariance.limit: crops 2 tokens apart share nothing .* has 2; use at "
-            "most 1, or a larger run.resolution",
+            "objective.equivariance.limit: crops 2 tokens apart do not .* 2 tokens on a side; use "
+            "at most 1, or a larger run.resolution",
         ),
         (
             {"objective": {"mesa": {}}},
-            "engine.ema_decay: is 0, .*; or leave objective.mesa out",
+            "engine.ema_decay: is 0, .*; or remove objective.mesa",
         ),
         (
             {"objective": {"mesa": {}}, "engine": {"ema_decay": 0.9, "zero_stage": 3}},

@@ -176,10 +176,10 @@ def test_mistakes_are_explained(
     path = _save(tmp_path / "up.safetensors", bias=False)
     (tmp_path / "recipe.yaml").write_text("task: upsampler\n")
     for arguments, message in (
-        ([path], "name images or folders"),
-        ([path, tmp_path, "--resolution", 64], "--resolution: is a student's"),
+        ([path], "give images, or folders"),
+        ([path, tmp_path, "--resolution", 64], "--resolution: is for students"),
         ([path, "--bias"], "learned no position bias; train with `bias: true`"),
-        ([path, tmp_path, "--out", "x.gif"], "--out x.gif: the picture is a .png"),
+        ([path, tmp_path, "--out", "x.gif"], "--out x.gif: expected a .png file"),
         ([tmp_path / "gone.safetensors", tmp_path], "there is no such file"),
         ([tmp_path / "recipe.yaml", tmp_path], "recipe.yaml"),
     ):

@@ -142,22 +142,22 @@ def test_a_resolved_recipe_loads_again_as_itself(made: StudentRecipe) -> None:
         (
             {"high": HIGH},
             {},
-            "teachers.siglip: no arm names it; add it to the teachers of an arm, or take it out",
+            "teachers.siglip: no arm names it; add it to the teachers of an arm, or remove it",
         ),
         ({"low": LOW}, {"batch_size": 4}, "run.batch_size: the recipe has arms"),
         ({"low": LOW}, {"resolution": 32}, "run.resolution: the recipe has arms"),
-        (None, {"resolution": 32}, "run.batch_size: required, but not given, as .* has no arms"),
-        (None, {"batch_size": 32}, "run.resolution: required, but not given, as .* has no arms"),
+        (None, {"resolution": 32}, "run.batch_size: required, but not given, because .* no arms"),
+        (None, {"batch_size": 32}, "run.resolution: required, but not given, because .* no arms"),
         ({"a-b": LOW}, {}, "arms.a-b: an arm's name is letters, digits and _"),
         (
             {"low": {**LOW, "ranks": 1}, "high": HIGH},
             {},
-            "arms.high.ranks: other arms have ranks of their own; give every arm a share, or none",
+            "arms.high.ranks: other arms have ranks of their own; set it in every arm, or in",
         ),
         (
             {"low": {**LOW, "resolution": [{"size": 64}, {"size": [64, 100]}]}},
             {},
-            r"arms.low.resolution.1.size: \[64, 100\] px is no multiple .* that is: \[64, 96\]",
+            r"arms.low.resolution.1.size: expected .* got \[64, 100\]; the nearest are \[64, 96\]",
         ),
         ({"low": {**LOW, "weigth": 1}}, {}, r"arms.low.weigth: unknown key \(did you mean 'weight"),
         (
@@ -193,16 +193,16 @@ def test_each_mistake_says_where_and_how_to_mend_it(
         (
             *PARTED,
             6,
-            r"arms: partitions of 3 \(low\) \+ 1 \(high\) do not fit 6 ranks; start 4 or 8 of "
-            "them, or one, which runs all arms in turn",
+            r"arms: partitions of 3 \(low\) \+ 1 \(high\) do not fit 6 ranks; start 4 or 8 "
+            "ranks, or one, which runs all arms in turn",
         ),
-        (*PARTED, 2, r"do not fit 2 ranks; start 4 of them, or one"),
+        (*PARTED, 2, r"do not fit 2 ranks; start 4 ranks, or one"),
         (
             {"ranks": 1},
             {"ranks": 1},
             2,
-            r"as many passes a step: arms.low 6 \(12 images at 64 x 64 px over 1 ranks, 2 a "
-            r"pass\), arms.high 4 \(4 images .*; change their micro_batch_size until they agree",
+            r"as many micro-batches a step, got arms.low 6 \(12 images at 64 x 64 px over 1 ranks, "
+            r"2 a micro-batch\), arms.high 4 \(4 images .*; change their micro_batch_size",
         ),
     ],
 )

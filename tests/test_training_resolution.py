@@ -90,15 +90,15 @@ def test_a_stage_may_be_a_set() -> None:
         ),
         (
             [{"size": 32, "probability": 0.5}, {"size": 64}],
-            r"\[0.5, None\]; they must sum to 1, or all be left out",
+            r"\[0.5, None\]; they must sum to 1, or none may be given",
         ),
         ([{"size": 32, "end": 5}], "no size for step 5; let another stage start there"),
         ([{"size": 32, "start": 2}], "no size for step 0"),
         (
             [{"size": 32, "end": 5}, {"size": 64, "start": 6}],
-            "no size for step 5; let another stage start there, or leave `end` out",
+            "no size for step 5; let another stage start there, or remove `end`",
         ),
-        ([{"size": 32, "start": 5, "end": 5}], "resolution.0: end: 5 is not behind .* start, 5"),
+        ([{"size": 32, "start": 5, "end": 5}], "resolution.0: end: 5 is not after .* start, 5"),
         ([{"side": 32}], r"resolution.0.side: unknown key \(did you mean 'size'\?\)"),
         ("large", "resolution.0.size: .*got 'large'"),
         (0, "resolution.0.size.0: .*greater than 0"),

@@ -192,7 +192,7 @@ def _require_equal_micro_batches(sub_batches: Mapping[str, Sequence[SubBatch]]) 
             for name, each in found
         )
         raise RecipeError(
-            f"arms: with ranks of their own they need equally many micro-batches a step, got "
+            f"arms: with ranks of their own they need as many micro-batches a step, got "
             f"{counts}; change their micro_batch_size until they agree"
         )
 
