@@ -130,24 +130,19 @@ class Statistics:
         Returns:
             Teacher name to `estimated`, `cached` or `inherited`.
         """
-        own = {
-            name: (statistics_fingerprint(fingerprint, facts), ensemble.teachers[name].spec)
-            for name, fingerprint in ensemble.fingerprints().items()
-        }
-        every = {n: known for each in distributed.gather_objects(own) for n, known in each.items()}
-        inherited = inherited or {}
+        known, inherited = _identities_and_specs(ensemble, facts), inherited or {}
         found = {
             name: inherited.get(name) or load_statistics(folder / f"{name}.safetensors", identity)
-            for name, (identity, _) in every.items()
+            for name, (identity, _) in known.items()
         }
         # Ranks may see a shared folder at different moments: rank 0 decides.
         missing = distributed.broadcast_object([name for name, s in found.items() if s is None])
         if missing:
-            specs = {name: every[name][1] for name in missing}
+            specs = {name: known[name][1] for name in missing}
             for name, estimate in _estimate(ensemble, batches, specs, num_images).items():
                 found[name] = estimate
                 if distributed.rank() == 0:
-                    save_statistics(folder / f"{name}.safetensors", estimate, every[name][0])
+                    save_statistics(folder / f"{name}.safetensors", estimate, known[name][0])
             distributed.barrier()
         # Inherited ones of teachers that do not run are kept: an export to their space needs them.
         for name, statistics in {**inherited, **found}.items():
@@ -159,6 +154,17 @@ class Statistics:
     def _set(self, name: str, statistics: TargetStatistics) -> None:
         phi_s = statistics.phi_s.to(distributed.device())
         self.of[name] = statistics._replace(phi_s=phi_s)
+
+
+def _identities_and_specs(
+    ensemble: Ensemble, facts: Mapping[str, object]
+) -> dict[str, tuple[str, FeatureSpec]]:
+    """By name, of the teachers of all ranks."""
+    own = {
+        name: (statistics_fingerprint(fingerprint, facts), ensemble.teachers[name].spec)
+        for name, fingerprint in ensemble.fingerprints().items()
+    }
+    return {name: pair for each in distributed.gather_objects(own) for name, pair in each.items()}
 
 
 def _estimate(
