@@ -167,12 +167,12 @@ class TargetCache:
         if any(view.key == other.key for other in self._index[group]):
             return (
                 f"{place} has image {view.key} in another view only: another crop, flip or decoder "
-                "than this run's; with random crops a cache serves the steps that it was written "
-                "for, with data.augmentation=none every step"
+                "than this run's; with random crops a cache has the views of the steps that it was "
+                "written for, with data.augmentation=none those of every step"
             )
         return (
             f"{place} has no image {view.key}; write a cache over these images and as many steps, "
-            "or train on those that it has"
+            "or train on the images that it has"
         )
 
 
