@@ -13,8 +13,7 @@ from pathlib import Path
 from distill.runtime.command import command
 from distill.runtime.errors import RecipeError
 from distill.tasks.kinds import register_kinds
-from distill.tasks.student_pictures import draw_student
-from distill.tasks.upsampler_pictures import draw_biases, draw_upsampler, is_upsampler
+from distill.tasks.pictures import draw_biases, draw_student, draw_upsampler, is_upsampler
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from typing import get_args
 from distill.runtime.command import command
 from distill.runtime.tracking import start_logging
 from distill.targets.target_cache import CachePrecision
-from distill.tasks.cache_writing import write_cache
+from distill.tasks.cached_targets import write_cache
 from distill.tasks.kinds import register_kinds
 from distill.tasks.student_recipe import load_student_recipe
 

@@ -197,6 +197,6 @@ def test_a_teacher_with_zero_weights_is_not_run() -> None:
     config = ObjectiveConfig(weights={"a": TeacherWeights(summary=1, spatial=0)})
     with_summary = FeatureSpec(summary_dim=4, spatial_dim=4, patch_size=16, resolution=(32, 32))
     without = FeatureSpec(summary_dim=None, spatial_dim=4, patch_size=16, resolution=(32, 32))
-    assert config.runs("a", with_summary)
-    assert not config.runs("a", without)
-    assert config.runs("b", without)
+    assert config.losses_of("a", with_summary) == ["a/summary"]
+    assert config.losses_of("a", without) == []
+    assert config.losses_of("b", without) == ["b/spatial"]

@@ -13,7 +13,7 @@ from distill import train_student, write_targets
 from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
 from distill.runtime.process import importing, reset_watchdog, watchdog
-from distill.tasks import cache_writing
+from distill.tasks import cached_targets
 from distill.training import session
 from distill.training.training_recipe import resolved
 from tests.test_training_arms import recipe
@@ -68,7 +68,7 @@ def test_a_watchdog_ends_with_its_block_and_gives_way_to_the_one_around_it(
 
 
 @pytest.mark.parametrize("error", [None, RecipeError("no"), ValueError("no"), KeyboardInterrupt()])
-@pytest.mark.parametrize(("module", "work"), [(session, "_train"), (cache_writing, "_write")])
+@pytest.mark.parametrize(("module", "work"), [(session, "_train"), (cached_targets, "_write")])
 def test_no_watchdog_outlives_a_command(
     module: Any,
     work: str,

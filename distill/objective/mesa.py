@@ -6,14 +6,12 @@ LN is a layer norm without weights, x the student's map, x' the average's and d 
 The average runs in evaluation mode, as it is exported.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
-from distill.objective.views import Pair
+from distill.objective.views import Align
 
 EMA = "moving average"  # its name among the consumers of views; no teacher's has a space
 
@@ -32,9 +30,7 @@ class MesaConfig(BaseModel):
     start_step: NonNegativeInt = 0
 
 
-def mesa_loss(
-    student: Tensor, average: Tensor, align: Callable[[str, Tensor, Tensor], list[Pair]]
-) -> Tensor:
+def mesa_loss(student: Tensor, average: Tensor, align: Align) -> Tensor:
     """The mean squared difference of two normalised backbone maps, ().
 
     Args:

@@ -20,7 +20,7 @@ from distill.objective.losses import (
     mse_spatial_loss,
 )
 from distill.objective.objective_config import ObjectiveConfig
-from distill.objective.views import Pair
+from distill.objective.views import Align, Pair
 from distill.objective.weighting import Balancing, kept_shares
 from distill.runtime import distributed
 from teachers.features import Features
@@ -29,9 +29,6 @@ _SPATIAL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": mse_spatial_loss,
     "cosine_smooth_l1": cosine_smooth_l1_spatial_loss,
 }
-
-
-Align = Callable[[str, Tensor, Tensor], list[Pair]]
 
 
 class LossTerms(NamedTuple):

@@ -63,10 +63,12 @@ class ObjectiveConfig(BaseModel):
         """The weights of one teacher."""
         return self.weights.get(teacher, TeacherWeights())
 
-    def runs(self, teacher: str, spec: FeatureSpec) -> bool:
-        """Whether any loss of this teacher has a weight above zero."""
+    def losses_of(self, teacher: str, spec: FeatureSpec) -> list[str]:
+        """The names of a teacher's losses with a weight above zero; it is not run without any."""
         weights = self.weights_of(teacher)
-        return weights.spatial > 0 or (weights.summary > 0 and spec.summary_dim is not None)
+        summary = weights.summary > 0 and spec.summary_dim is not None
+        kinds = {"summary": summary, "spatial": weights.spatial > 0}
+        return [f"{teacher}/{kind}" for kind, counts in kinds.items() if counts]
 
     @property
     def needs_statistics(self) -> bool:

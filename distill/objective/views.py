@@ -9,7 +9,7 @@ because attention and normalisation do not commute with interpolation.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -71,6 +71,9 @@ class Pair(NamedTuple):
 
     prediction: Tensor
     target: Tensor
+
+
+Align = Callable[[str, Tensor, Tensor], list[Pair]]  # `Views.pairs`
 
 
 class Views(ABC):

@@ -134,7 +134,7 @@ class StudentRecipe(TrainingRecipe):
 
     def running(self, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
         """Those of the teachers that any loss needs; the others are never run."""
-        return {n: t for n, t in teachers.items() if self.objective.runs(n, t.spec)}
+        return {n: t for n, t in teachers.items() if self.objective.losses_of(n, t.spec)}
 
     def _check_arms(self) -> None:
         for key in ("resolution", "batch_size", "micro_batch_size"):

@@ -1,7 +1,6 @@
 """The loop's task for a student: from images to the loss, and the student's checkpoint files."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ from distill.training.arms import MicroBatch
 from student.model import Student, StudentOutput
 from student.storage import save_student, student_of
 from teachers.catalog import licence_of
-from teachers.features import FeatureSpec
 
 
 class StudentTask:
@@ -44,7 +42,12 @@ class StudentTask:
         self._resolution, self._patch = recipe.largest_resolution, recipe.student.patch_size
         self._windows, self._seed = recipe.window_augmentation, recipe.run.seed
         self._equivariance, self._mesa = recipe.objective.equivariance, recipe.objective.mesa
-        self._losses_of_arms = _losses_of_arms(recipe, student.targets)
+        self._losses_of_arms = [
+            (arm, loss)
+            for arm, config in recipe.arms.items()
+            for teacher in config.teachers or recipe.teachers
+            for loss in recipe.objective.losses_of(teacher, student.targets[teacher])
+        ]
         self._objective = Objective(recipe.objective, targets.statistics.dispersions())
         self._step = 0
 
@@ -147,18 +150,3 @@ class StudentTask:
         targets = self._targets(shown, micro_batch.routes, keys=micro_batch.keys[: len(shown)])
         if distributed.rank() == 0:
             draw_panels(path, shown, targets, {"student": output})
-
-
-def _losses_of_arms(
-    recipe: StudentRecipe, specs: Mapping[str, FeatureSpec]
-) -> list[tuple[str, str]]:
-    """Each arm with each of its loss names, `clip/summary`; empty in a recipe without arms."""
-    found = []
-    for arm, config in recipe.arms.items():
-        for name in config.teachers or recipe.teachers:
-            weights = recipe.objective.weights_of(name)
-            if weights.summary > 0 and specs[name].summary_dim is not None:
-                found.append((arm, f"{name}/summary"))
-            if weights.spatial > 0:
-                found.append((arm, f"{name}/spatial"))
-    return found

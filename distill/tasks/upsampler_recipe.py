@@ -19,7 +19,6 @@ from distill.runtime.config import load_recipe
 from distill.targets.source import TargetsConfig
 from distill.tasks.student_recipe import AnyTeacher
 from distill.training.arms import ArmConfig, StepPlan
-from distill.training.rank_shares import share_out
 from distill.training.training_recipe import RunConfig, TrainingRecipe
 from teachers.upsamplers.build import parse_upsampler
 from teachers.upsamplers.consistency import ConsistencyConfig
@@ -115,8 +114,7 @@ class UpsamplerRecipe(TrainingRecipe):
 
     def require_ranks(self, ranks: int) -> None:
         """See `TrainingRecipe`."""
-        run = self.run
-        share_out(run.batch_size, run.micro_batch_size, ranks, batch_at="run", micro_at="run")
+        self.step_plan((1, 1), "teacher", ranks)
 
     def step_plan(self, resolution: tuple[int, int], teacher: str, ranks: int) -> StepPlan:
         """The micro-batches of each rank.

@@ -116,21 +116,17 @@ def parameter_groups(module: MultiView, recipe: UpsamplerRecipe) -> list[Paramet
     if guided == set(inner.parameters()):  # alone it learns at the full rate
         guided = set()
     uncertainty_params = set(getattr(module.consistency.uncertainty, "parameters", lambda: ())())
-    named = dict(module.named_parameters())
     scales = {m.scale for m in module.modules() if isinstance(m, SpectralScale)}
-    main = [p for p in named.values() if p not in guided | uncertainty_params | scales]
+    main = set(module.parameters()) - guided - uncertainty_params - scales
+    members = {
+        "main": (main, 0.0, 1.0),
+        "guidance": (guided, 0.0, rates.guidance),
+        "spectral": (scales, decay, rates.spectral),
+        "uncertainty": (uncertainty_params, 0.0, rates.uncertainty),
+    }
     groups = [
-        ParameterGroup("main", main, 0.0),
-        ParameterGroup("guidance", [p for p in named.values() if p in guided], 0.0, rates.guidance),
-        ParameterGroup(
-            "spectral", [p for p in named.values() if p in scales], decay, rates.spectral
-        ),
-        ParameterGroup(
-            "uncertainty",
-            [p for p in named.values() if p in uncertainty_params],
-            0.0,
-            rates.uncertainty,
-        ),
+        ParameterGroup(name, [p for p in module.parameters() if p in chosen], *options)
+        for name, (chosen, *options) in members.items()
     ]
     return [group for group in groups if group.parameters]
 

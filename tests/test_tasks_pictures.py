@@ -15,7 +15,7 @@ from distill.display.pictures import HEIGHT
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from distill.tasks import upsampler_pictures
-from distill.tasks.upsampler_pictures import draw_biases, find_upsampler, stages
+from distill.tasks.pictures import draw_biases, find_upsampler, stages
 from teachers.build import build_teacher, parse_teacher
 from teachers.fingerprint import teacher_fingerprint
 from teachers.phi_s import FeatureStatistics, fit_phi_s

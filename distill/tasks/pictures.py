@@ -1,4 +1,7 @@
-"""Pictures of a trained upsampler's maps and of its position bias (FeatSharp, figures 1 and 11)."""
+"""Pictures of a trained student's maps, of an upsampler's, and of an upsampler's position bias.
+
+Those of upsamplers are figures 1 and 11 of FeatSharp.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +11,11 @@ from torch import Tensor
 
 from data.batch import scale_pixels
 from data.images import load_images
-from distill.display.pictures import draw_maps, draw_side_by_side
+from distill.display.pictures import draw_maps, draw_panels, draw_side_by_side
 from distill.runtime import distributed
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
-from distill.tasks.trained import find_run, recipe_file
+from distill.tasks.trained import find_run, find_trained, load_trained, recipe_file
 from distill.tasks.upsampler_recipe import load_upsampler_recipe
 from teachers.build import build_teacher, parse_teacher
 from teachers.fingerprint import teacher_fingerprint
@@ -21,6 +24,38 @@ from teachers.upsamplers.featsharp import FeatSharp
 from teachers.upsamplers.resize import enlarge, resize
 from teachers.upsamplers.tile import encode_tiles
 from teachers.upsamplers.trained import SHIPPED, TrainedUpsampler, load_upsampler
+
+
+@torch.no_grad()
+def draw_student(
+    path: Path, target: Path, images: Sequence[Path], resolution: int | None = None
+) -> None:
+    """Draws a row for each image: the teachers' targets and the student's map, in common colours.
+
+    Args:
+        path: the PNG to write.
+        target: see `find_trained`.
+        images: images or folders of them.
+        resolution: side of the student's input in pixels; None for the largest of the training.
+
+    Raises:
+        RecipeError: see `find_trained` and `load_trained`, or the student cannot take the size.
+        DataError: the images cannot be read.
+    """
+    trained = find_trained(target, [])
+    recipe = trained.recipe
+    size = recipe.largest_resolution if resolution is None else (resolution, resolution)
+    patch = recipe.student.patch_size
+    if size[0] < patch or size[0] % patch:
+        near = max(patch, round(size[0] / patch) * patch)
+        raise RecipeError(
+            f"--resolution {size[0]}: the student takes multiples of {patch} px; the nearest is "
+            f"{near}"
+        )
+    loaded, _ = load_images(images, size)
+    students, targets = load_trained(trained)
+    pixels = scale_pixels(loaded, distributed.device())
+    draw_panels(path, pixels, targets(pixels), {"student": students["trained"](pixels)})
 
 
 def is_upsampler(target: Path) -> bool:
