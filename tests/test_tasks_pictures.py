@@ -14,7 +14,7 @@ from distill import visualize
 from distill.display.pictures import HEIGHT
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
-from distill.tasks import upsampler_pictures
+from distill.tasks import pictures
 from distill.tasks.pictures import draw_biases, find_upsampler, stages
 from teachers.build import build_teacher, parse_teacher
 from teachers.fingerprint import teacher_fingerprint
@@ -162,9 +162,9 @@ def test_a_bias_is_as_strong_as_what_differs_between_cells(
     upsampler.bias.map[:] = 7.0  # seen by no consistency
     upsampler.bias.map[:, 0] += 0.5
     titles: list[str] = []
-    monkeypatch.setattr(upsampler_pictures, "load_upsampler", lambda _: upsampler)
+    monkeypatch.setattr(pictures, "load_upsampler", lambda _: upsampler)
     monkeypatch.setattr(
-        upsampler_pictures, "draw_side_by_side", lambda _, maps: titles.extend(t for t, _ in maps)
+        pictures, "draw_side_by_side", lambda _, maps: titles.extend(t for t, _ in maps)
     )
     draw_biases(tmp_path / "out.png", [path])
     assert titles == ["test_vit, rms 0.25"]
@@ -192,7 +192,7 @@ def test_another_encoder_than_the_files_is_refused(
 ) -> None:
     write_images(tmp_path / "images", 1)
     path = _save(tmp_path / "up.safetensors")
-    monkeypatch.setattr(upsampler_pictures, "teacher_fingerprint", lambda _: "0" * 64)
+    monkeypatch.setattr(pictures, "teacher_fingerprint", lambda _: "0" * 64)
     assert _call(monkeypatch, path, tmp_path / "images", "--out", tmp_path / "x.png") == 2
     assert "trained for an encoder of the same shape with other weights" in capsys.readouterr().err
 
@@ -201,7 +201,7 @@ def test_a_file_and_the_name_of_a_shipped_one_stand_for_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "clip_featsharp.safetensors").touch()
-    monkeypatch.setattr(upsampler_pictures, "SHIPPED", tmp_path)
+    monkeypatch.setattr(pictures, "SHIPPED", tmp_path)
     for target in (Path("clip_featsharp"), Path("anywhere/up.safetensors")):
         assert find_upsampler(target) == target
 
