@@ -1,7 +1,6 @@
-"""The encoders that can teach: `python -m teachers.catalog [WORD ...]` prints them.
+"""Lists the known encoders and their licences: `python -m teachers.catalog [WORD ...]`.
 
-A recipe names a teacher by its kind and model, listed here or not; the table only tells what each
-is, and under which licence its weights come.
+A recipe may name any teacher by its kind and model, listed or not.
 """
 
 import argparse
@@ -20,9 +19,10 @@ from teachers.teacher import TeacherConfig
 
 _CAPTION = (
     "D: channels of the map. px: side of the native image.\n"
-    "sizes: any, multiples of the patch; asked, the same once the entry has `resolution: [H, W]`; "
-    "one, the one that it asks for so.\n"
-    "pixels: whose mean and std. map: where it is taken. M: millions of parameters built.\n"
+    "sizes: any, all multiples of the patch; asked, the same if the entry has "
+    "`resolution: [H, W]`; one, only the size that `resolution` sets.\n"
+    "pixels: mean and std of the normalisation. map: where it is taken. M: millions of "
+    "parameters.\n"
     "The licence that comes with the weights decides, not this table."
 )
 _SHORT = {
@@ -32,18 +32,17 @@ _SHORT = {
     "before the projection": "unprojected",
     "before the neck": "pre-neck",
 }
-_WIDTH = 300  # of a table that goes to a file: no line is broken
+_WIDTH = 300  # columns of a table in a file, so that no line is wrapped
 
 
 def licence_of(config: TeacherConfig) -> str:
-    """The licence of a teacher's weights in words, and how it may limit a student's use.
+    """The licence of a teacher's weights, and how it may limit the use of a student.
 
     Args:
-        config: of the teacher, as a recipe has it; a class of a user's own overrides its
-            `licence`.
+        config: of the teacher; a user's own class overrides its `licence`.
 
     Returns:
-        One line; for weights that we do not know, where to read it.
+        One line; for unknown weights, where to read the licence.
     """
     own = config.licence()
     if own is not None:
@@ -56,12 +55,12 @@ def licence_of(config: TeacherConfig) -> str:
     if weights in of_model:
         return of_model[weights]
     if len(set(of_model.values())) == 1 and Path(str(weights)).exists():
-        return f"{of_model.popitem()[1]}; {weights} is taken for the published weights"
+        return f"{of_model.popitem()[1]}; assuming that {weights} holds the published weights"
     return _licence_elsewhere(config.kind, model, weights)
 
 
 def _licence_elsewhere(kind: str, model: str | None, weights: str | None) -> str:
-    """The licence of weights that are no row's: timm knows many, and where the others lie."""
+    """The licence of weights without a row: from timm's table, or where to read it."""
     if kind == "timm" and weights is None:
         found = _timm_licence(str(model))
         if found is not None:
@@ -80,19 +79,19 @@ def _licence_elsewhere(kind: str, model: str | None, weights: str | None) -> str
 
 
 def _timm_licence(model: str) -> str | None:
-    """What timm states of a model by its name and tag; None where it knows no such."""
+    """The licence that timm states for a model with its tag; None for an unknown model."""
     import timm
 
     published = timm.get_pretrained_cfg(model) if timm.is_model_pretrained(model) else None
     if published is None:
         return None
-    # It says Apache-2.0 of what it was told nothing about: PaliGemma's towers are under Gemma's.
+    # timm's default is Apache-2.0, which is wrong for PaliGemma's towers: Gemma's licence.
     licence = "gemma" if str(published.tag).startswith("pali") else published.license
     return licence_text(licence, f"at https://huggingface.co/{published.hf_hub_id}")
 
 
 def find_rows(words: Sequence[str]) -> tuple[list[Row], list[OpenKind]]:
-    """What the words, all of them, occur in: names, kinds, models or licences, in any case."""
+    """The entries whose name, kind, model or licence contain every word, in any case."""
 
     def has(*texts: str | None) -> bool:
         text = " ".join(filter(None, texts)).lower()
@@ -103,7 +102,7 @@ def find_rows(words: Sequence[str]) -> tuple[list[Row], list[OpenKind]]:
 
 
 def catalog_table(rows: Sequence[Row], open_kinds: Sequence[OpenKind]) -> Table:
-    """The encoders for a screen."""
+    """The encoders as a table for the terminal."""
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("teacher", "kind", "model", "further keys"):
         table.add_column(name, overflow="fold")
@@ -146,21 +145,21 @@ def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m teachers.catalog",
-        description="List the encoders that can teach, what each is, and its weights' licence.",
+        description="List the known encoders, their shapes, and the licence of their weights.",
     )
     parser.add_argument(
         "words",
         nargs="*",
         metavar="WORD",
-        help="show only those whose name, kind, model or licence has every word",
+        help="show only those whose name, kind, model or licence contains every word",
     )
     words = parser.parse_args(arguments).words
     rows, open_kinds = find_rows(words)
     if not rows and not open_kinds:
         names = [word for row in ROWS for word in row.name.split()]
         parser.error(
-            f"nothing is called {' '.join(words)!r}{did_you_mean(words[-1], names)}; without words "
-            "every encoder is shown"
+            f"no encoder matches {' '.join(words)!r}{did_you_mean(words[-1], names)}; "
+            "without words every encoder is shown"
         )
     console = Console()
     if not console.is_terminal:

@@ -1,7 +1,7 @@
 """Orthogonal matrices that spread the variance of a diagonal covariance evenly.
 
-Hadamard matrices by construction (Sylvester; Paley 1933, I and II; Kronecker products of them),
-and for widths that have none, an exact product of Givens rotations. Float64 throughout.
+Hadamard matrices by construction (Sylvester; Paley 1933, I and II; Kronecker products of them);
+for sizes that these do not reach, a product of Givens rotations. Float64 throughout.
 """
 
 import math
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def hadamard(n: int) -> Tensor | None:
-    """A Hadamard matrix, where these constructions reach its size.
+    """A Hadamard matrix, if these constructions reach its size.
 
-    The largest power of two is split off first (Sylvester), the rest is Paley I or II.
+    The largest power of two is split off first (Sylvester); the rest is Paley I or II.
 
     Args:
         n: number of rows.
@@ -79,14 +79,14 @@ def _is_prime(n: int) -> bool:
 
 
 def spread(variances: Tensor) -> Tensor:
-    """An orthogonal matrix Q such that Q diag(variances) Q.T has one and the same diagonal.
+    """An orthogonal matrix Q such that Q diag(variances) Q.T has a constant diagonal.
 
     Args:
         variances: (n,), float64.
 
     Returns:
-        (n, n) float64: the normalised Hadamard matrix, whose entries are +-n^-1/2, so that it
-        does this for any variances; for a size without one, Givens rotations for these.
+        (n, n) float64: the normalised Hadamard matrix, with entries +-n^-1/2, which works for all
+        variances; for a size without one, Givens rotations for these variances.
     """
     n = len(variances)
     matrix = hadamard(n)
@@ -94,9 +94,9 @@ def spread(variances: Tensor) -> Tensor:
 
 
 def _givens(variances: Tensor) -> Tensor:
-    """Rotates the smallest against the largest diagonal entry until each is the mean.
+    """Rotates the smallest against the largest diagonal entry until all equal the mean.
 
-    Each rotation makes one entry exactly the mean, so n - 1 are enough (reference 6.3).
+    Each rotation makes one entry equal to the mean, so n - 1 rotations are enough.
     """
     n, mean = len(variances), variances.mean()
     covariance, rotation = torch.diag(variances), torch.eye(n).to(variances)

@@ -1,8 +1,8 @@
-"""PHI-S: PCA-Hadamard isotropic standardisation of a teacher's map (arXiv 2410.01680).
+"""PHI-S: PCA-Hadamard isotropic standardisation of a teacher's map.
 
 z = alpha H U^T (x - mean), with U the eigenvectors of the covariance, H an orthonormal Hadamard
-matrix and alpha one scalar. Every channel of z then has variance one, and because the map is a
-rotation and one scale, errors keep their relative size.
+matrix and alpha one scalar (Ranzinger et al., "PHI-S", arXiv 2410.01680). Every channel of z has
+variance one. The transform is a rotation and one scale, so errors keep their relative size.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from teachers.errors import TeacherError
 from teachers.files import atomic
 from teachers.hadamard import spread
 
-_BLOCK = 4096  # rows a float64 product sees at once: bounds memory, 42 MB at 1280 channels
+_BLOCK = 4096  # rows per float64 product: bounds memory to 42 MB at 1280 channels
 
 
 @dataclass
 class FeatureStatistics:
     """Number, mean and scatter of feature vectors, accumulated in float64.
 
-    The three tensors are the whole state: sum, gather or save them as they are. Merging is exact
-    (Chan, Golub and LeVeque 1979), so that any split over batches or ranks gives the same result.
+    The three tensors are the complete state. Merging is exact (Chan, Golub and LeVeque 1979), so
+    any split over batches or ranks gives the same result up to rounding.
 
     Attributes:
         count: () number of vectors.
@@ -40,7 +40,7 @@ class FeatureStatistics:
 
     @classmethod
     def zeros(cls, dim: int, *, device: torch.device | str | None = None) -> "FeatureStatistics":
-        """Statistics of nothing yet, for vectors of `dim` channels."""
+        """Statistics of no vectors, for vectors of `dim` channels."""
         shapes = ((), (dim,), (dim, dim))
         return cls(*(torch.zeros(s, dtype=torch.float64, device=device) for s in shapes))
 
@@ -49,11 +49,11 @@ class FeatureStatistics:
         """Adds vectors.
 
         Args:
-            features: (B, D, h, w) a map, or (N, D) vectors, of any floating dtype.
-            mask: which of them count, boolean, (B, h, w) or (N,); None for all.
+            features: a map (B, D, h, w) or vectors (N, D), of any floating dtype.
+            mask: boolean, (B, h, w) or (N,), which vectors to use; None for all.
 
         Raises:
-            ValueError: other shapes, or a vector that counts is NaN or infinite.
+            ValueError: other shapes, or NaN or infinity in a used vector.
         """
         rows = rearrange(features, "b d h w -> (b h w) d") if features.ndim == 4 else features
         cells = (features.shape[0], *features.shape[2:])
@@ -79,7 +79,7 @@ class FeatureStatistics:
 
     @torch.no_grad()
     def merge(self, other: "FeatureStatistics") -> None:
-        """Adds what `other` has seen, as if its vectors had been given here."""
+        """Adds the vectors of `other`."""
         total = self.count + other.count
         share = other.count / total.clamp(min=1)
         step = other.mean - self.mean
@@ -88,10 +88,10 @@ class FeatureStatistics:
         self.count.copy_(total)
 
     def covariance(self) -> Tensor:
-        """(D, D), divided by the number of vectors less one.
+        """(D, D), the scatter divided by the number of vectors minus one.
 
         Raises:
-            RuntimeError: fewer than two vectors were seen.
+            RuntimeError: fewer than two vectors.
         """
         if self.count < 2:
             raise RuntimeError(f"statistics of {int(self.count)} vectors have no covariance")
@@ -99,9 +99,9 @@ class FeatureStatistics:
 
 
 class PhiS(nn.Module):
-    """Standardises maps; the identity of nothing until it is fitted.
+    """Standardises maps; raises RuntimeError until fitted.
 
-    Buffers, all float32: `mean` (D,), `alpha` () and `rotation` (D, D), with rotation orthogonal.
+    Float32 buffers: `mean` (D,), `alpha` () and the orthogonal `rotation` (D, D), which is H U^T.
 
     Args:
         dim: channels D.
@@ -119,46 +119,47 @@ class PhiS(nn.Module):
         self.register_buffer("rotation", torch.zeros(dim, dim))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """From the teacher's space to the standardised one.
+        """Maps features from the teacher's space to the standardised one.
 
         Args:
             maps: (B, D, h, w), float32.
 
         Returns:
-            The same shape; mean 0 and variance 1 in every channel, over the fitted vectors.
+            The same shape; every channel has mean 0 and variance 1 over the fitted vectors.
 
         Raises:
             RuntimeError: not fitted.
         """
         self._require_fit()
-        # The mean goes first: outlier channels would cost digits after the product.
+        # Subtracting after the product would lose digits in channels with large means.
         return _per_cell(self.alpha * self.rotation, maps - self.mean[:, None, None])
 
     def inverse(self, maps: Tensor) -> Tensor:
-        """From the standardised space back to the teacher's; the shapes of `forward`."""
+        """Maps features from the standardised space back to the teacher's."""
         self._require_fit()
         return _per_cell(self.rotation.T / self.alpha, maps) + self.mean[:, None, None]
 
     @torch.no_grad()
     def fold_into_linear(self, linear: nn.Linear) -> nn.Linear:
-        """A layer that outputs the teacher's own space where `linear` outputs the standardised.
+        """A layer that computes `inverse` of the outputs of `linear`.
 
         Args:
-            linear: its outputs are one or several vectors of D channels, one after another: u * u
-                for a head that upsamples u times.
+            linear: its outputs are one or more vectors of D channels, one after another: u * u for
+                a head that upsamples u times.
 
         Returns:
-            A new layer with a bias, of the same dtype and device; `linear` stays as it is.
+            A new layer with a bias, of the same dtype and device; `linear` is unchanged.
 
         Raises:
             RuntimeError: not fitted.
-            ValueError: the outputs are no multiple of D.
+            ValueError: the number of outputs is not a multiple of D.
         """
         self._require_fit()
         dim = len(self.mean)
         if linear.out_features % dim:
             raise ValueError(
-                f"a layer of {linear.out_features} outputs holds no whole vectors of {dim} channels"
+                f"expected a layer whose outputs are vectors of {dim} channels, got "
+                f"{linear.out_features} outputs"
             )
         back = (self.rotation.double().T / self.alpha.double()).to(linear.weight.device)
         weight = rearrange(linear.weight.double(), "(u d) i -> u d i", d=dim)
@@ -177,24 +178,24 @@ class PhiS(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether statistics were given."""
-        if not self._fitted:  # looked up once: reading a value makes the host wait for the device
+        """Whether it was fitted."""
+        if not self._fitted:  # cached: reading a value makes the host wait for the device
             self._fitted = bool(self.alpha > 0)
         return self._fitted
 
     def _require_fit(self) -> None:
-        if not (self.alpha.is_meta or self.fitted):  # on meta there are no values to look at
-            raise RuntimeError("PhiS is not fitted: fit_phi_s or load_phi_s gives one that is")
+        if not (self.alpha.is_meta or self.fitted):  # tensors on meta have no values
+            raise RuntimeError("PhiS is not fitted: use fit_phi_s or load_phi_s")
 
 
 def _per_cell(matrix: Tensor, maps: Tensor) -> Tensor:
-    """One matrix product per cell of (B, D, h, w), without moving the channels."""
+    """Multiplies every cell of (B, D, h, w) by a matrix (D, D)."""
     return (matrix @ maps.flatten(2)).unflatten(2, maps.shape[2:])
 
 
 @torch.no_grad()
 def any_phi_s(dim: int) -> PhiS:
-    """One that changes nothing, for what depends on sizes only: timing, and plans.
+    """The identity as a fitted PHI-S, for timing and planning, where only sizes matter.
 
     Args:
         dim: channels D.
@@ -202,27 +203,27 @@ def any_phi_s(dim: int) -> PhiS:
     phi_s = PhiS(dim)
     phi_s.alpha.fill_(1)
     phi_s.rotation.fill_diagonal_(1)
-    assert phi_s.fitted  # which is looked up once: tensors without data have no values
+    assert phi_s.fitted  # caches the answer before the tensors may lose their values
     return phi_s
 
 
 def fit_phi_s(statistics: FeatureStatistics) -> PhiS:
     """Fits PHI-S to statistics, in float64.
 
-    Each eigenvector's sign is set so that its largest entry (the first of equal ones) is positive:
-    the same statistics give the same rotation.
+    Each eigenvector's sign is set so that its largest entry (the first of equal ones) is positive,
+    so the same statistics give the same rotation.
 
     Args:
-        statistics: of the teacher's maps; some twenty vectors a channel, better many more.
+        statistics: of the teacher's maps, from at least twenty vectors per channel.
 
     Raises:
-        RuntimeError: fewer than two vectors, or no variance at all.
+        RuntimeError: fewer than two vectors, or zero variance.
     """
     values, vectors = torch.linalg.eigh(statistics.covariance())
     values = values.clamp(min=0)  # rounding leaves rank-deficient ones slightly negative
     variance = values.mean()
     if not variance > 0:
-        raise RuntimeError("PHI-S: the features are constant; there is nothing to standardise")
+        raise RuntimeError("PHI-S: the features are constant and cannot be standardised")
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     vectors = vectors * largest.sign()
     phi_s = PhiS(len(values)).to(vectors.device)
@@ -238,7 +239,7 @@ def save_phi_s(path: Path, phi_s: PhiS, fingerprint: str) -> None:
     Args:
         path: a .safetensors file; its folder exists.
         phi_s: fitted.
-        fingerprint: of everything that the statistics depend on, see `teacher_fingerprint`.
+        fingerprint: of everything that the statistics depend on.
     """
     phi_s._require_fit()
     tensors = {name: value.contiguous() for name, value in phi_s.state_dict().items()}
@@ -251,21 +252,21 @@ def load_phi_s(path: Path, fingerprint: str) -> PhiS:
 
     Args:
         path: the file.
-        fingerprint: what it must have been fitted to.
+        fingerprint: the expected one.
 
     Raises:
-        TeacherError: the file is damaged, or was fitted to something else.
+        TeacherError: the file is damaged, or has another fingerprint.
     """
     try:
         with safe_open(path, framework="pt") as file:
             stored = (file.metadata() or {}).get("fingerprint")
             tensors = {key: file.get_tensor(key) for key in ("mean", "alpha", "rotation")}
     except (SafetensorError, OSError) as error:
-        raise TeacherError(f"{path} holds no PHI-S: {error}") from None
+        raise TeacherError(f"{path} is not a PHI-S file: {error}") from None
     if stored != fingerprint:
         raise TeacherError(
-            f"{path} was fitted to another teacher, other weights, upsampler or data: it carries "
-            f"fingerprint {stored}, due is {fingerprint}. Delete it to fit anew"
+            f"{path} was fitted to another teacher, other weights, upsampler or data: expected "
+            f"fingerprint {fingerprint}, got {stored}. Delete the file to fit again"
         )
     phi_s = PhiS(len(tensors["mean"]))
     phi_s.load_state_dict(tensors)

@@ -178,7 +178,7 @@ def test_a_local_file_is_taken_for_the_published_weights_of_its_model(
 ) -> None:
     (file := tmp_path / "weights.pt").touch()
     (row,) = [row for row in ROWS if row.model == entry["model"]]
-    due = f"{LICENCES[row.licence]}; {file} is taken for the published weights"
+    due = f"{LICENCES[row.licence]}; assuming that {file} holds the published weights"
     assert licence_of(parse_teacher(entry | {"weights": str(file)})) == due
 
 
@@ -208,7 +208,7 @@ def test_words_that_fit_nothing_are_a_mistake(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as end:
         main(["DINOv4"])
     assert end.value.code == 2
-    assert "nothing is called 'DINOv4' (did you mean 'DINOv" in capsys.readouterr().err
+    assert "no encoder matches 'DINOv4' (did you mean 'DINOv" in capsys.readouterr().err
 
 
 def test_an_extra_that_is_not_installed_is_named(

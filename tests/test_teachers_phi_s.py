@@ -156,7 +156,7 @@ def test_a_folded_layer_outputs_the_inverse_of_what_the_layer_outputs(
 
 def test_folding_refuses_a_layer_of_another_width() -> None:
     phi_s = fit_phi_s(statistics_of(correlated(500, 12)))
-    with pytest.raises(ValueError, match="13 outputs holds no whole vectors of 12"):
+    with pytest.raises(ValueError, match="vectors of 12 channels, got 13 outputs"):
         phi_s.fold_into_linear(nn.Linear(5, 13))
 
 
@@ -206,8 +206,8 @@ def test_a_saved_phi_s_comes_back_for_its_own_fingerprint_only(tmp_path: Path) -
     loaded = load_phi_s(path, "abc")
     for name, value in phi_s.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
-    with pytest.raises(TeacherError, match="another teacher.*fingerprint abc, due is xyz"):
+    with pytest.raises(TeacherError, match="another teacher.*fingerprint xyz, got abc"):
         load_phi_s(path, "xyz")
     path.write_bytes(b"nothing")
-    with pytest.raises(TeacherError, match="holds no PHI-S"):
+    with pytest.raises(TeacherError, match="is not a PHI-S file"):
         load_phi_s(path, "abc")
