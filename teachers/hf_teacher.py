@@ -1,7 +1,7 @@
 """Teachers from Hugging Face's transformers, an extra: `pip install 'featsharp-distill[hf]'`.
 
 Any vision model that `AutoModel` knows, and the vision tower of any model whose config has a
-`vision_config` (CLIP, SigLIP, PaliGemma, LLaVA, ...). No code of a repository is ever run.
+`vision_config` (CLIP, SigLIP, PaliGemma, LLaVA, ...). No code of a repository is run.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +27,11 @@ class HFConfig(TeacherConfig):
     Attributes:
         model: a repository on the hub, `facebook/dinov2-base`, or a local directory of the same
             layout (`config.json`, `preprocessor_config.json` and the weights).
-        weights: None for those of the model's own repository or directory, or `none` for random
-            ones.
+        weights: None for those of the repository or directory, or `none` for random weights.
         summary: `pool`, the model's `pooler_output`; `cls`, its first token; `none`; or `auto`,
-            the first of these that there is.
+            the first of these that the model has.
         resolution: (height, width) in pixels to interpolate the positions to; None for the size
-            that the model was made for.
+            in the model's config.
     """
 
     kind: str = "hf"
@@ -43,16 +42,16 @@ class HFConfig(TeacherConfig):
 
 
 class HFTeacher(Teacher):
-    """A vision model of transformers, read at its `last_hidden_state`.
+    """A vision model of transformers; its map is `last_hidden_state`.
 
-    Whether that is after the final norm is the model's own choice: it is for ViT, DINOv2 and
-    SigLIP; CLIP's comes before the norm of its pooled token.
+    This is after the final norm for ViT, DINOv2 and SigLIP; for CLIP it is before the norm, which
+    applies to the pooled token only.
 
     Args:
         config: model, weights and summary.
 
     Raises:
-        TeacherError: transformers is not installed, there is no such model, or it gives no map.
+        TeacherError: transformers is not installed, no such model, or a model without a map.
     """
 
     Config: ClassVar[type[TeacherConfig]] = HFConfig
@@ -61,16 +60,18 @@ class HFTeacher(Teacher):
         mean, std = _normalization(config.model)
         described = _describe(config.model)
         size = config.resolution or _native_size(described, config.model)
-        seen = _look(described, size, config)
+        shapes = _infer_shapes(described, size, config)
         network, missing = _build(described, config)
-        summary = _choose_summary(config, seen, pooler=seen.pooled_dim is not None and not missing)
+        summary = _choose_summary(
+            config, shapes, pooler=shapes.pooled_dim is not None and not missing
+        )
         super().__init__(
             FeatureSpec(
-                summary_dim={"pool": seen.pooled_dim, "cls": seen.dim, "none": None}[summary],
-                spatial_dim=seen.dim,
-                patch_size=size[0] // seen.grid[0],
+                summary_dim={"pool": shapes.pooled_dim, "cls": shapes.dim, "none": None}[summary],
+                spatial_dim=shapes.dim,
+                patch_size=size[0] // shapes.grid[0],
                 resolution=size,
-                native_grid=seen.grid,
+                native_grid=shapes.grid,
                 spatial_from=f"last_hidden_state of {type(network).__name__}",
                 summary_from={"pool": "pooler_output", "cls": "first token", "none": ""}[summary],
             ),
@@ -78,7 +79,7 @@ class HFTeacher(Teacher):
             std=std,
             chunk_size=config.chunk_size,
         )
-        self.network, self.summary, self.prefix = network, summary, seen.num_prefix_tokens
+        self.network, self.summary, self.prefix = network, summary, shapes.num_prefix_tokens
         self.interpolates = config.resolution is not None
 
     def extract(self, images: Tensor) -> Features:
@@ -95,14 +96,14 @@ class HFTeacher(Teacher):
         return Features(summary, hidden)
 
 
-class _Seen(NamedTuple):
-    """What came back from one pass on the meta device.
+class _Shapes(NamedTuple):
+    """The shapes of one pass on the meta device.
 
     Attributes:
         dim: channels of the map.
         grid: its (h, w) cells.
-        num_prefix_tokens: tokens before the patches'; None where the map is no token list.
-        pooled_dim: channels of `pooler_output`; None where there is none.
+        num_prefix_tokens: tokens before those of the patches; None if the output is a map.
+        pooled_dim: channels of `pooler_output`; None if there is none.
     """
 
     dim: int
@@ -112,18 +113,18 @@ class _Seen(NamedTuple):
 
 
 def _library() -> Any:
-    """The package, which is an extra."""
+    """transformers, which is an optional dependency."""
     try:
         return import_module("transformers")
     except ImportError as error:
         raise TeacherError(
-            f"kind hf needs Hugging Face's transformers ({error}); run "
+            f"kind hf requires Hugging Face's transformers ({error}); run "
             "`pip install 'featsharp-distill[hf]'`"
         ) from None
 
 
 def _fetched(model: str, what: str, read: Callable[[], Any]) -> Any:
-    """What `read` finds in a repository or directory; its errors as one message."""
+    """The result of `read`, which reads a repository or directory; its errors as one message."""
     try:
         return read()
     except (OSError, ValueError, KeyError) as error:
@@ -142,7 +143,7 @@ def _describe(model: str) -> Any:
 
 
 def _normalization(model: str) -> tuple[Sequence[float], Sequence[float]]:
-    """The pixels' mean and std, for images in [0, 1]."""
+    """The mean and std of the pixels, for images in [0, 1]."""
     mixin = _library().image_processing_base.ImageProcessingMixin
     stored, _ = _fetched(
         model, "preprocessor_config.json", lambda: mixin.get_image_processor_dict(model)
@@ -151,8 +152,8 @@ def _normalization(model: str) -> tuple[Sequence[float], Sequence[float]]:
         return (0, 0, 0), (1, 1, 1)
     if "image_mean" not in stored or "image_std" not in stored:
         raise TeacherError(
-            f"model: the preprocessor_config.json of {model} has no image_mean and image_std, so "
-            "nobody knows how its pixels are normalised; write them there"
+            f"model: the preprocessor_config.json of {model} has no image_mean and image_std; add "
+            "them, as the normalisation of its pixels is unknown"
         )
     return stored["image_mean"], stored["image_std"]
 
@@ -168,7 +169,7 @@ def _native_size(described: Any, model: str) -> tuple[int, int]:
 
 
 def _build(described: Any, config: HFConfig) -> tuple[Any, bool]:
-    """The network, and whether the repository lacks its pooler, which is then random."""
+    """The network, and whether its pooler is random because the repository lacks it."""
     auto = _library().AutoModel
     if config.weights == "none" or on_meta():
         with seeded():
@@ -189,50 +190,50 @@ def _build(described: Any, config: HFConfig) -> tuple[Any, bool]:
     if lost:
         raise TeacherError(
             f"weights: {config.model} lacks {len(lost)} tensors of its {type(network).__name__}, "
-            f"{lost[0]} first"
+            f"such as {lost[0]}"
         )
     return network, bool(wrong)
 
 
-def _look(described: Any, size: tuple[int, int], config: HFConfig) -> _Seen:
-    """Runs the model once, without storage, to learn its shapes."""
+def _infer_shapes(described: Any, size: tuple[int, int], config: HFConfig) -> _Shapes:
+    """Runs the model once without storage."""
     try:
         with torch.device("meta"), torch.no_grad():
             network = _library().AutoModel.from_config(described, dtype=torch.float32).eval()
             images = torch.empty(2, 3, *size)
             output = _run(network, images, interpolate=config.resolution is not None)
         hidden: Tensor = output.last_hidden_state
-    except Exception as error:  # whatever a model of another kind of input raises
+    except Exception as error:  # a model of another kind of input may raise anything
         raise TeacherError(
-            f"model: {config.model} ({type(described).__name__}) gives no last_hidden_state of "
+            f"model: {config.model} ({type(described).__name__}) returns no last_hidden_state for "
             f"images of {size[0]} x {size[1]} px alone: {shorten(str(error))}"
         ) from None
     pooled = getattr(output, "pooler_output", None)
     pooled_dim = None if pooled is None else pooled.flatten(1).shape[1]
     if hidden.ndim == 4:
-        return _Seen(hidden.shape[1], (hidden.shape[2], hidden.shape[3]), None, pooled_dim)
+        return _Shapes(hidden.shape[1], (hidden.shape[2], hidden.shape[3]), None, pooled_dim)
     grid = _grid(described, size, hidden.shape[1])
     if grid is None:
         raise TeacherError(
             f"model: {config.model} returns {hidden.shape[1]} tokens for {size[0]} x {size[1]} px, "
-            "which are no grid of patches"
+            "which is not a grid of patches"
         )
-    return _Seen(hidden.shape[2], grid, hidden.shape[1] - grid[0] * grid[1], pooled_dim)
+    return _Shapes(hidden.shape[2], grid, hidden.shape[1] - grid[0] * grid[1], pooled_dim)
 
 
 def _grid(described: Any, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
-    """The (h, w) cells behind a list of tokens, of which only whole grids may have a prefix."""
+    """The (h, w) cells of a token list; a prefix is possible only if the patch size is known."""
     patch = getattr(described, "patch_size", None)
     if isinstance(patch, int):
         h, w = size[0] // patch, size[1] // patch
         if h * w <= tokens:
             return h, w
-    side = isqrt(tokens)  # stages of a Swin have larger cells than its patches
+    side = isqrt(tokens)  # cells of a Swin's stages are larger than its patches
     return (side, side) if side * side == tokens and size[0] == size[1] else None
 
 
-def _choose_summary(config: HFConfig, seen: _Seen, *, pooler: bool) -> str:
-    there = {"pool": pooler, "cls": bool(seen.num_prefix_tokens), "none": True}
+def _choose_summary(config: HFConfig, shapes: _Shapes, *, pooler: bool) -> str:
+    there = {"pool": pooler, "cls": bool(shapes.num_prefix_tokens), "none": True}
     if config.summary == "auto":
         return next(name for name, is_there in there.items() if is_there)
     if not there[config.summary]:
@@ -242,7 +243,7 @@ def _choose_summary(config: HFConfig, seen: _Seen, *, pooler: bool) -> str:
 
 
 def _run(network: Any, images: Tensor, *, interpolate: bool) -> Any:
-    """A pass; models that interpolate their positions on request are asked to."""
+    """Runs the network, with interpolated positions if asked and supported."""
     asked = interpolate and "interpolate_pos_encoding" in signature(network.forward).parameters
     options = {"interpolate_pos_encoding": True} if asked else {}
     return network(pixel_values=images, **options)

@@ -1,7 +1,7 @@
-"""Where an open_clip teacher comes from: its architecture, pixel normalisation and weights file.
+"""Finds an open_clip model: its architecture, pixel normalisation and weights file.
 
-A name means a small teacher that this package ships, a local directory in hub layout, or one of
-open_clip's own models, in this order. Nothing is built and no weight is read here.
+A name means a small teacher that this package ships, a local directory in hub layout, or a model
+of open_clip, in this order. Nothing is built and no weights are read here.
 """
 
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ _WEIGHT_NAMES = (
 
 @dataclass(frozen=True)
 class OpenClipSource:
-    """What a model's name and its weights' stand for.
+    """The model that a recipe names.
 
     Attributes:
-        model: as asked for.
-        weights: as asked for.
+        model: as in the recipe.
+        weights: as in the recipe.
         model_cfg: open_clip's description of the architecture.
-        preprocess_cfg: what is known of the pixel normalisation; open_clip's defaults for the rest.
-        folder: where the model is local.
+        preprocess_cfg: the known part of the pixel normalisation; the rest is open_clip's default.
+        folder: of a local model; None for one of open_clip's.
     """
 
     model: str
@@ -44,10 +44,10 @@ class OpenClipSource:
 
 
 def find_source(model: str, weights: str | None) -> OpenClipSource:
-    """Looks a model up; both arguments are as in `OpenClipConfig`.
+    """Finds a model; both arguments are as in `OpenClipConfig`.
 
     Raises:
-        TeacherError: there is no such model, or nobody knows how its pixels are normalised.
+        TeacherError: there is no such model, or its pixel normalisation is ambiguous.
     """
     shipped = SHIPPED / model
     folder = shipped if (shipped / _CONFIG_NAME).is_file() else Path(model)
@@ -57,7 +57,7 @@ def find_source(model: str, weights: str | None) -> OpenClipSource:
             raise TeacherError(f"{folder / _CONFIG_NAME} has no model_cfg")
         vision_cfg = stored["model_cfg"]["vision_cfg"]
         name = vision_cfg.get("timm_model_name") or ""
-        if name.startswith("local-dir:"):  # relative to the folder, wherever that is
+        if name.startswith("local-dir:"):  # relative to the folder
             vision_cfg["timm_model_name"] = f"local-dir:{folder / name.removeprefix('local-dir:')}"
         preprocess_cfg = stored.get("preprocess_cfg", {})
         return OpenClipSource(model, weights, stored["model_cfg"], preprocess_cfg, folder)
@@ -66,14 +66,14 @@ def find_source(model: str, weights: str | None) -> OpenClipSource:
         shipped_names = [path.parent.name for path in SHIPPED.glob(f"*/{_CONFIG_NAME}")]
         hint = did_you_mean(model, [*open_clip.list_models(), *shipped_names])
         raise TeacherError(
-            f"model: {model!r} is no open_clip model, no shipped teacher and no directory"
-            f"{hint}; see open_clip.list_models()"
+            f"model: {model!r} is neither an open_clip model nor a shipped teacher nor a "
+            f"directory{hint}; see open_clip.list_models()"
         )
     return OpenClipSource(model, weights, model_cfg, _published_preprocess(model, weights), None)
 
 
 def locate_weights(source: OpenClipSource) -> Path | None:
-    """The weights file, downloaded where it is a tag; None for random or meta weights.
+    """The weights file, downloaded if `weights` is a tag; None for random or meta weights.
 
     Raises:
         TeacherError: no such weights, or they cannot be downloaded.
@@ -89,21 +89,21 @@ def locate_weights(source: OpenClipSource) -> Path | None:
     if weights is None or not Path(weights).exists():
         raise TeacherError(
             f"weights: {weights!r} is neither a tag of {source.model!r}"
-            f"{did_you_mean(str(weights), tags)} nor a file or directory here; choose one of "
+            f"{did_you_mean(str(weights), tags)} nor a file or directory; choose one of "
             f"{tags}, a path, or none"
         )
     return None if on_meta() else find_weights(Path(weights), _WEIGHT_NAMES)
 
 
 def _published_preprocess(model: str, weights: str | None) -> dict[str, Any]:
-    """The pixel normalisation of a tag; without one, what all tags of the model agree on."""
+    """The pixel normalisation of a tag; without a tag, that of all the model's tags."""
     tags = open_clip.list_pretrained_tags_by_model(model)
     used = [weights] if weights in tags else tags
     found = [open_clip.get_pretrained_cfg(model, tag) for tag in used]
     chosen = [{k: c[k] for k in ("mean", "std") if k in c} for c in found]
     if weights != "none" and any(other != chosen[0] for other in chosen):
         raise TeacherError(
-            f"weights: the published weights of {model!r} disagree on mean and std; put "
+            f"weights: the published weights of {model!r} differ in mean and std; put "
             f"the file in a directory with its {_CONFIG_NAME} and give that as model"
         )
     return chosen[0] if chosen else {}
@@ -115,8 +115,7 @@ def _download(source: OpenClipSource) -> Path:
     if tag.get("quick_gelu", False) != source.model_cfg.get("quick_gelu", False):
         raise TeacherError(
             f"weights: {weights!r} was trained {'with' if tag['quick_gelu'] else 'without'}"
-            f" QuickGELU, and model {model!r} is not built so; open_clip has the name of "
-            "the other one, with or without -quickgelu"
+            f" QuickGELU, unlike model {model!r}; use its other name, with or without -quickgelu"
         )
     try:
         return Path(open_clip.download_pretrained(tag))

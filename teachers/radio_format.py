@@ -1,15 +1,12 @@
-"""Reads a checkpoint of the RADIO family in its public format.
+"""Reads a checkpoint of the RADIO family in its public format (RADIOv2.5, arXiv 2412.07679).
 
-Facts: ../shared/reference/radio-format.md, and radio-training.md 1.1 to 1.4. A file is a
-`torch.save` of `args`, a namespace, and a state dict; the same `args` in a `config.json` beside a
-`.safetensors` file is the form of the Hugging Face hub. No code in a file is ever run. Students of
-ours are written in the format by `distill.formats.radio`.
+A file is a `torch.save` of the namespace `args` and a state dict; on the Hugging Face hub it is a
+`.safetensors` file with the same `args` in a `config.json` beside it. No code in a file is run.
+`distill.formats.radio` writes students in this format.
 
-Those documents are silent on how the trunk is wrapped in a DINOv2 student (RADIOv2.5-g) and on the
-names in the hub's files. So the trunk's prefix, `base_model.` in the format, is whatever stands
-before `patch_generator.`, and the hub's names are those that timm's own converter reads. Heads
-into other teachers' spaces are handed on as they are; all else in a file has to be known here, or
-it is refused.
+The prefix of the trunk's names differs between models, so it is whatever precedes
+`patch_generator.`. Names of the hub's files follow timm's converter. Heads for other teachers'
+features are returned unchanged; any other unknown tensor is an error.
 """
 
 import argparse
@@ -32,8 +29,8 @@ _TABLE = "patch_generator.pos_embed"
 TOKENS = "patch_generator.cls_token.token"
 _EMBEDDER = "patch_generator.embedder.weight"
 
-# Public name to that of timm's NaFlexVit, where they differ. The tokens are split besides: the
-# first is timm's class token, the others its registers.
+# Public names to those of timm's NaFlexVit, where they differ. The tokens are also split: the
+# first is timm's class token, the others are its registers.
 TO_TIMM = {
     _EMBEDDER: "embeds.proj.weight",
     "patch_generator.embedder.bias": "embeds.proj.bias",
@@ -51,19 +48,18 @@ _NORMALIZERS = ("_feature_normalizer.", "_intermediate_feature_normalizer.")
 
 @dataclass(frozen=True, kw_only=True)
 class RadioArchitecture:
-    """What a trunk is made of.
+    """The architecture of a trunk.
 
     Attributes:
-        model: name of a timm ViT, or of one that the public code registers beside them.
-        model_kwargs: options of that model that its name does not say.
+        model: name of a timm ViT, or of one that the public code registers.
+        model_kwargs: options of that model that its name does not imply.
         patch_size: pixels per token, along both axes.
         table_side: cells of the square position table, along each axis.
-        class_tokens: the teacher of each class token, in order; one nameless for all of them
-            where they share it.
-        summary: those of `class_tokens` that are the published summary.
-        registers: tokens behind the class tokens.
-        final_norm: whether the trunk's final norm is there (`model_norm`).
-        layer_scale: whether blocks scale their branches.
+        class_tokens: the teacher of each class token, in order; one empty name if they share one.
+        summary: those of `class_tokens` that form the published summary.
+        registers: number of register tokens, which follow the class tokens.
+        final_norm: whether the trunk has a final norm (`model_norm`).
+        layer_scale: whether blocks have LayerScale.
         patch_bias: whether the patch embedding has a bias.
         mean: of the pixel normalisation.
         std: of the same.
@@ -85,13 +81,13 @@ class RadioArchitecture:
 
 @dataclass(frozen=True)
 class RadioCheckpoint:
-    """A file's contents.
+    """The contents of a file.
 
     Attributes:
         architecture: of its trunk.
-        tensors: the trunk's, by the names of timm's NaFlexVit.
-        teachers: what `args` say of each, in order; names may come twice.
-        heads: tensors of the heads into the teachers' spaces, by public names.
+        tensors: of the trunk, by the names of timm's NaFlexVit.
+        teachers: their entries in `args`, in order; a name may occur twice.
+        heads: tensors of the heads for the teachers' features, by public names.
     """
 
     architecture: RadioArchitecture
@@ -108,7 +104,7 @@ def read_radio(path: Path) -> RadioCheckpoint:
             it, or their folder.
 
     Raises:
-        TeacherError: damaged, no RADIO checkpoint, or one with parts that are unknown here.
+        TeacherError: damaged, not a RADIO checkpoint, or with unknown tensors.
     """
     if not path.exists():
         raise TeacherError(f"weights: {path} is not a file or directory here")
@@ -124,19 +120,19 @@ def read_radio(path: Path) -> RadioCheckpoint:
     names = [architecture.class_tokens.index(name) for name in architecture.summary]
     if slots is not None and slots.tolist() != names:
         raise TeacherError(
-            f"{path}: summary_idxs {slots.tolist()} are not the class tokens {names} that its "
-            "teachers have a summary from"
+            f"{path}: summary_idxs: expected the class tokens {names} of the teachers with a "
+            f"summary, got {slots.tolist()}"
         )
     heads = {k: v for k, v in others.items() if k.startswith(_HEADS)}
     return RadioCheckpoint(architecture, to_timm(trunk), tuple(args.get("teachers") or ()), heads)
 
 
 def to_timm(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A trunk's tensors by the names, and in the shapes, of timm's NaFlexVit.
+    """Converts a trunk's tensors to the names and shapes of timm's NaFlexVit.
 
     Args:
-        trunk: by public names without their prefix; the position table (1, S * S, C) and the
-            tokens (class tokens + registers, C).
+        trunk: by public names without their prefix; the position table is (1, S * S, C), the
+            tokens are (class tokens + registers, C).
     """
     tensors = dict[str, Tensor]()
     for name, value in trunk.items():
@@ -154,7 +150,7 @@ def to_timm(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`args` and the averaged weights, or the plain ones where there are none."""
+    """`args` and the averaged weights, or the plain ones if there are none."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(
@@ -172,7 +168,7 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     state = content.get("state_dict_ema") or content.get("state_dict")
     if not isinstance(state, Mapping):
         raise TeacherError(
-            f"{path} is no RADIO checkpoint: it has neither state_dict_ema nor state_dict"
+            f"{path} is not a RADIO checkpoint: it has neither state_dict_ema nor state_dict"
         )
     return _args(content, path), {k: v for k, v in state.items() if isinstance(v, Tensor)}
 
@@ -182,19 +178,19 @@ def _args(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(args, argparse.Namespace):
         args = vars(args)
     if not isinstance(args, Mapping) or not isinstance(args.get("model"), str):
-        raise TeacherError(f"{path} is no RADIO checkpoint: it has no args that name a model")
+        raise TeacherError(f"{path} is not a RADIO checkpoint: it has no args that name a model")
     return dict(args)
 
 
 def _split(
     tensors: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The trunk, without its prefix, and what else is known, without the hub's prefix."""
+    """The trunk without its prefix, and the other known tensors without the hub's prefix."""
     prefixes = [k.removesuffix(_EMBEDDER) for k in tensors if k.endswith(_EMBEDDER)]
     if len(prefixes) != 1:
         raise TeacherError(
-            f"{path}: {len(prefixes)} tensors named *.{_EMBEDDER}, where a RADIO trunk with "
-            "cropped position embeddings has one"
+            f"{path}: expected one tensor named *.{_EMBEDDER}, got {len(prefixes)}; only RADIO "
+            "trunks with cropped position embeddings are supported"
         )
     prefix = prefixes[0]
     root = "radio_model." if prefix.startswith("radio_model.") else ""
@@ -203,19 +199,19 @@ def _split(
     normalizers = [k for k in others if k.startswith(_NORMALIZERS)]
     if normalizers:
         raise TeacherError(
-            f"{path} normalises its features, by {normalizers[0]}, which is not read here; take "
-            "the checkpoint of the same model without it"
+            f"{path} normalises its features ({normalizers[0]}), which is not supported; use the "
+            "checkpoint of the same model without it"
         )
     reparametrised = [k for k in tensors if ".parametrizations." in k]
     if reparametrised:
         raise TeacherError(
-            f"{path}: {reparametrised[0]} is a parametrisation's; export the weights that it "
-            "stands for"
+            f"{path}: {reparametrised[0]} belongs to a parametrization; export the weights that "
+            "it computes"
         )
     read = {"input_conditioner.norm_mean", "input_conditioner.norm_std", "summary_idxs"}
     unknown = [k for k in others if k not in read and not k.startswith(_HEADS)]
     if unknown:
-        raise TeacherError(f"{path} holds what no RADIO checkpoint has: {', '.join(unknown[:5])}")
+        raise TeacherError(f"{path} holds unknown tensors: {', '.join(unknown[:5])}")
     return trunk, others
 
 
@@ -240,16 +236,16 @@ def _architecture(
     patch_size, side = _sides(trunk, path)
     class_tokens, summary = _class_tokens(args, path)
     registers = len(trunk[TOKENS]) - len(class_tokens)
-    for what, came, due in (
+    for what, came, expected in (
         ("position table's side in pixels", side * patch_size, args.get("cpe_max_size")),
         ("number of registers", registers, _registers(args, len(class_tokens))),
         ("final norm", "norm.weight" in trunk, bool(args.get("model_norm", False))),
     ):
-        if came != due:
-            raise TeacherError(f"{path}: the {what} is {came}, and {due} by its args")
+        if came != expected:
+            raise TeacherError(f"{path}: the {what} is {came}, but {expected} in its args")
     swiglu = any(".mlp.w12." in k for k in trunk)
     return RadioArchitecture(
-        # DINOv2's gated MLP under its own names: of the students only the giant one has it.
+        # DINOv2's gated MLP under its own names: only the giant model has it.
         model="vit_giant_patch14_reg4_dinov2" if swiglu else args["model"],
         model_kwargs=dict(args.get("model_kwargs") or {}),
         patch_size=patch_size,
@@ -266,7 +262,7 @@ def _architecture(
 
 
 def _sides(trunk: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
-    """Pixels of a patch and cells of the position table, along each axis."""
+    """Pixels of a patch and cells of the position table, along one axis."""
     names = (_EMBEDDER, _TABLE, TOKENS)
     missing = [name for name in names if name not in trunk]
     if missing:
@@ -274,17 +270,17 @@ def _sides(trunk: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
     shapes = [tuple(trunk[name].shape) for name in names]
     patch_size, side = math.isqrt(shapes[0][-1] // 3), math.isqrt(shapes[1][-2])
     width = shapes[0][0]
-    due = [(width, 3 * patch_size**2), (1, side**2, width), (len(trunk[TOKENS]), width)]
-    if shapes != due:
+    expected = [(width, 3 * patch_size**2), (1, side**2, width), (len(trunk[TOKENS]), width)]
+    if shapes != expected:
         raise TeacherError(
-            f"{path}: {', '.join(names)} have the shapes {shapes}, not (C, 3 * p * p), "
-            "(1, S * S, C) and (tokens, C)"
+            f"{path}: {', '.join(names)}: expected the shapes (C, 3 * p * p), (1, S * S, C) and "
+            f"(tokens, C), got {shapes}"
         )
     return patch_size, side
 
 
 def _class_tokens(args: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The teachers of all class tokens, and those of the summary."""
+    """The teachers of all class tokens, and those of the summary tokens."""
     if not args.get("cls_token_per_teacher", False):
         return ("",), ("",)
     teachers = args.get("teachers") or []
@@ -295,8 +291,8 @@ def _class_tokens(args: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...],
         slot = each.get("token_slot")
         if slot is not None and slot != names.index(each["name"]):
             raise TeacherError(
-                f"{path}: teacher {each['name']!r} has token_slot {slot}, not its place among the "
-                f"teachers {list(names)}; such slots are not read here"
+                f"{path}: teacher {each['name']!r} has token_slot {slot}, expected its place among "
+                f"the teachers {list(names)}"
             )
     chosen = {each["name"] for each in teachers if each.get("use_summary", True)}
     if not chosen:
@@ -305,7 +301,7 @@ def _class_tokens(args: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...],
 
 
 def _registers(args: Mapping[str, Any], class_tokens: int) -> int:
-    """The explicit number, or what fills a multiple: all of it where the class tokens are one."""
+    """The explicit number, or those that pad the class tokens to a multiple."""
     if args.get("cpe_num_registers"):
         return int(args["cpe_num_registers"])
     multiple = args.get("register_multiple")

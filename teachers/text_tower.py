@@ -1,7 +1,7 @@
-"""The text side of CLIP and SigLIP models: what their image vectors are compared with.
+"""The text towers of CLIP and SigLIP models, for zero-shot classification and retrieval.
 
-Only the text tower is built and read, with open_clip's own tokenizer, which cleans captions as the
-model was trained (SigLIP 2: lower case, without punctuation).
+Only the text tower is built and read. open_clip's tokenizer cleans captions as in training
+(SigLIP 2: lower case, without punctuation).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,16 +19,16 @@ from teachers.errors import TeacherError
 from teachers.open_clip_source import OpenClipSource, find_source, locate_weights
 from teachers.weights import download_failed, load_strictly, read_tensors, seeded, shorten
 
-# How CLIP names its text tower where it is not called `text.`
+# Names of CLIP's text tower in models without the prefix `text.`
 _LOOSE = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 
 
 class TextTowerConfig(BaseModel):
-    """Which text tower.
+    """The model of a text tower.
 
     Attributes:
-        model: an open_clip model name, or a local directory in hub layout with, where the model
-            needs one, its tokenizer.
+        model: an open_clip model name, or a local directory in hub layout, with its tokenizer if
+            the model needs one.
         weights: a pretrained tag of open_clip, a local file or directory, or `none` for random
             weights. May be left out where `model` is a directory: its own weights.
     """
@@ -46,11 +46,11 @@ class TextTower(nn.Module):
         config: model and weights.
 
     Attributes:
-        tokenizer: texts to numbers (N, context), as open_clip's are.
+        tokenizer: open_clip's, from texts to token numbers (N, context).
         dim: D of the vectors.
 
     Raises:
-        TeacherError: no such model, weights without a text tower, or a tokenizer that is not here.
+        TeacherError: no such model, weights without a text tower, or a missing tokenizer.
     """
 
     def __init__(self, config: TextTowerConfig) -> None:
@@ -62,7 +62,7 @@ class TextTower(nn.Module):
         if text_cfg.get("hf_model_name"):
             raise TeacherError(
                 f"text.model: {config.model!r} has a text tower of Hugging Face's transformers; "
-                "only open_clip's own are read"
+                "only open_clip's own are supported"
             )
         self.tokenizer = _load_tokenizer(source)
         with seeded(loaded=path is not None):
@@ -75,7 +75,7 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """Vectors (N, D) of the tokenizer's numbers (N, context); open_clip's signature."""
+        """Vectors (N, D) of token numbers (N, context); the signature is open_clip's."""
         vectors = self.text(tokens).float()
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
@@ -86,7 +86,7 @@ class TextTower(nn.Module):
 
 
 def _text_tensors(path: Path) -> dict[str, Tensor]:
-    """The text tower's tensors of a checkpoint, under the names that it has by itself."""
+    """The text tower's tensors of a checkpoint, without their prefix."""
     tensors = read_tensors(path)
     inside = {k.removeprefix("text."): v for k, v in tensors.items() if k.startswith("text.")}
     if inside:
@@ -94,8 +94,8 @@ def _text_tensors(path: Path) -> dict[str, Tensor]:
     loose = {k: v for k, v in tensors.items() if k.startswith(_LOOSE)}
     if not loose:
         raise TeacherError(
-            f"text: {path} holds no text tower (no text.* or token_embedding.*), so its image "
-            "vectors have nothing to be compared with; give the weights of the whole model"
+            f"text: {path} holds no text tower (no text.* or token_embedding.*); give the weights "
+            "of the whole model"
         )
     return loose
 
@@ -106,14 +106,14 @@ def _load_tokenizer(source: OpenClipSource) -> Callable[[list[str]], Tensor]:
         tokenizer: Any = open_clip.get_tokenizer(name)
     except ImportError as error:
         raise TeacherError(
-            f"text.model: the tokenizer of {source.model!r} needs another package ({error}); "
+            f"text.model: the tokenizer of {source.model!r} requires another package ({error}); "
             "`pip install transformers sentencepiece`"
         ) from None
     except (OSError, RuntimeError, ValueError) as error:
         asked = source.model_cfg["text_cfg"].get("hf_tokenizer_name") or source.model
         if source.folder is not None:
             raise TeacherError(
-                f"text.model: {source.folder} holds no tokenizer that can be read "
+                f"text.model: {source.folder} holds no readable tokenizer "
                 f"({shorten(str(error))}); copy the tokenizer's files of {asked} there"
             ) from None
         raise download_failed(

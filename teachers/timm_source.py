@@ -1,6 +1,6 @@
-"""Where a timm teacher comes from: timm builds it and loads its weights, with the classifier off.
+"""Builds a timm model without its classifier and loads its weights, both through timm.
 
-A name means a local directory in hub layout or one of timm's own models, in this order.
+A name means a local directory in hub layout or a timm model, in this order.
 """
 
 from pathlib import Path
@@ -28,7 +28,8 @@ def build_network(model: str, weights: str | None, resolution: tuple[int, int] |
     """A timm model without its classifier; the arguments are as in `TimmConfig`.
 
     Raises:
-        TeacherError: no such model or weights, weights that do not fit, or no feature maps.
+        TeacherError: no such model or weights, weights that do not fit, or a model without feature
+            maps.
     """
     name, kwargs = _name(model), dict[str, Any]()
     if resolution is not None:
@@ -48,36 +49,36 @@ def build_network(model: str, weights: str | None, resolution: tuple[int, int] |
     with seeded(loaded=kwargs.get("pretrained", False)):
         network = _create(name, model, weights, kwargs)
     if not hasattr(network, "forward_intermediates"):
-        raise TeacherError(f"model: timm gives no feature maps of {model!r}")
+        raise TeacherError(f"model: timm returns no feature maps of {model!r}")
     network.reset_classifier(0)
     return network
 
 
 def resamples(network: Any) -> bool:
-    """Whether a model interpolates its positions to every image by itself, as timm's SAM does."""
+    """Whether a model interpolates its positions to any image size, as timm's SAM does."""
     return getattr(getattr(network, "patch_embed", None), "strict_img_size", None) is False
 
 
 def _name(model: str) -> str:
-    """The name that timm knows the model by."""
+    """The name of the model for `timm.create_model`."""
     if Path(model).is_dir():
         return f"local-dir:{model}"
     if ":" not in model and not timm.is_model(model):
         architecture = model.split(".")[0]
         raise TeacherError(
-            f"model: {model!r} is no timm model and no directory"
+            f"model: {model!r} is neither a timm model nor a directory"
             f"{did_you_mean(architecture, timm.list_models())}; see timm.list_models()"
         )
     return model
 
 
 def _local_weights(model: str, weights: str, name: str) -> dict[str, Any]:
-    """Arguments that make timm load a local file, through its own conversions."""
+    """Arguments with which timm loads a local file, including its own conversions."""
     path = Path(weights)
     if not path.exists():
         raise TeacherError(
-            f"weights: {weights!r} is not a file or directory here; leave weights out for "
-            f"those that timm publishes as {model!r}, or give a path or none"
+            f"weights: {weights!r} is not a file or directory; leave weights out for those that "
+            f"timm publishes as {model!r}, or give a path or none"
         )
     path = find_weights(path, _WEIGHT_NAMES)
     if on_meta():
@@ -87,7 +88,7 @@ def _local_weights(model: str, weights: str, name: str) -> dict[str, Any]:
         probe: Any = timm.create_model(name, pretrained=False)
     classifier = probe.pretrained_cfg.get("classifier")
     head = tensors.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-    # timm loads strictly only where it need not drop a classifier: build the one in the file.
+    # timm loads strictly only if it drops no classifier, so build the classifier of the file.
     num_classes = 0 if head is None else head.shape[0]
     overlay = {"state_dict": tensors, "num_classes": num_classes, "source": "", "label_offset": 0}
     return {

@@ -1,4 +1,4 @@
-"""Teachers from timm: any ViT, or any CNN with a feature map."""
+"""Teachers from timm: any model with a feature map."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from teachers.teacher import Teacher, TeacherConfig
 from teachers.timm_source import build_network, resamples
 from teachers.weights import without_storage
 
-_PLAIN = (VisionTransformer, Eva, NaFlexVit)  # whose grid is known without a look
+_PLAIN = (VisionTransformer, Eva, NaFlexVit)  # their grid is known without a pass
 
 
 class TimmConfig(TeacherConfig):
@@ -30,12 +30,12 @@ class TimmConfig(TeacherConfig):
             a local file or directory, or `none` for random weights.
         features: `norm`, the last map after the model's final norm; or the number of a block (a
             stage of a CNN), before that norm, counted from 0, or from the end if negative.
-        summary: `cls`, the class token after the final norm; `pool`, what the model's own pooling
-            hands to its classifier; `none`; or `auto`, the class token where there is one, else
-            the pooling.
-        resolution: (height, width) in pixels to run at, and from then on any multiple of the patch
-            size; None for the resolution that the weights were trained at. A ViT's positions and
-            SAM's are interpolated.
+        summary: `cls`, the class token after the final norm; `pool`, the input of the model's
+            classifier after its own pooling; `none`; or `auto`, the class token if there is one,
+            else the pooling.
+        resolution: native (height, width) in pixels, which also allows any multiple of the patch
+            size; None for the resolution that the weights were trained at. Positions of ViTs and
+            of SAM are interpolated.
     """
 
     kind: str = "timm"
@@ -49,14 +49,14 @@ class TimmConfig(TeacherConfig):
 class TimmTeacher(Teacher):
     """A timm model without its classifier.
 
-    A ViT accepts other resolutions where the recipe asks for one and the model interpolates its
+    A ViT accepts other resolutions if the recipe sets one and the model interpolates its
     positions; a CNN accepts any multiple of its stride.
 
     Args:
-        config: model, weights and what to read from it.
+        config: model, weights, features and summary.
 
     Raises:
-        TeacherError: no such model or weights, weights that do not fit, no such features.
+        TeacherError: no such model or weights, weights that do not fit, or no such features.
     """
 
     Config: ClassVar[type[TeacherConfig]] = TimmConfig
@@ -93,12 +93,12 @@ class TimmTeacher(Teacher):
         return Features(self.network.forward_head(final, pre_logits=True), maps[0])
 
     def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The maps of blocks (of stages of a CNN), those of a ViT after its final norm."""
+        """The maps of blocks (stages of a CNN); those of a ViT after its final norm."""
         return layer_maps(self.network, images, indices)
 
 
 def layer_maps(network: Any, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-    """The maps of some blocks of a timm model, after its final norm where that fits them."""
+    """The maps of some blocks of a timm model, after its final norm if it fits them."""
     maps: list[Tensor] = network.forward_intermediates(
         images, indices=list(indices), norm=True, output_fmt="NCHW", intermediates_only=True
     )
@@ -106,10 +106,10 @@ def layer_maps(network: Any, images: Tensor, indices: Sequence[int]) -> list[Ten
 
 
 def _place(network: Any, features: Literal["norm"] | int, info: dict[str, Any]) -> str:
-    """Where the map is taken, in words."""
+    """A description of where the map is taken."""
     where = "last block" if info is network.feature_info[-1] else info["module"]
     norm = getattr(network, "norm", None)
-    if hasattr(network, "neck"):  # of timm's SAM
+    if hasattr(network, "neck"):  # timm's SAM
         end = "the neck"
     elif isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
         end = "the final norm"
@@ -154,14 +154,14 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
     )
     if config.resolution and any(side % spec.patch_size for side in config.resolution):
         raise TeacherError(
-            f"resolution: {config.resolution} is no multiple of {config.model!r}'s patches of "
-            f"{spec.patch_size} px"
+            f"resolution: {config.resolution} is not a multiple of the {spec.patch_size} px "
+            f"patches of {config.model!r}"
         )
-    return spec if isinstance(network, _PLAIN) else _looked_at(network, spec, config)
+    return spec if isinstance(network, _PLAIN) else _measured(network, spec, config)
 
 
-def _looked_at(network: Any, spec: FeatureSpec, config: TimmConfig) -> FeatureSpec:
-    """The spec with the grid that a pass without storage gives: strides divide in many ways."""
+def _measured(network: Any, spec: FeatureSpec, config: TimmConfig) -> FeatureSpec:
+    """The spec with the grid of a pass without storage, as strides round in different ways."""
     empty = without_storage(network)
 
     def grid(height: int, width: int) -> tuple[int, int]:
@@ -178,13 +178,13 @@ def _looked_at(network: Any, spec: FeatureSpec, config: TimmConfig) -> FeatureSp
 
     try:
         native = grid(*spec.resolution)
-    except AssertionError as error:  # timm's word for what a model cannot
+    except AssertionError as error:  # timm raises it for features that a model lacks
         raise TeacherError(
             f"features: {config.features} of {config.model!r}: {error}; choose the number of a "
             "stage, -1 for the last"
         ) from None
     except (NotImplementedError, RuntimeError):
-        return spec  # some models cannot be run without storage; `Teacher.forward` looks too
+        return spec  # some models cannot run without storage; `Teacher.forward` checks the grid
     if native == spec.grid(*spec.resolution):
         return spec
     patch = spec.patch_size
@@ -192,5 +192,5 @@ def _looked_at(network: Any, spec: FeatureSpec, config: TimmConfig) -> FeatureSp
     try:
         free = spec.any_resolution and grid(*whole) == (whole[0] // patch, whole[1] // patch)
     except (AssertionError, NotImplementedError, RuntimeError):
-        free = False  # the native size is all that it is known to take
+        free = False  # only the native size is known to work
     return replace(spec, native_grid=native, any_resolution=free)

@@ -1,10 +1,9 @@
-"""Lets a CPU build of torch live beside a CUDA build of torchvision.
+"""Makes torchvision importable where its compiled operators cannot be loaded.
 
-timm and open_clip import torchvision. Where its compiled operators cannot be loaded, torchvision's
-own Python code fails at import with `operator torchvision::nms does not exist`. We then declare
-the two schemas that its import looks up. `torchvision::nms` gets a plain implementation for CPU
-tensors too, because detectors need it: it is there for CPU installs, and never where the compiled
-one is.
+timm and open_clip import torchvision. With a CPU build of torch and a CUDA build of torchvision,
+importing it fails with `operator torchvision::nms does not exist`. This module then declares the
+two schemas that the import needs. `torchvision::nms` also gets a plain implementation for CPU
+tensors, because detectors need it.
 """
 
 import ctypes
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_DECLARED: list[torch.library.Library] = []  # a Library undoes its definitions when collected
+_DECLARED: list[torch.library.Library] = []  # deleting a Library removes its definitions
 
 
 def _compiled_operators_load() -> bool:
-    """Whether torchvision's shared library (or no torchvision at all) leaves nothing to repair."""
+    """Whether torchvision's shared library can be loaded, or torchvision is not installed."""
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:
         return True
@@ -36,10 +35,10 @@ def _compiled_operators_load() -> bool:
 
 @cache
 def declare_missing_operators() -> bool:
-    """Declares `torchvision::nms` and `torchvision::qnms` when, and only when, they are missing.
+    """Declares `torchvision::nms` and `torchvision::qnms` if they are missing.
 
     Returns:
-        True where the schemas were declared here.
+        Whether the schemas were declared here.
     """
     if hasattr(torch.ops.torchvision, "nms") or _compiled_operators_load():
         return False
@@ -52,10 +51,11 @@ def declare_missing_operators() -> bool:
 
 
 def allow_plain_nms() -> None:
-    """Lets `torchvision.ops.nms` call the plain implementation, where that is the one there is.
+    """Lets `torchvision.ops.nms` call the plain implementation if there is no compiled one.
 
-    torchvision's function refuses to run without its compiled library, whoever implements the
-    operator. Its others, such as `roi_pool`, keep refusing. Call this before a detector runs.
+    torchvision's function raises an error without its compiled library, even if the operator is
+    implemented elsewhere; its others, such as `roi_pool`, still do. Call this before a detector
+    runs.
     """
     if declare_missing_operators():
         from torchvision.ops import boxes
@@ -64,15 +64,15 @@ def allow_plain_nms() -> None:
 
 
 def plain_nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy non-maximum suppression: a box goes when a better one that stays covers it.
+    """Greedy non-maximum suppression: removes a box that overlaps a kept one of higher score.
 
     Args:
         dets: (N, 4) boxes, left, top, right, bottom.
         scores: (N,).
-        iou_threshold: boxes with a larger intersection over union are the same object.
+        iou_threshold: largest allowed intersection over union.
 
     Returns:
-        (M,) int64, which boxes stay, the best first; of equal scores the first.
+        (M,) int64, indices of the kept boxes in order of score; of equal scores, the first.
     """
     order = scores.argsort(descending=True, stable=True)
     low, high = dets[order].split(2, dim=1)

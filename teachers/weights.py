@@ -1,6 +1,6 @@
-"""Where a teacher's weights come from, and the one way they are loaded: strictly.
+"""Finds, reads and strictly loads the weights of teachers.
 
-`none` stands for random weights, always the same ones. On the meta device no weights are read.
+`none` means random weights from a fixed seed. On the meta device no weights are read.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from teachers.errors import TeacherError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-# All that the initialisers of torch, timm and open_clip spend time on.
+# The functions in which initialisers of torch, timm and open_clip spend their time.
 _DRAWS = {
     nn.init.kaiming_uniform_,
     nn.init.normal_,
@@ -32,12 +32,12 @@ _DRAWS = {
 
 
 def on_meta() -> bool:
-    """Whether modules are being built on the meta device, without storage."""
+    """Whether the default device is meta, where modules have no storage."""
     return torch.empty(0).device.type == "meta"
 
 
 def without_storage(module: nn.Module) -> Any:
-    """A copy on the meta device, in eval mode; the weights are not copied on the way."""
+    """A copy on the meta device, in eval mode; the weights are not copied."""
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         empty = tensor.detach().to("meta")
@@ -45,8 +45,8 @@ def without_storage(module: nn.Module) -> Any:
     return deepcopy(module, memo).eval()
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves memory as it was allocated where a module draws its random initial weights."""
+class _SkipInit(TorchFunctionMode):
+    """Skips the random initialisation of weights, which stay uninitialised."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -59,13 +59,13 @@ class _Undrawn(TorchFunctionMode):
 
 @contextmanager
 def seeded(*, loaded: bool = False) -> Iterator[None]:
-    """Makes random initial weights the same every time; the caller's generator is untouched.
+    """Seeds random initial weights; the caller's generator is untouched.
 
     Args:
-        loaded: whether every weight is loaded, strictly, right after. None is drawn then, which
-            takes 5 s for a ViT-H; what is not loaded stays uninitialised.
+        loaded: whether all weights are loaded strictly right after. Initialisation is then
+            skipped, which takes 5 s for a ViT-H; weights that are not loaded stay uninitialised.
     """
-    with torch.random.fork_rng(devices=[]), _Undrawn() if loaded else nullcontext():
+    with torch.random.fork_rng(devices=[]), _SkipInit() if loaded else nullcontext():
         torch.manual_seed(0)
         yield
 
@@ -74,30 +74,30 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        TeacherError: the file is not there or holds something else.
+        TeacherError: the file is missing or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise TeacherError(
-            f"{path} is missing: a local directory needs its model's config there"
+            f"{path} is missing: a local directory must hold its model's config"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TeacherError(f"{path} is no JSON: {error}") from None
+        raise TeacherError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise TeacherError(f"{path} holds no JSON object")
+        raise TeacherError(f"{path}: expected a JSON object, got a {type(value).__name__}")
     return value
 
 
 def find_weights(path: Path, names: Sequence[str]) -> Path:
-    """A weights file: `path` itself, or the one inside that directory.
+    """A weights file: `path` itself, or the file in that directory.
 
     Args:
         path: an existing file or directory.
-        names: file names that a directory in hub layout uses, the preferred one first.
+        names: file names of the hub layout, the preferred one first.
 
     Raises:
-        TeacherError: another kind of file, or none or several in the directory.
+        TeacherError: another kind of file, or no or several files in the directory.
     """
     if path.is_dir():
         for name in names:
@@ -116,11 +116,11 @@ def find_weights(path: Path, names: Sequence[str]) -> Path:
 def read_tensors(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a checkpoint whose names start with `prefix`, without it, on the CPU.
 
-    Nothing but tensors is ever unpickled. A `state_dict` or `model` inside the file is unwrapped,
-    and a `module.` that data-parallel training left is dropped.
+    Only tensors are unpickled. A `state_dict` or `model` inside the file is unwrapped, and a
+    `module.` from data-parallel training is dropped.
 
     Raises:
-        TeacherError: the file is damaged, holds other objects, or no such tensor.
+        TeacherError: the file is damaged, holds other objects, or has no such tensor.
     """
     try:
         if path.suffix == ".safetensors":
@@ -134,8 +134,8 @@ def read_tensors(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
         )
     except pickle.UnpicklingError:
         raise TeacherError(
-            f"{path} holds more than tensors, or is damaged; it is not unpickled. Save the "
-            "state dict alone, best as .safetensors"
+            f"{path} holds more than tensors, or is damaged; it is not unpickled. Save only the "
+            "state dict, preferably as .safetensors"
         ) from None
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise TeacherError(f"{path} cannot be read: {error}") from None
@@ -159,15 +159,15 @@ def _not_empty(tensors: dict[str, Tensor], path: Path, prefix: str) -> dict[str,
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Loads every tensor into its place.
+    """Loads a state dict whose names and shapes must be those of the module.
 
     Args:
-        module: what to fill.
-        tensors: by name; converted to the dtype of their place.
-        where: the origin, for the message.
+        module: changed in place.
+        tensors: by name; converted to the dtypes of the module.
+        where: their origin, for the message.
 
     Raises:
-        TeacherError: names or shapes do not agree one to one.
+        TeacherError: names or shapes differ.
     """
     try:
         module.load_state_dict(tensors, strict=True)
@@ -182,30 +182,30 @@ def shorten(message: str, limit: int = 400) -> str:
 
 
 def fetch(what: str, key: str) -> str:
-    """The sentence that says how to fetch something of the hub by hand, and where to name it.
+    """Instructions to download something from the hub by hand.
 
     Args:
-        what: a repository, and a file of it where one is enough.
-        key: of the recipe's entry.
+        what: a repository, and one of its files if that is enough.
+        key: the key of the recipe's entry that takes the path.
     """
     return (
-        f"Where there is a network, run `hf download {what} --local-dir DIR`, copy DIR here and "
-        f"give that path as {key}"
+        f"With network access, run `hf download {what} --local-dir DIR`, copy DIR here and give "
+        f"that path as {key}"
     )
 
 
 def download_failed(asked: str, local: str, error: Exception) -> TeacherError:
-    """The message for weights that are neither in the cache nor reachable.
+    """The error for weights that are neither in the cache nor can be downloaded.
 
     Args:
-        asked: what was asked for, by its published name.
-        local: the command that fetches it elsewhere, and how a recipe points to that copy.
-        error: what the library said.
+        asked: the published name of the weights.
+        local: how to download them elsewhere and name that copy in a recipe.
+        error: of the library.
     """
     from huggingface_hub import constants
 
     offline = " (offline: HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
     return TeacherError(
         f"{asked} is not in the cache {constants.HF_HUB_CACHE} and could not be downloaded"
-        f"{offline}. {local}. The library said: {shorten(str(error))}"
+        f"{offline}. {local}. The library's error: {shorten(str(error))}"
     )

@@ -12,7 +12,7 @@ import torch
 
 from teachers.build import build_teacher, parse_teacher
 from teachers.catalog_rows import Row
-from teachers.radio_teacher import PUBLISHED, timm
+from teachers.radio_models import PUBLISHED, timm
 from teachers.teacher import Teacher
 
 WIDTH, DEPTH = 32, 2

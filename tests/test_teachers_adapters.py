@@ -265,7 +265,10 @@ B32 = {"kind": "dfn_clip", "model": "ViT-B-32"}
 @pytest.mark.parametrize(
     "value, message",
     [
-        ({"kind": "dfn_clip", "model": "ViT-B-33"}, "no open_clip model.*did you mean 'ViT-B-"),
+        (
+            {"kind": "dfn_clip", "model": "ViT-B-33"},
+            "neither an open_clip model.*did you mean 'ViT-B-",
+        ),
         (B32, "weights: None is neither a tag.*choose one of .*laion2b"),
         (B32 | {"weights": "laion2b_s34b_b79"}, "did you mean 'laion2b_s34b_b79k'"),
         (B32 | {"weights": "openai"}, "trained with QuickGELU, and model 'ViT-B-32' is not"),
@@ -285,7 +288,7 @@ B32 = {"kind": "dfn_clip", "model": "ViT-B-32"}
         ({"kind": "timm", "model": "hiera_tiny_224", "weights": "none"}, "norm of 'hiera_tiny.*-1"),
         (
             {"kind": "timm", "model": "vit_tiny_patch16_224", "resolution": [64, 65]},
-            r"\(64, 65\) is no multiple .* 16 px",
+            r"\(64, 65\) is not a multiple .* 16 px",
         ),
     ],
 )

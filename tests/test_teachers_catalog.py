@@ -13,7 +13,7 @@ from teachers.build import TEACHERS, build_teacher, parse_teacher
 from teachers.catalog import licence_of, main
 from teachers.catalog_rows import OPEN_KINDS, PIXELS, ROWS, Row
 from teachers.licences import LICENCES
-from teachers.radio_teacher import PUBLISHED, timm
+from teachers.radio_models import PUBLISHED, timm
 from teachers.testing import check_teacher
 from tests.small_teachers import small_teacher
 from tests.tiny_run import REPOSITORY

@@ -154,13 +154,18 @@ def test_a_pooler_that_the_weights_lack_is_not_the_summary(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "config_class, sizes, options, message",
     [
-        ("ViTMAEConfig", VIT, {}, "returns 5 tokens for 32 x 32 px, which are no grid of patches"),
+        (
+            "ViTMAEConfig",
+            VIT,
+            {},
+            "returns 5 tokens for 32 x 32 px, which is not a grid of patches",
+        ),
         ("ResNetConfig", {"depths": [1, 1, 1, 1]}, {}, "resolution: missing; the config of"),
         (
             "Siglip2VisionConfig",
             {k: v for k, v in VIT.items() if k != "image_size"},
             {"resolution": [64, 64]},
-            r"\(Siglip2VisionConfig\) gives no last_hidden_state of images of 64 x 64 px alone",
+            r"\(Siglip2VisionConfig\) returns no last_hidden_state for images of 64 x 64 px alone",
         ),
     ],
 )

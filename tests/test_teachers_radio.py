@@ -18,7 +18,7 @@ from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
-from teachers.radio_teacher import PUBLISHED, build_trunk, timm
+from teachers.radio_models import PUBLISHED, build_trunk, timm
 from teachers.testing import check_teacher
 
 C, DEPTH, HEADS, P, SIDE, HIDDEN = 16, 2, 2, 4, 5, 24
@@ -213,7 +213,7 @@ def test_a_file_of_the_hub_is_the_same_model(tmp_path: Path) -> None:
         assert torch.equal(came(images).spatial, due(images).spatial)
         assert torch.equal(came(images).summary, due(images).summary)
     wrong = {"radio_model.summary_idxs": torch.tensor([0, 1])}
-    with pytest.raises(TeacherError, match=r"summary_idxs \[0, 1\] are not .* \[0, 2\]"):
+    with pytest.raises(TeacherError, match=r"summary_idxs: expected .* \[0, 2\] .* got \[0, 1\]"):
         build(str(hub(tmp_path / "other", state, model_norm=True, tensors=wrong)))
     (folder / "config.json").unlink()
     with pytest.raises(TeacherError, match="config.json is missing"):
@@ -303,7 +303,7 @@ def test_registers_fill_a_multiple_and_all_of_it_where_nothing_is_missing(
     assert teacher(torch.rand(1, 3, 8, 12)).summary.shape == (1, class_tokens * C)
     short = public(trunk(tokens=class_tokens + registers - 1))
     with pytest.raises(
-        TeacherError, match=f"registers is {registers - 1}, and {registers} by its args"
+        TeacherError, match=f"registers is {registers - 1}, but {registers} in its args"
     ):
         build(write(tmp_path / "short.pt", short, **changes))
 
@@ -355,11 +355,11 @@ def test_every_tensor_of_the_trunk_is_needed(tmp_path: Path) -> None:
         ("base_model.blocks.2.norm1.weight", "Unexpected key.*blocks.2.norm1.weight"),
         ("base_model.patch_generator.patch_normalizer.weight", "Unexpected.*patch_normalizer"),
         ("base_model.blocks.0.attn.q_norm.weight", "Unexpected.*q_norm"),
-        ("_feature_normalizer.mean", "normalises its features, by _feature_normalizer.mean"),
-        ("neck.weight", "holds what no RADIO checkpoint has: neck.weight"),
+        ("_feature_normalizer.mean", "normalises its features .._?_feature_normalizer.mean"),
+        ("neck.weight", "holds unknown tensors: neck.weight"),
         (
             "base_model.blocks.0.mlp.fc1.parametrizations.weight.original",
-            "fc1.parametrizations.weight.original is a parametrisation's",
+            "fc1.parametrizations.weight.original belongs to a parametrization",
         ),
     ],
 )
@@ -373,13 +373,16 @@ def test_a_tensor_that_is_not_known_is_refused_by_name(
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"cpe_max_size": 64}, "position table's side in pixels is 20, and 64 by its args"),
-        ({"cpe_max_size": None}, "is 20, and None by its args"),
-        ({"model_norm": True}, "final norm is False, and True by its args"),
+        ({"cpe_max_size": 64}, "position table's side in pixels is 20, but 64 in its args"),
+        ({"cpe_max_size": None}, "is 20, but None in its args"),
+        ({"model_norm": True}, "final norm is False, but True in its args"),
         ({"model": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),
-        ({"model": "hf-hub:someone/vit"}, "is no timm model"),
-        ({"model": "resnet18"}, "timm's 'resnet18' is no ViT"),
-        ({"model": "vit_base_patch16_rope_224", "model_kwargs": {}}, "is no ViT with a position"),
+        ({"model": "hf-hub:someone/vit"}, "is neither a timm model"),
+        ({"model": "resnet18"}, "timm's 'resnet18' is not a ViT"),
+        (
+            {"model": "vit_base_patch16_rope_224", "model_kwargs": {}},
+            "is not a ViT with a position",
+        ),
         (
             {"model": "vit_huge_patch16_224", "model_kwargs": {}},
             "does not fit the.*Missing key.*blocks.2",
@@ -388,7 +391,7 @@ def test_a_tensor_that_is_not_known_is_refused_by_name(
         ({"teachers": [{"name": "sam", "use_summary": False}]}, "no teacher in its args has a sum"),
         (
             {"teachers": [*TEACHERS[:2], {"name": "dino", "token_slot": 0}]},
-            "'dino' has token_slot 0, not its place",
+            "'dino' has token_slot 0, expected its place",
         ),
         ({"teachers": [{"type": "sam"}]}, "a teacher in its args has no name"),
         ({"initial_checkpoint": Path("x")}, "pathlib.*, which is not unpickled"),
@@ -413,7 +416,7 @@ def test_args_that_do_not_fit_the_file_are_refused(
 def test_shapes_that_make_no_trunk_are_refused(
     name: str, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    with pytest.raises(TeacherError, match=r"have the shapes .* not \(C, 3 \* p \* p\)"):
+    with pytest.raises(TeacherError, match=r"expected the shapes \(C, 3 \* p \* p\)"):
         build(write(tmp_path / "r.pt", public(trunk() | {name: noise(*shape)})))
 
 
@@ -439,7 +442,7 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
         ({"state_dict": public(trunk()), "args": {"epochs": 3}}, "has no args that name a model"),
         (
             {"state_dict": {"base_model.patch_embed.proj.weight": torch.ones(1)}, "args": ARGS},
-            r"0 tensors named \*.patch_generator.embedder.weight",
+            r"one tensor named \*.patch_generator.embedder.weight, got 0",
         ),
     ]
     for content, message in contents:
@@ -454,7 +457,7 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_says_too_little_is_told_what_is_missing(file: str) -> None:
-    with pytest.raises(TeacherError, match="model: missing, and so is a file"):
+    with pytest.raises(TeacherError, match="model: missing, and so are weights"):
         build(None)
     with pytest.raises(TeacherError, match="did you mean 'radio_v2.5-l'"):
         build("none", model="radio_v25-l")
@@ -462,9 +465,9 @@ def test_a_recipe_that_says_too_little_is_told_what_is_missing(file: str) -> Non
         build(None, model="radio_v2.5-l")
     with pytest.raises(TeacherError, match="resolution: missing; .* multiples of 4 px"):
         build(file, resolution=None)
-    with pytest.raises(TeacherError, match=r"\(8, 10\) is no multiple of patches of 4 px"):
+    with pytest.raises(TeacherError, match=r"\(8, 10\) is not a multiple of the 4 px patch"):
         build(file, resolution=[8, 10])
-    with pytest.raises(TeacherError, match="spatial_dim=16.*'radio_v2.5-b' is one of.*_dim=768"):
+    with pytest.raises(TeacherError, match="spatial_dim=16.*'radio_v2.5-b' has.*_dim=768"):
         build(file, model="radio_v2.5-b", resolution=[224, 224])
 
 

@@ -95,7 +95,7 @@ def test_a_tokenizer_that_is_not_here_says_where_to_put_it(
     with pytest.raises(TeacherError, match=r"timm/ViT-B-16-SigLIP2.*give that as text.model"):
         tower("ViT-B-16-SigLIP2", "none")
     write_tiny_clip(tmp_path)
-    with pytest.raises(TeacherError, match=r"holds no tokenizer .*no file named .*copy"):
+    with pytest.raises(TeacherError, match=r"holds no readable tokenizer .*no file named .*copy"):
         tower(tmp_path)
 
 

@@ -25,7 +25,7 @@ from teachers.radio_format import (
     RadioCheckpoint,
     read_radio,
 )
-from teachers.radio_teacher import build_trunk
+from teachers.radio_models import build_trunk
 
 log = logging.getLogger(__name__)
 
