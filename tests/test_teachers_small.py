@@ -1,25 +1,29 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from teachers.build import build_teacher, parse_teacher
-from teachers.small.augment import cell_centres, crop, random_boxes, to_picture
-from teachers.small.captions import CONTEXT, Captions
-from teachers.small.knn import NAMES, classify
-from teachers.small.losses import (
+from tests.quality.small_teachers.augment import cell_centres, crop, random_boxes, to_picture
+from tests.quality.small_teachers.captions import CONTEXT, Captions
+from tests.quality.small_teachers.knn import NAMES, classify
+from tests.quality.small_teachers.losses import (
     contrastive_loss,
     direction_loss,
     matches,
     sigmoid_loss,
     spatial_targets,
 )
-from teachers.small.targets import fit_whitening
-from teachers.small.towers import build_tower, encode_kept, load_config, load_tower
+from tests.quality.small_teachers.targets import fit_whitening
+from tests.quality.small_teachers.towers import (
+    SMALL,
+    build_tower,
+    encode_kept,
+    load_config,
+    load_tower,
+)
 
-SMALL = Path(__file__).parents[1] / "teachers" / "small"
 BYTE_LIMIT = 16_000_000
 
 

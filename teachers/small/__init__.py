@@ -1,1 +1,1 @@
-"""Two small teachers that ship with the repository, and the commands that made them."""
+"""Weights, cards and upsamplers of two small teachers; tests/quality/small_teachers trains them."""

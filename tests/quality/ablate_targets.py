@@ -1,6 +1,6 @@
 """The paper's table 2 in miniature: a student for each kind of target, on real labels.
 
-    python -m tests.quality.ablate_targets --data ../shared/data --out OUT
+    python -m tests.quality.ablate_targets --data DATA --out OUT
 
 Trains the upsamplers (`compare_upsamplers`), a student of 128 px that all others start from, then
 recipes/cpu_ablation.yaml for every row and seed, and measures all of them. What is finished is not

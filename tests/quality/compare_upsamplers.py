@@ -1,6 +1,6 @@
 """Trains upsamplers on the same images and views, and compares them on held-out photographs.
 
-    python -m tests.quality.compare_upsamplers --data ../shared/data --out OUT --teacher clip
+    python -m tests.quality.compare_upsamplers --data DATA --out OUT --teacher clip
 
 One run of `train_together` a seed holds all methods; what is finished is not trained again, and
 what was stopped goes on. Then `distill.evaluate` writes and prints the table. Methods of the open

@@ -1,4 +1,4 @@
-"""From a teacher's folder to its vision tower, through open_clip."""
+"""Builds and loads the vision tower of a small teacher, with open_clip."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+SMALL = Path(__file__).parents[3] / "teachers" / "small"
 PREFIX = "visual."
 
 
@@ -21,9 +22,9 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 
 def build_tower(folder: Path) -> nn.Module:
-    """The vision tower that the folder describes, with random weights.
+    """The vision tower that the folder's configuration describes, with random weights.
 
-    A timm name `local-dir:.` means the folder itself, whose `config.json` then holds timm's part.
+    The timm name `local-dir:.` stands for the folder itself: its `config.json` is timm's.
     """
     model = load_config(folder)["model_cfg"]
     vision = dict(model["vision_cfg"])
@@ -43,12 +44,12 @@ def load_tower(folder: Path) -> nn.Module:
 
 
 def encode_kept(tower: nn.Module, images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs a tower on some of an image's patches only, as FLIP trains (Li et al. 2023).
+    """Encodes some of an image's patches only, as FLIP trains (Li et al., arXiv 2212.00794).
 
     Args:
         tower: open_clip's class-token `VisionTransformer`, or its `TimmModel` with map pooling.
         images: (B, 3, H, W), normalised.
-        kept: (B, n) numbers of the patches to keep, row by row.
+        kept: (B, n) indices of the patches to keep, in row-major order.
 
     Returns:
         The image vectors (B, embed_dim) and the normalised tokens (B, n, width) of the patches.

@@ -1,7 +1,7 @@
-"""SqueezeNet's maps, computed once a picture: what the tokens are asked to predict.
+"""Targets of the tokens: SqueezeNet's feature maps, computed once for each image.
 
-A crop of the picture takes the same crop of its map, as in "Re-labeling ImageNet" (Yun et al.,
-CVPR 2021), so the network runs once a picture and never while training.
+A crop of an image takes the same crop of its map, as in ReLabel (Yun et al., arXiv 2101.05022), so
+the network never runs during training.
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-SIDE = 192  # pixels the pictures are brought to; the map is then 11 x 11
+SIDE = 192  # pixels of the resized images; their maps are 11 x 11
 CHANNELS = 256
 _MEAN = (123.0, 117.0, 104.0)
 
 
-class Targets(NamedTuple):
-    """Whitened maps of SqueezeNet's last features.
+class Maps(NamedTuple):
+    """Whitened feature maps of SqueezeNet's last layer.
 
     Attributes:
         labelled: (N, 256, 11, 11) float16.
@@ -31,7 +31,7 @@ class Targets(NamedTuple):
 
 
 def load_squeezenet(data: Path) -> nn.Module:
-    """SqueezeNet 1.0's feature layers with ImageNet weights: 512 channels, stride 16."""
+    """Feature layers of SqueezeNet 1.0 with ImageNet weights: 512 channels, stride 16."""
     from torchvision.models import squeezenet1_0
 
     network = squeezenet1_0()
@@ -54,14 +54,14 @@ def _run(network: nn.Module, images: Tensor, purpose: str) -> Tensor:
 
 
 def fit_whitening(pooled: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Principal directions of image vectors, scaled to unit variance.
+    """PCA whitening of image vectors.
 
     Args:
-        pooled: (N, D) one vector an image.
-        channels: how many directions to keep.
+        pooled: (N, D) one vector for each image.
+        channels: number of principal directions to keep.
 
     Returns:
-        The mean (D,) and the matrix (D, channels), float32, of x -> (x - mean) @ matrix.
+        The mean (D,) and the matrix (D, channels) of x -> (x - mean) @ matrix, float32.
     """
     values = pooled.double()
     mean = values.mean(0)
@@ -77,23 +77,23 @@ def _whiten(maps: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
     return whitened.transpose(1, 2).unflatten(2, maps.shape[-2:]).contiguous()
 
 
-def compute_targets(data: Path, labelled: Tensor, photos: Tensor) -> Targets:
-    """Runs SqueezeNet over all pictures and whitens its maps by the labelled ones' means.
+def compute_maps(data: Path, labelled: Tensor, photos: Tensor) -> Maps:
+    """Runs SqueezeNet on all images; the whitening is fitted to the means of the labelled maps.
 
     Args:
-        data: the folder of data sets, for the weights.
+        data: the folder of data sets, which holds the weights.
         labelled: (N, 3, H, W) uint8.
         photos: (M, 3, H, W) uint8.
     """
     network = load_squeezenet(data)
     maps = [_run(network, labelled, "labelled"), _run(network, photos, "photos")]
     mean, matrix = fit_whitening(maps[0].float().mean((2, 3)), CHANNELS)
-    return Targets(*(_whiten(m, mean, matrix) for m in maps))
+    return Maps(*(_whiten(m, mean, matrix) for m in maps))
 
 
-def load_targets(cache: Path, data: Path, labelled: Tensor, photos: Tensor) -> Targets:
-    """The targets from `cache`, computed and written there the first time."""
+def load_maps(cache: Path, data: Path, labelled: Tensor, photos: Tensor) -> Maps:
+    """Loads the maps from `cache`; computes and writes them there the first time."""
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(compute_targets(data, labelled, photos)._asdict(), cache)
-    return Targets(**torch.load(cache, mmap=True))
+        torch.save(compute_maps(data, labelled, photos)._asdict(), cache)
+    return Maps(**torch.load(cache, mmap=True))

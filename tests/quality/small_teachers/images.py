@@ -1,4 +1,4 @@
-"""The pictures that the small teachers learn from, as byte tensors in memory."""
+"""Training images of the small teachers, as uint8 tensors in memory."""
 
 import csv
 import io
@@ -17,14 +17,14 @@ CROPS_PER_PHOTO = 6
 
 
 class Labelled(NamedTuple):
-    """Pictures (N, 3, H, W) uint8 and their classes (N,) long."""
+    """Images (N, 3, H, W) uint8 and their classes (N,) int64."""
 
     images: Tensor
     labels: Tensor
 
 
 def load_class_names(data: Path) -> dict[str, str]:
-    """WordNet id -> comma separated names, in the order that numbers the classes."""
+    """WordNet id to comma-separated names, in the order of the class numbers."""
     with (data / "tiny-imagenet" / "classes.tsv").open() as table:
         return {row["wnid"]: row["name"] for row in csv.DictReader(table, delimiter="\t")}
 
@@ -39,7 +39,7 @@ def _stack(pictures: list[Image.Image]) -> Tensor:
 
 
 def load_tiny_imagenet(data: Path) -> tuple[Labelled, Labelled]:
-    """The train and validation pictures, 64 x 64, in the archive's sorted order."""
+    """Training and validation images, 64 x 64, sorted by name."""
     classes = {wnid: i for i, wnid in enumerate(load_class_names(data))}
     pictures: dict[str, list[Image.Image]] = {"train": [], "val": []}
     labels: dict[str, list[int]] = {"train": [], "val": []}
@@ -53,10 +53,9 @@ def load_tiny_imagenet(data: Path) -> tuple[Labelled, Labelled]:
 
 
 def load_photo_crops(data: Path, seed: int = 0) -> Tensor:
-    """Random square crops (M, 3, 128, 128) uint8 of the larger photographs, without labels.
+    """Random square crops (M, 3, 128, 128) uint8 of larger photographs, without labels.
 
-    Tiny ImageNet enlarged to 128 px is blurred; these keep the teachers at home with sharp
-    pictures and with parts of objects.
+    Tiny ImageNet is blurred at 128 px; these crops add sharp images and parts of objects.
     """
     rng = np.random.default_rng(seed)
     contents = [path.read_bytes() for path in sorted((data / "det200/train").rglob("*.jp*g"))]

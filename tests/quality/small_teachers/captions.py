@@ -1,7 +1,7 @@
-"""Captions made of class names, and the small text tower that reads them while training.
+"""Captions made of class names, and the small text tower that encodes them during training.
 
-The tower is open_clip's own text transformer over the few hundred words that occur; it is thrown
-away afterwards.
+The tower is open_clip's text transformer with a vocabulary of the few hundred words that occur. It
+is not saved.
 """
 
 import re
@@ -28,7 +28,7 @@ TEMPLATES = (
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of a caption."""
+    """The words of a caption, in lower case."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
@@ -36,23 +36,23 @@ class Captions:
     """Draws a caption for each class: a random template around a random synonym.
 
     Args:
-        names: comma separated synonyms of each class, in the order of the labels.
+        names: comma-separated synonyms of each class, in the order of the labels.
     """
 
     def __init__(self, names: list[str]) -> None:
         self.synonyms = [[s.strip() for s in name.split(",")] for name in names]
         words = {w for text in (*TEMPLATES, *names) for w in split_words(text)}
-        # 0 pads; the end of the text has the largest number, where open_clip's tower looks for it
+        # 0 pads. The end token has the largest number: open_clip's tower pools at the argmax.
         self.numbers = {word: i for i, word in enumerate(sorted(words), start=1)}
         self.end = len(self.numbers) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Word numbers of a caption, ended and padded to `CONTEXT`."""
+        """Token numbers of a caption, with the end token, padded to `CONTEXT`."""
         numbers = [self.numbers[word] for word in split_words(text)][: CONTEXT - 1]
         return [*numbers, self.end, *[0] * (CONTEXT - 1 - len(numbers))]
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """One caption a class: (classes, `CONTEXT`) long."""
+        """Token numbers of one random caption for each class, (classes, `CONTEXT`) int64."""
         rows = []
         for synonyms in self.synonyms:
             a, b = torch.randint(1 << 30, (2,), generator=generator).tolist()
@@ -61,7 +61,7 @@ class Captions:
         return torch.tensor(rows)
 
     def build_tower(self, embed_dim: int) -> TextTransformer:
-        """A fresh text tower for these words: (N, `CONTEXT`) -> (N, embed_dim)."""
+        """A text tower with random weights: (N, `CONTEXT`) -> (N, embed_dim)."""
         return TextTransformer(
             context_length=CONTEXT,
             vocab_size=self.end + 1,

@@ -1,10 +1,10 @@
-"""Trains one of the two small teachers on a CPU in about half an hour.
+"""Trains one of the two small teachers, on a CPU in about half an hour.
 
-    python -m teachers.small.train --data ../shared/data --teacher clip_ti16_128 --out DIR
+    python -m tests.quality.small_teachers.train --data DATA --teacher clip_ti16_128 --out DIR
 
-Three losses: captions of the class names (softmax contrast for CLIP, sigmoid for SigLIP), the
-direction of SqueezeNet's pooled features for the image vector, and that of its map for each token.
-Most steps see a quarter of the patches (FLIP), the last ones see all.
+Three losses: image-text contrast with captions of class names (softmax for CLIP, sigmoid for
+SigLIP), the direction of SqueezeNet's pooled features for the image vector, and that of its map for
+each token. Most steps use a quarter of the patches (FLIP), the last steps all of them.
 """
 
 import argparse
@@ -19,34 +19,43 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from teachers.small.augment import cell_centres, crop, jitter, random_boxes, to_picture
-from teachers.small.captions import Captions
-from teachers.small.images import load_class_names, load_photo_crops, load_tiny_imagenet
-from teachers.small.losses import (
+from tests.quality.small_teachers.augment import (
+    cell_centres,
+    crop,
+    jitter,
+    random_boxes,
+    to_picture,
+)
+from tests.quality.small_teachers.captions import Captions
+from tests.quality.small_teachers.images import (
+    load_class_names,
+    load_photo_crops,
+    load_tiny_imagenet,
+)
+from tests.quality.small_teachers.losses import (
     contrastive_loss,
     direction_loss,
     matches,
     sigmoid_loss,
     spatial_targets,
 )
-from teachers.small.targets import CHANNELS, Targets, load_targets
-from teachers.small.towers import PREFIX, build_tower, encode_kept, load_config
+from tests.quality.small_teachers.targets import CHANNELS, Maps, load_maps
+from tests.quality.small_teachers.towers import PREFIX, SMALL, build_tower, encode_kept, load_config
 
-HERE = Path(__file__).parent
-LABELLED, PHOTOS = 104, 24  # pictures a step
+LABELLED, PHOTOS = 104, 24  # images of a step
 SIDE, GRID = 128, 8
-KEPT = ((0.7, 16), (0.92, 32), (1.0, 64))  # patches seen until this share of the steps
+KEPT = ((0.7, 16), (0.92, 32), (1.0, 64))  # (share of the steps, patches used until then)
 RATE, WARMUP, DECAY = 2e-3, 0.04, 0.05
 LABEL_WEIGHT, IMAGE_WEIGHT, TOKEN_WEIGHT = 0.5, 2.0, 2.0
 SNAPSHOT = 200
 
 
 class Learner(nn.Module):
-    """A vision tower with all that is thrown away after training.
+    """A vision tower with the modules that only training needs.
 
     Args:
         folder: the teacher's folder, for the architecture.
-        captions: the words that the text tower has to know.
+        captions: the captions, for the text tower's vocabulary.
     """
 
     mean: Tensor
@@ -74,13 +83,13 @@ class Learner(nn.Module):
         """The losses of one step.
 
         Args:
-            images: (B, 3, H, W) in [0, 1]; the first of them are labelled.
-            kept: (B, n) patches that the tower sees.
+            images: (B, 3, H, W) in [0, 1]; the labelled ones first.
+            kept: (B, n) indices of the patches that the tower encodes.
             texts: (N, words) captions.
-            positive: (L, N) bool, which texts describe which of the L labelled images.
-            target: (B, cells, C) SqueezeNet's map of each image at all cells of the grid.
+            positive: (L, N) bool, whether text j describes labelled image i.
+            target: (B, cells, C) SqueezeNet's map at all cells of the grid.
         """
-        # torch's flash attention on a CPU takes twice as long backwards for so few tokens
+        # On a CPU, the backward pass of flash attention takes twice as long for so few tokens.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             normalised = (images - self.mean) / self.std
             vectors, tokens = encode_kept(self.tower, normalised, kept)
@@ -98,7 +107,7 @@ class Learner(nn.Module):
 
 
 def build_optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan 2024) for the matrices of the vision blocks, AdamW for all else."""
+    """Muon (Jordan, 2024) for the matrices of the vision blocks, AdamW for the rest."""
     matrices = [p for n, p in learner.tower.named_parameters() if p.ndim == 2 and "blocks." in n]
     chosen = {id(p) for p in matrices}
     rest = [p for p in learner.parameters() if id(p) not in chosen]
@@ -113,23 +122,23 @@ def build_optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
 
 
 def rate_at(progress: float) -> float:
-    """Learning rate at a share of the steps: linear warm-up, then linear to zero."""
+    """Learning rate at a share of the steps: linear warm-up, then linear decay to zero."""
     return RATE * min(progress / WARMUP, (1 - progress) / (1 - WARMUP))
 
 
 def patches_at(progress: float) -> int:
-    """How many of the 64 patches are seen at a share of the steps."""
+    """Number of patches, of 64, that are used at a share of the steps."""
     return next(count for end, count in KEPT if progress < end or end == 1.0)
 
 
 def draw_batch(
-    pictures: tuple[Tensor, Tensor], targets: Targets, generator: torch.Generator
+    pictures: tuple[Tensor, Tensor], targets: Maps, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random crops of random pictures.
+    """Random crops of random images.
 
     Returns:
-        The crops (B, 3, 128, 128) in [0, 1], the maps' values at their cells (B, 64, C), and the
-        numbers of the labelled pictures (`LABELLED`,).
+        The crops (B, 3, 128, 128) in [0, 1], the maps at their cells (B, 64, C), and the indices
+        of the labelled images (`LABELLED`,).
     """
     centres = cell_centres(GRID, GRID)
     crops, values, chosen = [], [], []
@@ -143,7 +152,7 @@ def draw_batch(
 
 
 def save_teacher(learner: Learner, source: Path, out: Path) -> None:
-    """Writes the vision tower (float16) and the descriptions beside it."""
+    """Writes the vision tower in float16, with the configuration files beside it."""
     out.mkdir(parents=True, exist_ok=True)
     for description in source.glob("*.json"):
         if out.resolve() != source.resolve():
@@ -154,15 +163,15 @@ def save_teacher(learner: Learner, source: Path, out: Path) -> None:
 
 
 def train(data: Path, teacher: str, out: Path, steps: int, seed: int, cache: Path) -> None:
-    """Trains one teacher and leaves it in `out`, with a snapshot every `SNAPSHOT` steps."""
+    """Trains one teacher and saves it in `out` every `SNAPSHOT` steps and at the end."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     labelled, _ = load_tiny_imagenet(data)
     photos = load_photo_crops(data)
-    targets = load_targets(cache, data, labelled.images, photos)
+    targets = load_maps(cache, data, labelled.images, photos)
     captions = Captions(list(load_class_names(data).values()))
-    learner = Learner(HERE / teacher, captions)
+    learner = Learner(SMALL / teacher, captions)
     optimizers = build_optimizers(learner)
     classes = torch.arange(len(captions.synonyms))
     start = time.monotonic()
@@ -186,11 +195,11 @@ def train(data: Path, teacher: str, out: Path, steps: int, seed: int, cache: Pat
             seconds = round(time.monotonic() - start, 1)
             print(json.dumps({"step": step, "seconds": seconds, **values}), flush=True)
         if step % SNAPSHOT == SNAPSHOT - 1 or step == steps - 1:
-            save_teacher(learner, HERE / teacher, out)
+            save_teacher(learner, SMALL / teacher, out)
 
 
 def main() -> None:
-    """Reads the command line."""
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with tiny-imagenet/ ...")
     parser.add_argument("--teacher", required=True, choices=("clip_ti16_128", "siglip_ti16_128"))
