@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from teachers.upsamplers import local_attention as module
+from teachers.upsamplers import local_attention_strips
 from teachers.upsamplers.local_attention import alibi_slopes, local_attention
 
 # Smaller than the window, smaller than a strip, no multiple of one, H != W both ways.
@@ -54,7 +54,7 @@ def test_how_it_is_cut_in_parts_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, logits: int
 ) -> None:
     q, k, v = random(3, 9, 11, 5, 4)
-    monkeypatch.setattr(module, "_LOGITS_CPU", logits)
+    monkeypatch.setattr(local_attention_strips, "_LOGITS_CPU", logits)
     ours = local_attention(q, k, v, window=5)
     due = dense_attention(q, k, v, 5, None)
     torch.testing.assert_close(ours, due, atol=1e-12, rtol=0)

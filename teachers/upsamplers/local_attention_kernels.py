@@ -1,14 +1,14 @@
-"""The kernels of local attention on a GPU, in Triton.
+"""Triton kernels of local attention on a GPU.
 
-A program owns the cells of one square tile of one head, and walks over the rows of the tile's halo,
-a few at a time: all that those cells see lies there. The products run on tensor cores, where the
-cells of the halo that a query does not see cost less than gathering those that it does. As in flash
-attention (arXiv 2205.14135) the softmax is kept up while walking, and the backward pass computes
-the probabilities again from the log-sum-exp; keys own their tiles there, so nothing is added
-atomically and every run gives the same bits.
+A program computes the cells of one square tile of one head. It walks over the rows of the tile's
+halo, a few at a time: all keys of those cells lie there. The products run on tensor cores, where
+cells of the halo that a query does not attend to cost less than gathering those that it does. As in
+FlashAttention (Dao et al., arXiv 2205.14135), the softmax is updated along the way, and the
+backward pass recomputes the probabilities from the log-sum-exp. There, keys own the tiles: nothing
+is added atomically, and every run gives the same bits.
 
 Half-precision products take the probabilities in half precision too, and add up in float32;
-float32 products are exact ones, not TF32.
+float32 products are exact, not TF32.
 """
 
 import math
@@ -28,37 +28,48 @@ _LOG2_E = math.log2(math.e)
 
 @triton.jit
 def _cells(image, y, x, height, width, head, heads, dim):
-    """Where the vectors of cells start in (B, height, width, heads, dim)."""
+    """Offsets of cells' vectors in (B, height, width, heads, dim)."""
     return (((image.to(tl.int64) * height + y) * width + x) * heads + head) * dim
 
 
 @triton.jit
-def _penalty(dy, dx, slopes, head):
-    """ALiBi to base 2: by rows in even heads, by columns in odd ones."""
+def _rectangle(
+    top, left, height, width, heads, dim,
+    TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """ROWS x COLUMNS cells, n in all, that start at (top, left) of the program's tile.
+
+    Returns:
+        Rows, columns and whether they lie inside the map, (n,) each; offsets of their vectors in
+        (B, height, width, heads, dim) and a mask for loading these, (n, DIM) each.
+    """
+    tiles = tl.cdiv(width, TILE)
+    i = tl.arange(0, ROWS * COLUMNS)
+    y = tl.program_id(0) // tiles * TILE + top + i // COLUMNS
+    x = tl.program_id(0) % tiles * TILE + left + i % COLUMNS
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    d = tl.arange(0, DIM)
+    cells = _cells(tl.program_id(2), y, x, height, width, tl.program_id(1), heads, dim)
+    return y, x, inside, cells[:, None] + d, inside[:, None] & (d < dim)
+
+
+@triton.jit
+def _scalars(y, x, height, width, heads):
+    """Offsets (n,) of this program's entries at cells y, x in (B, height, width, heads, 1)."""
+    return _cells(tl.program_id(2), y, x, height, width, tl.program_id(1), heads, 1)
+
+
+@triton.jit
+def _relation(y, x, hy, hx, slopes, RADIUS: tl.constexpr):
+    """ALiBi to base 2 between own cells (n,) and the halo's (m,), and which are in reach, (n, m).
+
+    ALiBi counts rows in even heads, columns in odd ones.
+    """
+    head = tl.program_id(1)
+    dy, dx = tl.abs(y[:, None] - hy), tl.abs(x[:, None] - hx)
     slope = tl.load(slopes + head) * 1.4426950408889634
-    return slope * tl.where(head % 2 == 0, dy, dx).to(tl.float32)
-
-
-@triton.jit
-def _own(TILE: tl.constexpr, width):
-    """Rows and columns of the program's tile, (TILE * TILE,) each."""
-    tiles = tl.cdiv(width, TILE)
-    i = tl.arange(0, TILE * TILE)
-    y = tl.program_id(0) // tiles * TILE + i // TILE
-    x = tl.program_id(0) % tiles * TILE + i % TILE
-    return y, x
-
-
-@triton.jit
-def _halo(
-    first, TILE: tl.constexpr, RADIUS: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, width
-):
-    """Rows and columns of ROWS rows of the tile's halo, (ROWS * WIDE,) each."""
-    tiles = tl.cdiv(width, TILE)
-    j = tl.arange(0, ROWS * WIDE)
-    y = tl.program_id(0) // tiles * TILE - RADIUS + first + j // WIDE
-    x = tl.program_id(0) % tiles * TILE - RADIUS + j % WIDE
-    return y, x
+    penalty = slope * tl.where(head % 2 == 0, dy, dx).to(tl.float32)
+    return penalty, (dy <= RADIUS) & (dx <= RADIUS)
 
 
 @triton.jit
@@ -67,41 +78,31 @@ def _forward(
     TILE: tl.constexpr, RADIUS: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
     DIM: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head, image = tl.program_id(1), tl.program_id(2)
-    y, x = _own(TILE, width)
-    d = tl.arange(0, DIM)
-    inside = (y < height) & (x < width)
-    own = _cells(image, y, x, height, width, head, heads, dim)[:, None] + d
-    own_mask = inside[:, None] & (d < dim)
-    queries = tl.load(q + own, own_mask, 0.0)
+    y, x, inside, own, mask = _rectangle(0, 0, height, width, heads, dim, TILE, TILE, TILE, DIM)
+    queries = tl.load(q + own, mask, 0.0)
     largest = tl.full((TILE * TILE,), -1e30, tl.float32)
     total = tl.zeros((TILE * TILE,), tl.float32)
     mixed = tl.zeros((TILE * TILE, DIM), tl.float32)
     for first in range(0, TILE + 2 * RADIUS, ROWS):
-        ky, kx = _halo(first, TILE, RADIUS, ROWS, WIDE, width)
-        there = (ky >= 0) & (ky < height) & (kx >= 0) & (kx < width)
-        cells = _cells(image, ky, kx, height, width, head, heads, dim)[:, None] + d
-        mask = there[:, None] & (d < dim)
-        keys = tl.load(k + cells, mask, 0.0)
-        dy, dx = tl.abs(y[:, None] - ky), tl.abs(x[:, None] - kx)
+        ky, kx, there, cells, halo_mask = _rectangle(
+            first - RADIUS, -RADIUS, height, width, heads, dim, TILE, ROWS, WIDE, DIM
+        )
+        keys = tl.load(k + cells, halo_mask, 0.0)
+        penalty, near = _relation(y, x, ky, kx, slopes, RADIUS)
         logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * SCALE
-        logits -= _penalty(dy, dx, slopes, head)
-        logits = tl.where(there & (dy <= RADIUS) & (dx <= RADIUS), logits, -float("inf"))
+        logits -= penalty
+        logits = tl.where(there & near, logits, -float("inf"))
         new = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.exp2(logits - new[:, None])
         shrink = tl.exp2(largest - new)
-        values = tl.load(v + cells, mask, 0.0)
+        values = tl.load(v + cells, halo_mask, 0.0)
         mixed *= shrink[:, None]
         mixed += tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
         total = total * shrink + tl.sum(weights, 1)
         largest = new
     total = tl.where(inside, total, 1.0)
-    tl.store(out + own, mixed / total[:, None], own_mask)
-    tl.store(
-        lse + _cells(image, y, x, height, width, head, heads, 1),
-        largest + tl.log2(total),
-        inside,
-    )
+    tl.store(out + own, mixed / total[:, None], mask)
+    tl.store(lse + _scalars(y, x, height, width, heads), largest + tl.log2(total), inside)
 
 
 @triton.jit
@@ -110,31 +111,24 @@ def _backward_of_queries(
     TILE: tl.constexpr, RADIUS: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
     DIM: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head, image = tl.program_id(1), tl.program_id(2)
-    y, x = _own(TILE, width)
-    d = tl.arange(0, DIM)
-    inside = (y < height) & (x < width)
-    own = _cells(image, y, x, height, width, head, heads, dim)[:, None] + d
-    own_mask = inside[:, None] & (d < dim)
-    own_cells = _cells(image, y, x, height, width, head, heads, 1)
-    queries, d_outs = tl.load(q + own, own_mask, 0.0), tl.load(d_out + own, own_mask, 0.0)
-    lses, shifts = tl.load(lse + own_cells, inside, 0.0), tl.load(shift + own_cells, inside, 0.0)
+    y, x, inside, own, mask = _rectangle(0, 0, height, width, heads, dim, TILE, TILE, TILE, DIM)
+    scalars = _scalars(y, x, height, width, heads)
+    queries, d_outs = tl.load(q + own, mask, 0.0), tl.load(d_out + own, mask, 0.0)
+    lses, shifts = tl.load(lse + scalars, inside, 0.0), tl.load(shift + scalars, inside, 0.0)
     gradient = tl.zeros((TILE * TILE, DIM), tl.float32)
     for first in range(0, TILE + 2 * RADIUS, ROWS):
-        ky, kx = _halo(first, TILE, RADIUS, ROWS, WIDE, width)
-        there = (ky >= 0) & (ky < height) & (kx >= 0) & (kx < width)
-        cells = _cells(image, ky, kx, height, width, head, heads, dim)[:, None] + d
-        mask = there[:, None] & (d < dim)
-        keys, values = tl.load(k + cells, mask, 0.0), tl.load(v + cells, mask, 0.0)
-        dy, dx = tl.abs(y[:, None] - ky), tl.abs(x[:, None] - kx)
+        ky, kx, there, cells, halo_mask = _rectangle(
+            first - RADIUS, -RADIUS, height, width, heads, dim, TILE, ROWS, WIDE, DIM
+        )
+        keys, values = tl.load(k + cells, halo_mask, 0.0), tl.load(v + cells, halo_mask, 0.0)
+        penalty, near = _relation(y, x, ky, kx, slopes, RADIUS)
         logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * SCALE
-        logits -= _penalty(dy, dx, slopes, head) + lses[:, None]
-        seen = inside[:, None] & there & (dy <= RADIUS) & (dx <= RADIUS)
-        weights = tl.exp2(tl.where(seen, logits, -float("inf")))
+        logits -= penalty + lses[:, None]
+        weights = tl.exp2(tl.where(inside[:, None] & there & near, logits, -float("inf")))
         d_weights = tl.dot(d_outs, tl.trans(values), input_precision=PRECISION)
         d_logits = weights * (d_weights - shifts[:, None])
         gradient += tl.dot(d_logits.to(keys.dtype), keys, input_precision=PRECISION)
-    tl.store(d_q + own, gradient * (SCALE / 1.4426950408889634), own_mask)
+    tl.store(d_q + own, gradient * (SCALE / 1.4426950408889634), mask)
 
 
 @triton.jit
@@ -143,35 +137,27 @@ def _backward_of_keys(
     TILE: tl.constexpr, RADIUS: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
     DIM: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head, image = tl.program_id(1), tl.program_id(2)
-    y, x = _own(TILE, width)
-    d = tl.arange(0, DIM)
-    inside = (y < height) & (x < width)
-    own = _cells(image, y, x, height, width, head, heads, dim)[:, None] + d
-    own_mask = inside[:, None] & (d < dim)
-    keys, values = tl.load(k + own, own_mask, 0.0), tl.load(v + own, own_mask, 0.0)
+    y, x, inside, own, mask = _rectangle(0, 0, height, width, heads, dim, TILE, TILE, TILE, DIM)
+    keys, values = tl.load(k + own, mask, 0.0), tl.load(v + own, mask, 0.0)
     of_keys = tl.zeros((TILE * TILE, DIM), tl.float32)
     of_values = tl.zeros((TILE * TILE, DIM), tl.float32)
     for first in range(0, TILE + 2 * RADIUS, ROWS):
-        qy, qx = _halo(first, TILE, RADIUS, ROWS, WIDE, width)
-        there = (qy >= 0) & (qy < height) & (qx >= 0) & (qx < width)
-        cells = _cells(image, qy, qx, height, width, head, heads, dim)[:, None] + d
-        mask = there[:, None] & (d < dim)
-        queries, d_outs = tl.load(q + cells, mask, 0.0), tl.load(d_out + cells, mask, 0.0)
-        query_cells = _cells(image, qy, qx, height, width, head, heads, 1)
-        lses = tl.load(lse + query_cells, there, 0.0)
-        shifts = tl.load(shift + query_cells, there, 0.0)
-        dy, dx = tl.abs(y[:, None] - qy), tl.abs(x[:, None] - qx)
+        qy, qx, there, cells, halo_mask = _rectangle(
+            first - RADIUS, -RADIUS, height, width, heads, dim, TILE, ROWS, WIDE, DIM
+        )
+        scalars = _scalars(qy, qx, height, width, heads)
+        queries, d_outs = tl.load(q + cells, halo_mask, 0.0), tl.load(d_out + cells, halo_mask, 0.0)
+        lses, shifts = tl.load(lse + scalars, there, 0.0), tl.load(shift + scalars, there, 0.0)
+        penalty, near = _relation(y, x, qy, qx, slopes, RADIUS)
         logits = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * SCALE
-        logits -= _penalty(dy, dx, slopes, head) + lses
-        seen = inside[:, None] & there & (dy <= RADIUS) & (dx <= RADIUS)
-        weights = tl.exp2(tl.where(seen, logits, -float("inf")))
+        logits -= penalty + lses
+        weights = tl.exp2(tl.where(inside[:, None] & there & near, logits, -float("inf")))
         of_values += tl.dot(weights.to(d_outs.dtype), d_outs, input_precision=PRECISION)
         d_weights = tl.dot(values, tl.trans(d_outs), input_precision=PRECISION)
         d_logits = weights * (d_weights - shifts)
         of_keys += tl.dot(d_logits.to(queries.dtype), queries, input_precision=PRECISION)
-    tl.store(d_k + own, of_keys * (SCALE / 1.4426950408889634), own_mask)
-    tl.store(d_v + own, of_values, own_mask)
+    tl.store(d_k + own, of_keys * (SCALE / 1.4426950408889634), mask)
+    tl.store(d_v + own, of_values, mask)
 
 
 def _launch(kernel: Any, tensors: list[Tensor], radius: int) -> None:
@@ -191,9 +177,9 @@ def _launch(kernel: Any, tensors: list[Tensor], radius: int) -> None:
 
 
 def _sizes(q: Tensor, padded: int, radius: int) -> tuple[int, int]:
-    """Side of a tile and cells of its halo at once: the largest that shared memory holds.
+    """Side of a tile and cells of its halo at once: the largest that fit in shared memory.
 
-    It holds two vectors of each, and the products between them.
+    Shared memory holds two vectors of each, and the products between them.
     """
     if not q.is_cuda:
         return _TILES[0], _KEYS[0]
@@ -204,25 +190,26 @@ def _sizes(q: Tensor, padded: int, radius: int) -> tuple[int, int]:
         if vectors + tile**2 * cells * 4 <= most:
             return tile, keys
     raise ValueError(
-        f"heads of {q.shape[-1]} channels do not fit this GPU's shared memory; take more num_heads"
+        f"heads of {q.shape[-1]} channels do not fit in this GPU's shared memory; use more "
+        "num_heads"
     )
 
 
-@torch.compiler.assume_constant_result  # else compiled code would stop to ask
+@torch.compiler.assume_constant_result  # else compiled code would break its graph here
 def _shared_memory(device: int) -> int:
-    """Bytes that a program may have on a GPU."""
+    """Bytes of shared memory that a program may use on a GPU."""
     return int(driver.active.utils.get_device_properties(device)["max_shared_mem"])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Local attention; see `local_attention`.
+    """Computes `local_attention` on a GPU.
 
     Args:
         q: (B, h, w, heads, d) float32, bfloat16 or float16, any strides.
         k: the same shape and dtype.
         v: the same shape and dtype.
         slopes: (heads,) float32.
-        radius: cells that the window reaches from its centre.
+        radius: cells that the window extends from its centre.
 
     Returns:
         The output (B, h, w, heads, d), and the log-sum-exp to base 2 (B, h, w, heads, 1), float32.
@@ -244,11 +231,11 @@ def differentiate(
     """The gradients of q, k and v.
 
     Args:
-        inputs: q, k and v, as `attend` got them.
-        slopes: the same.
-        outputs: what `attend` returned.
+        inputs: q, k and v of `attend`.
+        slopes: as for `attend`.
+        outputs: the results of `attend`.
         d_out: the gradient of the output, (B, h, w, heads, d).
-        radius: the same.
+        radius: as for `attend`.
     """
     q, k, v = (x.contiguous() for x in inputs)
     out, lse = outputs
