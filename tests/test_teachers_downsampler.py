@@ -270,5 +270,5 @@ def test_a_window_that_cannot_be_centred_on_its_cell_is_refused(kernel: tuple[in
 
 @pytest.mark.parametrize("build", [BoxDownsampler, lambda f: AttentionDownsampler(2, f)])
 def test_a_map_of_partial_cells_is_refused(build: type[nn.Module]) -> None:
-    with pytest.raises(ValueError, match="map of 8 x 7 cells is no multiple of 2 x 3"):
+    with pytest.raises(ValueError, match="map of 8 x 7 cells is not a multiple of 2 x 3"):
         plain(build((2, 3)), torch.zeros(1, 2, 8, 7))

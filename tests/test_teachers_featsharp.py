@@ -244,7 +244,7 @@ def test_at_the_start_the_first_input_and_the_layer_scales_learn_and_the_rest_wa
         ({"window": 0}, "window: .*greater than 0, got 0"),
         ({"position": "learned"}, "position: .*'alibi' or 'rope', got 'learned'"),
         ({"windw": 3}, r"windw: unknown key \(did you mean 'window'\?\)"),
-        ({"window": 4}, "window: 4 cells have no centre; choose an odd number"),
+        ({"window": 4}, "window: expected an odd number of cells, such as 7, got 4"),
         ({"num_heads": 5}, "num_heads: 5 heads do not divide the 16 channels .* is 4"),
     ],
 )

@@ -170,12 +170,12 @@ def test_what_cannot_be_built_is_explained() -> None:
         TeacherError, match="16 heads do not divide the 102 channels.*nearest.* is 17"
     ):
         FusionBlock([96, 6])
-    with pytest.raises(TeacherError, match="window: 6 cells have no centre"):
+    with pytest.raises(TeacherError, match="window: expected an odd number of cells.* got 6"):
         FusionBlock([8, 8], window=6)
-    with pytest.raises(TeacherError, match="rope.* 18 channels are no multiple of 4. Choose alibi"):
+    with pytest.raises(TeacherError, match="rope needs a multiple of 4 .* got 18; use alibi"):
         FusionBlock([9, 9], num_heads=3, position="rope")
 
 
 def test_other_channels_than_those_it_was_built_for_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"inputs of \(8, 4\) channels: this block fuses \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"inputs of \(8, 4\) channels: expected \(8, 8\)"):
         seeded((8, 8), num_heads=4)(maps(8, 4))

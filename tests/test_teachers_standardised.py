@@ -219,7 +219,7 @@ def _loss(
 
 
 def test_an_upsampler_that_changes_the_channels_is_refused() -> None:
-    with pytest.raises(TeacherError, match="of 8 to 16 channels has no standardised form"):
+    with pytest.raises(TeacherError, match="from 8 to 16 channels cannot run in standardised"):
         build("s2", fit(Encoder()), beta=None)
     assert build("s2", fit(Encoder())).spatial_dim == DIM
 

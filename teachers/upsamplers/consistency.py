@@ -1,11 +1,11 @@
-"""Multi-view consistency: the loss that trains an upsampler without any label.
+"""Multi-view consistency: the loss that trains upsamplers without labels.
 
-The encoder's map of a warped image must equal the high-resolution map, warped alike and
-downsampled. FeatUp (arXiv 2403.10516), FeatSharp (arXiv 2502.16025). All of it happens in the
+The encoder's map of a warped image must equal the high-resolution map after the same warp and
+downsampling (FeatUp, arXiv 2403.10516; FeatSharp, arXiv 2502.16025, section 3). All maps are in the
 standardised (PHI-S) space, where features have mean 0 and variance 1.
 
-All views hang on one graph of the high-resolution map: one backward pass of the sum goes through
-the upsampler once, and is right on any number of ranks.
+All views share one high-resolution map, so that one backward pass of the sum runs through the
+upsampler once, and is correct on any number of ranks.
 """
 
 from typing import Annotated, Literal, NamedTuple
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from teachers.upsamplers.downsampler import Downsampler
-from teachers.upsamplers.precision import no_autocast
+from teachers.upsamplers.precision import at_least_float32, no_autocast
 from teachers.upsamplers.regularisers import (
     maximum_mean_discrepancy,
     sampled_crf,
@@ -26,17 +26,18 @@ from teachers.upsamplers.views import valid_mask, warp
 
 
 class ConsistencyConfig(BaseModel):
-    """The loss; the defaults are FeatSharp's.
+    """Options of the loss; the defaults are FeatSharp's.
 
     Attributes:
         distance: between the downsampled view and the encoder's map of the view.
-        uncertainty: whether a small network learns how uncertain each cell is.
-        uncertainty_dim: its hidden channels.
-        seam_weight: weight of the cells at both sides of a tile border, against one elsewhere;
-            an upsampler that encodes no tiles has none.
-        tv_weight: of the total variation of the high-resolution map.
-        crf_weight: of its sampled CRF with the image.
-        mmd_weight: of the maximum mean discrepancy between the low- and high-resolution maps.
+        uncertainty: whether a small network learns the uncertainty of each cell.
+        uncertainty_dim: hidden channels of that network.
+        seam_weight: weight of the cells on both sides of a tile border, relative to 1 elsewhere;
+            not used for upsamplers without tiles.
+        tv_weight: weight of the total variation of the high-resolution map.
+        crf_weight: weight of the sampled CRF of the high-resolution map and the image.
+        mmd_weight: weight of the maximum mean discrepancy between the low- and high-resolution
+            maps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,14 +52,14 @@ class ConsistencyConfig(BaseModel):
 
 
 class ConsistencyTerms(NamedTuple):
-    """A loss and what it is made of.
+    """The loss and its terms.
 
     Attributes:
         total: (), to be minimised.
-        parts: its summands, each (), detached and weighted; they add up to `total`.
+        parts: the weighted terms, () each, detached; their sum is `total`.
         mse: (), the mean squared error of valid cells, detached, in the standardised space and
-            without uncertainty or seam weights; 1 for a constant mean. Fidelity is one over it:
-            to be taken of a mean of errors, since a mean of fidelities is too high.
+            without uncertainty or seam weights; a constant prediction of the mean has 1. Fidelity
+            is its reciprocal. Average errors, not fidelities: the mean of fidelities is too high.
     """
 
     total: Tensor
@@ -67,10 +68,10 @@ class ConsistencyTerms(NamedTuple):
 
 
 class Consistency(nn.Module):
-    """The multi-view consistency loss, with the downsampler and uncertainty it learns along.
+    """The multi-view consistency loss, with the downsampler and uncertainty that it trains.
 
     Args:
-        config: its options.
+        config: the options.
         dim: channels D.
         downsampler: from the high-resolution grid to the encoder's.
     """
@@ -99,14 +100,14 @@ class Consistency(nn.Module):
             homographies: (B, n, 3, 3) view to base, see `views.sample_homographies`.
             low: (B, D, h, w) the encoder's map of the base image, standardised.
             images: (B, 3, H', W') the base images in [0, 1].
-            generator: on the CPU; what CRF and MMD sample with.
+            generator: on the CPU, for the samples of CRF and MMD.
 
         Returns:
-            The loss, its parts and the error of this batch.
+            The loss, its terms and the error of this batch.
         """
         logs = None if self.uncertainty is None else self.uncertainty(high.detach())
         with no_autocast(high):
-            high, targets = _exact(high), _exact(targets)
+            high, targets = at_least_float32(high), at_least_float32(targets)
             views = self.downsampler(high, homographies)
             size = (targets.shape[-2], targets.shape[-1])
             mask = valid_mask(homographies.flatten(0, 1), size).view_as(targets[:, :, 0]).to(high)
@@ -115,7 +116,7 @@ class Consistency(nn.Module):
             if logs is not None:
                 terms["uncertainty"] = logs.mean() / 2
             spread = None if logs is None else (-logs).exp()
-            terms |= self._regularisers(high, _exact(low), images, spread, generator)
+            terms |= self._regularisers(high, at_least_float32(low), images, spread, generator)
         total = torch.stack(list(terms.values())).sum()
         squares = _mean((views.detach() - targets.detach()).square().mean(2), mask)
         return ConsistencyTerms(
@@ -123,7 +124,7 @@ class Consistency(nn.Module):
         )
 
     def _weights(self, logs: Tensor | None, high: Tensor, homographies: Tensor) -> Tensor | float:
-        """Uncertainty times seam weights of the views' cells, (B, n, h, w); 1 where all are."""
+        """Uncertainty times seam weights of the views' cells, (B, n, h, w), or 1."""
         weights = None if logs is None else (-logs).exp()
         size, factor = (high.shape[-2], high.shape[-1]), self.downsampler.factor
         if self.config.seam_weight != 1:
@@ -134,7 +135,7 @@ class Consistency(nn.Module):
         if weights is None:
             return 1.0
         weights = weights.repeat_interleave(homographies.shape[1], 0)
-        # Averaged over each cell: a seam is two cells wide, and a point sample may miss it.
+        # Averaged over each cell: a seam is two cells wide, and point sampling may miss it.
         cells = F.avg_pool2d(warp(weights, homographies.flatten(0, 1), size), factor)
         return cells.view(*homographies.shape[:2], *cells.shape[-2:])
 
@@ -146,7 +147,7 @@ class Consistency(nn.Module):
         weights: Tensor | None,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """The weighted terms whose weight is above zero; the others are not computed."""
+        """The weighted regularisers of non-zero weight; the others are not computed."""
         config, terms = self.config, {}
         if config.tv_weight:
             terms["tv"] = config.tv_weight * total_variation(high, weights)
@@ -159,9 +160,9 @@ class Consistency(nn.Module):
 
 
 class Uncertainty(nn.Module):
-    """Predicts u, the log of a cell's expected squared error up to a factor; zero at the start.
+    """Predicts u, the log of twice the expected squared error of each cell; initially zero.
 
-    The loss exp(-u) * error + u / 2 is least at u = log(2 error).
+    The loss exp(-u) * error + u / 2 is minimal at u = log(2 error).
 
     Args:
         dim: channels D of the map.
@@ -176,18 +177,19 @@ class Uncertainty(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """From (B, D, H, W) to (B, 1, H, W), at least float32."""
-        # Two cells beyond the border are the reflection of three inside, where there are three.
+        # Reflecting two cells beyond the border needs three inside.
         mode = "reflect" if min(maps.shape[-2:]) > 2 else "replicate"
-        return _exact(self.out(F.gelu(self.hidden(F.pad(maps, (2, 2, 2, 2), mode=mode)))))
+        hidden = F.gelu(self.hidden(F.pad(maps, (2, 2, 2, 2), mode=mode)))
+        return at_least_float32(self.out(hidden))
 
 
 def seam_weights(size: tuple[int, int], tile: tuple[int, int], weight: float) -> Tensor:
-    """Weights that look closer at the seams between tiles.
+    """Weights that emphasise the seams between tiles.
 
     Args:
         size: (H, W) cells of the high-resolution map.
         tile: (h, w) cells of a tile.
-        weight: of the two rows or columns of cells at either side of a seam, against one elsewhere.
+        weight: of the rows or columns of cells on both sides of a seam, relative to 1 elsewhere.
 
     Returns:
         (H, W) float32, with mean 1.
@@ -206,9 +208,9 @@ def seam_weights(size: tuple[int, int], tile: tuple[int, int], weight: float) ->
 
 
 def _mean(errors: Tensor, mask: Tensor) -> Tensor:
-    """Over the valid cells of each view, then over views; (B, n, h, w) both, () comes out.
+    """Mean over the valid cells of each view, then over views: two (B, n, h, w) to ().
 
-    A view of which less than half is valid counts for less, lest a few cells weigh like a whole.
+    A view of which less than half is valid counts less, so that few cells do not weigh as a view.
     """
     count = mask.sum((0, 2, 3)).clamp(min=mask[:, 0].numel() / 2)
     return ((errors * mask).sum((0, 2, 3)) / count).mean()
@@ -227,8 +229,3 @@ def _absolute(view: Tensor, target: Tensor) -> Tensor:
 
 
 _DISTANCES = {"mse": _squared, "smooth_l1": _smooth_l1, "l1": _absolute}
-
-
-def _exact(maps: Tensor) -> Tensor:
-    """Float32, whatever autocast has made of it; float64 stays."""
-    return maps if maps.dtype == torch.float64 else maps.float()

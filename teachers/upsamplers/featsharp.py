@@ -1,12 +1,11 @@
-"""FeatSharp (arXiv 2502.16025): sharpens an encoder's map with detail from its own tiles.
+"""FeatSharp (arXiv 2502.16025): adds detail from the encoder's maps of tiles to an upsampled map.
 
-A map of the whole image, enlarged (by joint bilateral upsampling in the paper), is right on average
-but blurs what one cell mixes; the encoder's maps of tiles are sharp but lack context and break at
-the seams. A block of local attention and a SwiGLU learns, around the first of the two, what the
-second adds.
+The upsampled map of the whole image (by joint bilateral upsampling in the paper) is right on
+average, but blurred. The encoder's maps of tiles are sharp, but lack context and have seams. A
+block of local attention and a SwiGLU learns what the tiles add to the upsampled map.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from einops import repeat
@@ -18,37 +17,34 @@ from teachers.upsamplers.fusion import FusionBlock
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.jafar import JAFAR
 from teachers.upsamplers.jbu import JBU
-from teachers.upsamplers.resize import Factor, enlarge, resize, scaled
+from teachers.upsamplers.resize import enlarge, resize, scaled
 from teachers.upsamplers.tile import encode_tiles, num_tile_forwards
-from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+from teachers.upsamplers.upsampler import Encode, FactorConfig, UpsampledFeatures, Upsampler
 
 Input = Literal["jbu", "tiles", "bilinear", "rgb", "jafar"]
 _RGB_DIM = 16
 
 
-class FeatSharpConfig(UpsamplerConfig):
-    """FeatSharp: the paper's block around bilinear interpolation, with starts that steps can leave.
+class FeatSharpConfig(FactorConfig):
+    """FeatSharp: by default the paper's block around bilinear interpolation.
 
-    The paper's own is `inputs: [jbu, tiles]`, `layer_scale: 1.0e-6`, `sigma: 1`, which needs
-    thousands of steps and was never better here (recipes/README.md has the figures). The later
-    public default is `inputs: [jafar, tiles]`, `norm: false`.
+    The paper's configuration is `inputs: [jbu, tiles]`, `layer_scale: 1.0e-6`, `sigma: 1`, which
+    needs thousands of steps and was never better here (figures: recipes/README.md). The later
+    public default is `inputs: [jafar, tiles]`, `norm: false`. Factor 1 only removes noise.
 
     Attributes:
-        factor: how many times denser the map becomes; one number, or [height, width]. 1 removes
-            noise only.
-        inputs: what is fused, in order: the first is the residual path, so a map. `jbu`, `jafar`
-            and `bilinear` enlarge the map of the whole image, `tiles` are the maps of its tiles,
-            `rgb` the image itself.
+        inputs: the maps to fuse, in order. The first is the residual path and must be a feature
+            map. `jbu`, `jafar` and `bilinear` upsample the map of the whole image, `tiles` are the
+            stitched maps of its tiles, `rgb` is the image itself.
         window: cells along each side of the attention window, odd.
-        num_heads: of the attention.
-        position: how the attention knows distances, see `FusionBlock`.
+        num_heads: attention heads.
+        position: position encoding of the attention, see `FusionBlock`.
         norm: LayerNorm before attention and SwiGLU.
-        layer_scale: where the fusion's LayerScale starts: how much of it counts at first.
-        sigma: where the width of joint bilateral upsampling's spatial kernel starts; for `jbu`.
+        layer_scale: initial LayerScale of the fusion.
+        sigma: initial width of the spatial kernel of joint bilateral upsampling; for `jbu`.
     """
 
     kind: str = "featsharp"
-    factor: Factor
     inputs: Annotated[tuple[Input, ...], Field(min_length=1)] = ("bilinear", "tiles")
     window: PositiveInt = 7
     num_heads: PositiveInt = 16
@@ -63,19 +59,19 @@ class FeatSharpConfig(UpsamplerConfig):
         if len(set(inputs)) < len(inputs):
             raise ValueError(f"{list(inputs)} names an input twice")
         if inputs[0] == "rgb":
-            raise ValueError("the first input is the residual path: a map, and rgb is none")
+            raise ValueError("the first input is the residual path and must not be rgb")
         return inputs
 
 
 class FeatSharp(Upsampler):
-    """Upsampled map and tiles, fused.
+    """Fuses an upsampled map with tiles.
 
     Args:
         spec: what the encoder returns and accepts.
-        config: its options.
+        config: the options.
     """
 
-    Config: ClassVar[type[UpsamplerConfig]] = FeatSharpConfig
+    Config = FeatSharpConfig
 
     def __init__(self, spec: FeatureSpec, config: FeatSharpConfig) -> None:
         super().__init__(spec, config.factor)
@@ -100,7 +96,7 @@ class FeatSharp(Upsampler):
 
     @classmethod
     def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
-        """Builds it for an encoder with `spec`."""
+        """Builds the upsampler of an encoder with `spec`."""
         return cls(spec, config)
 
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
@@ -118,7 +114,7 @@ class FeatSharp(Upsampler):
     def _input(
         self, name: Input, low: Tensor, tiles: Tensor, images: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        """One input of the fusion, (B, its channels, H, W)."""
+        """One input of the fusion, (B, channels, H, W)."""
         if name == "tiles":
             return tiles
         if name == "jbu":
@@ -130,11 +126,11 @@ class FeatSharp(Upsampler):
         return enlarge(low, self.factor)
 
     def _positions(self, low: Tensor) -> Tensor:
-        """Each tile's vector over all of its cells: which tile a cell came from."""
+        """The learned vector of each tile at all of its cells."""
         h, w = low.shape[-2:]
         return repeat(self.tile_position, "d nh nw -> d (nh h) (nw w)", h=h, w=w)
 
     @property
     def num_forwards(self) -> int:
-        """The whole image, and its tiles where they are an input."""
+        """The whole image, and its tiles if they are an input."""
         return num_tile_forwards(self.factor) if "tiles" in self.inputs else 1

@@ -1,6 +1,4 @@
-"""FeatUp as FeatSharp's tables run it: joint bilateral upsampling alone (arXiv 2403.10516)."""
-
-from typing import Any, ClassVar, Self
+"""FeatUp (arXiv 2403.10516) as in FeatSharp's tables: joint bilateral upsampling alone."""
 
 from pydantic import PositiveFloat
 from torch import Tensor
@@ -8,44 +6,38 @@ from torch import Tensor
 from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.jbu import JBU
-from teachers.upsamplers.resize import Factor, scaled
-from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
+from teachers.upsamplers.resize import scaled
+from teachers.upsamplers.upsampler import FactorConfig, SinglePassUpsampler
 
 
-class FeatUpConfig(UpsamplerConfig):
+class FeatUpConfig(FactorConfig):
     """Joint bilateral upsampling.
 
     Attributes:
-        factor: how many times denser the map becomes; one number, or [height, width].
-        sigma: where the width of the spatial kernel starts, see `JBU`; published as 1.
+        sigma: initial width of the spatial kernel, see `JBU`; 1 in the paper.
     """
 
     kind: str = "featup"
-    factor: Factor
     sigma: PositiveFloat = 0.3
 
 
 class FeatUp(SinglePassUpsampler):
     """Upsamples the encoder's map along the image's edges.
 
-    Without the fix-up convolutions of the first publication, which leave the feature space.
+    Without the "fix-up" convolution of the public FeatUp code, whose output is no longer in the
+    encoder's feature space.
 
     Args:
         spec: what the encoder returns and accepts.
         factor: (fh, fw), how many times denser the map becomes, per axis.
-        sigma: where the width of the spatial kernel starts.
+        sigma: initial width of the spatial kernel.
     """
 
-    Config: ClassVar[type[UpsamplerConfig]] = FeatUpConfig
+    Config = FeatUpConfig
 
     def __init__(self, spec: FeatureSpec, factor: tuple[int, int], sigma: float) -> None:
         super().__init__(spec, factor)
         self.jbu = JBU(factor, sigma=sigma)
-
-    @classmethod
-    def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
-        """Builds it for an encoder with `spec`."""
-        return cls(spec, config.factor, config.sigma)
 
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
         """Upsamples a map; see `SinglePassUpsampler.dense`."""

@@ -1,8 +1,8 @@
-"""Bilinear upsampling, then a filter of its own at each position, in one low-resolution sum.
+"""Bilinear upsampling followed by a filter that differs at each position, as one sparse sum.
 
-Both steps are linear in the map, so each kernel is folded onto the cells that it reaches before
-interpolation (7 x 7 taps onto 5 x 5 cells at factor 2, 3 x 3 from factor 7 on) and applied to
-those: exact at the borders too, and neither the interpolated map nor its neighbourhoods exist.
+Both steps are linear in the map, so each kernel is folded onto the low-resolution cells that it
+depends on (7 x 7 taps onto 5 x 5 cells at factor 2, onto 3 x 3 from factor 7 on) and applied to
+those. This is exact, at the borders too, and needs no memory for the interpolated map.
 """
 
 from functools import lru_cache
@@ -17,7 +17,7 @@ from teachers.upsamplers.neighbour_products import reflected
 def upsample_and_filter(source: Tensor, kernels: Tensor) -> Tensor:
     """out[b, :, y, x] = sum_ij kernels[b, y, x, i, j] up[b, :, y + i - r, x + j - r].
 
-    `up` is the source, interpolated bilinearly (half-pixel centres) to the grid of the kernels, and
+    `up` is the source, interpolated bilinearly (half-pixel centres) to the grid of the kernels and
     reflected about its outermost cells beyond the border.
 
     Args:
@@ -41,19 +41,20 @@ def upsample_and_filter(source: Tensor, kernels: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)
 def _axis(source: int, target: int, radius: int) -> tuple[Tensor, Tensor]:
-    """What the taps of a filter over an interpolated axis read of the cells before interpolation.
+    """Weights of the source cells in the taps of a filter over an interpolated axis.
 
     Args:
-        source: cells before.
-        target: cells after; filtered with reflection at both ends.
+        source: cells before interpolation.
+        target: cells after interpolation; reflected at both ends.
         radius: the filter has 2 radius + 1 taps.
 
     Returns:
-        The first cell that each position's filter reaches (target,) int64, and the share of each
-        cell from there in each tap (target, 2 radius + 1, cells) float64; both on the CPU, where
-        there is a GPU in memory that it reads without anyone waiting.
+        The first source cell that the filter at each position depends on, (target,) int64, and the
+        weights of the cells from there in each tap, (target, 2 radius + 1, cells) float64. Both are
+        on the CPU, in pinned memory if there is a GPU.
     """
-    cells_after = torch.arange(target, device="cpu")  # whatever the default: the result is kept
+    # On the CPU whatever the default device is, because the result is cached.
+    cells_after = torch.arange(target, device="cpu")
     centres = (cells_after.double() + 0.5) * source / target - 0.5
     centres = centres.clamp(0, source - 1)
     below = centres.floor().long()
@@ -73,11 +74,11 @@ def _axis(source: int, target: int, radius: int) -> tuple[Tensor, Tensor]:
 
 
 def _fold(kernels: Tensor, from_rows: Tensor, from_columns: Tensor) -> Tensor:
-    """Kernels on interpolated cells, as kernels on the cells before interpolation.
+    """Converts kernels on interpolated cells to kernels on the cells before interpolation.
 
-    Both axes are one product of matrices for each row and for each column, which the Kronecker
-    products with the identity make of them: more multiplications than needed, and a fourth of the
-    time that one small product for each position takes.
+    Each axis is one matrix product for each row, or column, with the Kronecker product of the
+    weights and the identity. This needs more multiplications than one small product for each
+    position, but a fourth of the time.
 
     Args:
         kernels: (B, H, W, taps, taps).

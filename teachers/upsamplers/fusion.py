@@ -1,11 +1,11 @@
 """FeatSharp's fusion block: local attention and a SwiGLU over several maps of one image.
 
 A pre-norm transformer block (arXiv 2502.16025, section 3) on the concatenated channels of its
-inputs. The first input is the residual path: under a small LayerScale a fresh block returns that
-input, and training finds what the others add to it.
+inputs. The first input is the residual path: with a small LayerScale, a new block returns nearly
+that input, and training learns what the other inputs add.
 
-Departs from the public code in no padding of the head dimension, and in separate projections where
-it has fused ones (q k v; gate and value), which spectral reparametrisation treats one by one.
+Unlike the public code, it does not pad the head dimension, and has separate projections instead of
+fused ones (q, k, v; gate, value), which spectral reparametrisation treats one by one.
 """
 
 from collections.abc import Sequence
@@ -18,25 +18,26 @@ from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.upsamplers.local_attention import alibi_slopes, local_attention
+from teachers.upsamplers.precision import compute_dtype
 
 _ROPE_BASE = 50_000.0
 
 
 class FusionBlock(nn.Module):
-    """Fuses maps of one size into one, around the first.
+    """Fuses maps of the same size; the first is the residual path.
 
     Args:
-        dims: channels of each input; the first input's are the output's.
+        dims: channels of each input; the output has those of the first.
         num_heads: attention heads; divides the sum of `dims`.
         window: cells along each side of the attention window, odd.
-        position: `alibi` penalises distance, in rows in even heads and in columns in odd ones;
+        position: `alibi` penalises distance, in rows in even heads and in columns in odd heads;
             `rope` rotates queries and keys, half of the channels by row, half by column.
         norm: LayerNorm before attention and SwiGLU; False for neither (the later public default).
-        layer_scale: where LayerScale starts; published as 1e-6, which takes thousands of steps.
+        layer_scale: initial LayerScale; 1e-6 in the paper, which needs thousands of steps.
 
     Raises:
-        TeacherError: heads that do not divide the channels, an even window, channels that rope
-            cannot pair.
+        TeacherError: the heads do not divide the channels, the window is even, or rope cannot pair
+            the channels.
     """
 
     slopes: Tensor | None
@@ -72,7 +73,7 @@ class FusionBlock(nn.Module):
         self.mlp_scale = nn.Parameter(torch.full((out,), layer_scale))
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Fuses.
+        """Fuses maps.
 
         Args:
             inputs: (B, dims[i], H, W) each, fastest in channels-last memory.
@@ -81,11 +82,11 @@ class FusionBlock(nn.Module):
             (B, dims[0], H, W), channels-last in memory.
 
         Raises:
-            ValueError: other channels than `dims`.
+            ValueError: the channels are not `dims`.
         """
         came = tuple(x.shape[1] for x in inputs)
         if came != self.dims:
-            raise ValueError(f"inputs of {came} channels: this block fuses {self.dims}")
+            raise ValueError(f"inputs of {came} channels: expected {self.dims}")
         x = torch.cat([rearrange(x, "b d h w -> b h w d") for x in inputs], dim=-1)
         x = x + self.attention_scale * self._attention(self.attention_norm(x))
         hidden = self.mlp_norm(x)
@@ -104,7 +105,7 @@ class FusionBlock(nn.Module):
 
 
 def hidden_dim(dim: int) -> int:
-    """Hidden width of the SwiGLU: two thirds of 4 * dim, rounded up to a multiple of 8."""
+    """Hidden channels of the SwiGLU: two thirds of 4 * dim, rounded up to a multiple of 8."""
     return (int(4 * dim * 2 / 3) + 7) // 8 * 8
 
 
@@ -113,21 +114,21 @@ def _check(dim: int, num_heads: int, window: int, position: str) -> None:
         near = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - num_heads))
         raise TeacherError(
             f"num_heads: {num_heads} heads do not divide the {dim} channels of all inputs; the "
-            f"nearest number that does is {near}"
+            f"nearest divisor is {near}"
         )
     if window < 1 or window % 2 == 0:
-        raise TeacherError(f"window: {window} cells have no centre; choose an odd number, say 7")
+        raise TeacherError(f"window: expected an odd number of cells, such as 7, got {window}")
     if position == "rope" and dim % 4:
         raise TeacherError(
-            f"position: rope rotates pairs of channels, half by row and half by column; {dim} "
-            "channels are no multiple of 4. Choose alibi"
+            f"position: rope needs a multiple of 4 channels, half for rows and half for columns, "
+            f"got {dim}; use alibi"
         )
 
 
 def _rotation(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (h, w, D / 2), of the pairs of channels of (B, h, w, D)."""
+    """Cosines and sines, (h, w, D / 2) each, for the pairs of channels of (B, h, w, D)."""
     _, h, w, dim = x.shape
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = compute_dtype(x)
     pairs = torch.arange(dim // 4, device=x.device, dtype=dtype)
     frequencies = _ROPE_BASE ** (-pairs / (dim // 4))
     rows = torch.arange(h, device=x.device, dtype=dtype)[:, None, None] * frequencies

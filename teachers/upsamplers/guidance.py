@@ -1,4 +1,4 @@
-"""What an image-guided upsampler sees of the image."""
+"""The image as guidance of upsamplers."""
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,14 @@ from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def area_resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Averages the pixels of each cell where an axis shrinks; bilinear where it grows.
+    """Resizes by averaging the pixels of each cell along axes that shrink, else bilinearly.
 
-    Interpolating without antialiasing, as the public FeatSharp code does here, reads 2 x 2 of the
-    16 x 16 pixels of a cell and leaves their noise in (reference/featsharp.md 3.4).
+    The public FeatSharp code interpolates without antialiasing here, which uses 2 x 2 of the
+    16 x 16 pixels of a cell and keeps their noise.
 
     Args:
         images: (B, D, H, W).
-        size: (height, width) to reach.
+        size: the new (height, width).
     """
     height, width = images.shape[-2:]
     shrunk = (min(height, size[0]), min(width, size[1]))
@@ -27,7 +27,7 @@ def area_resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def guidance(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The image on the grid of `size`, whitened with ImageNet's mean and deviation.
+    """Resizes images to a grid and normalises them with ImageNet's mean and standard deviation.
 
     Args:
         images: (B, 3, H, W) in [0, 1], at any size.
@@ -37,6 +37,6 @@ def guidance(images: Tensor, size: tuple[int, int]) -> Tensor:
         (B, 3, height, width).
     """
     pooled = area_resize(images, size)
-    # Channel by channel: constants made on the CPU would have a GPU wait for their copy.
+    # Channel by channel: with tensors of constants, a GPU would wait for their copy from the CPU.
     channels = zip(pooled.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True)
     return torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)

@@ -2,13 +2,12 @@
 
 Queries come from the image at the output grid, keys from the image at the encoder's grid,
 modulated by the features there. The weights of the heads are averaged and applied to the raw
-features: no value projection, so the result is a convex combination of what the encoder said.
+features. There is no value projection, so the result is a convex combination of the encoder's
+features.
 
 The attention is computed for some queries at a time and recomputed in the backward pass, so that
-the (B, heads, N, n) weights never exist.
+the (B, heads, N, n) weights never exist as a whole.
 """
-
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +23,11 @@ from teachers.upsamplers.guidance_encoder import (
     projection,
 )
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor, scaled
-from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
+from teachers.upsamplers.resize import scaled
+from teachers.upsamplers.upsampler import FactorConfig, SinglePassUpsampler
 
 _HEADS = 4
-_WEIGHTS_AT_ONCE = 2**21  # of an image, all heads; bounds memory, 8 MB in float32
+_WEIGHTS_AT_ONCE = 2**21  # for one image, all heads; bounds memory to 8 MB in float32
 
 
 def mean_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
@@ -38,7 +37,7 @@ def mean_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) ->
         queries: (B, N, D).
         keys: (B, n, D).
         values: (B, n, C).
-        heads: how many; D is a multiple of it.
+        heads: number of heads; divides D.
 
     Returns:
         (B, N, C), within the range of the values.
@@ -51,14 +50,14 @@ def mean_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) ->
 def chunked_attention(
     queries: Tensor, keys: Tensor, values: Tensor, heads: int, weights_at_once: int
 ) -> Tensor:
-    """`mean_attention`, exact and with exact gradients, for some queries at a time.
+    """`mean_attention` for some queries at a time; exact, and so are its gradients.
 
     Args:
         queries: (B, N, D).
         keys: (B, n, D).
         values: (B, n, C).
-        heads: how many; D is a multiple of it.
-        weights_at_once: attention weights of an image that may exist at a time.
+        heads: number of heads; divides D.
+        weights_at_once: largest number of attention weights of one image at a time.
     """
     chunk = max(1, weights_at_once // (heads * keys.shape[1]))
     parts = [
@@ -70,21 +69,16 @@ def chunked_attention(
     return torch.cat(parts, dim=1)
 
 
-class JAFARConfig(UpsamplerConfig):
-    """JAFAR.
-
-    Attributes:
-        factor: how many times denser the map becomes; one number, or [height, width].
-    """
+class JAFARConfig(FactorConfig):
+    """JAFAR."""
 
     kind: str = "jafar"
-    factor: Factor
 
 
 class JAFAR(SinglePassUpsampler):
-    """Global attention from image cells to features."""
+    """Global attention from the image to features."""
 
-    Config: ClassVar[type[UpsamplerConfig]] = JAFARConfig
+    Config = JAFARConfig
 
     def __init__(self, spec: FeatureSpec, factor: tuple[int, int]) -> None:
         super().__init__(spec, factor)

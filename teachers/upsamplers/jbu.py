@@ -1,12 +1,12 @@
-"""Joint bilateral upsampling, FeatUp's (arXiv 2403.10516) as FeatSharp simplified it.
+"""Joint bilateral upsampling of FeatUp (arXiv 2403.10516), as simplified in FeatSharp.
 
-One level enlarges a map to the grid of its guidance: bilinear interpolation, then at each position
-a 7 x 7 kernel that looks for neighbours of a like colour,
+One level upsamples a map to the grid of its guidance: bilinear interpolation, then at each position
+a 7 x 7 kernel that favours neighbours of similar colour,
 
     K = softmax over offsets o of  tau <k(p), k(p + o)> - |o / r|^2 / (2 sigma^2),
 
-which is the normalised product of the published range and space kernels; their two amplitudes
-cancel there. Both steps are one sum over low-resolution cells, see `folded_filter`.
+the normalised product of the published range and space kernels, whose amplitudes cancel. Both
+steps are computed as one sum over low-resolution cells, see `folded_filter`.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from teachers.upsamplers.folded_filter import upsample_and_filter
 from teachers.upsamplers.guidance import area_resize
 from teachers.upsamplers.neighbour_products import neighbour_products
-from teachers.upsamplers.precision import no_autocast
+from teachers.upsamplers.precision import at_least_float32, no_autocast
 
 _LOWEST, _HIGHEST = 1e-4, 1e4  # temperatures, as published
 
@@ -27,8 +27,8 @@ class JBULevel(nn.Module):
 
     Args:
         key_dim: channels of the keys that are compared.
-        radius: reach of the kernel, in cells of the output.
-        sigma: where the width of the spatial kernel starts, as a share of `radius`.
+        radius: radius of the kernel, in cells of the output.
+        sigma: initial width of the spatial kernel, as a share of `radius`.
     """
 
     def __init__(self, key_dim: int = 32, radius: int = 3, sigma: float = 1.0) -> None:
@@ -43,7 +43,7 @@ class JBULevel(nn.Module):
 
         Args:
             source: (B, D, h, w), of any dtype.
-            guidance: (B, 3, H, W), whitened; H and W need not be multiples of h and w.
+            guidance: (B, 3, H, W), normalised; H and W need not be multiples of h and w.
 
         Returns:
             (B, D, H, W) in the dtype of `source` and in the memory format channels_last; a convex
@@ -53,7 +53,7 @@ class JBULevel(nn.Module):
             return upsample_and_filter(source, self.kernels(guidance))
 
     def kernels(self, guidance: Tensor) -> Tensor:
-        """The kernel at each position, at least in float32, under autocast too.
+        """The kernel at each position, in float32 at least, under autocast too.
 
         Args:
             guidance: (B, 3, H, W).
@@ -62,7 +62,7 @@ class JBULevel(nn.Module):
             (B, H, W, 2 radius + 1, 2 radius + 1), positive, with sum one.
         """
         keys = self.project(guidance.permute(0, 2, 3, 1).to(self.log_sigma.dtype))
-        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+        keys = at_least_float32(keys)
         temperature = self.log_temperature.exp().clamp(_LOWEST, _HIGHEST)
         logits = neighbour_products(temperature * keys, keys, self.radius)
         taps = torch.arange(-self.radius, self.radius + 1, dtype=keys.dtype, device=keys.device)
@@ -73,17 +73,17 @@ class JBULevel(nn.Module):
 
 
 class JBU(nn.Module):
-    """Levels of prime factors, smallest first, each with its own parameters.
+    """A stack of levels with prime factors, smallest first, each with its own parameters.
 
-    Factors that differ by axis share their levels as long as both have primes left: (4, 3) is
-    (2, 3), then (2, 1). Factor (1, 1) has no level and changes nothing.
+    A level has one prime of either axis, or 1 where that axis has none left: (4, 3) is (2, 3), then
+    (2, 1). Factor (1, 1) has no level and returns its input.
 
     Args:
         factor: (fh, fw), how many times denser the map becomes, per axis.
         key_dim: channels of the keys that are compared.
-        radius: reach of each level's kernel, in cells of its output.
-        sigma: where the width of the spatial kernels starts, as a share of `radius`; published
-            as 1, which blurs what bilinear interpolation has left sharp.
+        radius: radius of each level's kernel, in cells of its output.
+        sigma: initial width of the spatial kernels, as a share of `radius`; 1 in the paper, which
+            blurs more than bilinear interpolation.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class JBU(nn.Module):
 
         Args:
             source: (B, D, h, w).
-            guidance: (B, 3, H, W), whitened, at any size; each level sees it averaged over the
+            guidance: (B, 3, H, W), normalised, at any size; each level averages it over the
                 cells of its own grid.
 
         Returns:

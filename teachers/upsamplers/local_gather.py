@@ -1,9 +1,9 @@
 """Weighted sums over small windows of a low-resolution map, one window for each output position.
 
-Whatever upsamples with a kernel of its own at each position ends in this sum (CARAFE, SAPA, and
-joint bilateral upsampling once its kernel is folded onto the low-resolution grid). Written as a
-bag of embeddings, it visits each window once and builds nothing but its result. On a GPU the sum
-is a kernel of our own, `local_gather_kernels`.
+All upsamplers with a kernel for each position end in this sum (CARAFE, SAPA, and joint bilateral
+upsampling once its kernel is folded onto the low-resolution grid). As an embedding bag, it reads
+each window once and needs no memory but its result. On a GPU it is computed by
+`local_gather_kernels`.
 """
 
 from typing import Any
@@ -13,37 +13,36 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from teachers.upsamplers.precision import has_kernels
+from teachers.upsamplers.precision import at_least_float32, has_kernels
 
-_SUM = 0  # the mode's number in aten
+_SUM = 0  # ATen's number for mode="sum"
 
 
 def local_gather(source: Tensor, weights: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """out[b, :, y, x] = sum_ij weights[b, y, x, i, j] source[b, :, rows[y] + i, columns[x] + j].
 
-    The gradients of `source` and `weights` are exact and the same from run to run, on a GPU too.
-    There is no second derivative.
+    The gradients of `source` and `weights` are exact and deterministic, on a GPU too. There is no
+    second derivative.
 
     Args:
-        source: (B, D, h, w) floating point, fastest where its memory format is channels_last.
+        source: (B, D, h, w) floating point, fastest in the memory format channels_last.
         weights: (B, H, W, kh, kw) floating point; used in the dtype of `source`.
-        rows: (H,) int64, the first row of each window, in [0, h - kh]. Best kept on the CPU,
-            where they are checked, in pinned memory where there is a GPU; on one that has to wait
-            for them.
+        rows: (H,) int64, the first row of each window, in [0, h - kh]. They are checked on the CPU:
+            best keep them there, in pinned memory if there is a GPU.
         columns: (W,) int64, the first column of each window, in [0, w - kw].
 
     Returns:
         (B, D, H, W) in the dtype of `source` and in the memory format channels_last.
 
     Raises:
-        ValueError: the shapes do not belong together, or a window leaves the map.
+        ValueError: the shapes do not match, or a window leaves the map.
     """
     batch, _, *size = source.shape
     expected = (batch, len(rows), len(columns), *weights.shape[3:])
     if weights.ndim != 5 or weights.shape != expected:
         raise ValueError(
             f"weights of shape {tuple(weights.shape)} for {batch} maps, {len(rows)} rows and "
-            f"{len(columns)} columns; they must be (B, H, W, kh, kw) of these"
+            f"{len(columns)} columns; expected (B, H, W, kh, kw)"
         )
     for name, first, k, n in zip(
         ("rows", "columns"), (rows, columns), weights.shape[3:], size, strict=True
@@ -87,13 +86,12 @@ class _LocalGather(torch.autograd.Function):
             summed = F.embedding_bag(pixels, grads, starts, per_sample_weights=bags, mode="sum")
             to_source = _maps(summed, (shape[0], *shape[2:], shape[1]))
         if ctx.needs_input_grad[1]:
-            # In half precision not every device has this operation; sums of it want float32 anyway.
-            wide = torch.promote_types(grads.dtype, torch.float32)
+            # Not every device has this operation in half precision.
             cells = _window_cells(rows, columns, weights.shape, shape)
             bags_of = torch.arange(len(cells), dtype=cells.dtype, device=cells.device)
             to_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-                grads.to(wide),
-                table.to(wide),
+                at_least_float32(grads),
+                at_least_float32(table),
                 cells.flatten(),
                 bags_of * cells.shape[1],
                 bags_of.repeat_interleave(cells.shape[1]),
@@ -104,10 +102,10 @@ class _LocalGather(torch.autograd.Function):
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """(B, D, h, w) to the contiguous (B h w, D); free where the memory is channels_last.
+    """Converts (B, D, h, w) to contiguous (B h w, D), without a copy from channels_last memory.
 
-    Bags over a table whose columns are not adjacent are 10 to 16 times slower, and ATen's copy
-    from NCHW is fast for matrices only, so the maps are transposed one by one.
+    Embedding bags over a table with strided rows are 10 to 16 times slower. ATen's copy from NCHW
+    is fast for matrices only, so the maps are transposed one by one.
     """
     b, d, h, w = maps.shape
     if maps.is_contiguous(memory_format=torch.channels_last):
@@ -119,12 +117,12 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def _maps(table: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `_rows`, with `shape` (B, h, w, D); never a copy."""
+    """The inverse of `_rows`, with `shape` (B, h, w, D), without a copy."""
     return table.view(shape).permute(0, 3, 1, 2)
 
 
 def _index_type(weights_shape: torch.Size, source_shape: torch.Size) -> torch.dtype:
-    """int32 halves what the indices cost, where it holds them."""
+    """int32 where the indices fit, which halves their memory."""
     largest = max(weights_shape.numel(), source_shape.numel())
     return torch.int32 if largest < 2**31 else torch.int64
 
@@ -132,7 +130,7 @@ def _index_type(weights_shape: torch.Size, source_shape: torch.Size) -> torch.dt
 def _window_cells(
     rows: Tensor, columns: Tensor, weights_shape: torch.Size, source_shape: torch.Size
 ) -> Tensor:
-    """(B H W, kh kw): the table rows of each output position's window."""
+    """The table rows of each output position's window, (B H W, kh kw)."""
     batch, _, _, kh, kw = weights_shape
     h, w = source_shape[2:]
     ys = rows[:, None] + torch.arange(kh, device=rows.device)
@@ -146,15 +144,15 @@ def _window_cells(
 def _transposed(
     rows: Tensor, columns: Tensor, weights_shape: torch.Size, source_shape: torch.Size
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same sum seen from the source: for each cell, who used it, and with which weight.
+    """The transposed sum: the output positions that read each source cell, and their weights.
 
-    Along one axis, (window, tap) pairs are sorted by the cell that they touch. The pairs of a cell
-    of the map are the product of those of its row and of its column, which gives the place of each
+    Along one axis, (window, tap) pairs are sorted by the cell that they read. The pairs of a cell
+    of the map are the product of those of its row and its column, which gives the position of each
     without sorting the product.
 
     Returns:
-        Output positions and places in the flattened weights, (B H W kh kw) each and grouped by
-        cell, and where each cell's group starts (B h w).
+        Output positions and indices into the flattened weights, (B H W kh kw) each, grouped by
+        cell, and the start of each cell's group, (B h w).
     """
     batch, height, width, kh, kw = weights_shape
     h, w = source_shape[2:]
@@ -179,7 +177,7 @@ def _transposed(
 
 
 def _by_cell(first: Tensor, taps: int, cells: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(window, tap, cell) of each pair along an axis, sorted by cell; count and start by cell."""
+    """(window, tap, cell) of each pair along an axis, sorted by cell; count and start per cell."""
     cell = (first[:, None] + torch.arange(taps, device=first.device)).flatten()
     order = cell.argsort(stable=True)
     counts = (cell[:, None] == torch.arange(cells, device=first.device)).sum(0)

@@ -1,7 +1,7 @@
-"""The kernel of `local_gather` on a GPU, in Triton: its sum, not its gradients.
+"""Triton kernel of `local_gather` on a GPU, for the sum but not for its gradients.
 
-A program owns some columns of one output row and some channels. Neighbouring columns read the same
-cells, which a cache holds; PyTorch's bag of embeddings fetches every one for itself.
+A program computes some columns of one output row and some channels. Neighbouring columns read the
+same cells from the cache; PyTorch's embedding bag loads them again for every column.
 """
 
 import triton
@@ -37,7 +37,7 @@ def _sum(
 def gather(
     table: Tensor, weights: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]
 ) -> Tensor:
-    """See `local_gather`; adds up in float32.
+    """Computes `local_gather`; adds up in float32.
 
     Args:
         table: (B h w, D) contiguous, in float32, bfloat16 or float16.

@@ -1,8 +1,8 @@
 """Dot products of each position's query with the keys around it, in tiles.
 
-The 2r x 2r queries of a tile look at the 4r x 4r keys around it, so one small matrix product holds
-all that they need, and a strided view of it reads the band that is asked for. Each key is visited
-at most four times and no tensor of (2r + 1)^2 keys a position exists.
+The 2r x 2r queries of a tile need the 4r x 4r keys around it: one small matrix product has all of
+their products, and a strided view selects the required band. Each key is read at most four times,
+and no tensor of (2r + 1)^2 keys for each position is needed.
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Tiles of one product. With their keys they take 1.4 MB at radius 3, which a core's cache holds; on
-# a GPU, where the number of launches counts, 160 MB.
+# Tiles of one product. With their keys they take 1.4 MB at radius 3, to fit in the cache of a core;
+# on a GPU 160 MB, for fewer launches.
 _CPU_TILES, _GPU_TILES = 36, 4096
 
 
 def neighbour_products(queries: Tensor, keys: Tensor, radius: int) -> Tensor:
     """out[b, y, x, i, j] = <queries[b, y, x], keys[b, y + i - radius, x + j - radius]>.
 
-    Beyond the border the keys are reflected about the outermost position, again and again where
-    the map is smaller than the radius. The gradients are exact and the same from run to run.
-    There is no second derivative.
+    Beyond the border the keys are reflected about the outermost position, repeatedly where the map
+    is smaller than the radius. The gradients are exact and deterministic. There is no second
+    derivative.
 
     Args:
         queries: (B, H, W, D).
@@ -39,7 +39,7 @@ def neighbour_products(queries: Tensor, keys: Tensor, radius: int) -> Tensor:
 
 
 def reflected(positions: Tensor, size: int) -> Tensor:
-    """Positions on a line of `size` cells, those beyond it reflected about its outermost cells."""
+    """Reflects positions beyond a line of `size` cells about its outermost cells."""
     if size == 1:
         return torch.zeros_like(positions)
     positions = positions.abs() % (2 * size - 2)
@@ -86,7 +86,7 @@ class _NeighbourProducts(torch.autograd.Function):
             shape = (-1, last - first, columns)
             back = (product @ k_tiles).view(*shape, t, t, depth)
             q_blocks[images, first:last] = back.transpose(2, 3)
-            # The windows overlap by half, so each quarter of one is a block of the padded keys.
+            # The windows overlap by half, so each quarter of a window is a block of padded keys.
             quarters = (product.mT @ q_tiles).view(*shape, 2, t, 2, t, depth)
             for a in range(2):
                 for b in range(2):
@@ -99,7 +99,7 @@ class _NeighbourProducts(torch.autograd.Function):
 def _pieces(
     batch: int, rows: int, columns: int, device: torch.device
 ) -> Iterator[tuple[slice, int, int]]:
-    """Images, and first and last row of tiles, of pieces whose products stay small."""
+    """Cuts the tiles into pieces with small products: images, first and last row of tiles."""
     tiles = _CPU_TILES if device.type == "cpu" else _GPU_TILES
     images, step = max(1, tiles // (rows * columns)), max(1, tiles // columns)
     for image in range(0, batch, images):
@@ -108,17 +108,17 @@ def _pieces(
 
 
 def _padded_queries(queries: Tensor, t: int) -> Tensor:
-    """Zeros at the end of both axes, to whole tiles."""
+    """Pads both axes with zeros to whole tiles."""
     height, width = queries.shape[1:3]
     return F.pad(queries, (0, 0, 0, -width % t, 0, -height % t)).contiguous()
 
 
 def _padded_keys(keys: Tensor, t: int) -> Tensor:
-    """Half a tile of reflection on each side of the whole tiles; (B, H', W', D) contiguous."""
+    """Pads whole tiles by half a reflected tile on each side; (B, H', W', D) contiguous."""
     for dim in (1, 2):
         size = keys.shape[dim]
         places = torch.arange(-(t // 2), size + -size % t + t // 2, device=keys.device)
-        # Only queries that are cut off again see what lies further out than the radius.
+        # Only queries of the padding, which are cut off, use keys beyond the radius.
         keys = keys.index_select(dim, reflected(places, size))
     return keys
 
@@ -129,20 +129,20 @@ def _tiles(queries: Tensor, t: int) -> Tensor:
 
 
 def _windows(keys: Tensor, t: int) -> Tensor:
-    """The 2t x 2t keys around each tile: (B, (n + 1) t, (m + 1) t, D) to (B n m, 4 t t, D)."""
+    """The 2t x 2t keys around each tile, (B, (n + 1) t, (m + 1) t, D) to (B n m, 4 t t, D)."""
     windows = keys.unfold(1, 2 * t, t).unfold(2, 2 * t, t)
     return rearrange(windows, "b n m d i j -> (b n m) (i j) d")
 
 
 def _band(product: Tensor, n: int, m: int, t: int) -> Tensor:
-    """The entries (B, n, m, t, t, t + 1, t + 1) of (B n m, t t, 2t 2t) whose key is a neighbour."""
+    """A view of (B n m, t t, 2t 2t): products with neighbours, (B, n, m, t, t, t + 1, t + 1)."""
     row, tile = 4 * t * t, 4 * t**4
     strides = (n * m * tile, m * tile, tile, t * row + 2 * t, row + 1, 2 * t, 1)
     return product.as_strided((len(product) // (n * m), n, m, t, t, t + 1, t + 1), strides)
 
 
 def _fold_border(grad: Tensor, dim: int, size: int, radius: int) -> Tensor:
-    """The transpose of reflecting along an axis: each border cell returns to where it came from."""
+    """The transpose of reflection along an axis: adds each border cell to its origin."""
     out = grad.narrow(dim, radius, size).clone()
     outside = torch.cat([torch.arange(-radius, 0), torch.arange(size, size + radius)])
     for place, origin in zip(outside.tolist(), reflected(outside, size).tolist(), strict=True):

@@ -1,7 +1,7 @@
-"""Terms that FeatUp and FeatSharp may add to the consistency loss; the paper's runs use none.
+"""Optional regularisers of the consistency loss, from FeatUp (arXiv 2403.10516) and FeatSharp.
 
-Each costs time on every step, so the objective calls one only where its weight is above zero.
-Cells are weighted by the geometric mean of the uncertainty weights of the two that are compared.
+The runs of the FeatSharp paper (arXiv 2502.16025) use none. Pairs of cells are weighted by the
+geometric mean of their uncertainty weights.
 """
 
 import torch
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-_CRF_CELLS = 1000  # sampled an image; pairs are the square of it
+_CRF_CELLS = 1000  # samples for each image; the pairs are their square
 _CRF_DIM = 128  # channels of the random projection
-_MMD_CELLS = 4000  # sampled a batch
+_MMD_CELLS = 4000  # samples for a batch
 
 
 def total_variation(maps: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Smooth L1 distance of vertical and horizontal neighbours, averaged over both kinds.
+    """Smooth L1 distance of vertical and of horizontal neighbours, averaged over the two.
 
     Args:
         maps: (B, D, H, W), at least two cells along each axis.
@@ -39,15 +39,15 @@ def total_variation(maps: Tensor, weights: Tensor | None = None) -> Tensor:
 def sampled_crf(
     maps: Tensor, images: Tensor, generator: torch.Generator, weights: Tensor | None = None
 ) -> Tensor:
-    """Pulls cells together that are near each other and of the same colour.
+    """Penalises feature distance between cells that are close and of similar colour.
 
     The mean over pairs of sampled cells of kernel * squared distance, with FeatSharp's kernel
-    exp(-|dxy|^2 / 0.2 - |drgb|^2 / 0.3), xy in [0, 1]. Distances are measured after a random
-    orthonormal projection to 128 channels, drawn for each image, where there are more.
+    exp(-|dxy|^2 / 0.2 - |drgb|^2 / 0.3), xy in [0, 1]. Features of more than 128 channels are
+    projected to 128 first, with a random orthonormal matrix for each image.
 
     Args:
         maps: (B, D, H, W).
-        images: (B, 3, H', W') in [0, 1]; averaged to the grid of the map.
+        images: (B, 3, H', W') in [0, 1]; averaged over the cells of the map.
         generator: on the CPU.
         weights: (B, 1, H, W), positive; None for ones.
 
@@ -76,9 +76,10 @@ def sampled_crf(
 def maximum_mean_discrepancy(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
     """Distance between the distributions of low- and high-resolution features.
 
-    The unbiased squared MMD with a Gaussian kernel exp(-d^2 / median), the median over pairs across
-    the two. Each low-resolution cell is paired with the nearest high-resolution one inside it (the
-    public code takes the farthest), and up to 4000 such pairs of this process's batch are compared.
+    The unbiased squared MMD with a Gaussian kernel exp(-d^2 / median), with the median over pairs
+    across the two. Each low-resolution cell is paired with the most similar high-resolution cell
+    inside it (the public code takes the least similar); up to 4000 such pairs of this process's
+    batch are compared.
 
     Args:
         low: (B, D, h, w).
@@ -86,7 +87,7 @@ def maximum_mean_discrepancy(low: Tensor, high: Tensor, generator: torch.Generat
         generator: on the CPU.
 
     Returns:
-        (); below zero too, as an unbiased estimate can be.
+        (); can be negative, being an unbiased estimate.
     """
     h, w = low.shape[-2:]
     blocks = rearrange(high, "b d (h fh) (w fw) -> (b h w) (fh fw) d", h=h, w=w)
@@ -100,13 +101,13 @@ def maximum_mean_discrepancy(low: Tensor, high: Tensor, generator: torch.Generat
     bandwidth = across.detach().median().clamp(min=1e-12)
     within = [(-_squares(rows, rows) / bandwidth).exp() for rows in (cells, near)]
     count = len(cells)
-    # Pairs of a cell with itself, whose kernel is one, are left out of the means within each.
+    # The means within each exclude pairs of a cell with itself, whose kernel is one.
     same = sum((kernel.sum() - kernel.trace()) / (count * (count - 1)) for kernel in within)
     return same - 2 * (-across / bandwidth).exp().mean()
 
 
 def _take(maps: Tensor, cells: Tensor) -> Tensor:
-    """The features (B, K, D) of a map at K cells of each image, (B, K) indices in raster order."""
+    """Features (B, K, D) of a map at K cells of each image, with row-major indices (B, K)."""
     flat = rearrange(maps, "b d h w -> b d (h w)")
     taken = flat.gather(2, cells[:, None].expand(-1, maps.shape[1], -1))
     return rearrange(taken, "b d k -> b k d")

@@ -1,25 +1,23 @@
 """ReSFU: refreshed similarity-based feature upsampling (arXiv 2407.02283).
 
-Written from the paper's three ideas, not from its code, which we have not seen:
+Written from the three ideas of the paper, not from its code:
 
-1. Queries and keys are aligned before they are compared. Keys are embedded features; queries are
-   the image's detail put into the keys' space by a guided filter (He et al., 2013): around each
-   cell the keys are a linear function of the guidance, whose coefficients, found on the low grid,
-   are applied to the guidance on the high one. How far detail passes is controlled by the
-   filter's regulariser.
+1. Queries and keys are aligned before they are compared. Keys are embedded features. Queries are
+   details of the image mapped to the space of the keys by a guided filter (He et al., 2013): around
+   each cell the keys are fitted as a linear function of the guidance, whose coefficients are found
+   on the low grid and applied to the guidance on the high grid. The filter's regulariser controls
+   how much detail passes.
 2. Similarity is learned from paired central differences: a 3 x 3 convolution of (neighbouring key
    - own query), a non-linearity, and one logit for each of the 3 x 3 neighbours.
-3. Neighbours are fine-grained: their centre is the output cell's own place, not its
-   low-resolution cell, so that no blocks appear. They lie one low-resolution cell apart in the
-   interpolated map. Any factor at once.
+3. Neighbours are fine-grained: they are centred on the output cell itself, not on its
+   low-resolution cell, which avoids blocks. They lie one low-resolution cell apart in the
+   interpolated map. Any factor is one step.
 
-Ours are the widths, a regulariser learned for each channel, the spatial kernel as the bias of the
-logits, at first a Gaussian of one cell, and how it is computed. Interpolation commutes with
-shifts of whole cells, so that the convolution of the keys runs on the low grid, and the 3 x 3
-weights fold into 4 x 4 on the low-resolution features.
+Not from the paper: the widths, a regulariser learned for each channel, the spatial kernel as a bias
+of the logits (initially a Gaussian of one cell), and the computation. Interpolation commutes with
+shifts of whole cells, so the convolution of the keys runs on the low grid, and the 3 x 3 weights
+fold into 4 x 4 weights on the low-resolution features.
 """
-
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +28,8 @@ from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.local_gather import local_gather
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor, enlarge, scaled
-from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
+from teachers.upsamplers.resize import enlarge, scaled
+from teachers.upsamplers.upsampler import FactorConfig, SinglePassUpsampler
 
 _EMBEDDING_DIM = 64
 _HIDDEN_DIM = 128
@@ -39,16 +37,16 @@ _OFFSETS = (-1, 0, 1)  # low-resolution cells, per axis
 
 
 def neighbour_taps(cells: int, factor: int) -> tuple[Tensor, Tensor]:
-    """Where the neighbours of each output cell lie between low-resolution cells, for one axis.
+    """Interpolation weights of the three neighbours of each output cell, along one axis.
 
     Args:
-        cells: of the low grid.
-        factor: output cells for each.
+        cells: number of low-resolution cells.
+        factor: output cells for each of them.
 
     Returns:
-        The first of the low cells that an output cell's three neighbours lie between, (H,) int64,
-        and the linear interpolation from up to four of them, (H, 3, min(4, cells)) float64. Beyond
-        the ends the border cell is repeated.
+        The first of the low-resolution cells that an output cell's neighbours are interpolated
+        from, (H,) int64, and the weights of up to four cells from there, (H, 3, min(4, cells))
+        float64. Beyond the ends the border cell is repeated.
     """
     taps = min(4, cells)
     place = (torch.arange(factor * cells, dtype=torch.float64) + 0.5) / factor - 0.5
@@ -61,14 +59,14 @@ def neighbour_taps(cells: int, factor: int) -> tuple[Tensor, Tensor]:
 
 
 class GuidedFilter(nn.Module):
-    """A fast guided filter over 3 x 3 cells, a channel of guidance for each of the keys."""
+    """A fast guided filter over 3 x 3 cells, with one channel of guidance for each of the keys."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.log_epsilon = nn.Parameter(torch.full((dim, 1, 1), -4.0))  # of variance 0.02
+        self.log_epsilon = nn.Parameter(torch.full((dim, 1, 1), -4.0))  # exp(-4) = 0.02
 
     def forward(self, guide: Tensor, keys: Tensor, factor: tuple[int, int]) -> Tensor:
-        """Keys with the detail of the guidance.
+        """Upsamples keys with the detail of the guidance.
 
         Args:
             guide: (B, D, fh * h, fw * w).
@@ -90,25 +88,20 @@ def _box(maps: Tensor) -> Tensor:
     return F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
 
 
-class ReSFUConfig(UpsamplerConfig):
-    """ReSFU.
-
-    Attributes:
-        factor: how many times denser the map becomes; one number, or [height, width].
-    """
+class ReSFUConfig(FactorConfig):
+    """ReSFU."""
 
     kind: str = "resfu"
-    factor: Factor
 
 
 class ReSFU(SinglePassUpsampler):
     """Softmax of learned central differences, over 3 x 3 interpolated features."""
 
-    Config: ClassVar[type[UpsamplerConfig]] = ReSFUConfig
+    Config = ReSFUConfig
 
     def __init__(self, spec: FeatureSpec, factor: tuple[int, int]) -> None:
         super().__init__(spec, factor)
-        # Neither has a bias: the guided filter and the differences cancel it.
+        # No biases here: the guided filter and the differences would cancel them.
         self.key = nn.Linear(spec.spatial_dim, _EMBEDDING_DIM, bias=False)
         self.detail = nn.Sequential(
             nn.Conv2d(3, _EMBEDDING_DIM, 3, padding=1, padding_mode="replicate"),

@@ -26,11 +26,11 @@ def scaled(size: tuple[int, int], factor: tuple[int, int]) -> tuple[int, int]:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, half-pixel centres, antialiased where it shrinks; nothing where it fits.
+    """Bilinear resizing with half-pixel centres, antialiased along axes that shrink.
 
     Args:
         images: (B, D, H, W).
-        size: (height, width) to reach; the aspect ratio is not kept.
+        size: the new (height, width); the aspect ratio is not kept.
     """
     if images.shape[-2:] == size:
         return images

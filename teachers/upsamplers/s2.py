@@ -1,54 +1,47 @@
 """S2: interpolated whole-image features and tile features, mixed with fixed weights.
 
 The two-scale baseline of FeatSharp's tables (arXiv 2502.16025), after S2-Wrapper
-(arXiv 2403.13043), which joins the channels of the scales instead of adding them.
+(arXiv 2403.13043), which concatenates the channels of the scales instead of adding them.
 """
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from teachers.features import Features, FeatureSpec
-from teachers.upsamplers.resize import Factor, enlarge
+from teachers.upsamplers.resize import enlarge
 from teachers.upsamplers.tile import encode_tiles, num_tile_forwards
-from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+from teachers.upsamplers.upsampler import Encode, FactorConfig, UpsampledFeatures, Upsampler
 
 
-class S2Config(UpsamplerConfig):
+class S2Config(FactorConfig):
     """Two scales.
 
     Attributes:
-        factor: tiles along the height and the width; one number for both, or [height, width].
-        beta: weight of the tiles; the interpolated map has 1 - beta. None places both side by side,
-            unweighted, with twice the encoder's channels.
+        beta: weight of the tiles; the interpolated map has 1 - beta. None concatenates both,
+            unweighted, to twice the encoder's channels.
     """
 
     kind: str = "s2"
-    factor: Factor
     beta: Annotated[float, Field(ge=0, le=1)] | None = 0.8
 
 
 class S2(Upsampler):
-    """(1 - beta) * bilinear + beta * tiles, or both, channels [bilinear, tiles].
+    """(1 - beta) * bilinear + beta * tiles, or the channels of both, [bilinear, tiles].
 
     Args:
         spec: what the encoder returns and accepts.
         factor: (fh, fw), tiles per axis.
-        beta: weight of the tiles, in [0, 1]; None for both side by side.
+        beta: weight of the tiles, in [0, 1]; None to concatenate.
     """
 
-    Config: ClassVar[type[UpsamplerConfig]] = S2Config
+    Config = S2Config
 
     def __init__(self, spec: FeatureSpec, factor: tuple[int, int], beta: float | None) -> None:
         super().__init__(spec, factor)
         self.beta = beta
-
-    @classmethod
-    def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
-        """Builds it for an encoder with `spec`."""
-        return cls(spec, config.factor, config.beta)
 
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
         """Upsamples; see `Upsampler.forward`."""
@@ -62,7 +55,7 @@ class S2(Upsampler):
 
     @property
     def spatial_dim(self) -> int:
-        """The encoder's channels, or twice as many where both maps stand side by side."""
+        """The encoder's channels, or twice as many where both maps are concatenated."""
         return self.spec.spatial_dim * (2 if self.beta is None else 1)
 
     @property

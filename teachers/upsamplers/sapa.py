@@ -1,13 +1,11 @@
 """SAPA: similarity-aware point affiliation (Lu et al., NeurIPS 2022, arXiv 2209.12866).
 
-Each output cell takes the mean of the 5 x 5 low-resolution features around it, weighted by the
-softmax of the inner products of its own embedding with theirs. This is the base form, without
-gate. The paper embeds a decoder's high-resolution features; a frozen encoder offers only the
-image there, so that the image is the guidance. Any integer factor at once, where the paper
-stacks steps of two. Windows are truncated at the border.
+Each output cell is the mean of the 5 x 5 low-resolution features around it, weighted by the softmax
+of the inner products of its embedding with theirs. This is the base form, without gate. The paper
+embeds a decoder's high-resolution features; a frozen encoder has none, so the image is embedded
+instead. Any integer factor is one step, where the paper stacks steps of two. Windows are truncated
+at the border.
 """
-
-from typing import ClassVar
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -16,34 +14,31 @@ from torch import Tensor, nn
 from teachers.features import FeatureSpec
 from teachers.upsamplers.guidance import guidance
 from teachers.upsamplers.precision import at_least_float32
-from teachers.upsamplers.resize import Factor, scaled
-from teachers.upsamplers.upsampler import SinglePassUpsampler, UpsamplerConfig
+from teachers.upsamplers.resize import scaled
+from teachers.upsamplers.upsampler import FactorConfig, SinglePassUpsampler
 from teachers.upsamplers.window import window_upsample
 
 _EMBEDDING_DIM = 64
 _RADIUS = 2  # 5 x 5 cells
 
 
-class SAPAConfig(UpsamplerConfig):
-    """SAPA.
-
-    Attributes:
-        factor: how many times denser the map becomes; one number, or [height, width].
-    """
+class SAPAConfig(FactorConfig):
+    """SAPA."""
 
     kind: str = "sapa"
-    factor: Factor
 
 
 class SAPA(SinglePassUpsampler):
     """Softmax of embedded image times embedded features, over 5 x 5 features."""
 
-    Config: ClassVar[type[UpsamplerConfig]] = SAPAConfig
+    Config = SAPAConfig
 
     def __init__(self, spec: FeatureSpec, factor: tuple[int, int]) -> None:
         super().__init__(spec, factor)
         self.query = nn.Conv2d(3, _EMBEDDING_DIM, 1)
-        self.key = nn.Linear(spec.spatial_dim, _EMBEDDING_DIM, bias=False)  # cancels in the softmax
+        self.key = nn.Linear(
+            spec.spatial_dim, _EMBEDDING_DIM, bias=False
+        )  # would cancel in softmax
 
     def dense(self, features: Tensor, images: Tensor) -> Tensor:
         """Upsamples; see `SinglePassUpsampler.dense`."""

@@ -1,8 +1,8 @@
-"""Any upsampler in the space where FeatSharp trains it: PHI-S, less the encoder's fixed pattern.
+"""Runs any upsampler in the space where FeatSharp trains it: PHI-S, without positional bias.
 
-A ViT's map carries a pattern that belongs to the position in its input, not to the image. One
-learned vector a cell, added to everything the encoder returns, takes it away: views of one image
-agree only without it (arXiv 2502.16025, section 3.3).
+The maps of a ViT contain a pattern that depends on the position in the input, not on the image.
+Views of one image agree only without it, so one learned vector per cell is added to all maps of the
+encoder to remove it (arXiv 2502.16025, section 3.3).
 """
 
 import torch
@@ -19,7 +19,7 @@ from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler
 class PositionBias(nn.Module):
     """A learned map that is added to every map of the encoder.
 
-    A shift of all its cells in one channel changes nothing that consistency could see.
+    The consistency loss does not determine its mean over cells.
 
     Args:
         dim: channels D.
@@ -31,7 +31,7 @@ class PositionBias(nn.Module):
         self.map = nn.Parameter(torch.zeros(dim, *grid))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Adds it to maps (B, D, h', w'), interpolated where their grid is another."""
+        """Adds the bias, interpolated if the grid differs, to maps (B, D, h', w')."""
         bias, size = self.map[None], maps.shape[-2:]
         if bias.shape[-2:] != size:
             bias = F.interpolate(bias, size, mode="bilinear", align_corners=False, antialias=True)
@@ -39,12 +39,12 @@ class PositionBias(nn.Module):
 
 
 class Standardised(Upsampler):
-    """An upsampler with the encoder's PHI-S and its position bias inside.
+    """An upsampler together with the encoder's PHI-S and position bias.
 
     Args:
-        inner: works on standardised maps, and keeps their channels.
-        phi_s: fitted to the encoder, or about to be loaded.
-        bias: whether a position bias is learned.
+        inner: the upsampler of standardised maps; must keep the number of channels.
+        phi_s: fitted to the encoder, or to be loaded later.
+        bias: whether to learn a position bias.
 
     Raises:
         TeacherError: the inner upsampler changes the number of channels.
@@ -55,22 +55,22 @@ class Standardised(Upsampler):
         spec = inner.spec
         if inner.spatial_dim != spec.spatial_dim:
             raise TeacherError(
-                f"an upsampler of {spec.spatial_dim} to {inner.spatial_dim} channels has no "
-                "standardised form: the encoder's features could not be found back"
+                f"an upsampler from {spec.spatial_dim} to {inner.spatial_dim} channels cannot run "
+                "in standardised space: its output cannot be mapped back to the encoder's features"
             )
         self.inner = inner
         self.phi_s = phi_s
         self.bias = PositionBias(spec.spatial_dim, spec.grid(*spec.resolution)) if bias else None
 
     def standardise(self, maps: Tensor) -> Tensor:
-        """The encoder's map (B, D, h, w) in PHI-S space, without its fixed pattern."""
-        # Standardised in float32 under any autocast: features may lie far from zero.
+        """Converts the encoder's map (B, D, h, w) to PHI-S space and adds the position bias."""
+        # In float32 under autocast too: the mean of features may be far from zero.
         with no_autocast(maps):
             maps = self.phi_s(maps.float())
         return maps if self.bias is None else self.bias(maps)
 
     def standardised(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
-        """Upsamples, and stays in the standardised space.
+        """Upsamples; the results are in the standardised space.
 
         Args:
             images: (B, 3, H, W) in [0, 1], at any size.
@@ -84,7 +84,7 @@ class Standardised(Upsampler):
         return self.inner(images, encode_standardised)
 
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
-        """Upsamples, in the encoder's own space; `low` too is without the fixed pattern."""
+        """Upsamples, in the encoder's own space; the position bias is added to `low` too."""
         low, high = self.standardised(images, encode)
         with no_autocast(images):
             low, high = (
@@ -94,5 +94,5 @@ class Standardised(Upsampler):
 
     @property
     def num_forwards(self) -> int:
-        """The inner one's."""
+        """Those of the inner upsampler."""
         return self.inner.num_forwards

@@ -1,48 +1,46 @@
-"""Encodes the image in tiles at the encoder's native resolution and stitches their maps.
+"""Encodes an image in tiles at the encoder's native resolution and stitches their maps.
 
-The tiles do not overlap and are not blended. FeatSharp (arXiv 2502.16025) takes its detail from
-the same tiles; alone, they are the baseline `Tile` of its tables.
+The tiles do not overlap and are not blended. FeatSharp (arXiv 2502.16025) fuses the same tiles with
+the upsampled map; by themselves they are the baseline `Tile` of its tables.
 """
-
-from typing import ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from teachers.features import Features, FeatureSpec
-from teachers.upsamplers.resize import Factor, resize, scaled
-from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler, UpsamplerConfig
+from teachers.upsamplers.resize import resize, scaled
+from teachers.upsamplers.upsampler import Encode, FactorConfig, UpsampledFeatures, Upsampler
 
 
 def split_tiles(maps: Tensor, factor: tuple[int, int]) -> Tensor:
-    """Cuts maps in nh x nw tiles.
+    """Cuts maps into nh x nw tiles.
 
     Args:
         maps: (B, D, nh * h, nw * w).
         factor: (nh, nw).
 
     Returns:
-        (B * nh * nw, D, h, w), an image's tiles row by row.
+        (B * nh * nw, D, h, w), the tiles of an image in row-major order.
     """
     return rearrange(maps, "b d (nh h) (nw w) -> (b nh nw) d h w", nh=factor[0], nw=factor[1])
 
 
 def join_tiles(tiles: Tensor, factor: tuple[int, int]) -> Tensor:
-    """The exact inverse of `split_tiles`."""
+    """The inverse of `split_tiles`."""
     return rearrange(tiles, "(b nh nw) d h w -> b d (nh h) (nw w)", nh=factor[0], nw=factor[1])
 
 
 def encode_tiles(
     images: Tensor, encode: Encode, spec: FeatureSpec, factor: tuple[int, int]
 ) -> tuple[Features, Tensor]:
-    """Encodes images whole and in tiles, in one call of the encoder, which bounds its batch.
+    """Encodes images whole and in tiles, in one call of the encoder, which splits its batches.
 
     Args:
         images: (B, 3, H, W) in [0, 1], at any size.
         encode: the encoder.
         spec: what it returns and accepts.
-        factor: (nh, nw) tiles; with one tile the image is encoded once.
+        factor: (nh, nw) tiles; with a single tile the image is encoded once only.
 
     Returns:
         The features of the whole images, and the stitched maps of their tiles,
@@ -61,26 +59,21 @@ def encode_tiles(
 
 
 def num_tile_forwards(factor: tuple[int, int]) -> int:
-    """Encoder passes of `encode_tiles` for an image: itself and its tiles, or one for both."""
+    """Encoder passes of `encode_tiles` for an image: the whole image and its tiles."""
     tiles = factor[0] * factor[1]
     return 1 if tiles == 1 else 1 + tiles
 
 
-class TileConfig(UpsamplerConfig):
-    """Tiling.
-
-    Attributes:
-        factor: tiles along the height and the width; one number for both, or [height, width].
-    """
+class TileConfig(FactorConfig):
+    """Tiling."""
 
     kind: str = "tile"
-    factor: Factor
 
 
 class Tile(Upsampler):
-    """A map of tiles."""
+    """Stitches the maps of tiles."""
 
-    Config: ClassVar[type[UpsamplerConfig]] = TileConfig
+    Config = TileConfig
 
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
         """Upsamples; see `Upsampler.forward`."""

@@ -1,13 +1,13 @@
-"""A trained upsampler as one safetensors file, with a card that says whose it is.
+"""Saves and loads a trained upsampler as one safetensors file with a card.
 
-It loads without the encoder and runs no code from the file. A recipe names the file where it would
-describe an upsampler: `upsampler: runs/featsharp/upsampler.safetensors`.
+Loading needs no encoder and runs no code from the file. In a recipe, the path of the file takes the
+place of an upsampler's entry: `upsampler: runs/featsharp/upsampler.safetensors`.
 """
 
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -27,19 +27,19 @@ from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 FORMAT = "featsharp-distill upsampler 1"
 SHIPPED = Path(__file__).resolve().parent.parent / "small" / "upsamplers"
 _DOWNSAMPLER = "downsampler."
-_WHOLE = ("phi_s.", _DOWNSAMPLER)  # small, and their digits count: never in half precision
+_FLOAT32 = ("phi_s.", _DOWNSAMPLER)  # small and sensitive to rounding: never in half precision
 
 
 class UpsamplerCard(BaseModel):
-    """What a file says about its upsampler.
+    """Description of a trained upsampler.
 
     Attributes:
-        upsampler: the recipe entry of what is inside, `kind`, `factor` and options.
-        bias: whether it carries a position bias.
+        upsampler: its recipe entry: `kind`, `factor` and options.
+        bias: whether it has a position bias.
         spec: what its encoder returns and accepts.
         teacher: the recipe entry of its encoder.
         fingerprint: of its encoder, see `teacher_fingerprint`.
-        facts: what the writer wanted to keep: recipe, versions, steps, fidelity.
+        facts: further entries: recipe, versions, steps, fidelity.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +56,7 @@ class TrainedConfig(UpsamplerConfig):
     """A file of `save_upsampler`.
 
     Attributes:
-        path: of the file, or the name of an upsampler that is shipped.
+        path: the file, or the name of an upsampler that ships with this package.
     """
 
     kind: str = "trained"
@@ -64,18 +64,18 @@ class TrainedConfig(UpsamplerConfig):
 
 
 class TrainedUpsampler(Standardised):
-    """A trained upsampler, in eval mode; `card` says whose it is."""
+    """A trained upsampler, in eval mode, with its `card`."""
 
-    Config: ClassVar[type[UpsamplerConfig]] = TrainedConfig
+    Config = TrainedConfig
     card: UpsamplerCard
     path: Path
 
     @classmethod
     def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
-        """Loads it for an encoder with `spec`.
+        """Loads the upsampler of an encoder with `spec`.
 
         Raises:
-            TeacherError: no such file, or it belongs to an encoder with another spec.
+            TeacherError: no such file, or it was trained for an encoder with another spec.
         """
         upsampler = load_upsampler(config.path)
         if upsampler.spec != spec:
@@ -87,20 +87,20 @@ class TrainedUpsampler(Standardised):
         return upsampler
 
     def check_encoder(self, fingerprint: str) -> None:
-        """Refuses another encoder than its own.
+        """Checks that an encoder is the one that the upsampler was trained for.
 
         Args:
             fingerprint: of the encoder in float32, see `teacher_fingerprint`.
 
         Raises:
-            TeacherError: the weights or options of the encoder are not those it was trained for.
+            TeacherError: the encoder has other weights or options.
         """
         if fingerprint != self.card.fingerprint:
             own = {k: v for k, v in self.card.teacher.items() if v is not None}
             raise TeacherError(
                 f"upsampler {self.path}: trained for an encoder of the same shape with other "
-                f"weights or options; its own was {own} with fingerprint "
-                f"{self.card.fingerprint[:12]}, this one's is {fingerprint[:12]}"
+                f"weights or options: {own} with fingerprint {self.card.fingerprint[:12]}, "
+                f"got fingerprint {fingerprint[:12]}"
             )
 
 
@@ -111,17 +111,17 @@ def save_upsampler(
     *,
     half: bool = False,
 ) -> None:
-    """Writes a trained upsampler; the file appears whole or not at all.
+    """Writes a trained upsampler, whole or not at all.
 
     Args:
         path: the file to write, usually `*.safetensors`.
         tensors: the state dict of its `Standardised`, and as `downsampler.*` that of the
-            `AttentionDownsampler` it learned along, which its fidelity is measured with.
-        card: whose it is.
-        half: whether to store its weights in float16; PHI-S stays float32.
+            `AttentionDownsampler` trained with it, for measuring its fidelity.
+        card: its description.
+        half: whether to store the weights in float16; PHI-S and downsampler stay float32.
     """
     tensors = {
-        name: (t.half() if half and not name.startswith(_WHOLE) else t).detach().contiguous()
+        name: (t.half() if half and not name.startswith(_FLOAT32) else t).detach().contiguous()
         for name, t in tensors.items()
     }
     header = {"format": FORMAT, "card": card.model_dump_json()}
@@ -133,7 +133,7 @@ def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
     """Loads an upsampler, in eval mode, on the CPU, in float32.
 
     Args:
-        path: of a file of `save_upsampler`, or the name of a shipped one.
+        path: a file of `save_upsampler`, or the name of an upsampler that ships.
 
     Raises:
         TeacherError: there is no such file, or it is not one of `save_upsampler`.
@@ -146,33 +146,33 @@ def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
     _check_state(upsampler.state_dict(), own, found)
     upsampler.load_state_dict(own)
     if not upsampler.phi_s.fitted:
-        raise TeacherError(f"upsampler {found}: its PHI-S was not fitted")
+        raise TeacherError(f"upsampler {found}: its PHI-S is not fitted")
     return upsampler.eval().requires_grad_(False)
 
 
 def load_downsampler(path: str | PathLike[str]) -> AttentionDownsampler:
-    """Loads what an upsampler learned along: from its grid back to the encoder's.
+    """Loads the downsampler that was trained with an upsampler, in eval mode, on the CPU.
 
     Args:
         path: see `load_upsampler`.
 
     Raises:
-        TeacherError: there is no such file, or it carries no downsampler that fits its card.
+        TeacherError: there is no such file, or it has no downsampler that fits its card.
     """
     found = _find(Path(path))
     card, tensors = read_upsampler(found)
     own = {n: t for n, t in tensors.items() if n.startswith(_DOWNSAMPLER)}
-    with torch.device("meta"):  # a kind of a user's own may call its factor otherwise
+    with torch.device("meta"):  # the config of a user's own kind may not have a `factor`
         factor = _build(card).factor
     downsampler = AttentionDownsampler(card.spec.spatial_dim, factor)
-    due = {_DOWNSAMPLER + name: t for name, t in downsampler.state_dict().items()}
-    _check_state(due, own, found)
+    expected = {_DOWNSAMPLER + name: t for name, t in downsampler.state_dict().items()}
+    _check_state(expected, own, found)
     downsampler.load_state_dict({n.removeprefix(_DOWNSAMPLER): t for n, t in own.items()})
     return downsampler.eval().requires_grad_(False)
 
 
 def _build(card: UpsamplerCard) -> Upsampler:
-    """What a card describes, with weights that are still to be loaded."""
+    """The upsampler that a card describes, with random weights."""
     config = UPSAMPLERS.parse(card.upsampler)
     upsampler: Upsampler = UPSAMPLERS.resolve(config.kind).from_config(config, card.spec)
     return upsampler
@@ -188,7 +188,7 @@ def _find(path: Path) -> Path:
     beside = map(str, path.parent.glob("*.safetensors"))
     raise TeacherError(
         f"upsampler {path}: there is no such file{did_you_mean(str(path), [*names, *beside])}; "
-        f"give the path of one that train_upsampler wrote{f', or one of {names}' if names else ''}"
+        f"give the path of a file of train_upsampler{f', or one of {names}' if names else ''}"
     )
 
 
@@ -215,5 +215,5 @@ def _first_difference(own: FeatureSpec, other: FeatureSpec) -> str:
     for name in own.__dataclass_fields__:
         a, b = getattr(own, name), getattr(other, name)
         if a != b:
-            return f"{name}: {a} there, {b} here"
+            return f"its {name} is {a}, got {b}"
     raise AssertionError("the specs are equal")

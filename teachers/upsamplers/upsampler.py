@@ -1,6 +1,6 @@
-"""The interface of a feature upsampler.
+"""The interface of feature upsamplers.
 
-An upsampler receives the encoder as a function, so that tiling is its own business.
+An upsampler gets the encoder as a function, so that it can encode tiles of the image too.
 """
 
 from abc import ABC, abstractmethod
@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from teachers.features import Features, FeatureSpec
-from teachers.upsamplers.resize import resize, scaled
+from teachers.upsamplers.resize import Factor, resize, scaled
 
 Encode = Callable[[Tensor], Features]
 
 
 class UpsampledFeatures(NamedTuple):
-    """The encoder's own features and the sharpened ones.
+    """The encoder's own features and the upsampled ones.
 
     Attributes:
         low: features of the whole image at the encoder's native resolution.
@@ -29,15 +29,26 @@ class UpsampledFeatures(NamedTuple):
 
 
 class UpsamplerConfig(BaseModel):
-    """What every upsampler's recipe entry has."""
+    """An upsampler's entry in a recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
 
 
+class FactorConfig(UpsamplerConfig):
+    """The entry of an upsampler whose factor is given in the recipe.
+
+    Attributes:
+        factor: how many times denser the map becomes; one number, or [height, width]. For
+            upsamplers that encode tiles, it is the number of tiles too.
+    """
+
+    factor: Factor
+
+
 class Upsampler(nn.Module, ABC):
-    """Turns a low-resolution encoder into a high-resolution one.
+    """Makes the map of an encoder denser.
 
     Args:
         spec: what the encoder returns and accepts.
@@ -53,8 +64,11 @@ class Upsampler(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
-        """Builds it for an encoder with `spec`; override where the constructor differs."""
-        return cls(spec, config.factor)
+        """Builds the upsampler of an encoder with `spec`.
+
+        Passes the options of the config, all but `kind`, to the constructor by name.
+        """
+        return cls(spec, **{name: value for name, value in config if name != "kind"})
 
     @abstractmethod
     def forward(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
@@ -67,22 +81,22 @@ class Upsampler(nn.Module, ABC):
 
     @property
     def resolution(self) -> tuple[int, int]:
-        """(height, width) in pixels of an image with all that the high map can show."""
+        """(height, width) in pixels of the images that the high map corresponds to."""
         return scaled(self.spec.resolution, self.factor)
 
     @property
     def spatial_dim(self) -> int:
-        """Channels of the high map; override where they are not the encoder's."""
+        """Channels of the high map; by default the encoder's."""
         return self.spec.spatial_dim
 
     @property
     @abstractmethod
     def num_forwards(self) -> int:
-        """Encoder passes at native resolution that one image costs."""
+        """Encoder passes at native resolution for one image."""
 
 
 class SinglePassUpsampler(Upsampler):
-    """An upsampler that makes a map denser by itself or along the image, whatever encoded it."""
+    """An upsampler of the encoder's map alone, or of map and image, without further passes."""
 
     @abstractmethod
     def dense(self, features: Tensor, images: Tensor) -> Tensor:

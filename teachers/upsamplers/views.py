@@ -1,9 +1,9 @@
-"""Views of one image for consistency training: one random warp, applied alike to pixels and maps.
+"""Random views of an image for consistency training, as warps of both pixels and maps.
 
-A view is a homography, from the view's coordinates to the base image's. Coordinates run from -1,
-the left or upper edge, to 1, the right or lower edge; cell i of n has its centre at
-(2i + 1) / n - 1. So one homography holds at every resolution. After FeatSharp (arXiv 2502.16025);
-the random resized crop that makes the base image is the data stream's.
+A view is a homography from the view's coordinates to those of the base image. Coordinates run from
+-1, the left or upper edge, to 1, the right or lower edge; cell i of n has its centre at
+(2i + 1) / n - 1. A homography thus applies at every resolution. After FeatSharp (arXiv 2502.16025).
+The data stream makes the base image by a random resized crop.
 """
 
 import math
@@ -15,22 +15,23 @@ from einops import rearrange
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from teachers.upsamplers.precision import at_least_float32
 from teachers.upsamplers.resize import resize, scaled
 
-_CORNER_REACH = 0.45  # of a side; at half a side two corners could meet
+_CORNER_REACH = 0.45  # share of a side; at half a side two corners could meet
 
 
 class ViewsConfig(BaseModel):
-    """How far a view departs from the base image; the defaults are the paper's.
+    """Ranges of the random views; the defaults are the paper's.
 
     Attributes:
-        num_views: views an image.
+        num_views: views of each image.
         zoom: magnification, log-uniform in [1 / zoom, zoom].
-        perspective: (least, largest) standard deviation, uniform between, of the shift of each
-            corner, as a share of the side.
+        perspective: [least, largest] standard deviation of the shift of each corner, as a share of
+            the side, drawn uniformly.
         rotation_degrees: rotation about the centre, uniform in [-x, x].
         shift_cells: step of the random shift, in cells of the high-resolution grid. The shift
-            stays within the frame that perspective and rotation have made larger than the view.
+            stays within the bounding box of the view after perspective and rotation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,20 +47,22 @@ class ViewsConfig(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> "ViewsConfig":
         if self.perspective[0] > self.perspective[1]:
-            raise ValueError(f"perspective: {list(self.perspective)} is no [least, largest]")
+            raise ValueError(
+                f"perspective: expected [least, largest], got {list(self.perspective)}"
+            )
         return self
 
 
 def sample_homographies(
     config: ViewsConfig, batch: int, grid: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
-    """Draws views: zoom, moved corners, rotation, then a shift within the frame these leave.
+    """Draws views: zoom, shifts of the corners, rotation, and a shift of the whole.
 
     Args:
         config: the ranges.
         batch: number of images B.
-        grid: (H, W) cells of the high-resolution map: the unit of shifts, and the aspect ratio,
-            without which a rotation of a rectangle would be a shear.
+        grid: (H, W) cells of the high-resolution map, for the unit of shifts and the aspect ratio,
+            without which the rotation of a rectangle would be a shear.
         generator: on the CPU, so that every device draws the same views.
 
     Returns:
@@ -98,9 +101,9 @@ def sample_homographies(
 
 
 def warp(maps: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps as a view sees them: bilinear, half-pixel centres.
+    """Warps maps to views, bilinearly with half-pixel centres.
 
-    Outside of the base the map is mirrored at its edges; `valid_mask` says where that is.
+    Outside of the base the map is mirrored at its edges; `valid_mask` marks those cells.
 
     Args:
         maps: (N, D, H, W).
@@ -110,7 +113,7 @@ def warp(maps: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (N, D, h, w), float32, or float64 for float64 maps.
     """
-    exact = maps if maps.dtype == torch.float64 else maps.float()
+    exact = at_least_float32(maps)
     places = _places(homographies, size)[0].to(exact)
     return F.grid_sample(
         exact, places, mode="bilinear", padding_mode="reflection", align_corners=False
@@ -118,17 +121,17 @@ def warp(maps: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def bilinear_taps(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The four cells of the base that each cell of a view of the same size is interpolated from.
+    """The four base cells, and their weights, that each cell of a view is interpolated from.
 
-    `warp` to the map's own size is the sum of these cells with these shares.
+    `warp` to the map's own size is the sum of these cells with these weights.
 
     Args:
         homographies: (N, 3, 3).
         size: (H, W) of the base and of the view.
 
     Returns:
-        Numbers of the cells in raster order, int32, and their shares, which sum to one and have
-        the dtype of the homographies; both (N, 4, H, W).
+        Row-major indices of the cells, int32, and their weights, which sum to one and have the
+        dtype of the homographies; both (N, 4, H, W).
     """
     places = _places(homographies, size)[0]
     cells, shares = [], []
@@ -136,7 +139,7 @@ def bilinear_taps(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
         position = ((place + 1) * length - 1) / 2
         low = position.floor()
         pair = torch.stack([low, low + 1], dim=1).int() % (2 * length)
-        # Mirrored at the edges, which has the period of two maps.
+        # Mirroring at both edges has a period of two maps.
         cells.append(torch.where(pair < length, pair, 2 * length - 1 - pair))
         shares.append(torch.stack([1 - (position - low), position - low], dim=1))
     (x, y), (share_x, share_y) = cells, shares
@@ -145,13 +148,13 @@ def bilinear_taps(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
 
 
 def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
-    """All views of a batch, antialiased, at the size that an encoder takes.
+    """Warps images to all views of a batch, antialiased.
 
-    Along an axis where the base is larger, it is first shrunk, with antialias, to at most twice the
-    view; the view is sampled at twice its size and averaged over pairs, which keeps the warp's own
-    shrinking from aliasing. Where it is not larger that would blur, so each pixel is sampled once.
-    What a view sees outside of the base is mirrored: a black border would be an object to an
-    encoder with global attention, and change the targets of the valid cells too.
+    Along an axis where the base is larger than the view, the base is first resized, with antialias,
+    to at most twice the view; the view is sampled at twice its size and averaged over pairs of
+    samples, against aliasing by the warp itself. Elsewhere this would blur, so each pixel is
+    sampled once. Outside of the base the image is mirrored: with global attention, a black border
+    would change the encoder's features of the valid cells too.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -159,7 +162,7 @@ def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> 
         size: (h, w) of the views in pixels.
 
     Returns:
-        (B * n, 3, h, w) in [0, 1], an image's views one after another.
+        (B * n, 3, h, w) in [0, 1], the views of an image one after another.
     """
     num_views = homographies.shape[1]
     height, width = images.shape[-2:]
@@ -167,7 +170,7 @@ def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> 
     dense = scaled(size, samples)
     base = resize(images, (min(height, dense[0]), min(width, dense[1])))
     places = _places(homographies.flatten(0, 1), dense)[0].to(base)
-    # Views below each other in one sampling grid: the base needs no copy for each of them.
+    # All views of an image in one sampling grid, below each other, to avoid copies of the base.
     places = rearrange(places, "(b n) h w xy -> b (n h) w xy", n=num_views)
     views = F.grid_sample(
         base, places, mode="bilinear", padding_mode="reflection", align_corners=False
@@ -176,7 +179,7 @@ def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> 
 
 
 def valid_mask(homographies: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which cells of a view have their centre inside the base.
+    """Marks the cells of a view whose centre lies inside the base.
 
     Args:
         homographies: (N, 3, 3).
@@ -193,7 +196,7 @@ def valid_mask(homographies: Tensor, size: tuple[int, int]) -> Tensor:
 def _places(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Base coordinates (N, h, w, 2), x first, of a view's cells, and their depth (N, h, w).
 
-    Written as sums of products because a matrix product would be bfloat16 under autocast.
+    As sums of products, because a matrix product would be in bfloat16 under autocast.
     """
     y, x = (
         (2 * torch.arange(n, device=homographies.device, dtype=homographies.dtype) + 1) / n - 1
@@ -202,13 +205,13 @@ def _places(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor
     rows = homographies[:, :, :, None, None]
     mapped = rows[:, :, 0] * x + rows[:, :, 1] * y[:, None] + rows[:, :, 2]  # (N, 3, h, w)
     depth = mapped[:, 2]
-    # Behind the horizon there is no image: far outside, rather than mirrored through infinity.
+    # Cells behind the horizon (depth <= 0) become far outside, not mirrored.
     places = mapped[:, :2] / depth[:, None].clamp(min=1e-6)
     return places.permute(0, 2, 3, 1), depth
 
 
 def _between(source: Tensor, target: Tensor) -> Tensor:
-    """The homographies (..., 3, 3) that take four points (..., 4, 2) to four others."""
+    """The homographies (..., 3, 3) that map four points (..., 4, 2) to four others."""
     target = target.expand_as(source)
     x, y = source.unbind(-1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)

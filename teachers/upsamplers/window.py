@@ -1,8 +1,7 @@
-"""Similarity of every output cell with the low-resolution cells around it.
+"""Attention of output cells to windows of low-resolution cells, for SAPA and AnyUp.
 
-SAPA and AnyUp weight the features of a window this way. All output cells within one
-low-resolution cell share its window, so that the products are one matrix product a cell and no
-key is copied to the output grid.
+All output cells within one low-resolution cell share its window, so the products with keys are one
+matrix product for each low-resolution cell, and no key is copied to the output grid.
 """
 
 import torch
@@ -16,16 +15,16 @@ from teachers.upsamplers.precision import at_least_float32
 def windows(cells: int, radius: int) -> tuple[Tensor, Tensor]:
     """Windows around the cells of one axis, truncated at its ends.
 
-    A window that reaches over an end is shifted inwards so that all have the same length, and its
-    cells farther than `radius` are told apart.
+    A window that extends over an end is shifted inwards, so that all have the same length; its
+    cells beyond the radius are masked.
 
     Args:
-        cells: how many.
+        cells: number of cells.
         radius: cells on either side.
 
     Returns:
-        The first cell of each window, (cells,) int64, and whether each of its cells is within the
-        radius, boolean (cells, min(2 * radius + 1, cells)).
+        The first cell of each window, (cells,) int64, and whether its cells are within the radius,
+        boolean (cells, min(2 * radius + 1, cells)).
     """
     length = min(2 * radius + 1, cells)
     cell = torch.arange(cells)
@@ -39,15 +38,15 @@ def window_upsample(
 ) -> Tensor:
     """Mean of the features in a window, weighted by the softmax of query times key.
 
-    The weights of several heads are averaged. Softmax in float32 or more.
+    The weights of several heads are averaged. The softmax is in float32 at least.
 
     Args:
         features: (B, C, h, w).
         queries: (B, heads * D, fh * h, fw * w).
         keys: (B, heads * D, h, w).
         radius: low-resolution cells on either side of the one that holds the output cell.
-        heads: how many.
-        scale: factor of the products.
+        heads: number of heads.
+        scale: factor of the logits.
 
     Returns:
         (B, C, fh * h, fw * w), within the range of the features.
