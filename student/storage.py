@@ -15,11 +15,12 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.files import atomic
 from student.config import StudentConfig
 from student.errors import StudentError
 from student.model import Student
 from teachers.features import FeatureSpec
-from teachers.files import atomic, open_format, shape_mismatch
+from teachers.files import open_format, shape_mismatch
 
 FORMAT = "featsharp-distill student 1"
 
@@ -87,7 +88,7 @@ def save_student(
         "targets": _Targets.dump_json(dict(targets)).decode(),
         "metadata": json.dumps(dict(metadata)),
     }
-    with atomic(path) as partial:
+    with atomic(Path(path)) as partial:
         save_file({k: v.detach().contiguous() for k, v in state_dict.items()}, partial, header)
 
 

@@ -1,30 +1,13 @@
-"""Files that are written whole or not at all, and safetensors files whose header names a format."""
+"""Safetensors files whose header names their format, and checks of state dicts."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-
-
-@contextmanager
-def atomic(path: str | PathLike[str]) -> Iterator[Path]:
-    """A temporary path to write to, renamed to `path` at the end unless an error is raised.
-
-    A process that is killed meanwhile leaves the old file or none, never a part of the new one.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

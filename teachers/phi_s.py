@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.files import atomic
 from teachers.errors import TeacherError
-from teachers.files import atomic
 from teachers.hadamard import spread
 
 _BLOCK = 4096  # rows per float64 product: bounds memory to 42 MB at 1280 channels

@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "data": {"data"},
-    "teachers": {"teachers"},
+    "teachers": {"teachers", "data.files"},
     "student": {
-        *("student", "teachers.features", "teachers.files"),
+        *("student", "data.files", "teachers.features", "teachers.files"),
         *("teachers.messages", "teachers.normalization"),
     },
     "distill": {"distill", "student", "teachers", "data"},

@@ -264,7 +264,7 @@ def test_half_precision_and_autocast_compute_in_float32() -> None:
 
 @pytest.mark.parametrize("kernel", [(2, 3), (5, 6), (4, 4)])
 def test_a_window_that_cannot_be_centred_on_its_cell_is_refused(kernel: tuple[int, int]) -> None:
-    with pytest.raises(TeacherError, match=r"downsampler.kernel: \d taps over \d cells.*choose"):
+    with pytest.raises(TeacherError, match=r"kernel: a window of \d taps .* \d cells .*choose"):
         AttentionDownsampler(2, (4, 3), kernel)
 
 

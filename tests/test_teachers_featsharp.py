@@ -238,7 +238,7 @@ def test_at_the_start_the_first_input_and_the_layer_scales_learn_and_the_rest_wa
     "options, message",
     [
         ({"inputs": ["jbu", "tiles", "jbu"]}, r"inputs: .*'jbu', 'tiles', 'jbu'\] names an inp"),
-        ({"inputs": ["rgb", "tiles"]}, "inputs: the first input is the residual path: a map"),
+        ({"inputs": ["rgb", "tiles"]}, "inputs: the first input is the residual path and must not"),
         ({"inputs": ["jbu", "tyles"]}, r"inputs\.1: .*'tiles'.*got 'tyles'"),
         ({"inputs": []}, "inputs: .*at least 1 item"),
         ({"window": 0}, "window: .*greater than 0, got 0"),

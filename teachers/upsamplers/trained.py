@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.files import atomic
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
-from teachers.files import atomic, open_format, shape_mismatch
+from teachers.files import open_format, shape_mismatch
 from teachers.messages import did_you_mean
 from teachers.phi_s import PhiS
 from teachers.upsamplers.downsampler import AttentionDownsampler
@@ -125,7 +126,7 @@ def save_upsampler(
         for name, t in tensors.items()
     }
     header = {"format": FORMAT, "card": card.model_dump_json()}
-    with atomic(path) as partial:
+    with atomic(Path(path)) as partial:
         save_file(tensors, partial, header)
 
 

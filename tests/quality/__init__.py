@@ -1,1 +1,1 @@
-"""Experiments on real photographs: hours, not seconds, and not part of `pytest`."""
+"""Experiments on real photographs, which take hours and are not part of `pytest`."""

@@ -1,10 +1,10 @@
-"""The paper's table 2 in miniature: a student for each kind of target, on real labels.
+"""Table 2 of the FeatSharp paper (arXiv 2502.16025) in miniature: a student for each upsampler.
 
     python -m tests.quality.ablate_targets --data DATA --out OUT
 
-Trains the upsamplers (`compare_upsamplers`), a student of 128 px that all others start from, then
-recipes/cpu_ablation.yaml for every row and seed, and measures all of them. What is finished is not
-done again. Rows of one seed see the same images in the same order.
+Trains the upsamplers (`compare_upsamplers`), a student at 128 px that all others start from, then
+recipes/cpu_ablation.yaml for every row and seed, and evaluates all of them on labelled data.
+Finished stages are skipped. Rows of one seed are trained on the same images in the same order.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.quality.ablate_targets")
     parser.add_argument("--data", type=Path, required=True, help="the folder of data sets")
-    parser.add_argument("--out", type=Path, required=True, help="for everything that is made")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all outputs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     options.data, options.out = options.data.resolve(), options.out.resolve()
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def run(module: str, *arguments: str) -> None:
-    """A command of the project on one thread."""
+    """Runs a command of the project on one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env=environment, check=True
@@ -57,7 +57,7 @@ def run(module: str, *arguments: str) -> None:
 
 
 def train(options: argparse.Namespace, name: str, steps: int, *overrides: str) -> None:
-    """One student, where it is not there yet."""
+    """Trains one student, unless it exists."""
     folder = options.out / name
     if is_complete(folder / "checkpoints" / checkpoint_name(steps)):
         return
@@ -71,7 +71,7 @@ def train(options: argparse.Namespace, name: str, steps: int, *overrides: str) -
 
 
 def targets(options: argparse.Namespace, row: str, seed: int) -> list[str]:
-    """The override that makes a row."""
+    """The overrides of a row."""
     if row == "baseline":
         return []
     upsampler = f"{{kind: {row}, factor: 2}}"
@@ -83,11 +83,11 @@ def targets(options: argparse.Namespace, row: str, seed: int) -> list[str]:
 
 
 def measure(options: argparse.Namespace, seed: int) -> None:
-    """A seed's students on all benchmarks; whatever is random in those has the seed too."""
+    """Evaluates the students of a seed on all benchmarks, with the same seed."""
     folder = options.out / "benchmarks" / f"seed{seed}"
     suite: dict[str, Any] = {"task": "benchmarks", "dir": str(folder), "seeds": [seed]}
     students = {row: f"{row}-{seed}" for row in ROWS}
-    if seed == options.seeds[0]:  # there is one start
+    if seed == options.seeds[0]:  # all seeds have the same start
         students["start"] = "low"
     suite["models"] = {
         name: {"kind": "student", "path": str(options.out / path), "resolution": [256, 256]}
@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace, seed: int) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Means and deviations over trainings, changes against the baseline, pictures."""
+    """Writes means and deviations over seeds, changes against the baseline, and pictures."""
     folders = [str(options.out / "benchmarks" / f"seed{seed}") for seed in options.seeds]
     folder = options.out / "report"
     page = {"task": "report", "dir": str(folder), "results": folders, "baseline": "baseline"}
@@ -113,7 +113,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def evaluate(folder: Path, recipe: dict[str, Any]) -> None:
-    """`distill.evaluate` on a recipe that is kept beside its folder."""
+    """Runs `distill.evaluate` on a recipe, which is written beside its folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_suffix(".yaml")
     path.write_text(dump_yaml(recipe))

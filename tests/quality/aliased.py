@@ -1,9 +1,11 @@
-"""Trains or evaluates as the public code resizes: `python -m tests.quality.aliased train RECIPE`.
+"""Trains or evaluates with the resizing of the public code.
 
-An experiment on the dip at factor 3 (reference/featsharp.md 8.2): no resize antialiases, views and
-guidance included, and the downsampler's windows are off by (f - 1) / 2 cells, with zeros beyond
-the border inside the softmax (section 11, items 3 and 5). What is trained so is evaluated so, as
-the published figures were.
+    python -m tests.quality.aliased train RECIPE
+
+An experiment on the lower fidelity at factor 3 in the FeatSharp paper (arXiv 2502.16025). As in the
+public code, no resize is antialiased, views and guidance included, the downsampler's windows are
+off by (f - 1) / 2 cells, and its softmax includes zeros beyond the border. Evaluation uses the same
+resizing as training, as for the published figures.
 """
 
 import sys
@@ -23,12 +25,12 @@ _interpolate = F.interpolate
 
 
 def interpolate(images: Tensor, size: Any = None, **options: Any) -> Tensor:
-    """`F.interpolate` whose bilinear never antialiases."""
+    """`F.interpolate` that never antialiases."""
     return _interpolate(images, size, **options | {"antialias": False})
 
 
 def point_pool(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear in place of the average over each cell."""
+    """Bilinear interpolation in place of the average over each cell."""
     return _interpolate(images, size, mode="bilinear", align_corners=False)
 
 
@@ -40,7 +42,7 @@ def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> 
 
 
 class OffCentre(downsampler.AttentionDownsampler):
-    """Windows of 2f + 1 taps around the first cell of each f x f; zeros count beyond the border."""
+    """Windows of 2f + 1 taps around the first cell of each f x f, with zeros beyond the border."""
 
     def __init__(
         self, dim: int, factor: tuple[int, int], kernel: tuple[int, int] | None = None
@@ -60,7 +62,7 @@ class OffCentre(downsampler.AttentionDownsampler):
 
 
 def patch() -> None:
-    """Puts all of it in place, for this process."""
+    """Replaces the functions of this process."""
     for name, modules, value in (
         ("interpolate", (F,), interpolate),
         ("adaptive_avg_pool2d", (F,), point_pool),

@@ -2,10 +2,10 @@
 
     python -m tests.quality.compare_upsamplers --data DATA --out OUT --teacher clip
 
-One run of `train_together` a seed holds all methods; what is finished is not trained again, and
-what was stopped goes on. Then `distill.evaluate` writes and prints the table. Methods of the open
-questions of reference/featsharp.md 13: `featup-7taps` against `featup`, and `featup-aliased` and
-`featsharp-jbu-aliased`, which are measured in their own, aliased pipeline, at factors 2, 3 and 4.
+One run of `train_together` for each seed trains all methods; finished runs are skipped and stopped
+runs resume. Then `distill.evaluate` writes and prints the table. Some methods test what the public
+code does differently: `featup-7taps` against `featup`, and `featup-aliased` and
+`featsharp-jbu-aliased` at factors 2, 3 and 4, which are trained and evaluated with its resizing.
 """
 
 import argparse
@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "anyup": {"kind": "anyup"},
     "featsharp": {"kind": "featsharp"},
 }
-OPEN: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "featsharp-jbu": JBU_AND_TILES,
     "featsharp-published": JBU_AND_TILES | {"layer_scale": 1e-6, "sigma": 1.0},
     "featup-published": {"kind": "featup", "sigma": 1.0},
@@ -50,8 +50,8 @@ OPEN: dict[str, dict[str, Any]] = {
 NATIVE = 128  # px of all three encoders here
 TRAIN = ("nyuv2/train/rgb", "camvid/images/training", "coco/train2017", "photos")
 HELD_OUT = {"nyuv2/test/rgb": 4, "camvid/images/validation": 5, "large": 1, "coco/val2017": 1}
-_LEAST = 0.7  # short side of a photograph, as a share of the upsampler's input
-_NYU_INSIDE = (41, 45, 601, 471)  # its frames have a white rim
+_LEAST = 0.7  # smallest short side of a photograph, as a share of the upsampler's input
+_NYU_INSIDE = (41, 45, 601, 471)  # without the white border of NYUv2's frames
 
 
 def teachers(data: Path) -> dict[str, dict[str, Any]]:
@@ -70,7 +70,7 @@ def teachers(data: Path) -> dict[str, dict[str, Any]]:
 
 def recipe(methods: list[str], seed: int, options: argparse.Namespace, run: Path) -> dict[str, Any]:
     """The recipe of one run of several methods."""
-    known = METHODS | OPEN
+    known = METHODS | VARIANTS
     entries = {name: known[name] | {"factor": options.factor} for name in methods}
     return {
         "task": "upsampler",
@@ -94,7 +94,7 @@ def recipe(methods: list[str], seed: int, options: argparse.Namespace, run: Path
         "rates": {"guidance": 1.0},
         "optimizer": {"lr": options.lr},
         "schedule": {"warmup_steps": min(100, options.steps // 10)},
-        # A common norm to clip at would tie the methods together.
+        # Clipping a common gradient norm would couple the methods.
         "engine": {"zero_stage": 1, "gradient_clipping": 0},
         "checkpoint": {"every": max(1, options.steps // 4)},
         "tracking": {"every": 10},
@@ -102,7 +102,7 @@ def recipe(methods: list[str], seed: int, options: argparse.Namespace, run: Path
 
 
 def main() -> int:
-    """The command; 1 where a run failed."""
+    """The command; returns 1 if a run failed."""
     options = _parse()
     _write_photographs(options)
     folder = options.out / f"{options.teacher}-{options.factor}x-{options.steps}x{options.batch}"
@@ -116,28 +116,28 @@ def main() -> int:
 
 
 def _alike(methods: list[str], suffix: str) -> list[str]:
-    """The methods that share a pipeline."""
+    """The methods with one pipeline."""
     return [m for m in methods if m.endswith(ALIASED) == bool(suffix)]
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.quality.compare_upsamplers")
     parser.add_argument("--data", type=Path, required=True, help="the folder of data sets")
-    parser.add_argument("--out", type=Path, required=True, help="for photographs, runs and tables")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all outputs")
     parser.add_argument("--teacher", choices=sorted(teachers(Path())), default="clip")
     parser.add_argument("--factor", type=int, default=2)
-    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *OPEN), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS | VARIANTS, default=[*METHODS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=3e-3, help="the peak")
-    parser.add_argument("--views", type=int, default=5, help="views an image in the evaluation")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--views", type=int, default=5, help="views per image in evaluation")
     parser.add_argument("--parallel", type=int, default=1, choices=(1, 2))
     return parser.parse_args()
 
 
 def _train(suffix: str, seed: int, options: argparse.Namespace, folder: Path) -> str | None:
-    """Runs or resumes one run; the path of its log where it fails."""
+    """Starts or resumes one run; returns the path of its log if it fails."""
     methods, run = _alike(options.methods, suffix), folder / f"seed{seed}{suffix}"
     if is_complete(run / "checkpoints" / checkpoint_name(options.steps)):
         return None
@@ -151,7 +151,7 @@ def _train(suffix: str, seed: int, options: argparse.Namespace, folder: Path) ->
 
 
 def _compare(options: argparse.Namespace, folder: Path) -> int:
-    """Evaluates what shares a pipeline together, and prints the tables."""
+    """Evaluates the methods of each pipeline together, and prints the tables."""
     last = Path("checkpoints") / checkpoint_name(options.steps)
     for suffix in ("", ALIASED):
         alike = _alike(options.methods, suffix)
@@ -191,7 +191,7 @@ def _photographs(options: argparse.Namespace) -> Path:
 
 
 def _write_photographs(options: argparse.Namespace) -> None:
-    """Photographs large enough for the upsampler's input, as shards, and those held out."""
+    """Writes shards of photographs large enough for the upsampler's input, and a held-out set."""
     folder, side = _photographs(options), _LEAST * options.factor * NATIVE
     if (folder / "counts.json").exists():
         return

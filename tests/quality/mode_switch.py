@@ -1,14 +1,13 @@
-"""Mode switching in miniature: teachers that see one size each, beside teachers that see both.
+"""Mode switching in miniature: each teacher at one image size, or each at both.
 
     python -m tests.quality.mode_switch --photographs OUT/upsamplers/photographs-256px \
         --start OUT/low --out OUT/mode_switch
 
-OUT is that of `ablate_targets`, whose first stage is where both students go on from: one that saw
-CLIP at 128 px and nothing else. They are `recipes/two_arms.yaml`, with the same images at the same
-sizes in every step. `split` is AM-RADIO's and RADIOv2.1's way, `both` RADIOv2.5's (arXiv
-2412.07679, section 4.1; ../shared/reference/radio-training.md 3.2). Teachers see their native size,
-and the student's map of a larger image is shrunk to theirs, so that the targets are the same from
-there on. What is finished is not done again.
+OUT is that of `ablate_targets`. Both students start from its first stage, which was trained on CLIP
+at 128 px only. They train with `recipes/two_arms.yaml`, on the same images at the same sizes in
+every step. `split` trains as AM-RADIO and RADIOv2.1 do, `both` as RADIOv2.5 does (arXiv 2412.07679,
+section 4.1). Teachers get their native size, and the student's map of a larger image is shrunk to
+theirs, so that the targets are the same. Finished stages are skipped.
 """
 
 import argparse
@@ -56,9 +55,9 @@ Curves = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # student to t
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.quality.mode_switch")
-    parser.add_argument("--photographs", type=Path, required=True, help="has train and held-out")
-    parser.add_argument("--start", type=Path, required=True, help="the first stage's run")
-    parser.add_argument("--out", type=Path, required=True, help="for everything that is made")
+    parser.add_argument("--photographs", type=Path, required=True, help="with train and held-out")
+    parser.add_argument("--start", type=Path, required=True, help="run of the first stage")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all outputs")
     options = parser.parse_args()
     photographs, start, out = (
         path.resolve() for path in (options.photographs, options.start, options.out)
@@ -80,13 +79,13 @@ def main() -> int:
 
 
 def overrides(name: str) -> list[str]:
-    """What a student changes in the recipe."""
+    """The overrides of a student."""
     arms = STUDENTS[name].items()
     return [*BUDGET, *(f"arms.{arm}.teachers=[{','.join(seen)}]" for arm, seen in arms)]
 
 
 def measure(images: Path, start: Path, out: Path) -> Curves:
-    """Where they started, and both, at all sizes."""
+    """Evaluates the start and both students at all sizes."""
     runs = {"start": start, **{name: out / name for name in STUDENTS}}
     sweep = {"kind": "resolution_sweep", "images": str(images), "resolutions": list(SIZES)}
     suite = {
@@ -108,7 +107,7 @@ def measure(images: Path, start: Path, out: Path) -> Curves:
 
 
 def report(curves: Curves) -> None:
-    """Prints the curves, and their largest fall between neighbours."""
+    """Prints the curves, and their largest drop between neighbouring sizes."""
     for name, of_teacher in curves.items():
         for teacher, points in of_teacher.items():
             for key, of_what in FIGURES.items():
@@ -119,8 +118,11 @@ def report(curves: Curves) -> None:
 
 
 def draw(curves: Curves, path: Path) -> None:
-    """A column a teacher, a line a student; full points where it was trained on that teacher."""
-    # Without pyplot there is no window and no global state.
+    """Draws a column for each teacher and a line for each student.
+
+    Points are filled at sizes that the student was trained on with that teacher.
+    """
+    # Not pyplot, which has global state and may open windows.
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -145,7 +147,7 @@ def draw(curves: Curves, path: Path) -> None:
 
 
 def seen(name: str, teacher: str) -> set[int]:
-    """The sizes that a student was trained on a teacher at."""
+    """The image sizes at which a student was trained on a teacher."""
     if name == "start":
         return {TRAINED["low"]}
     return {TRAINED[arm] for arm, teachers in STUDENTS[name].items() if teacher in teachers}

@@ -1,10 +1,10 @@
-"""Frames of NYUv2 in plain folders, brought to the form of NYUDv2 that `kind: multitask` reads.
+"""Converts frames of NYUv2 in plain folders to the NYUDv2 layout that `kind: multitask` reads.
 
     python -m tests.quality.nyud_from_folders SOURCE OUT
 
-SOURCE has {train,test}/{rgb/*.jpg,depth8/*.png,labels39/*.png}: depth of 10 m in 8 bits, labels
-of 0 to 38 with 255 where unknown. Normals are made of depth, as in
-`recipes/evaluation/normals_quick.yaml`; the white rim of the frames is cut off.
+SOURCE has {train,test}/{rgb/*.jpg,depth8/*.png,labels39/*.png}: depth up to 10 m in 8 bits, labels
+0 to 38 with 255 for unknown. Normals are computed from depth, as in
+`recipes/evaluation/normals_quick.yaml`; the white border of the frames is cropped.
 """
 
 import sys
@@ -20,15 +20,15 @@ from distill.benchmarks.dense.normal_scores import normal_colours, normals_of_de
 RIM = (slice(45, 471), slice(41, 601))
 METRES = 10 / 255
 FOCAL_PX = 518.8579
-STEP = 20  # pixels to either side: depth comes in steps of 4 cm
+STEP = 20  # pixels to either side, because depth has steps of 4 cm
 
 
 def write_frame(source: Path, out: Path, name: str) -> None:
-    """Writes the image and the truth of all tasks of one frame.
+    """Writes the image and the labels of all tasks of one frame.
 
     Args:
-        source: the split's folder.
-        out: the root of the set that is written.
+        source: the folder of the split.
+        out: the root of the dataset to write.
         name: of the frame, without extension.
     """
     labels = read_indices(source / "labels39" / f"{name}.png")[RIM]
@@ -49,7 +49,7 @@ def write_frame(source: Path, out: Path, name: str) -> None:
 
 
 def main(source: Path, out: Path) -> None:
-    """Writes a set."""
+    """Writes both splits."""
     for split, listed in (("train", "train"), ("test", "val")):
         names = sorted(path.stem for path in (source / split / "rgb").glob("*.jpg"))
         for name in names:

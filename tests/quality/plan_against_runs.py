@@ -1,11 +1,11 @@
-"""Holds `distill.plan` against runs: memory at the fullest, FLOPs, and bytes that ranks exchange.
+"""Compares `distill.plan` with real runs: peak memory, FLOPs, and bytes exchanged by ranks.
 
     OMP_NUM_THREADS=1 python -m tests.quality.plan_against_runs
 
-Each case is a real run on the CPU of two steps: the engine, the teachers, the losses and the
-optimiser, as the commands put them together. Memory is what torch's allocator hands out, by its
-profiler; FLOPs are torch's own count, of attention as plain products, whose formula it knows.
-Prints a line a case and ends with code 1 where one is off by more than 10 %.
+Each case runs two steps on the CPU, with the engine, teachers, losses and optimiser that the
+commands build. Memory is allocated memory as reported by torch's profiler; FLOPs are counted by
+torch, with attention as plain matrix products. Prints a line for each case and exits with code 1 if
+one is off by more than 10 %.
 """
 
 import argparse
@@ -52,12 +52,12 @@ TOLERANCE = 0.1
 
 
 class Figures(NamedTuple):
-    """Of one rank and one optimiser step.
+    """Cost of one optimiser step on one rank.
 
     Attributes:
-        memory: bytes at the fullest.
-        flops: of all its micro-batches.
-        exchanged: bytes that collectives are called with.
+        memory: peak memory in bytes.
+        flops: FLOPs of all its micro-batches.
+        exchanged: bytes of the arguments of collectives.
     """
 
     memory: float
@@ -66,18 +66,18 @@ class Figures(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A task under its engine, and what this rank does in a step.
+    """A task with its engine, and the micro-batches of this rank.
 
     Attributes:
-        task: its loss is what counts.
-        micro_batches: of this rank.
+        task: computes the loss.
+        micro_batches: of this rank, in one step.
     """
 
     task: StudentTask | UpsamplerTask
     micro_batches: list[MicroBatch]
 
     def run(self, size: tuple[int, int]) -> None:
-        """One optimiser step."""
+        """Runs one optimiser step."""
         engine = self.task.engine
         for each in self.micro_batches:
             images = torch.rand(each.images, 3, *size)
@@ -86,7 +86,7 @@ class Step(NamedTuple):
 
 
 def student_step(tree: dict[str, Any]) -> Step:
-    """As `train_student` puts it together, with any statistics."""
+    """A step as `train_student` builds it, with placeholder statistics."""
     recipe = validate(StudentRecipe, tree, "case")
     micro_batches = recipe.step_plan(distributed.world_size()).micro_batches(distributed.rank(), 0)
     teachers = build_teachers(recipe)
@@ -109,7 +109,7 @@ def student_step(tree: dict[str, Any]) -> Step:
 
 
 def upsampler_step(tree: dict[str, Any]) -> Step:
-    """As `train_upsampler` puts it together, with any PHI-S."""
+    """A step as `train_upsampler` builds it, with a placeholder PHI-S."""
     recipe = validate(UpsamplerRecipe, tree, "case")
     teacher, fingerprint = build_encoder(recipe)
     resolution = base_resolution(recipe, teacher.spec)
@@ -123,7 +123,7 @@ def upsampler_step(tree: dict[str, Any]) -> Step:
 
 
 def measure(tree: dict[str, Any], size: tuple[int, int]) -> Figures:
-    """Of this rank: memory over two steps of a recipe, the rest of a third."""
+    """Measures this rank: memory over two steps of a recipe, the rest over a third."""
     with counted_collectives() as exchanged:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             torch.empty(1)  # the first allocation starts the profiler's record
@@ -137,7 +137,7 @@ def measure(tree: dict[str, Any], size: tuple[int, int]) -> Figures:
 
 
 def largest_sum(profiler: Any) -> float:
-    """Bytes that torch's allocator had handed out at the fullest."""
+    """Peak of the bytes allocated by torch."""
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -148,7 +148,7 @@ def largest_sum(profiler: Any) -> float:
 
 @contextmanager
 def counted_collectives() -> Iterator[Counter[str]]:
-    """Bytes of the collectives that DeepSpeed calls, as these are called: whole on every rank."""
+    """Counts the bytes that DeepSpeed passes to collectives on this rank."""
     import torch.distributed as dist
 
     counts: Counter[str] = Counter()
@@ -157,7 +157,7 @@ def counted_collectives() -> Iterator[Counter[str]]:
         original = getattr(dist, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            # Of a gather the output comes first.
+            # The first tensor of a gather is its output.
             tensors = [a for a in (*arguments, *options.values()) if isinstance(a, Tensor)]
             counts[name] += tensors[0].numel() * tensors[0].element_size()
             return original(*arguments, **options)
@@ -169,7 +169,7 @@ def counted_collectives() -> Iterator[Counter[str]]:
 
 
 def predict(tree: dict[str, Any], ranks: int) -> tuple[Figures, tuple[int, int]]:
-    """What the plan says of a rank; then the size of the images."""
+    """The plan's prediction for a rank, and the size of the images."""
     workload = workload_of(tree, "case")
     costs = measure_arms(workload)
     speed = Speed(GPUS["h100"], "fp32", 1.0)
@@ -198,7 +198,7 @@ def student(
 
 
 def finetuned(folder: Path, batch: int, engine: dict[str, Any], trunk: str) -> dict[str, Any]:
-    """The student of one teacher learns the other, four images at a time."""
+    """Recipe of a student of one teacher that learns another, four images at a time."""
     path = folder / "student.safetensors"
     if not path.exists():
         old = validate(StudentRecipe, student(batch, 4, engine), "case")
@@ -214,7 +214,7 @@ def finetuned(folder: Path, batch: int, engine: dict[str, Any], trunk: str) -> d
 
 
 def cases(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
-    """Name to recipe and number of ranks; a folder keeps the student that is fine-tuned."""
+    """Name to recipe and number of ranks; `folder` is for the student to fine-tune."""
     upsampler = load_yaml(RECIPES / "upsampler_siglip_ti.yaml")
     quickstart = load_yaml(RECIPES / "quickstart.yaml")
     average = {"zero_stage": 2, "ema_decay": 0.9}
@@ -243,9 +243,9 @@ def cases(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints predicted and measured figures; 1 where one is off."""
+    """Prints predicted and measured costs; returns 1 if one is off."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--only", default="", help="run the cases whose name contains this")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         named = {n: case for n, case in cases(Path(folder)).items() if chosen.only in n}
@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(named: dict[str, tuple[dict[str, Any], int]]) -> int:
-    """Prints a line a case; 1 where one is off."""
+    """Prints a line for each case; returns 1 if one is off."""
     worst = 0.0
     for name, (tree, ranks) in named.items():
         predicted, size = predict(tree, ranks)
@@ -261,11 +261,11 @@ def compare(named: dict[str, tuple[dict[str, Any], int]]) -> int:
         line = f"{name:48s}"
         units = {"memory": (1e6, "MB"), "flops": (1e9, "GFLOP"), "exchanged": (1e6, "MB exchanged")}
         for field, (unit, word) in units.items():
-            due, came = getattr(predicted, field), getattr(measured, field)
-            if came and not (field == "exchanged" and ranks == 1):
-                error = due / came - 1
+            plan, run = getattr(predicted, field), getattr(measured, field)
+            if run and not (field == "exchanged" and ranks == 1):
+                error = plan / run - 1
                 worst = max(worst, abs(error))
-                line += f" {due / unit:7.0f} / {came / unit:7.0f} {word} ({error:+.1%})"
+                line += f" {plan / unit:7.0f} / {run / unit:7.0f} {word} ({error:+.1%})"
         print(line, flush=True)
     print(f"largest error {worst:.1%}")
     return int(worst > TOLERANCE)

@@ -1,8 +1,8 @@
-"""JBU as the public kernel trains it: the gradient reaches 7 of its 49 taps.
+"""JBU with the gradient of the public CUDA kernel, which reaches 7 of its 49 taps.
 
-The published CUDA backward of adaptive convolution writes dK for the taps 0, 1, 4, 9, 16, 25 and 36
-only (reference/featsharp.md 11, item 1). The forward pass is ours, so a trained file differs from
-that of `featup` by what the missing gradients would have taught.
+The backward pass of the public adaptive convolution writes dK for the taps 0, 1, 4, 9, 16, 25 and
+36 only. The forward pass is that of `featup`, so trained weights differ only by the missing
+gradients.
 """
 
 import torch
@@ -16,7 +16,7 @@ TAPS = (0, 1, 4, 9, 16, 25, 36)
 
 
 class SevenTapsLevel(JBULevel):
-    """A level whose kernel passes the gradient of those taps only."""
+    """A level whose kernel has a gradient at those taps only."""
 
     def kernels(self, guidance: Tensor) -> Tensor:
         kernels = super().kernels(guidance)

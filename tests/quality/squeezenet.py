@@ -1,4 +1,4 @@
-"""A user's own teacher: SqueezeNet 1.0, trained by others, through torchvision."""
+"""An example of a user's own teacher: torchvision's SqueezeNet 1.0."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class SqueezeNetConfig(TeacherConfig):
 
 
 class SqueezeNet(Teacher):
-    """Its last feature map; (10, 9) px of border put each cell's centre on its 16 x 16 px."""
+    """The last feature map; padding by (10, 9) px centres each cell on its 16 x 16 px."""
 
     Config = SqueezeNetConfig
 

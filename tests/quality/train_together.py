@@ -2,10 +2,10 @@
 
     python -m tests.quality.train_together RECIPE [key=value ...]
 
-The recipe is one of `train_upsampler` with `methods: {name: upsampler}` beside. The encoder, which
-is nearly all of the cost, sees each image once a step, whatever the number of methods. Each method
-has its own downsampler, bias and uncertainty, and a gradient of its own: nothing is shared but the
-images. A checkpoint holds `NAME.safetensors` for each.
+The recipe is one of `train_upsampler` with an additional `methods: {name: upsampler}`. The encoder,
+which is nearly all of the cost, encodes each image once in a step, whatever the number of methods.
+Each method has its own downsampler, bias, uncertainty and gradient; only the images are shared. A
+checkpoint contains `NAME.safetensors` for each method.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ from teachers.upsamplers.trained import save_upsampler
 
 
 class ComparisonRecipe(UpsamplerRecipe):
-    """An upsampler's recipe, once for each of several upsamplers."""
+    """An upsampler's recipe with several upsamplers."""
 
     methods: dict[str, AnyUpsampler] = Field(min_length=1)
 
@@ -51,8 +51,8 @@ class ComparisonRecipe(UpsamplerRecipe):
         return self.model_copy(update={"upsampler": self.methods[name]})
 
 
-class Remembering(nn.Module):
-    """An encoder that encodes each image once, until it is told to forget."""
+class CachingEncoder(nn.Module):
+    """An encoder that caches the features of each image in `known`."""
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Remembering(nn.Module):
 class Together(nn.Module):
     """Several methods as one module."""
 
-    def __init__(self, members: Mapping[str, MultiView], encoder: Remembering) -> None:
+    def __init__(self, members: Mapping[str, MultiView], encoder: CachingEncoder) -> None:
         super().__init__()
         self.members = nn.ModuleDict(members)
         self._encoder = (encoder,)
@@ -88,7 +88,7 @@ class Together(nn.Module):
 
 
 class TogetherTask:
-    """The methods under one engine."""
+    """Trains the methods with one engine."""
 
     def __init__(
         self, recipe: ComparisonRecipe, engine: Engine, teacher: Teacher, fingerprint: str
@@ -114,7 +114,7 @@ class TogetherTask:
             save_upsampler(folder / f"{name}.safetensors", tensors, card)
 
     def load(self, folder: Path) -> None:
-        """Nothing: all that training changes is in the engine."""
+        """Does nothing: the engine has all state."""
 
     def draw(self, images: Tensor, micro_batch: MicroBatch, path: Path) -> None:
         raise NotImplementedError("tracking.pictures_every must be 0")
@@ -132,9 +132,9 @@ def assemble(recipe: ComparisonRecipe) -> Assembly:
     plan = recipe.step_plan(resolution, NAME, distributed.world_size())
     stream = recipe.open_stream(plan)
     phi_s = fit_phi_s_of(recipe, teacher, plan)
-    encoder = Remembering(teacher)
+    encoder = CachingEncoder(teacher)
     members, groups = {}, []
-    # A buffer that members shared would be written for the first of them only.
+    # Copies of PHI-S: a shared buffer would be saved for the first member only.
     for name in recipe.methods:
         own = recipe.of(name)
         members[name] = build_multi_view(own, encoder, deepcopy(phi_s))  # type: ignore[arg-type]
