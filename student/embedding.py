@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# Smallest share of the table's area in a window, before aspect jitter.
+# Smallest share of the table's area that a window covers, before aspect jitter.
 MIN_AREA = 0.1
 MAX_ASPECT = 4 / 3
 
