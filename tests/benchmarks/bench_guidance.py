@@ -25,8 +25,8 @@ from teachers.upsamplers.guidance_encoder import (
     DIM,
     GuidanceEncoder,
     RotaryCoordinates,
+    group_norm,
     read_size,
-    standardised,
 )
 from teachers.upsamplers.jafar import JAFAR, mean_attention
 from teachers.upsamplers.window import windows
@@ -59,7 +59,7 @@ def encoded(guide: GuidanceEncoder, images: Tensor, size: tuple[int, int]) -> tu
     maps = rotated(guide.rotary, guide.trunk(guidance(images, size)))
     queries = F.adaptive_avg_pool2d(guide.query(maps), HIGH)
     keys = F.adaptive_avg_pool2d(guide.key(maps), LOW)
-    return guide.query_conv(standardised(queries)), standardised(keys)
+    return guide.query_conv(group_norm(queries)), group_norm(keys)
 
 
 def tokens(maps: Tensor) -> Tensor:
