@@ -6,6 +6,7 @@ CPU, also where there is a GPU. Triton's kernels are interpreted there.
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,10 @@ if "gpu" not in sys.argv:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs two processes
+# Processes that tests start find this project and `tests` from any folder.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
+)
 
 import teachers  # noqa: F401
 from distill.evaluation.kinds import register_evaluation_kinds

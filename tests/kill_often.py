@@ -37,13 +37,15 @@ def main() -> None:
     steps = 8 * options.kills
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = write_recipe(folder, run={"steps": steps}, tracking={"every": 4})
+        recipe = write_recipe(
+            folder, run={"steps": steps}, tracking={"every": 4}, checkpoint={"every": 2}
+        )
         straight = f"run.dir={folder / 'straight'}"
-        done = run(launcher_command(recipe, straight, ranks=options.ranks), folder, 600)
+        done = run(launcher_command(recipe, straight, ranks=options.ranks), folder)
         assert done.returncode == 0, done.stderr
         for number in range(options.kills):
             _kill(number, recipe, folder, options.ranks, generator)
-        done = run(launcher_command(recipe, ranks=options.ranks), folder, 600)
+        done = run(launcher_command(recipe, ranks=options.ranks), folder)
         assert done.returncode == 0, done.stderr
         assert_same_weights(folder / "straight", folder / "run", steps)
     print(f"{options.kills} kills, {options.ranks} ranks: the last weights are the same bits")

@@ -1,6 +1,5 @@
 """Runs a function on several CPU ranks: processes of one fork server that has torch loaded."""
 
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -10,18 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "distill.engine.engine", "student.model"])
+from tests.forks import CONTEXT
 
 
 def run_on_ranks(
     world_size: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 300
 ) -> list[Any]:
     """The results of `function(*arguments)` on every rank, in their order."""
-    queue = _CONTEXT.Queue()
+    queue = CONTEXT.Queue()
     folder = tempfile.mkdtemp()
     processes = [
-        _CONTEXT.Process(target=_main, args=(rank, world_size, folder, queue, function, arguments))
+        CONTEXT.Process(target=_main, args=(rank, world_size, folder, queue, function, arguments))
         for rank in range(world_size)
     ]
     for process in processes:

@@ -1,21 +1,17 @@
 """Starting the engine loads nothing that a run does not need."""
 
-import subprocess
 import sys
 
-PROGRAM = """
-import sys
-from distill.engine.deepspeed_library import import_deepspeed
-import_deepspeed()
-from deepspeed.runtime import compiler
-from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-assert compiler.compile.__module__ == "deepspeed.runtime.compiler"
-print("torch._inductor.compile_fx" in sys.modules)
-"""
+from tests.ranks import run_on_ranks
+
+
+def modules_of_deepspeed() -> tuple[bool, str]:
+    """Of a process that has called `import_deepspeed`."""
+    from deepspeed.runtime import compiler
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam  # noqa: F401
+
+    return "torch._inductor.compile_fx" in sys.modules, compiler.compile.__module__
 
 
 def test_deepspeeds_muon_is_loaded_without_torchs_compiler() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], check=True, stdout=subprocess.PIPE, text=True
-    )
-    assert done.stdout.split()[-1] == "False"
+    assert run_on_ranks(1, modules_of_deepspeed) == [(False, "deepspeed.runtime.compiler")]

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from distill.benchmarks.build import BENCHMARKS
@@ -38,8 +37,7 @@ def test_a_benchmark_of_ones_own_in_about_30_lines_runs_from_outside(tmp_path: P
     assert (tmp_path / "results/results.jsonl").is_file()
 
 
-@pytest.mark.launcher
-def test_two_ranks_under_the_launcher_give_one_file_with_the_figures_of_one(tmp_path: Path) -> None:
+def test_two_ranks_give_one_file_with_the_figures_of_one(tmp_path: Path) -> None:
     for part in ("training", "validation"):
         write_images(tmp_path / "set/images" / part, 3, (16, 16))
         labels = tmp_path / "set/annotations" / part
@@ -60,13 +58,9 @@ def test_two_ranks_under_the_launcher_give_one_file_with_the_figures_of_one(tmp_
         },
     }
     (tmp_path / "suite.yaml").write_text(dump_yaml(suite))
-    module = ["distill.evaluate", "suite.yaml"]
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--module"]
-    for command, out in (
-        ([*launcher, *module], "two"),
-        ([sys.executable, "-m", *module], "one"),
-    ):
-        done = run([*command, f"dir={out}"], tmp_path)
+    for ranks, out in ((2, "two"), (1, "one")):
+        command = [sys.executable, "-m", "distill.evaluate", "suite.yaml", f"dir={out}"]
+        done = run(command, tmp_path, ranks=ranks)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("miou") == 1
     one, two = (json.loads((tmp_path / n / "results.jsonl").read_text()) for n in ("one", "two"))

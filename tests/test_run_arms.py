@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from distill.runtime.tracking import read_metrics
 from tests.tiny_run import (
     assert_same_weights,
-    launcher_command,
     plain_command,
     run,
     tiny_recipe,
@@ -110,7 +109,6 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(
     ]
 
 
-@pytest.mark.launcher
 @pytest.mark.parametrize("stage", [2, 3])
 def test_from_two_ranks_to_one_and_back_no_sample_is_lost_or_repeated(
     finished: Path, tmp_path: Path, stage: int
@@ -122,11 +120,7 @@ def test_from_two_ranks_to_one_and_back_no_sample_is_lost_or_repeated(
     """
     recipe = recipe_in(tmp_path, finished, engine={"zero_stage": stage})
     for steps, ranks in ((2, 2), (4, 1), (STEPS, 2)):
-        override = f"run.steps={steps}"
-        command = plain_command(recipe, override)
-        if ranks > 1:
-            command = launcher_command(recipe, override, ranks=ranks)
-        done = run(command, tmp_path)
+        done = run(plain_command(recipe, f"run.steps={steps}"), tmp_path, ranks=ranks)
         assert done.returncode == 0, done.stderr
         assert position_of(tmp_path, steps) == {
             "step": steps,

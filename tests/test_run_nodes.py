@@ -2,7 +2,6 @@
 
 import json
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,9 @@ from distill.runtime.checkpoint import checkpoint_name, find_checkpoints, read_m
 from distill.runtime.errors import RecipeError
 from distill.runtime.run_folder import require_shared
 from distill.runtime.tracking import read_metrics
+from tests.forks import Fork
 from tests.ranks import run_on_ranks
-from tests.tiny_run import environment, plain_command, wait_for_metrics, write_recipe
+from tests.tiny_run import DEADLOCK_S, environment, plain_command, wait_for_metrics, write_recipe
 
 
 def free_port() -> int:
@@ -22,10 +22,10 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def start_on_two_machines(recipe: Path, *overrides: str) -> list[subprocess.Popen[str]]:
+def start_on_two_machines(recipe: Path, *overrides: str) -> list[Fork]:
     """As `srun --nodes 2 --ntasks-per-node 1` does, where both have this machine's name."""
     port = str(free_port())
-    processes = []
+    forks = []
     for node in ("0", "1"):
         task = {
             "SLURM_JOB_ID": "7",
@@ -38,44 +38,38 @@ def start_on_two_machines(recipe: Path, *overrides: str) -> list[subprocess.Pope
             "SLURM_STEP_NODELIST": "localhost",
             "MASTER_PORT": port,
         }
-        process = subprocess.Popen(
-            plain_command(recipe, *overrides),
-            cwd=recipe.parent,
-            env=environment() | task,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        processes.append(process)
-    return processes
+        command = plain_command(recipe, *overrides)
+        forks.append(Fork(command, recipe.parent, environment() | task))
+    return forks
 
 
-def said_by(processes: list[subprocess.Popen[str]]) -> str:
+def printed_by(forks: list[Fork]) -> str:
     """What they print until they end."""
     try:
-        return "\n".join(process.communicate(timeout=150)[0] for process in processes)
+        for fork in forks:
+            fork.wait(DEADLOCK_S)
     finally:
-        for process in processes:
-            process.kill()
+        for fork in forks:
+            fork.kill()
+    return "\n".join(text for fork in forks for text in fork.outputs())
 
 
-@pytest.mark.launcher
 def test_a_run_goes_on_after_a_machine_is_lost(tmp_path: Path) -> None:
     recipe, checkpoints = write_recipe(tmp_path), tmp_path / "run/checkpoints"
     first, second = start_on_two_machines(recipe, "checkpoint.every=1", "run.steps=10000")
     while first.poll() is None and not find_checkpoints(checkpoints):
         wait_for_metrics(tmp_path / "run", first)
     second.kill()
-    said = said_by([first, second])
-    assert first.returncode not in (0, -9), said
+    printed = printed_by([first, second])
+    assert first.returncode not in (0, -9), printed
     assert _status(tmp_path) == "failed"
 
     newest = max(int(folder.name[-8:]) for folder in find_checkpoints(checkpoints))
-    processes = start_on_two_machines(recipe, "checkpoint.every=1", f"run.steps={newest + 2}")
-    said = said_by(processes)
-    assert [process.returncode for process in processes] == [0, 0], said
+    forks = start_on_two_machines(recipe, "checkpoint.every=1", f"run.steps={newest + 2}")
+    printed = printed_by(forks)
+    assert [fork.returncode for fork in forks] == [0, 0], printed
     assert _status(tmp_path) == "done"
-    assert f"resumed from {checkpoints / checkpoint_name(newest)}" in said
+    assert f"resumed from {checkpoints / checkpoint_name(newest)}" in printed
     steps = [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert steps == list(range(1, newest + 3))
     assert read_manifest(checkpoints / checkpoint_name(newest + 2))["world_size"] == 2

@@ -10,16 +10,14 @@ from safetensors.torch import load_file
 import student as student_package
 from distill.runtime.tracking import read_metrics
 from tests.tiny_run import (
-    STEPS,
     assert_same_weights,
-    launcher_command,
     plain_command,
     run,
-    start,
-    wait_for_metrics,
+    run_until_killed,
     write_recipe,
 )
 
+STEPS = 12
 EXPERT = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [32, 32]}
 SECTIONS: dict[str, Any] = {
     "teachers": {"expert": EXPERT, "other": {**EXPERT, "model": "test_vit2"}},
@@ -42,7 +40,8 @@ SECTIONS: dict[str, Any] = {
     },
     "reparametrisation": {"spectral": "all", "damp": 0.05},
     "window_augmentation": {"probability": 0.5, "sizes": [1]},
-    "tracking": {"every": 1, "pictures_every": 12},
+    "run": {"steps": STEPS},
+    "tracking": {"every": 1, "pictures_every": 6},
 }
 
 
@@ -72,12 +71,8 @@ def test_each_part_is_logged_and_mesa_from_its_first_step_on(finished: Path) -> 
 def test_a_killed_run_ends_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
     """Average, running means and statistics come from the checkpoint, not from the folder."""
     recipe = beside(finished, tmp_path)
-    process = start(plain_command(recipe), tmp_path)
-    for _ in range(5):
-        wait_for_metrics(tmp_path / "run", process)
-    process.kill()
-    process.wait()
-    assert len(read_metrics(tmp_path / "run")) < STEPS
+    run_until_killed(plain_command(recipe), tmp_path, at=".tmp-step-00000012")
+    assert len(read_metrics(tmp_path / "run")) == STEPS
     for path in (tmp_path / "run/statistics").iterdir():
         path.unlink()
     done = run(plain_command(recipe), tmp_path)
@@ -90,11 +85,10 @@ def test_a_killed_run_ends_with_the_same_bits(finished: Path, tmp_path: Path) ->
     }
 
 
-@pytest.mark.launcher
 @pytest.mark.parametrize("stage", [1, 2])
-def test_two_ranks_under_the_launcher(stage: int, finished: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_under_zero_1_and_2(stage: int, finished: Path, tmp_path: Path) -> None:
     recipe = beside(finished, tmp_path)
-    done = run(launcher_command(recipe, f"engine.zero_stage={stage}", ranks=2), tmp_path)
+    done = run(plain_command(recipe, f"engine.zero_stage={stage}"), tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path / "run")[-1]["loss/mesa"] > 0
 
@@ -118,12 +112,13 @@ def test_a_student_learns_one_more_teacher_and_keeps_the_others(
         student=student,
         objective={"weights": {"expert": silent, "other": silent}},
         finetuning={"trunk": trunk, "rank": 2},
+        run={"steps": STEPS},
     )
-    done = run(plain_command(recipe, f"run.steps={STEPS // 2}"), tmp_path)
+    done = run(plain_command(recipe), tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = read_metrics(tmp_path / "run")
     assert metrics[-1]["loss/new/spatial"] < metrics[0]["loss/new/spatial"]
-    after = tmp_path / f"run/checkpoints/step-{STEPS // 2:08d}/student.safetensors"
+    after = tmp_path / f"run/checkpoints/step-{STEPS:08d}/student.safetensors"
     old, new = load_file(before), load_file(after)
     tokens = "trunk.embedding.class_tokens"
     moved = {n for n, value in old.items() if n != tokens and not torch.equal(value, new[n])}
@@ -139,7 +134,6 @@ def test_a_student_learns_one_more_teacher_and_keeps_the_others(
 PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
-@pytest.mark.launcher
 def test_arms_on_ranks_of_their_own_train_as_one_process_does(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -165,8 +159,7 @@ def test_arms_on_ranks_of_their_own_train_as_one_process_does(
         folder = tmp_path / str(ranks)
         folder.mkdir()
         recipe = write_recipe(folder, **sections)
-        command = launcher_command(recipe, ranks=2) if ranks == 2 else plain_command(recipe)
-        done = run(command, folder)
+        done = run(plain_command(recipe), folder, ranks=ranks)
         assert done.returncode == 0, done.stderr
         found.append(read_metrics(folder / "run"))
     for one, two in zip(*found, strict=True):

@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -18,11 +16,13 @@ from distill.runtime.tracking import read_metrics
 from distill.tasks.student_encoder import StudentEncoder
 from tests.doubles import Ramp
 from tests.tiny_run import (
+    DEADLOCK_S,
     STEPS,
     assert_same_weights,
     launcher_command,
     plain_command,
     run,
+    run_until_killed,
     start,
     wait_for_metrics,
     write_recipe,
@@ -48,9 +48,9 @@ def _status(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an uninterrupted run."""
+    """A folder with an uninterrupted run, of a fresh interpreter."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run(plain_command(write_recipe(folder)), folder)
+    done = run(plain_command(write_recipe(folder)), folder, fresh=True)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -60,7 +60,7 @@ def test_a_run_leaves_recipe_versions_metrics_and_whole_checkpoints(finished: Pa
     folder = finished / "run"
     assert [p.name for p in find_checkpoints(folder / "checkpoints")] == [
         "step-00000024",
-        "step-00000022",
+        "step-00000016",
     ]
     metrics = read_metrics(folder)
     assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
@@ -100,19 +100,18 @@ def test_another_recipe_in_the_same_folder_is_refused(finished: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_killed_at_random_moments_a_run_ends_with_the_same_bits(
-    finished: Path, tmp_path: Path
-) -> None:
-    """Three kill -9, each some time after a new line of metrics, then a start that finishes."""
-    recipe = write_recipe(tmp_path, data={"sources": [{"shards": str(finished / "shards")}]})
-    generator = random.Random(0)
-    for _ in range(3):
-        process = start(plain_command(recipe), tmp_path)
-        wait_for_metrics(tmp_path / "run", process)
-        time.sleep(generator.uniform(0.0, 1.0))
-        process.kill()
-        process.wait()
-    done = run(plain_command(recipe), tmp_path)
+def test_killed_at_any_moment_a_run_ends_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    """Before the first checkpoint, in a later one, at some other time; then a start that ends."""
+    data = {"sources": [{"shards": str(finished / "shards")}]}
+    command = plain_command(write_recipe(tmp_path, data=data, checkpoint={"every": 2}))
+    run_until_killed(command, tmp_path, at=".tmp-step-00000002")
+    run_until_killed(command, tmp_path, at=".tmp-step-00000006/student.safetensors")
+    run_until_killed(command, tmp_path, at=".tmp-step-00000008/MANIFEST.json")
+    process = start(command, tmp_path)
+    wait_for_metrics(tmp_path / "run", process)
+    process.kill()
+    process.wait()
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_weights(finished / "run", tmp_path / "run", STEPS)
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
@@ -125,7 +124,7 @@ def test_sigterm_saves_ends_with_0_and_the_rest_follows(finished: Path, tmp_path
     process = start(command, tmp_path)
     wait_for_metrics(tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(DEADLOCK_S) == 0
     assert _status(tmp_path) == "preempted"
     (saved,) = find_checkpoints(tmp_path / "run/checkpoints")
     assert int(saved.name.removeprefix("step-")) == len(read_metrics(tmp_path / "run"))
@@ -159,54 +158,60 @@ def _shared_memory() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky-")}
 
 
-@pytest.mark.launcher
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_two_ranks_under_the_launcher(stage: int, finished: Path, tmp_path: Path) -> None:
-    """ZeRO 1, 2 and 3; a picture of a rank's images, a benchmark; nothing is left in /dev/shm."""
-    shared = _shared_memory()
-    shards = {"sources": [{"shards": str(finished / "shards")}]}
-    tracking = {"every": 1, "pictures_every": STEPS}
-    recipe = write_recipe(tmp_path, data=shards, tracking=tracking, benchmarks=RAMP)
-    done = run(launcher_command(recipe, f"engine.zero_stage={stage}", ranks=2), tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert _status(tmp_path) == "done"
-    figures = _evaluations(tmp_path)
-    assert [step for step, _ in figures] == [0, 16, STEPS]
-    assert figures[-1][1] == pytest.approx(_ramp_of_checkpoint(tmp_path, tmp_path), rel=1e-6)
-    one, two = read_metrics(finished / "run"), read_metrics(tmp_path / "run")
+def _assert_two_ranks_trained_as_one(finished: Path, folder: Path) -> None:
+    """Both had the benchmark `RAMP` or neither; two ranks draw position windows of their own."""
+    assert _status(folder) == "done"
+    one, two = read_metrics(finished / "run"), read_metrics(folder / "run")
     two = [line for line in two if "loss" in line]
-    # The same images, whatever the number of ranks; only position windows are drawn by rank.
     assert [line["images"] for line in two] == [line["images"] for line in one]
     assert all(line["time/communication"] > 0 for line in two)
     assert {line["slowest_rank"] for line in two} <= {0, 1}
     assert all(1 <= line["slowest_rank_work"] <= 2 for line in two)
-    with Image.open(tmp_path / f"run/pictures/step-{STEPS:08d}.png") as picture:
-        picture.load()
-        assert picture.size == (3 * 198 - 6, 22 + 2 * 198 - 6)
-    assert _shared_memory() <= shared
 
 
 @pytest.mark.launcher
-def test_two_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
-    """Both with the launcher's own default port, which neither takes.
+def test_two_runs_side_by_side_under_the_launcher(finished: Path, tmp_path: Path) -> None:
+    """Both with the launcher's own default port, which neither takes, and with nothing left.
 
-    Pictures and benchmarks, which one of them has, change nothing.
+    Pictures of a rank's images and benchmarks, which one of them has, change no weight.
     """
-    shards = {"sources": [{"shards": str(finished / "shards")}]}
-    folders = [tmp_path / name for name in ("one", "two")]
-    for folder in folders:
+    shared = _shared_memory()
+    data = {"sources": [{"shards": str(finished / "shards")}]}
+    more = {"tracking": {"every": 1, "pictures_every": 4}, "benchmarks": RAMP}
+    folders = [tmp_path / name for name in ("plain", "more")]
+    processes = []
+    for folder, sections in zip(folders, ({}, more), strict=True):
         folder.mkdir()
-    processes = [
-        start(launcher_command(recipe, f"tracking.pictures_every={every}", ranks=2), folder)
-        for folder, every, extra in zip(folders, (0, 4), ({}, {"benchmarks": RAMP}), strict=True)
-        for recipe in [write_recipe(folder, data=shards, **extra)]
-    ]
-    assert [process.wait(timeout=150) for process in processes] == [0, 0]
-    assert [_status(folder) for folder in folders] == ["done", "done"]
-    assert not list(tmp_path.rglob(".meeting-*"))
-    drawn = [len(list(folder.glob("run/pictures/*.png"))) for folder in folders]
-    assert drawn == [0, STEPS // 4]
+        recipe = write_recipe(folder, data=data, engine={"zero_stage": 1}, **sections)
+        processes.append(start(launcher_command(recipe, ranks=2), folder))
+    assert [process.wait(DEADLOCK_S) for process in processes] == [0, 0]
+    for folder in folders:
+        _assert_two_ranks_trained_as_one(finished, folder)
     assert_same_weights(folders[0] / "run", folders[1] / "run", STEPS)
+    figures = _evaluations(folders[1])
+    assert [step for step, _ in figures] == [0, 16, STEPS]
+    assert figures[-1][1] == pytest.approx(_ramp_of_checkpoint(folders[1], tmp_path), rel=1e-6)
+    drawn = [sorted(folder.glob("run/pictures/*.png")) for folder in folders]
+    assert [len(pictures) for pictures in drawn] == [0, STEPS // 4]
+    with Image.open(drawn[1][-1]) as picture:
+        picture.load()
+        assert picture.size == (3 * 198 - 6, 22 + 2 * 198 - 6)
+    assert not list(tmp_path.rglob(".meeting-*"))
+    assert _shared_memory() <= shared
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_under_other_zero_stages(stage: int, finished: Path, tmp_path: Path) -> None:
+    data = {"sources": [{"shards": str(finished / "shards")}]}
+    recipe = write_recipe(
+        tmp_path, data=data, benchmarks=RAMP, tracking={"every": 1, "pictures_every": STEPS}
+    )
+    done = run(plain_command(recipe, f"engine.zero_stage={stage}"), tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
+    _assert_two_ranks_trained_as_one(finished, tmp_path)
+    figures = _evaluations(tmp_path)
+    assert figures[-1][1] == pytest.approx(_ramp_of_checkpoint(tmp_path, tmp_path), rel=1e-6)
+    assert (tmp_path / f"run/pictures/step-{STEPS:08d}.png").is_file()
 
 
 @pytest.mark.launcher
@@ -216,19 +221,17 @@ def test_killing_the_launcher_saves_and_leaves_no_process(finished: Path, tmp_pa
     command = launcher_command(recipe, "run.steps=10000", "schedule.kind=constant", ranks=2)
     process = start(command, tmp_path)
     wait_for_metrics(tmp_path / "run", process)
-    process.terminate()
-    process.wait(timeout=30)
-    deadline = time.monotonic() + 60
-    while _processes_of(recipe) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _processes_of(recipe)
+    process.send_signal(signal.SIGTERM)
+    process.wait(DEADLOCK_S)
+    _, alive = psutil.wait_procs(_processes_of(recipe), DEADLOCK_S)
+    assert not alive
     assert _status(tmp_path) == "preempted"
     assert len(find_checkpoints(tmp_path / "run/checkpoints")) == 1
 
 
-def _processes_of(recipe: Path) -> list[int]:
+def _processes_of(recipe: Path) -> list[psutil.Process]:
     return [
-        process.pid
+        process
         for process in psutil.process_iter(["cmdline"])
         if str(recipe) in (process.info["cmdline"] or [])
     ]

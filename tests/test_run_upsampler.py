@@ -20,12 +20,10 @@ from teachers.features import FeatureSpec
 from teachers.upsamplers.trained import load_downsampler, load_upsampler
 from tests.test_run_student import NAN_TEACHER
 from tests.tiny_run import (
-    launcher_command,
     plain_command,
     run,
-    start,
+    run_until_killed,
     tiny_recipe,
-    wait_for_metrics,
     write_recipe,
 )
 
@@ -69,7 +67,8 @@ def upsampler(command: list[str]) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an uninterrupted run that draws."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run(upsampler(plain_command(write(folder), "tracking.pictures_every=5")), folder)
+    command = upsampler(plain_command(write(folder), "tracking.pictures_every=5"))
+    done = run(command, folder, fresh=True)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -97,17 +96,11 @@ def test_a_run_leaves_metrics_pictures_and_a_file_that_loads_in_one_line(finishe
     assert load_downsampler(folder / LAST).factor == (2, 1)
 
 
-def test_killed_at_a_random_moment_it_ends_with_the_same_bits(
-    finished: Path, tmp_path: Path
-) -> None:
-    recipe = write(tmp_path, finished / "shards", checkpoint={"every": 1})
-    process = start(upsampler(plain_command(recipe)), tmp_path)
-    wait_for_metrics(tmp_path / "run", process)
-    wait_for_metrics(tmp_path / "run", process)
-    process.kill()
-    process.wait()
-    assert len(read_metrics(tmp_path / "run")) < STEPS
-    done = run(upsampler(plain_command(recipe)), tmp_path)
+def test_killed_in_a_save_it_ends_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    command = upsampler(plain_command(write(tmp_path, finished / "shards")))
+    run_until_killed(command, tmp_path, at=".tmp-step-00000006/upsampler.safetensors")
+    assert len(read_metrics(tmp_path / "run")) == 6
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stderr
     one, other = load_file(finished / "run" / LAST), load_file(tmp_path / "run" / LAST)
@@ -116,14 +109,11 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bits(
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.launcher
-def test_two_ranks_under_the_launcher_accumulate_in_bf16_under_zero_3(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_two_ranks_accumulate_in_bf16_under_zero_3(finished: Path, tmp_path: Path) -> None:
     recipe = write(tmp_path, finished / "shards", targets={"precision": "bf16"})
     overrides = ["engine.zero_stage=3", "engine.precision=bf16", "run.micro_batch_size=1"]
     overrides += ["run.steps=3", "tracking.pictures_every=3"]
-    done = run(upsampler(launcher_command(recipe, *overrides, ranks=2)), tmp_path)
+    done = run(upsampler(plain_command(recipe, *overrides)), tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     metrics = read_metrics(tmp_path / "run")
     assert [line["images"] for line in metrics] == [4, 8, 12]

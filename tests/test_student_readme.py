@@ -17,7 +17,7 @@ from student.config import StudentConfig
 from student.storage import load_student, save_student
 from teachers.build import parse_teacher
 from tests.tiny_export import TARGETS, build, write_run
-from tests.tiny_run import REPOSITORY, environment
+from tests.tiny_run import DEADLOCK_S, REPOSITORY, environment
 
 TEXT = (REPOSITORY / "student" / "README.md").read_text()
 # What a user without the trainer does not have.
@@ -64,7 +64,7 @@ def test_the_code_runs_without_the_trainer(folder: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=DEADLOCK_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,8 @@
 """A run small enough for tests: smooth random images, one random teacher, a two-block student."""
 
+import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,9 +16,13 @@ from safetensors.torch import load_file
 
 from data.write_shards import main as write_shards
 from distill.runtime.config import dump_yaml
+from tests.forks import Fork
 
+# No outcome may depend on how fast a machine is: this ends only what would never end.
+DEADLOCK_S = 900
 STEPS = 24
 REPOSITORY = Path(__file__).resolve().parent.parent
+_ATTEMPTS = itertools.count()
 
 
 def write_images(folder: Path, count: int = 24, size: tuple[int, int] = (80, 96)) -> None:
@@ -53,7 +59,7 @@ def tiny_recipe(folder: Path, **sections: Any) -> dict[str, Any]:
         },
         "targets": {"statistics_images": 16},
         "engine": {"zero_stage": 2, "ema_decay": 0.9},
-        "checkpoint": {"every": 2},
+        "checkpoint": {"every": 8},
         "tracking": {"every": 1},
     }
     for name, section in sections.items():
@@ -83,17 +89,43 @@ def launcher_command(recipe: Path, *overrides: str, ranks: int) -> list[str]:
 
 
 def run(
-    command: list[str], folder: Path, timeout_s: float = 180
+    command: list[str], folder: Path, *, ranks: int = 1, fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    """Runs a command to its end; `python -m MODULE ...` is forked, see `forks`.
+
+    Args:
+        command: as a user types it.
+        folder: the current directory.
+        ranks: how many processes run it together, with the variables that torchrun sets.
+        fresh: starts a fresh interpreter, as a user does.
+    """
+    if fresh or command[:2] != [sys.executable, "-m"]:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=DEADLOCK_S,
+            check=False,
+        )
+    forks = [Fork(command, folder, environment() | rank) for rank in _variables_of(ranks)]
+    try:
+        codes = [fork.wait(DEADLOCK_S) for fork in forks]
+    finally:
+        for fork in forks:
+            fork.kill()
+    stdout, stderr = ("".join(texts) for texts in zip(*(f.outputs() for f in forks), strict=True))
+    return subprocess.CompletedProcess(command, max(codes, key=abs), stdout, stderr)
+
+
+def _variables_of(ranks: int) -> list[dict[str, str]]:
+    """What torchrun sets for each rank; the number of the attempt names the file they meet in."""
+    if ranks == 1:
+        return [{}]
+    attempt, size = str(next(_ATTEMPTS)), str(ranks)
+    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "TORCHELASTIC_RESTART_COUNT": attempt}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def assert_same_weights(one: Path, other: Path, step: int) -> None:
@@ -105,7 +137,15 @@ def assert_same_weights(one: Path, other: Path, step: int) -> None:
         assert torch.equal(value, came[key]), key
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+def run_until_killed(command: list[str], folder: Path, at: str) -> None:
+    """Runs `python -m MODULE ...` until it touches a path that contains the text `at`."""
+    assert Fork(command, folder, environment(), killed_at=at).wait(DEADLOCK_S) == -signal.SIGKILL
+
+
+def start(command: list[str], folder: Path) -> "Fork | subprocess.Popen[bytes]":
+    """Starts a command; `python -m MODULE ...` is forked, see `forks`."""
+    if command[:2] == [sys.executable, "-m"]:
+        return Fork(command, folder, environment())
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -115,12 +155,15 @@ def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_for_metrics(run_folder: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for_metrics(
+    run_folder: Path, process: "Fork | subprocess.Popen[bytes] | subprocess.Popen[str]"
+) -> None:
     """Until the run has written a line more than it had, or has ended."""
     path = run_folder / "metrics.jsonl"
     before = path.read_bytes() if path.exists() else b""
-    deadline = time.monotonic() + 90
-    while process.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + DEADLOCK_S
+    while process.poll() is None:
         if path.exists() and path.read_bytes() != before:
             return
+        assert time.monotonic() < deadline, "the run writes no metrics"
         time.sleep(0.02)
