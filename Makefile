@@ -1,3 +1,9 @@
+# make check       lint, types and the tests that start no process: for the edit loop, 2 minutes
+# make test        all tests that need no GPU
+# make test-gpu    the tests that need one
+# make bench       speed and memory
+# make quickstart  data, training, evaluation and a page, in some minutes on a CPU
+#
 # Everything lives in the clone: the environment in .venv, runs in runs/.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +12,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Matplotlib would keep its list of fonts in the home folder.
 export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
 
-.PHONY: setup quickstart test test-gpu lint bench clean
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: setup quickstart check check-tests test test-gpu lint types bench clean
 
 setup: $(READY)
 
@@ -30,8 +38,16 @@ quickstart: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[kernels]'
 	touch $@
 
+# Types and tests at the same time: mypy takes most of a minute where it has no cache yet.
+check:
+	$(MAKE) lint
+	$(MAKE) --jobs types check-tests
+
+check-tests: setup
+	$(PYTEST) --quiet -m "not process"
+
 test: setup .venv/.kernels
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
@@ -39,6 +55,8 @@ test-gpu: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy
 
 bench: setup

@@ -24,6 +24,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 import teachers  # noqa: F401
 from distill.evaluation.kinds import register_evaluation_kinds
+from tests.guards import Guards
 
 register_evaluation_kinds()  # as a command does when it starts
 
@@ -32,6 +33,10 @@ _LONG = (
     *("test_run_", "test_teachers_trained", "test_teachers_catalog", "test_training_partitions"),
     *("test_distill_export", "test_tasks_upsampler_task", "readme"),
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Guards())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

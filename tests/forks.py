@@ -102,5 +102,5 @@ def _main(
 
 
 def _kill_at(text: str, event: str, arguments: tuple[Any, ...]) -> None:
-    if event in ("open", "os.mkdir", "os.rename") and text in str(arguments[0]):
+    if event in ("open", "os.mkdir", "os.rename") and text in f"{arguments[:2]}":
         os.kill(os.getpid(), signal.SIGKILL)

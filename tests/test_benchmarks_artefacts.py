@@ -91,6 +91,7 @@ def measured_on_ranks(folder: str) -> dict[str, float]:
     return measure(Patterned(0.3), Path(folder), **options).metrics
 
 
+@pytest.mark.process
 def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
     due = measured_on_ranks(str(tmp_path))
     for came in run_on_ranks(2, measured_on_ranks, str(tmp_path)):

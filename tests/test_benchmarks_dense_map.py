@@ -53,6 +53,7 @@ def gathered(count: int) -> list[list[float]]:
     return gather_shares(own, count).tolist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.process
 def test_shares_come_back_in_order_on_every_rank() -> None:
     for count in (1, 5, 6):
         due = [[float(i), 0.5] for i in range(count)]

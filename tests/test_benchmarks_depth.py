@@ -205,6 +205,7 @@ def measured_on_rank(root: Path) -> dict[str, float]:
     return benchmark(root, probe={"steps": 8}).measure(pixels(), 0, root / "out").metrics
 
 
+@pytest.mark.process
 def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
     write(tmp_path)
     for split in ("train", "test"):

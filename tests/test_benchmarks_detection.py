@@ -284,6 +284,7 @@ def shared_work(root: Path, folder: Path) -> tuple[list[Tensor], dict[str, float
     return gradients(root), measured(root, folder, colours(), steps=12).metrics
 
 
+@pytest.mark.process
 def test_two_ranks_have_one_ranks_gradients_and_figures(shapes: Path, tmp_path: Path) -> None:
     """Thirteen test images and passes of four: the last is not full, on either number of ranks."""
     due, due_figures = shared_work(shapes, tmp_path)

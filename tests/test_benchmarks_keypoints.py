@@ -100,6 +100,7 @@ def measured_on_ranks(root: str) -> dict[str, float]:
     return figures(Path(root), alpha=0.09)
 
 
+@pytest.mark.process
 def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
     write_set(tmp_path / "x")
     write_set(tmp_path / "y", shift_px=3)

@@ -176,6 +176,7 @@ def augmented(root: str, out: str) -> tuple[dict[str, float], dict[str, Any]]:
     return measure("pascal_context", Path(root), Path(out), Slope(), probe=probe, input=options)
 
 
+@pytest.mark.process
 def test_two_ranks_count_what_one_counts(tmp_path: Path) -> None:
     root = write_pascal(tmp_path / "set", 3)
     alone = augmented(str(root), str(tmp_path / "one"))

@@ -97,6 +97,7 @@ def test_a_known_motion_is_found_and_its_opposite_is_not(tmp_path: Path) -> None
     assert figures["recall@25_px"] == figures["recall@50_px"] == 100
 
 
+@pytest.mark.process
 def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
     for number in range(4):
         write_frame(tmp_path / "seq", number, noise(HEIGHT, WIDTH, number // 2), np.eye(4))

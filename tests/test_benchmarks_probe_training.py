@@ -143,6 +143,7 @@ def test_a_rate_gives_the_same_head_alone_and_among_others() -> None:
     assert not same(many[0], many[1])
 
 
+@pytest.mark.process
 def test_any_number_of_ranks_trains_the_same_heads() -> None:
     """Batches of three on two ranks, and of one: uneven shares, and a rank without any."""
     for size in (3, 1):

@@ -127,6 +127,7 @@ def cropped(root: str, out: str) -> dict[str, float]:
     return figures
 
 
+@pytest.mark.process
 def test_two_ranks_count_what_one_counts(tmp_path: Path) -> None:
     write_set(tmp_path / "set", noise=200)
     alone = cropped(str(tmp_path / "set"), str(tmp_path / "one"))

@@ -264,6 +264,7 @@ def _run_until(condition, arguments: list[str]) -> None:
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
 
 
+@pytest.mark.process
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     files = {f"{i:03}.png": encode(i, "PNG", (150, 120)) for i in range(200)}
     files |= {"050copy.png": files["007.png"], "060cut.png": files["060.png"][:999]}
@@ -535,6 +536,7 @@ def test_quality_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.process
 def test_help_is_quick_and_names_every_option() -> None:
     code = (
         "import sys, runpy\n"

@@ -69,6 +69,7 @@ def train(stage: int, folder: str | None) -> tuple[dict[str, Tensor], Tensor]:
     return {**now, **{f"average.{name}": value for name, value in average.items()}}, seen
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_every_rank_has_all_of_the_average_and_keeps_it_over_a_checkpoint(

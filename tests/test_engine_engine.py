@@ -119,6 +119,7 @@ def train_plainly(world: int, clip: float, kind: str) -> dict[str, Tensor]:
     return {**now, **{f"average.{name}": value for name, value in average.items()}}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("clip", "kind"), [(0.0, "adamw"), (0.2, "adamw"), (0.2, "nadam")])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_accumulating_equal_one_plain_float64_process(
@@ -131,6 +132,7 @@ def test_two_ranks_accumulating_equal_one_plain_float64_process(
             torch.testing.assert_close(value.double(), expected[name], atol=3e-6, rtol=1e-5)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_large_groups_trained_in_parts_equal_one_plain_float64_process(
@@ -165,11 +167,13 @@ def _shares_weights(stage: int) -> bool:
     return weights == {master.untyped_storage().data_ptr() for master in engine._masters()}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("stage", [1, 2])
 def test_one_process_keeps_its_float32_weights_once(stage: int) -> None:
     assert run_on_ranks(1, _shares_weights, stage) == [True]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("stage", "kind"), [(1, "adamw"), (2, "adamw"), (3, "adamw"), (2, "nadam")]
 )
@@ -244,6 +248,7 @@ def _third_step(engine: Engine) -> dict[str, Tensor]:
     return loaded
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2)])
 def test_another_number_of_ranks_goes_on_with_the_same_bits(
     before: int, after: int, tmp_path: Path
@@ -270,6 +275,7 @@ def read_at_other_stages(folder: str, written_by: int) -> dict[tuple[int, int], 
     return found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (3, 2), (1, 2)])
 def test_another_zero_stage_goes_on_with_the_same_bits(
     before: int, after: int, tmp_path: Path
@@ -303,6 +309,7 @@ def _load_with_other_options(folder: str) -> tuple[float, float, float]:
     return decays["decay"], decays["no_decay"], optimizer.clip_grad
 
 
+@pytest.mark.process
 def test_options_of_the_recipe_win_over_those_of_the_checkpoint(tmp_path: Path) -> None:
     assert run_on_ranks(1, _load_with_other_options, str(tmp_path)) == [(0.3, 0.0, 0.7)]
 
@@ -320,6 +327,7 @@ def _skip_a_step() -> tuple[bool, float, bool]:
     return result.skipped, result.grad_norm, same
 
 
+@pytest.mark.process
 def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all() -> None:
     assert run_on_ranks(2, _skip_a_step) == [(True, float("inf"), True)] * 2
 

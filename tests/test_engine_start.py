@@ -2,7 +2,11 @@
 
 import sys
 
+import pytest
+
 from tests.ranks import run_on_ranks
+
+pytestmark = pytest.mark.process
 
 
 def modules_of_deepspeed() -> tuple[bool, str]:

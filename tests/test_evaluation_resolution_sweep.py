@@ -38,6 +38,7 @@ def measure(encoder: Teacher, images: Path, folder: Path, sizes: list[Any]) -> M
     return build_benchmark(parse_benchmark(entry)).measure(encoder, 0, folder)
 
 
+@pytest.mark.process
 def test_the_curve_is_what_evaluating_the_run_says(trained: Path, tmp_path: Path) -> None:
     images = trained / "images"
     figures, protocol = measure(student(trained), images, tmp_path, [64, 32, [32, 48]])
@@ -58,6 +59,7 @@ def test_the_curve_is_what_evaluating_the_run_says(trained: Path, tmp_path: Path
     assert (tmp_path / "curves.png").is_file()
 
 
+@pytest.mark.process
 def test_a_head_alone_and_untrained_weights_can_be_measured(trained: Path, tmp_path: Path) -> None:
     images = trained / "images"
     one = measure(student(trained, head="expert"), images, tmp_path, [32, 64]).metrics
@@ -66,6 +68,7 @@ def test_a_head_alone_and_untrained_weights_can_be_measured(trained: Path, tmp_p
     assert one["expert_lowest_fidelity"] != other["expert_lowest_fidelity"]
 
 
+@pytest.mark.process
 def test_only_a_student_with_its_run_can_be_measured(trained: Path, tmp_path: Path) -> None:
     (file,) = (trained / "run").rglob("step-00000002/student.safetensors")
     exported = build_teacher(parse_model({"kind": "student", "path": str(file)}))

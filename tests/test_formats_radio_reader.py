@@ -187,6 +187,7 @@ def save_featsharp(path: Path, entry: dict[str, Any]) -> None:
     save_upsampler(path, upsampler.state_dict(), card)
 
 
+@pytest.mark.process
 def test_a_run_takes_one_as_teacher_with_featsharp_and_as_its_start(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, run={"steps": 2})
     assert (done := run(plain_command(recipe), tmp_path)).returncode == 0, done.stderr

@@ -189,6 +189,7 @@ def tolerate_on_ranks() -> list[bool]:
     return finite
 
 
+@pytest.mark.process
 def test_all_ranks_count_the_tolerated_losses_of_each() -> None:
     assert run_on_ranks(2, tolerate_on_ranks) == [[True, True, True], [True, True, False]]
 

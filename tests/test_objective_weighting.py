@@ -75,6 +75,7 @@ def factor_of_this_rank(shares: tuple[float, float]) -> Tensor:
     return balancing.factors()["a"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("shares", "mean"), [((0.5, 0.5), 2.0), ((0.25, 0.75), 2.5), ((0.0, 0.3), 3.0)]
 )

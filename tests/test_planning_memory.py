@@ -110,6 +110,7 @@ def exchange(stage: int, accumulation: int) -> dict[str, int]:
     return dict(counts)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("stage", "accumulation"), [(1, 2), (2, 1), (2, 2)])
 def test_two_ranks_exchange_what_is_predicted(stage: int, accumulation: int) -> None:
     parameters = 2 * (128 * 128 + 128)

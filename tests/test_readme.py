@@ -4,6 +4,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from distill.runtime.config import validate
 from distill.tasks.student_recipe import StudentRecipe
 from tests.tiny_run import REPOSITORY, plain_command, run, write_recipe
@@ -31,6 +33,7 @@ def test_the_recipe_is_valid(tmp_path: Path) -> None:
     validate(StudentRecipe, load_yaml(path), "README")
 
 
+@pytest.mark.process
 def test_a_teacher_of_at_most_20_lines_trains_a_student_that_loads(tmp_path: Path) -> None:
     teacher, loading = _block("python", "class ResNet"), _block("python", "student.load")
     assert len(teacher.strip().splitlines()) <= 20

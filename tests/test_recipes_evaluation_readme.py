@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from distill.benchmarks.build import BENCHMARKS
@@ -19,6 +20,7 @@ from tests.tiny_run import REPOSITORY, run, write_images
 TEXT = (REPOSITORY / "recipes/evaluation/README.md").read_text()
 
 
+@pytest.mark.process
 def test_a_benchmark_of_ones_own_in_about_30_lines_runs_from_outside(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 30
@@ -37,6 +39,7 @@ def test_a_benchmark_of_ones_own_in_about_30_lines_runs_from_outside(tmp_path: P
     assert (tmp_path / "results/results.jsonl").is_file()
 
 
+@pytest.mark.process
 def test_two_ranks_give_one_file_with_the_figures_of_one(tmp_path: Path) -> None:
     for part in ("training", "validation"):
         write_images(tmp_path / "set/images" / part, 3, (16, 16))
@@ -78,6 +81,7 @@ def commands() -> list[list[str]]:
     return [line for line in lines if line[0] == "distill.evaluate"]
 
 
+@pytest.mark.process
 def test_the_page_has_a_valid_command_for_every_kind_of_benchmark() -> None:
     kinds = set()
     for _, *arguments in commands():

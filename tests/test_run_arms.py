@@ -17,6 +17,8 @@ from tests.tiny_run import (
     write_recipe,
 )
 
+pytestmark = pytest.mark.process
+
 STEPS = 6
 EXPERT = {"kind": "timm", "model": "test_vit", "weights": "none"}
 ARMS = {

@@ -13,6 +13,8 @@ from distill.tasks.student_run import preview
 from distill.write_targets import main
 from tests.tiny_run import plain_command, run, tiny_recipe
 
+pytestmark = pytest.mark.process
+
 STEPS = 6
 DATA = {"augmentation": {"scale": [0.5, 1.0]}}
 

@@ -9,6 +9,8 @@ from distill.runtime.checkpoint import find_checkpoints
 from distill.runtime.tracking import read_metrics
 from tests.tiny_run import plain_command, run, write_recipe
 
+pytestmark = pytest.mark.process
+
 # A user's own teacher, found in the current directory; `trouble` is run before each batch.
 TEACHER = """
 import os

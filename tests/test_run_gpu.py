@@ -21,7 +21,7 @@ from tests.tiny_run import (
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.launcher,
+    pytest.mark.process,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 

@@ -21,6 +21,8 @@ from tests.class_tree import COLOURS, write_colours
 from tests.ranks import run_on_ranks
 from tests.tiny_clip import write_tiny_clip
 
+pytestmark = pytest.mark.process
+
 CAPTIONS = [["a red square", "red"], ["something green", "grass"], ["the sea", "blue paint", "sky"]]
 
 

@@ -15,6 +15,8 @@ from tests.forks import Fork
 from tests.ranks import run_on_ranks
 from tests.tiny_run import DEADLOCK_S, environment, plain_command, wait_for_metrics, write_recipe
 
+pytestmark = pytest.mark.process
+
 
 def free_port() -> int:
     with socket.socket() as taken:

@@ -17,6 +17,8 @@ from tests.tiny_run import (
     write_recipe,
 )
 
+pytestmark = pytest.mark.process
+
 STEPS = 12
 EXPERT = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [32, 32]}
 SECTIONS: dict[str, Any] = {

@@ -11,6 +11,8 @@ from distill.runtime.config import dump_yaml, load_yaml
 from distill.runtime.tracking import read_metrics
 from tests.tiny_run import environment, tiny_recipe
 
+pytestmark = pytest.mark.process
+
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 SMALL = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [32, 32]}
 # Forked from one process, as what a recipe needs of a minute is its imports.

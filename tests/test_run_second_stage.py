@@ -13,6 +13,8 @@ from distill.tasks.build import inherited_statistics
 from distill.tasks.student_recipe import load_student_recipe
 from tests.tiny_run import STEPS, plain_command, run, write_recipe
 
+pytestmark = pytest.mark.process
+
 LAST = f"checkpoints/step-{STEPS:08d}"
 CALM = {"lr": 1e-3}
 

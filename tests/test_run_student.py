@@ -28,6 +28,8 @@ from tests.tiny_run import (
     write_recipe,
 )
 
+pytestmark = pytest.mark.process
+
 RAMP = {"every": 16, "run": {"ramp": {"kind": "tests.doubles:Ramp"}}}
 
 
@@ -169,7 +171,6 @@ def _assert_two_ranks_trained_as_one(finished: Path, folder: Path) -> None:
     assert all(1 <= line["slowest_rank_work"] <= 2 for line in two)
 
 
-@pytest.mark.launcher
 def test_two_runs_side_by_side_under_the_launcher(finished: Path, tmp_path: Path) -> None:
     """Both with the launcher's own default port, which neither takes, and with nothing left.
 
@@ -214,7 +215,6 @@ def test_two_ranks_under_other_zero_stages(stage: int, finished: Path, tmp_path:
     assert (tmp_path / f"run/pictures/step-{STEPS:08d}.png").is_file()
 
 
-@pytest.mark.launcher
 def test_killing_the_launcher_saves_and_leaves_no_process(finished: Path, tmp_path: Path) -> None:
     shards = {"sources": [{"shards": str(finished / "shards")}]}
     recipe = write_recipe(tmp_path, data=shards, checkpoint={"every": 10_000})

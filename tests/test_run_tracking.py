@@ -11,6 +11,8 @@ from PIL import Image
 from distill.runtime.tracking import read_metrics
 from tests.tiny_run import assert_same_weights, plain_command, run, tiny_recipe, write_recipe
 
+pytestmark = pytest.mark.process
+
 STEPS = 4
 SHORT = (f"run.steps={STEPS}", "checkpoint.every=4")
 

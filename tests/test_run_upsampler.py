@@ -27,6 +27,8 @@ from tests.tiny_run import (
     write_recipe,
 )
 
+pytestmark = pytest.mark.process
+
 STEPS = 10
 TEACHER = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [48, 64]}
 LAST = f"checkpoints/step-{STEPS:08d}/upsampler.safetensors"

@@ -80,6 +80,7 @@ def _fail_on_rank_0(root: str, function: str) -> str:
     return ""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("function", ["mkdir", "fsync", "publish"])
 def test_what_rank_0_cannot_write_is_said_on_every_rank(tmp_path: Path, function: str) -> None:
     said = run_on_ranks(2, _fail_on_rank_0, str(tmp_path), function, timeout_s=60)

@@ -22,6 +22,7 @@ COMMANDS = ("evaluate", "export", "train_student", "train_upsampler", "visualize
 HEAVY = ("timm", "open_clip", "deepspeed", "matplotlib", "wandb", "torch._dynamo")
 
 
+@pytest.mark.process
 def test_no_command_imports_a_heavy_library_before_it_knows_what_it_is_asked() -> None:
     """So that `--help` takes hardly longer than torch."""
     modules = ", ".join([*(f"distill.{command}" for command in COMMANDS), "teachers.dry_run"])

@@ -84,6 +84,7 @@ def parts_of_a_step(stage: int) -> set[str]:
     return set(found)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_engines_collectives_are_communication(stage: int) -> None:
     due = {"other", "student", "optimizer", "communication"}

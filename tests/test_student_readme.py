@@ -56,6 +56,7 @@ def test_the_commands_leave_every_file_and_its_card(folder: Path) -> None:
         assert (folder / f"{name}.md").is_file()
 
 
+@pytest.mark.process
 def test_the_code_runs_without_the_trainer(folder: Path) -> None:
     script = WITHOUT + "\n".join(blocks("python"))
     done = subprocess.run(

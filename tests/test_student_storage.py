@@ -69,6 +69,7 @@ def test_metadata_come_back_and_initial_weights_are_forgotten(tmp_path: Path) ->
     assert read_header(tmp_path / "s") == (file.config, file.targets, file.metadata)
 
 
+@pytest.mark.process
 def test_a_student_loads_where_deepspeed_and_distill_cannot_be_imported(tmp_path: Path) -> None:
     """And the package alone imports no model library."""
     student = build()

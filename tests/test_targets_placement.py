@@ -98,6 +98,7 @@ def sharded_on_a_rank(parts: list[range]) -> tuple[int, list[Tensor]]:
     return peers.size, found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("parts", [[range(0, 3)], [range(0, 1), range(1, 3)]])
 def test_the_ranks_of_a_part_gather_the_same_bits_together(parts: list[range]) -> None:
     due = Ensemble({"expert": vit()}, 16)(images(2))["expert"].spatial

@@ -260,6 +260,7 @@ def train(stage: int, global_batch: int) -> dict[str, Tensor]:
     return weights | (own if stage < 3 else {})
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_hold_equal_replicas_and_what_one_rank_would(stage: int) -> None:
     one, other = run_on_ranks(2, train, stage, 8)
@@ -290,6 +291,7 @@ def public_schedule() -> list[Tensor]:
     return after
 
 
+@pytest.mark.process
 def test_replicas_of_the_public_schedule_drift_from_the_second_view_on() -> None:
     one, other = run_on_ranks(2, public_schedule)
     assert torch.equal(one[0], other[0])

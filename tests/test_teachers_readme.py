@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from student.storage import read_student
 from teachers.build import TEACHERS
 from teachers.upsamplers.trained import load_upsampler
@@ -26,6 +28,7 @@ def write_blocks(folder: Path) -> None:
         (folder / name).write_text(code)
 
 
+@pytest.mark.process
 def test_the_teacher_has_at_most_20_lines_and_keeps_the_contract(tmp_path: Path) -> None:
     code = block("python", "class Patches(")
     assert len([line for line in code.splitlines()[1:] if line.strip()]) <= 20
@@ -35,6 +38,7 @@ def test_the_teacher_has_at_most_20_lines_and_keeps_the_contract(tmp_path: Path)
     assert "1 passed" in done.stdout
 
 
+@pytest.mark.process
 def test_the_teacher_trains_a_student(tmp_path: Path) -> None:
     write_blocks(tmp_path)
     path = write_recipe(tmp_path, run={"steps": 2})
@@ -50,6 +54,7 @@ def test_the_teacher_trains_a_student(tmp_path: Path) -> None:
     assert len(json.loads(kept["fingerprints"])["patches"]) == 64
 
 
+@pytest.mark.process
 def test_the_upsampler_trains_and_its_file_loads(tmp_path: Path) -> None:
     write_blocks(tmp_path)
     tiny_recipe(tmp_path)  # writes the shards

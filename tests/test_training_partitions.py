@@ -27,6 +27,8 @@ from teachers.features import FeatureSpec
 from tests.ranks import run_on_ranks
 from tests.test_targets_routes import Patches
 
+pytestmark = pytest.mark.process
+
 SIZES = {"low": (32, 48), "high": (64, 64)}
 BATCHES = {"low": 8, "high": 4}
 SEEN_BY = {"low": ("one", "other"), "high": ("one",)}
