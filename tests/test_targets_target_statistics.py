@@ -69,6 +69,7 @@ def fit_on_ranks(folder: str) -> tuple[Tensor, Tensor, Tensor, str]:
     return phi_s.alpha * phi_s.rotation, phi_s.mean, dispersion, outcome["t"]
 
 
+@pytest.mark.process
 def test_statistics_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     alone = run_on_ranks(1, fit_on_ranks, str(tmp_path / "1"))[0]
     for shared in run_on_ranks(2, fit_on_ranks, str(tmp_path / "2")):
