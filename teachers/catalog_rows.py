@@ -8,8 +8,9 @@ import csv
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Json
+from pydantic import Json
 
+from teachers.config import StrictConfig
 from teachers.features import FeatureSpec
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 
@@ -21,7 +22,7 @@ PIXELS = {
 }
 
 
-class Row(BaseModel):
+class Row(StrictConfig):
     """One encoder: a line of the table, where empty cells stand for the defaults.
 
     Attributes:
@@ -41,8 +42,6 @@ class Row(BaseModel):
         millions: of parameters of the built teacher.
         licence: of the weights, a key of `LICENCES`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     kind: str

@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, ClassVar, Self, TypeVar, final
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, SerializeAsAny
+from pydantic import BeforeValidator, PositiveInt, SerializeAsAny
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.upsamplers.build import parse_upsamplers
@@ -23,7 +24,7 @@ from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 _T = TypeVar("_T")
 
 
-class TeacherConfig(BaseModel):
+class TeacherConfig(StrictConfig):
     """The keys of every teacher's recipe entry; a teacher with its own options subclasses it.
 
     Attributes:
@@ -33,8 +34,6 @@ class TeacherConfig(BaseModel):
             trained one. A list of different factors gives the map at every resolution, see
             `MultiScaleTeacher`. None for the encoder's own map.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     chunk_size: PositiveInt | None = None

@@ -12,9 +12,9 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import _build_text_tower  # the only way to build no vision tower
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.open_clip_source import OpenClipSource, find_source, locate_weights
 from teachers.weights import download_failed, load_strictly, read_tensors, seeded, shorten
@@ -23,7 +23,7 @@ from teachers.weights import download_failed, load_strictly, read_tensors, seede
 _LOOSE = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 
 
-class TextTowerConfig(BaseModel):
+class TextTowerConfig(StrictConfig):
     """The model of a text tower.
 
     Attributes:
@@ -32,8 +32,6 @@ class TextTowerConfig(BaseModel):
         weights: a pretrained tag of open_clip, a local file or directory, or `none` for random
             weights. May be left out where `model` is a directory: its own weights.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     weights: str | None = None

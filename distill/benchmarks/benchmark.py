@@ -10,19 +10,16 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
-
+from teachers.config import StrictConfig
 from teachers.teacher import Teacher
 
 
-class BenchmarkConfig(BaseModel):
+class BenchmarkConfig(StrictConfig):
     """What every benchmark's recipe entry has; one with options subclasses it.
 
     Attributes:
         kind: a built-in name, or the import path `package.module:Class` of a user's class.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
 

@@ -10,17 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from distill.benchmarks.build import AnyBenchmark, build_benchmark, measure_into
 from distill.runtime import distributed
 from distill.runtime.errors import USER_ERRORS
 from distill.runtime.generators import generators_kept
 from distill.runtime.tracking import Tracker, read_metrics
+from teachers.config import StrictConfig
 from teachers.teacher import Teacher
 
 
-class TrainingBenchmarksConfig(BaseModel):
+class TrainingBenchmarksConfig(StrictConfig):
     """What is measured while a student trains, and how often.
 
     Attributes:
@@ -29,8 +30,6 @@ class TrainingBenchmarksConfig(BaseModel):
         run: name to benchmark.
         seed: of the probes, whatever the run's own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: PositiveInt
     run: Annotated[

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from data.batch import scale_pixels
 from distill.objective.losses import match_grids
 from distill.runtime.errors import RecipeError
 from distill.targets.source import LiveTargets
+from teachers.config import StrictConfig
 from teachers.features import Features
 from teachers.upsamplers.resize import Size2d
 
@@ -22,7 +23,7 @@ from teachers.upsamplers.resize import Size2d
 MAX_FIDELITY = 2.0**48
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(StrictConfig):
     """What `distill.evaluate` measures a student on.
 
     Attributes:
@@ -30,8 +31,6 @@ class EvaluationConfig(BaseModel):
         resolutions: of the student's input in pixels, each one number or [height, width].
         batch_size: images of one forward pass.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: Path
     resolutions: list[Size2d] = Field(min_length=1)

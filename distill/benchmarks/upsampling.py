@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from data.batch import scale_pixels
 from distill.benchmarks.fidelity import MAX_FIDELITY
 from distill.benchmarks.seams import SeamRatio
+from teachers.config import StrictConfig
 from teachers.features import FeatureSpec
 from teachers.teacher import Teacher
 from teachers.upsamplers.downsampler import BoxDownsampler, Downsampler
@@ -24,7 +25,7 @@ from teachers.upsamplers.standardised import Standardised
 from teachers.upsamplers.views import ViewsConfig, sample_homographies, valid_mask, warp_images
 
 
-class UpsamplerEvaluationConfig(BaseModel):
+class UpsamplerEvaluationConfig(StrictConfig):
     """What `distill.evaluate` measures upsamplers on.
 
     Attributes:
@@ -33,8 +34,6 @@ class UpsamplerEvaluationConfig(BaseModel):
         seed: of the views.
         batch_size: images of one forward pass.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: Path
     num_views: PositiveInt = 5

@@ -8,12 +8,13 @@ nothing).
 import sys
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from distill.engine.optimizer import flat_size
+from teachers.config import StrictConfig
 
 
-class EngineConfig(BaseModel):
+class EngineConfig(StrictConfig):
     """How the student is trained over the processes.
 
     Attributes:
@@ -25,8 +26,6 @@ class EngineConfig(BaseModel):
         ema_decay: decay of the exponential moving average of the weights, which is then what is
             exported; 0 keeps none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     zero_stage: int = 2
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from distill.runtime import distributed
+from teachers.config import StrictConfig
 
 # On a CPU in float32 16 MB: enough for a collective, and well below the 32 MB from which glibc maps
 # fresh memory instead of using again what the activations have left.
@@ -27,7 +28,7 @@ def flat_size(device_type: str | None = None) -> int:
     return FLAT_SIZE if on_cpu else _FLAT_SIZE_ON_GPU
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(StrictConfig):
     """AdamW or NAdam; the learning rate is the peak of the schedule.
 
     Attributes:
@@ -38,8 +39,6 @@ class OptimizerConfig(BaseModel):
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["adamw", "nadam"] = "adamw"
     lr: float = Field(1e-3, gt=0)

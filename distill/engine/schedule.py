@@ -3,10 +3,12 @@
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt
+
+from teachers.config import StrictConfig
 
 
-class ScheduleConfig(BaseModel):
+class ScheduleConfig(StrictConfig):
     """How the learning rate moves between the first and the last step.
 
     Attributes:
@@ -14,8 +16,6 @@ class ScheduleConfig(BaseModel):
         warmup_steps: steps of linear rise from `peak / (warmup_steps + 1)`.
         final_ratio: the last learning rate as a share of the peak.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: NonNegativeInt = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from rich.table import Table as RichTable
 
 from data.batch import scale_pixels
@@ -31,6 +31,7 @@ from distill.tasks.student_recipe import AnyTeacher
 from distill.tasks.trained import find_run, recipe_file
 from distill.tasks.upsampler_recipe import load_upsampler_recipe
 from teachers.build import build_teacher
+from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher, TeacherConfig
@@ -42,7 +43,7 @@ _SHOWN = 4  # images of a picture
 _FIDELITIES = ("own", "box", "true")
 
 
-class ComparisonRecipe(BaseModel):
+class ComparisonRecipe(StrictConfig):
     """Upsamplers of one teacher to compare.
 
     Attributes:
@@ -52,8 +53,6 @@ class ComparisonRecipe(BaseModel):
             checkpoint) or of a checkpoint, a file, or the name of a shipped upsampler.
         evaluation: the images and views.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: Literal["upsamplers"]
     dir: Path

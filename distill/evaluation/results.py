@@ -9,18 +9,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from distill.display.tables import Cell, Table
 from distill.evaluation.suite import RESULTS, TaskGroups, read_results
 from distill.runtime.errors import RecipeError
+from teachers.config import StrictConfig
 from teachers.messages import did_you_mean
 
 # The keys that two rows of the same benchmark or model must share.
 _SAME = {"benchmark": ("entry", "protocol"), "model": ("encoder", "fingerprint")}
 
 
-class ReportRecipe(BaseModel):
+class ReportRecipe(StrictConfig):
     """Suites to compare.
 
     Attributes:
@@ -33,8 +34,6 @@ class ReportRecipe(BaseModel):
             `fingerprint` if the name of a model stands for several trainings of one recipe, one in
             each suite, and each suite has its own seed. Spreads are then over whole trainings.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: Literal["report"]
     dir: Path

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeInt,
     SerializeAsAny,
@@ -27,6 +25,7 @@ from distill.evaluation.relative_change import require_known, split_task
 from distill.runtime import distributed
 from distill.runtime.run_folder import versions
 from teachers.build import build_teacher
+from teachers.config import StrictConfig
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher, TeacherConfig
 
@@ -38,7 +37,7 @@ TaskGroups = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
 AnyModel = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_model)]
 
 
-class SuiteRecipe(BaseModel):
+class SuiteRecipe(StrictConfig):
     """Encoders and benchmarks.
 
     Attributes:
@@ -50,8 +49,6 @@ class SuiteRecipe(BaseModel):
         baseline: the model that relative changes are computed against; None for no such table.
         groups: groups of tasks, see `relative_change.relative_changes`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: Literal["benchmarks"]
     dir: Path

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from data.files import write_json_lines
 from distill.evaluation.break_even import break_even
@@ -24,6 +24,7 @@ from distill.evaluation.throughput_report import draw_throughput
 from distill.runtime import distributed
 from distill.tasks.student_recipe import AnyTeacher
 from teachers.build import build_teacher
+from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.phi_s import any_phi_s
@@ -36,7 +37,7 @@ from teachers.upsamplers.standardised import Standardised
 _NATIVE = (1, 1)
 
 
-class ThroughputRecipe(BaseModel):
+class ThroughputRecipe(StrictConfig):
     """The encoders and upsamplers to time.
 
     Attributes:
@@ -49,8 +50,6 @@ class ThroughputRecipe(BaseModel):
         rounds: timed calls, of which the median is taken, after one that is not timed.
         precision: of the encoder's weights and of the upsampler's products.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: Literal["throughput"]
     dir: Path

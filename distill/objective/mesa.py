@@ -8,23 +8,22 @@ The average runs in evaluation mode, as it is exported.
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from distill.objective.views import Align
+from teachers.config import StrictConfig
 
 EMA = "moving average"  # its name among the consumers of views; no teacher's has a space
 
 
-class MesaConfig(BaseModel):
+class MesaConfig(StrictConfig):
     """The weight of the loss; neither number is published.
 
     Attributes:
         weight: of the loss.
         start_step: the first optimiser step, from 0, with the loss.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     weight: PositiveFloat = 1.0
     start_step: NonNegativeInt = 0

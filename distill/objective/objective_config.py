@@ -2,23 +2,22 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from distill.objective.mesa import MesaConfig
 from distill.objective.views import EquivarianceConfig
 from distill.objective.weighting import BalancingConfig
+from teachers.config import StrictConfig
 from teachers.features import FeatureSpec
 
 
-class TeacherWeights(BaseModel):
+class TeacherWeights(StrictConfig):
     """Weights of one teacher's losses; a teacher with both at zero is not run at all.
 
     Attributes:
         summary: weight of the summary loss; ignored for a teacher without a summary.
         spatial: weight of the spatial loss.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     summary: float = Field(1.0, ge=0)
     spatial: float = Field(1.0, ge=0)
@@ -29,7 +28,7 @@ class TeacherWeights(BaseModel):
         return self.summary > 0 or self.spatial > 0
 
 
-class ObjectiveConfig(BaseModel):
+class ObjectiveConfig(StrictConfig):
     """The losses of a student.
 
     Attributes:
@@ -46,8 +45,6 @@ class ObjectiveConfig(BaseModel):
             ranks, that may be NaN or infinite: they are left out and reported. The next one ends
             the run.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     standardisation: Literal["phi_s", "none"] = "phi_s"
     summary: Literal["cosine", "angle"] = "cosine"

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from distill.objective.losses import match_grids
+from teachers.config import StrictConfig
 from teachers.upsamplers.views import (
     ViewsConfig,
     sample_homographies,
@@ -26,7 +27,7 @@ from teachers.upsamplers.views import (
 )
 
 
-class ShiftConfig(BaseModel):
+class ShiftConfig(StrictConfig):
     """Moves the crop of every teacher, and that of the averaged student, by whole tokens.
 
     Attributes:
@@ -35,8 +36,6 @@ class ShiftConfig(BaseModel):
         limit: the largest shift in tokens; larger ones are set to 0. Images are loaded larger than
             the student's input by this many tokens on every side.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["shift"]
     std: PositiveFloat = 0.5

@@ -9,22 +9,21 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from distill.runtime import distributed
+from teachers.config import StrictConfig
 
 _EPS = 1e-8
 
 
-class BalancingConfig(BaseModel):
+class BalancingConfig(StrictConfig):
     """The running means of the losses.
 
     Attributes:
         decay: of a running mean in each step.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     decay: float = Field(0.99, ge=0, lt=1)
 

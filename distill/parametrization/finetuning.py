@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from distill.parametrization.lora import add_low_rank
@@ -19,17 +19,16 @@ from distill.runtime.errors import RecipeError
 from student.config import StudentInit
 from student.model import Student
 from student.storage import StudentHeader, read_header
+from teachers.config import StrictConfig
 
 
-class FinetuningConfig(BaseModel):
+class FinetuningConfig(StrictConfig):
     """What of the trunk is trained.
 
     Attributes:
         trunk: `frozen`, or `low_rank`: LoRA on every linear layer of its blocks.
         rank: of the updates.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trunk: Literal["frozen", "low_rank"]
     rank: PositiveInt = 16

@@ -9,18 +9,19 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from distill.parametrization.lora import updated_weight
 from distill.parametrization.spectral import effective_weight, spectral_reparametrise
 from distill.parametrization.weight_noise import add_weight_noise
 from student.model import Student
+from teachers.config import StrictConfig
 
 _MARK = ".parametrizations.weight."
 
 
-class ReparametrisationConfig(BaseModel):
+class ReparametrisationConfig(StrictConfig):
     """How a student's linear layers are trained; all off by default.
 
     Attributes:
@@ -28,8 +29,6 @@ class ReparametrisationConfig(BaseModel):
             `all` also those of the heads. Queries, keys and values have one each.
         damp: standard deviation of multiplicative noise on the weights of the trunk.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     spectral: Literal["none", "trunk", "all"] = "none"
     damp: NonNegativeFloat = 0.0

@@ -15,13 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.files import read_json_lines, write_text
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
+from teachers.config import StrictConfig
 
 log = logging.getLogger("distill")
 
@@ -34,7 +35,7 @@ def start_logging() -> None:
     log.setLevel(logging.INFO if distributed.rank() == 0 else logging.WARNING)
 
 
-class TrackingConfig(BaseModel):
+class TrackingConfig(StrictConfig):
     """The `tracking` section of a recipe.
 
     Attributes:
@@ -44,8 +45,6 @@ class TrackingConfig(BaseModel):
         project: wandb's project.
         name: wandb's run name; None is the name of the run's folder.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: PositiveInt = 10
     pictures_every: NonNegativeInt = 0

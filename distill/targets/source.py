@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from distill.targets.ensemble import Ensemble
 from distill.targets.placement import Placement
 from distill.targets.routes import RouteChoice
 from distill.targets.target_statistics import Statistics
+from teachers.config import StrictConfig
 from teachers.features import Features
 
 
-class TargetsConfig(BaseModel):
+class TargetsConfig(StrictConfig):
     """How the teachers are run.
 
     Attributes:
@@ -36,8 +37,6 @@ class TargetsConfig(BaseModel):
         cached: a folder that `distill.write_targets` wrote. The student then trains on its targets
             and no teacher runs.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False

@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     NonNegativeFloat,
     PositiveInt,
     SerializeAsAny,
@@ -20,6 +18,7 @@ from distill.targets.source import TargetsConfig
 from distill.tasks.student_recipe import AnyTeacher
 from distill.training.arms import ArmConfig, StepPlan
 from distill.training.training_recipe import RunConfig, TrainingRecipe
+from teachers.config import StrictConfig
 from teachers.upsamplers.build import parse_upsampler
 from teachers.upsamplers.consistency import ConsistencyConfig
 from teachers.upsamplers.upsampler import UpsamplerConfig
@@ -53,7 +52,7 @@ class UpsamplerOptimizer(OptimizerConfig):
     weight_decay: NonNegativeFloat = 0.01
 
 
-class RatesConfig(BaseModel):
+class RatesConfig(StrictConfig):
     """Learning rates of parameter groups, relative to `optimizer.lr`; FeatSharp's published ones.
 
     Attributes:
@@ -61,8 +60,6 @@ class RatesConfig(BaseModel):
         spectral: of the scales of spectral reparametrisation.
         uncertainty: of the uncertainty network.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     guidance: NonNegativeFloat = 0.2
     spectral: NonNegativeFloat = 0.1

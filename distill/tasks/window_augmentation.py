@@ -6,12 +6,13 @@ with windows on large images: `Student.forward(images, window)`.
 """
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
 from distill.runtime import distributed
+from teachers.config import StrictConfig
 
 
-class WindowAugmentationConfig(BaseModel):
+class WindowAugmentationConfig(StrictConfig):
     """The frequency and the sizes of windows.
 
     Attributes:
@@ -20,8 +21,6 @@ class WindowAugmentationConfig(BaseModel):
         sizes: sides in patches, drawn uniformly from those that divide both sides of the grid into
             more than one window; if none does, attention is global.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     probability: float = Field(0.0, ge=0, le=1)
     sizes: tuple[PositiveInt, ...] = Field((6, 7, 8, 9, 12, 16), min_length=1)

@@ -9,16 +9,17 @@ images that it sees in the step, whichever arm they are in.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from data.layout import StepLayout, SubBatch
 from distill.runtime.errors import RecipeError
 from distill.targets.routes import RouteChoice
 from distill.training.rank_shares import deal_lanes, place_arms, share_out
 from distill.training.resolution import ResolutionSchedule, SizeConfig
+from teachers.config import StrictConfig
 
 
-class ArmConfig(BaseModel):
+class ArmConfig(StrictConfig):
     """One arm.
 
     Attributes:
@@ -33,8 +34,6 @@ class ArmConfig(BaseModel):
             shares, and in a single process, every rank runs all arms one after the other.
         routes: teacher name to route, over `targets.routes`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     resolution: ResolutionSchedule
     batch_size: PositiveInt

@@ -7,7 +7,6 @@ its successors draw one size a batch; C-RADIOv4 has six small and four large siz
 from typing import Any, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -18,10 +17,11 @@ from pydantic import (
 )
 
 from distill.runtime import distributed
+from teachers.config import StrictConfig
 from teachers.upsamplers.resize import Size2d
 
 
-class SizeConfig(BaseModel):
+class SizeConfig(StrictConfig):
     """One size, and the steps that may draw it.
 
     Attributes:
@@ -32,8 +32,6 @@ class SizeConfig(BaseModel):
         batch_size: images of a step at this size, over all ranks; None for the arm's.
         micro_batch_size: images of one forward pass on one rank; None for the arm's.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Size2d
     probability: float | None = Field(None, gt=0, le=1)

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveInt,
@@ -21,9 +20,10 @@ from distill.engine.schedule import ScheduleConfig
 from distill.runtime import distributed
 from distill.runtime.tracking import TrackingConfig
 from distill.training.arms import StepPlan
+from teachers.config import StrictConfig
 
 
-class RunConfig(BaseModel):
+class RunConfig(StrictConfig):
     """The length, seed and folder of a run.
 
     Attributes:
@@ -33,15 +33,13 @@ class RunConfig(BaseModel):
         watchdog_s: seconds after which a step that hangs ends the run with every thread's trace.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     dir: Path
     seed: NonNegativeInt = 0
     steps: PositiveInt
     watchdog_s: float = Field(900.0, gt=0)
 
 
-class CheckpointConfig(BaseModel):
+class CheckpointConfig(StrictConfig):
     """When checkpoints are written.
 
     Attributes:
@@ -49,16 +47,12 @@ class CheckpointConfig(BaseModel):
         keep: complete checkpoints to keep, the newest ones.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     every: PositiveInt = 500
     keep: int = Field(2, ge=2)
 
 
-class TrainingRecipe(BaseModel, ABC):
+class TrainingRecipe(StrictConfig, ABC):
     """The common sections; a subclass adds what it trains."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: RunConfig
     data: DataConfig

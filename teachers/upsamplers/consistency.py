@@ -12,9 +12,10 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from teachers.config import StrictConfig
 from teachers.upsamplers.downsampler import Downsampler
 from teachers.upsamplers.precision import at_least_float32, no_autocast
 from teachers.upsamplers.regularisers import (
@@ -25,7 +26,7 @@ from teachers.upsamplers.regularisers import (
 from teachers.upsamplers.views import valid_mask, warp
 
 
-class ConsistencyConfig(BaseModel):
+class ConsistencyConfig(StrictConfig):
     """Options of the loss; the defaults are FeatSharp's.
 
     Attributes:
@@ -39,8 +40,6 @@ class ConsistencyConfig(BaseModel):
         mmd_weight: weight of the maximum mean discrepancy between the low- and high-resolution
             maps.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     distance: Literal["mse", "smooth_l1", "l1"] = "mse"
     uncertainty: bool = True

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
 from data.files import atomic
+from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.files import open_format, shape_mismatch
@@ -31,7 +31,7 @@ _DOWNSAMPLER = "downsampler."
 _FLOAT32 = ("phi_s.", _DOWNSAMPLER)  # small and sensitive to rounding: never in half precision
 
 
-class UpsamplerCard(BaseModel):
+class UpsamplerCard(StrictConfig):
     """Description of a trained upsampler.
 
     Attributes:
@@ -42,8 +42,6 @@ class UpsamplerCard(BaseModel):
         fingerprint: of its encoder, see `teacher_fingerprint`.
         facts: further entries: recipe, versions, steps, fidelity.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     upsampler: dict[str, Any]
     bias: bool

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from teachers.config import StrictConfig
 from teachers.features import Features, FeatureSpec
 from teachers.upsamplers.resize import Factor, resize, scaled
 
@@ -28,10 +28,8 @@ class UpsampledFeatures(NamedTuple):
     high: Features
 
 
-class UpsamplerConfig(BaseModel):
+class UpsamplerConfig(StrictConfig):
     """An upsampler's entry in a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
 

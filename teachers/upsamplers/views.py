@@ -12,16 +12,17 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from teachers.config import StrictConfig
 from teachers.upsamplers.precision import at_least_float32
 from teachers.upsamplers.resize import resize, scaled
 
 _CORNER_REACH = 0.45  # share of a side; at half a side two corners could meet
 
 
-class ViewsConfig(BaseModel):
+class ViewsConfig(StrictConfig):
     """Ranges of the random views; the defaults are the paper's.
 
     Attributes:
@@ -33,8 +34,6 @@ class ViewsConfig(BaseModel):
         shift_cells: step of the random shift, in cells of the high-resolution grid. The shift
             stays within the bounding box of the view after perspective and rotation.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_views: PositiveInt = 5
     zoom: Annotated[float, Field(ge=1, le=4)] = 1 / 0.95

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from data.errors import DataError
@@ -22,11 +22,12 @@ from distill.benchmarks.dense.probe_training import ProbeConfig
 from distill.benchmarks.sharing import own_share
 from distill.runtime import distributed
 from distill.runtime.progress import tracked
+from teachers.config import StrictConfig
 from teachers.teacher import Teacher, even_layers
 from teachers.upsamplers.resize import Size2d, resize
 
 
-class GeometryInput(BaseModel):
+class GeometryInput(StrictConfig):
     """The input of an encoder.
 
     Attributes:
@@ -36,8 +37,6 @@ class GeometryInput(BaseModel):
         crop: (height, width) in pixels of the random crops of that part, on-line; None for none.
         flip: whether half of the training images are mirrored, on-line.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Size2d | Literal["native"] | None = None
     window: Window | None = None

@@ -4,29 +4,26 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from distill.benchmarks.dense.dpt import DPTHead
+from teachers.config import StrictConfig
 
 
-class LinearHeadConfig(BaseModel):
+class LinearHeadConfig(StrictConfig):
     """BatchNorm and a 1 x 1 convolution on the encoder's last map."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["linear"]
 
 
-class DPTHeadConfig(BaseModel):
+class DPTHeadConfig(StrictConfig):
     """A DPT on four layers; the encoder must return layers, which an upsampled one does not.
 
     Attributes:
         hidden_dim: channels of the head.
         layers: numbers of the four; None for the last layer of each quarter of the encoder.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["dpt"]
     hidden_dim: PositiveInt = 256

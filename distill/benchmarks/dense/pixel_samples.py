@@ -11,11 +11,12 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from data.batch import scale_pixels
 from data.labelled.files import IGNORED
+from teachers.config import StrictConfig
 from teachers.features import FeatureSpec
 from teachers.upsamplers.resize import Size2d, resize
 
@@ -44,7 +45,7 @@ class LabelledPixels(NamedTuple):
         return self.image.shape[-2], self.image.shape[-1]
 
 
-class InputConfig(BaseModel):
+class InputConfig(StrictConfig):
     """What an encoder gets to see of an image; `native` stands for its own resolution.
 
     Attributes:
@@ -58,8 +59,6 @@ class InputConfig(BaseModel):
         flip: whether half of the training images are mirrored.
         photometric: whether brightness, contrast, saturation and hue are changed at random.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Size2d | Literal["native"] | None = None
     short_side: PositiveInt | None = None

@@ -16,9 +16,7 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 import numpy as np
 import torch
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -32,6 +30,7 @@ from distill.engine.schedule import ScheduleConfig, scheduled_ratio
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from distill.runtime.progress import tracked
+from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 
 Head = TypeVar("Head", bound=nn.Module)
@@ -46,7 +45,7 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, int | float | str) else value
 
 
-class ProbeConfig(BaseModel):
+class ProbeConfig(StrictConfig):
     """How a probe is trained.
 
     Attributes:
@@ -60,8 +59,6 @@ class ProbeConfig(BaseModel):
         clip: largest norm of a head's gradient; None for any.
         mode: `online`, or `cached` for features without augmentation, encoded once.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: PositiveInt
     batch_size: PositiveInt

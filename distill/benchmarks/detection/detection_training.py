@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 
@@ -28,12 +28,13 @@ from distill.engine.schedule import ScheduleConfig, scheduled_ratio
 from distill.runtime import distributed
 from distill.runtime.progress import tracked
 from distill.targets.target_statistics import merge_over_ranks
+from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.phi_s import FeatureStatistics
 from teachers.teacher import Teacher
 
 
-class DetectorTrainingConfig(BaseModel):
+class DetectorTrainingConfig(StrictConfig):
     """How the detector trains.
 
     Attributes:
@@ -45,8 +46,6 @@ class DetectorTrainingConfig(BaseModel):
         flip: probability that a training image is mirrored.
         statistics_images: training images that the map's channels are standardised by.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: PositiveInt = 88_000
     batch_size: PositiveInt = 16
