@@ -134,7 +134,10 @@ def test_pixels_are_mean_colours() -> None:
         ({"kind": "pixel"}, r"did you mean 'pixels'.*choose one of"),
         ({"recipe": "recipes/quickstart.yaml"}, r"`teacher` is missing"),
         ({"recipe": "recipes/quickstart.yaml", "teacher": "x", "y": 1}, "unknown y"),
-        ({"recipe": "recipes/quickstart.yaml", "teacher": "clipp"}, "no 'clipp'.*mean 'clip'"),
+        (
+            {"recipe": "recipes/quickstart.yaml", "teacher": "clipp"},
+            "no teacher 'clipp'.*mean 'clip'",
+        ),
     ],
 )
 def test_a_wrong_model_is_refused(entry: dict[str, Any], message: str) -> None:

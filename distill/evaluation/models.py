@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
+from distill.evaluation.relative_change import require_known
 from distill.runtime.errors import RecipeError
 from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.trained import recipe_file
@@ -82,15 +83,11 @@ def _teacher_of(value: Mapping[str, Any]) -> TeacherConfig:
     if extra or "teacher" not in value:
         wrong = f"unknown {', '.join(extra)}" if extra else "`teacher` is missing"
         raise RecipeError(
-            f"a teacher of a recipe is written {{recipe: FILE, teacher: NAME}}; {wrong}"
+            f"expected {{recipe: FILE, teacher: NAME}} for the teacher of a recipe; {wrong}"
         )
     teachers = load_student_recipe(recipe_file(Path(value["recipe"])), []).teachers
     name = str(value["teacher"])
-    if name not in teachers:
-        raise RecipeError(
-            f"teacher: {value['recipe']} has no {name!r}{did_you_mean(name, teachers)}; "
-            f"there are {', '.join(teachers)}"
-        )
+    require_known(f"teacher: {value['recipe']}", name, teachers, "teacher")
     return teachers[name]
 
 
