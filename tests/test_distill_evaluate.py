@@ -182,7 +182,7 @@ def test_mistakes_are_told_apart(recipe: Path, tmp_path: Path) -> None:
         find_trained(tmp_path / "empty", [])
     checkpoint = tmp_path / "run/checkpoints/step-00000003"
     (checkpoint / "statistics/expert.json").unlink()
-    with pytest.raises(RecipeError, match="step-00000003: the checkpoint is not whole"):
+    with pytest.raises(RecipeError, match="step-00000003: the checkpoint is incomplete"):
         find_trained(checkpoint, [])
     with pytest.raises(RecipeError, match="evaluation.resolutions.1: .*the nearest are .64, 32."):
         find_trained(recipe, ["evaluation.resolutions=[32,[60,32]]"])

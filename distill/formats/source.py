@@ -120,8 +120,8 @@ def to_teacher_space(source: Source) -> StudentFile:
     for name in names:
         if checkpoint is None:
             raise RecipeError(
-                f"--teacher-space: the heads of this file return standardised maps, and the "
-                f"statistics of {name!r} are in the checkpoints of its run; export one of these"
+                f"the heads of this file return standardised maps, and the statistics of {name!r} "
+                "are in the checkpoints of its run; export one of these"
             )
         state = _fold(state, name, _statistics(checkpoint, name))
     return file._replace(state_dict=state, metadata=file.metadata | {"head_space": "teacher"})
