@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from distill.benchmarks.dense import probe_training
 from distill.benchmarks.dense.probe_training import (
-    CachedFeatures,
-    OnlineFeatures,
     ProbeConfig,
+    cached_batches,
     image_order,
+    online_batches,
     train_heads,
 )
 from distill.runtime.errors import RecipeError
@@ -66,8 +66,8 @@ def loss(prediction: Tensor, target: Tensor, step: int) -> Tensor:
 
 
 def trained(seed: int = 0, **changes: Any) -> list[dict[str, Tensor]]:
-    features = OnlineFeatures(sample, encode, seed)
-    heads = train_heads(head, config(**changes), features, loss, COUNT, seed)
+    batches = online_batches(sample, encode, seed)
+    heads = train_heads(head, config(**changes), batches, loss, COUNT, seed)
     return [each.state_dict() for each in heads]
 
 
@@ -102,8 +102,8 @@ def test_the_optimiser_follows_the_schedule_step_by_step(monkeypatch: pytest.Mon
 def test_the_head_trains_with_its_batch_norm_and_the_encoder_never() -> None:
     encoder = Normed()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    features = OnlineFeatures(sample, lambda images: (encoder(images).spatial,), 0)
-    (mine,) = train_heads(head, config(), features, loss, COUNT, 0)
+    batches = online_batches(sample, lambda images: (encoder(images).spatial,), 0)
+    (mine,) = train_heads(head, config(), batches, loss, COUNT, 0)
     assert same(encoder.state_dict(), before)
     assert not mine.training
     assert mine.state_dict()["0.num_batches_tracked"] == 20
@@ -111,7 +111,7 @@ def test_the_head_trains_with_its_batch_norm_and_the_encoder_never() -> None:
 
 
 def test_a_trained_probe_tells_what_it_was_trained_for() -> None:
-    """The target is a linear function of the features, so the best probe makes no error."""
+    """The target is a linear function of the batches, so the best probe makes no error."""
 
     def ramp(number: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         image, _ = sample(number + 1, None)
@@ -121,9 +121,9 @@ def test_a_trained_probe_tells_what_it_was_trained_for() -> None:
         return (images,)
 
     chosen = config(steps=500, batch_size=6, lr=0.03)
-    features = OnlineFeatures(ramp, identity, 0)
-    (mine,) = train_heads(lambda: nn.Conv2d(3, 1, 1), chosen, features, loss, 4, 0)
-    maps, target = features.batch(range(4), 0)
+    batches = online_batches(ramp, identity, 0)
+    (mine,) = train_heads(lambda: nn.Conv2d(3, 1, 1), chosen, batches, loss, 4, 0)
+    maps, target = batches(range(4), 0)
     assert loss(mine(*maps), target, 0) < 1e-6
 
 
@@ -158,10 +158,10 @@ def trained_on_rank(size: int) -> dict[str, Tensor]:
 
 
 def test_augmentation_differs_by_step_and_place_and_is_the_same_again() -> None:
-    features = OnlineFeatures(sample, lambda images: (images,), 0)
-    (first,), _ = features.batch([2, 2], 0)
-    (again,), _ = features.batch([2, 2], 0)
-    (later,), _ = features.batch([2, 2], 1)
+    batches = online_batches(sample, lambda images: (images,), 0)
+    (first,), _ = batches([2, 2], 0)
+    (again,), _ = batches([2, 2], 0)
+    (later,), _ = batches([2, 2], 1)
     assert torch.equal(first, again)
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first, later)
@@ -174,9 +174,9 @@ def test_cached_features_are_those_of_the_images_as_they_are(tmp_path: Path) -> 
         calls.append(len(images))
         return encode(images)
 
-    features = CachedFeatures(sample, counted, COUNT, 4, tmp_path)
+    batches = cached_batches(sample, counted, COUNT, 4, tmp_path)
     assert calls == [4, 2]
-    (maps,), target = features.batch([5, 0, 5], 7)
+    (maps,), target = batches([5, 0, 5], 7)
     images, targets = zip(*(sample(number, None) for number in (5, 0, 5)), strict=True)
     assert torch.allclose(maps, encode(torch.stack(images))[0], rtol=1e-3, atol=1e-3)
     assert torch.equal(target, torch.stack(targets))
@@ -185,8 +185,8 @@ def test_cached_features_are_those_of_the_images_as_they_are(tmp_path: Path) -> 
 
 
 def test_features_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match="mode: cached keeps features as float16.*online"):
-        CachedFeatures(sample, lambda images: (images * 1e6,), COUNT, 4, tmp_path)
+    with pytest.raises(TeacherError, match="mode: cached stores features as float16.*online"):
+        cached_batches(sample, lambda images: (images * 1e6,), COUNT, 4, tmp_path)
 
 
 def test_a_full_disk_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_a_full_disk_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(probe_training.os, "posix_fallocate", full)
     with pytest.raises(RecipeError, match=r"needs 0.0 GB in .*No space left.*choose online"):
-        CachedFeatures(sample, encode, COUNT, 4, tmp_path)
+        cached_batches(sample, encode, COUNT, 4, tmp_path)
 
 
 def test_the_order_takes_every_image_before_one_comes_again() -> None:
@@ -222,8 +222,8 @@ def test_a_gradient_is_clipped_for_each_head_on_its_own() -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"warmup_steps": 20}, "warmup_steps: 20 of 20 steps leave none to learn in"),
-        ({"lr": (0.1, 0.1)}, r"lr: \[0.1, 0.1\] has one twice"),
+        ({"warmup_steps": 20}, r"warmup_steps: expected fewer than steps \(20\), got 20"),
+        ({"lr": (0.1, 0.1)}, r"lr: expected different rates, got \[0.1, 0.1\]"),
         ({"schedule": "poly"}, "linear"),
     ],
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distill.benchmarks.dense.depth import BinnedDepth, sig_loss
 from distill.benchmarks.dense.heads import LinearHead
-from distill.benchmarks.dense.probe_training import ProbeConfig, probe_features, train_heads
+from distill.benchmarks.dense.probe_training import ProbeConfig, probe_batches, train_heads
 from teachers.build import build_teacher, parse_teacher
 from tests.benchmarks.figure import Figure
 
@@ -50,9 +50,9 @@ def seconds_a_step(mode: str, steps: int, folder: Path) -> float:
     config = ProbeConfig.model_validate(
         {"steps": steps, "batch_size": BATCH, "lr": 1e-3, "mode": mode}
     )
-    features = probe_features(config, sample, encode, COUNT, 0, folder)
+    batches = probe_batches(config, sample, encode, COUNT, 0, folder)
     start = time.process_time()
-    train_heads(head, config, features, loss, COUNT, 0)
+    train_heads(head, config, batches, loss, COUNT, 0)
     return (time.process_time() - start) / steps
 
 

@@ -129,6 +129,12 @@ def train_linear(
         seed: of the order of images.
     """
     mean, deviation = fit_standardisation(examples.vectors)
+    device = distributed.device()
+
+    def batches(numbers: Sequence[int], step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        vectors, labels = (each[numbers].to(device) for each in examples)
+        return (vectors,), labels
+
     return train_heads(
         lambda: StandardisedLinear(mean, deviation, num_classes),
         ProbeConfig(
@@ -138,7 +144,7 @@ def train_linear(
             lr=tuple(rate * config.step_images / 256 for rate in rates),
             schedule="cosine",
         ),
-        _InMemory(examples),
+        batches,
         lambda scores, labels, step: F.cross_entropy(scores, labels),
         len(examples.labels),
         seed,
@@ -157,18 +163,6 @@ def fit_standardisation(vectors: Tensor) -> tuple[Tensor, Tensor]:
     deviation = (square - mean.square()).clamp(min=0).sqrt()
     deviation = deviation.clamp(min=1e-6 * deviation.max().clamp(min=1e-12))
     return mean.float(), deviation.float()
-
-
-class _InMemory:
-    """Batches of vectors that are there already."""
-
-    def __init__(self, examples: Examples) -> None:
-        self._examples, self._device = examples, distributed.device()
-
-    def batch(self, numbers: Sequence[int], step: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The vectors and classes of a step."""
-        vectors, labels = (each[numbers].to(self._device) for each in self._examples)
-        return (vectors,), labels
 
 
 def write_choice(folder: Path, name: str, tried: dict[float, float], chosen: float) -> None:

@@ -22,7 +22,7 @@ from distill.benchmarks.dense.dense_map import dense_map
 from distill.benchmarks.dense.heads import TaskHeads
 from distill.benchmarks.dense.pixel_samples import LabelledPixels, nearest
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
-from distill.benchmarks.dense.probe_training import probe_features, train_heads
+from distill.benchmarks.dense.probe_training import probe_batches, train_heads
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.display.pictures import draw_columns
 from distill.runtime import distributed
@@ -192,10 +192,9 @@ class DenseProbe(Benchmark):
         def loss(predicted: Tensor, truth: Tensor, step: int) -> Tensor:
             return group.loss(images.on_pixels(predicted, stride), truth, step)
 
-        features = probe_features(probe, sample, images.encode, len(images), seed, folder)
-        return train_heads(
-            lambda: group.build(images.dims), probe, features, loss, len(images), seed
-        )
+        count = len(images)
+        batches = probe_batches(probe, sample, images.encode, count, seed, folder)
+        return train_heads(lambda: group.build(images.dims), probe, batches, loss, count, seed)
 
     def _count(
         self, images: ProbeImages, group: TaskGroup, heads: Sequence[TaskHeads]

@@ -1,9 +1,9 @@
-"""Trains probes, small heads on the maps of a frozen encoder, as dense benchmarks need it.
+"""Training of probes: small heads on the maps of a frozen encoder.
 
-On-line, each step encodes images that were augmented for it; cached, every image is encoded once,
-without augmentation, and steps read what was kept: a quick sweep, and another protocol. Several
-learning rates train in one pass, a head for each. Encoding is shared by the ranks; every rank then
-trains the same heads on the whole batch, statistics of their batch norms included.
+Online, each step augments and encodes its images. Cached, every image is encoded once, without
+augmentation, and steps read the stored features: faster, and another protocol. Several learning
+rates train in one pass, one head for each. The ranks share the encoding; then every rank trains
+the same heads on the whole batch, including the statistics of their batch norms.
 """
 
 import os
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -34,11 +34,14 @@ from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 
 Head = TypeVar("Head", bound=nn.Module)
-# An image (3, H, W) in [0, 1] and its target, both of one size for all images; augmented with the
-# generator, or not at all without one.
+# An image (3, H, W) in [0, 1] and its target, each of one size for all images. They are augmented
+# with the generator where one is given.
 Sample = Callable[[int, torch.Generator | None], tuple[Tensor, Tensor]]
 Encode = Callable[[Tensor], tuple[Tensor, ...]]  # images (B, 3, H, W) to maps (B, D, h, w)
 Loss = Callable[[Tensor, Tensor, int], Tensor]  # prediction, target, 0-based step
+# Numbers of B images and a 0-based step to the inputs of the heads, each (B, ...), and the targets
+# (B, ...), the same on every rank.
+Batches = Callable[[Sequence[int], int], tuple[tuple[Tensor, ...], Tensor]]
 
 
 def _listed(value: Any) -> Any:
@@ -49,15 +52,15 @@ class ProbeConfig(StrictConfig):
     """How a probe is trained.
 
     Attributes:
-        steps: of the optimiser.
-        batch_size: images of a step, those of all ranks together.
+        steps: optimiser steps.
+        batch_size: images of a step, over all ranks.
         optimizer: `adamw`, or `sgd` with momentum 0.9.
-        lr: peak learning rate, or several; the best on the test images counts, as is published.
+        lr: peak learning rate, or several: the best on the test images counts, as in DINOv2.
         weight_decay: of all parameters.
-        warmup_steps: of linear rise, fewer than `steps`.
-        schedule: how the rate falls from then on, every step, to almost zero at the last one.
-        clip: largest norm of a head's gradient; None for any.
-        mode: `online`, or `cached` for features without augmentation, encoded once.
+        warmup_steps: steps of linear warmup, fewer than `steps`.
+        schedule: of the decay after that, to almost zero at the last step.
+        clip: largest norm of a head's gradient; None for no limit.
+        mode: `online`, or `cached` for features that are encoded once, without augmentation.
     """
 
     steps: PositiveInt
@@ -74,10 +77,10 @@ class ProbeConfig(StrictConfig):
     def _check(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(
-                f"warmup_steps: {self.warmup_steps} of {self.steps} steps leave none to learn in"
+                f"warmup_steps: expected fewer than steps ({self.steps}), got {self.warmup_steps}"
             )
         if len(set(self.lr)) < len(self.lr):
-            raise ValueError(f"lr: {list(self.lr)} has one twice")
+            raise ValueError(f"lr: expected different rates, got {list(self.lr)}")
         return self
 
     def rate_ratio(self, step: int) -> float:
@@ -86,118 +89,92 @@ class ProbeConfig(StrictConfig):
         return scheduled_ratio(falling, step, self.steps)
 
 
-class Batches(Protocol):
-    """What heads are trained on."""
-
-    def batch(self, numbers: Sequence[int], step: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The inputs of the heads and the targets of a step, the same on every rank.
-
-        Args:
-            numbers: of the B images.
-            step: the 0-based one.
-        """
-        ...
-
-
-class OnlineFeatures:
-    """Batches that are augmented and encoded when they are asked for.
+def online_batches(sample: Sample, encode: Encode, seed: int) -> Batches:
+    """Batches that are augmented and encoded when they are needed.
 
     Args:
         sample: reads an image.
         encode: the encoder, on this process's device.
-        seed: of the augmentation, which depends on nothing else but the place in the training.
+        seed: of the augmentation, which depends only on this and on the place in the training.
     """
 
-    def __init__(self, sample: Sample, encode: Encode, seed: int) -> None:
-        self._sample, self._encode, self._seed = sample, encode, seed
-
-    def batch(self, numbers: Sequence[int], step: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The maps and targets of a step.
-
-        Args:
-            numbers: of the B images.
-            step: the 0-based one.
-
-        Returns:
-            The maps, each (B, D, h, w), and the targets (B, ...), on every rank.
-        """
+    def batch(numbers: Sequence[int], step: int) -> tuple[tuple[Tensor, ...], Tensor]:
         reads = []
         for place, number in enumerate(numbers):
-            seed = distributed.derive_seed(self._seed, "augmentation", step, place)
-            reads.append(partial(self._sample, number, torch.Generator().manual_seed(seed)))
-        return _encode_shares(reads, self._encode)
+            chosen = distributed.derive_seed(seed, "augmentation", step, place)
+            reads.append(partial(sample, number, torch.Generator().manual_seed(chosen)))
+        return _encode_shares(reads, encode)
+
+    return batch
 
 
-class CachedFeatures:
-    """Features of all images, encoded once: float16, in a file that goes when this does.
+def cached_batches(
+    sample: Sample, encode: Encode, count: int, batch_size: int, folder: Path
+) -> Batches:
+    """Batches of features that are encoded once: float16, in an unnamed temporary file.
 
     Args:
-        sample: reads an image; is given no generator.
+        sample: reads an image; gets no generator.
         encode: the encoder, on this process's device.
         count: images.
         batch_size: images encoded at once.
-        folder: for the file, where there is room for all features and targets of every rank.
+        folder: for the file, with room for the features and targets of all images, on each rank.
 
     Raises:
         TeacherError: a feature is too large for float16.
     """
+    files: list[np.memmap] = []
+    for start in tracked(range(0, count, batch_size), "features"):
+        chosen = range(start, min(start + batch_size, count))
+        maps, target = _encode_shares([partial(sample, n, None) for n in chosen], encode)
+        halves = [each.half() for each in maps]
+        if not all(half.isfinite().all() for half in halves):
+            raise TeacherError(
+                "mode: cached stores features as float16, which those of this encoder exceed; "
+                "choose online"
+            )
+        rows = [each.cpu().numpy() for each in (*halves, target)]
+        files = files or [_file_of_rows(row, count, folder) for row in rows]
+        for file, row in zip(files, rows, strict=True):
+            file[chosen.start : chosen.stop] = row
 
-    def __init__(
-        self, sample: Sample, encode: Encode, count: int, batch_size: int, folder: Path
-    ) -> None:
-        self._rows: list[np.memmap] = []
-        self._device = distributed.device()
-        starts = range(0, count, batch_size)
-        for start in tracked(starts, "features"):
-            numbers = range(start, min(start + batch_size, count))
-            maps, target = _encode_shares([partial(sample, n, None) for n in numbers], encode)
-            halves = [each.half() for each in maps]
-            if not all(half.isfinite().all() for half in halves):
-                raise TeacherError(
-                    "mode: cached keeps features as float16, and this encoder has larger ones; "
-                    "choose online"
-                )
-            rows = [each.cpu().numpy() for each in (*halves, target)]
-            if not self._rows:
-                self._rows = [_file_of_rows(row, count, folder) for row in rows]
-            for kept, row in zip(self._rows, rows, strict=True):
-                kept[numbers.start : numbers.stop] = row
-
-    def batch(self, numbers: Sequence[int], step: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The maps and targets of a step, as those of `OnlineFeatures`."""
-        rows = [torch.from_numpy(kept[list(numbers)]).to(self._device) for kept in self._rows]
+    def batch(numbers: Sequence[int], step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        device = distributed.device()
+        rows = [torch.from_numpy(file[list(numbers)]).to(device) for file in files]
         return tuple(each.float() for each in rows[:-1]), rows[-1]
 
+    return batch
 
-def probe_features(
+
+def probe_batches(
     config: ProbeConfig, sample: Sample, encode: Encode, count: int, seed: int, folder: Path
-) -> OnlineFeatures | CachedFeatures:
-    """What `config.mode` asks for."""
+) -> Batches:
+    """Batches by `config.mode`, see `online_batches` and `cached_batches`."""
     if config.mode == "online":
-        return OnlineFeatures(sample, encode, seed)
-    return CachedFeatures(sample, encode, count, config.batch_size, folder)
+        return online_batches(sample, encode, seed)
+    return cached_batches(sample, encode, count, config.batch_size, folder)
 
 
 def train_heads(
     build_head: Callable[[], Head],
     config: ProbeConfig,
-    features: Batches,
+    batches: Batches,
     loss: Loss,
     count: int,
     seed: int,
 ) -> list[Head]:
     """Trains a head for each learning rate.
 
-    A head depends on its own rate, the seed and the images; not on the other rates, nor on what
-    torch's default generators did before, which are left as they were.
+    A head depends on its own rate, the seed and the images, and not on the other rates or on the
+    state of torch's default generators, which is restored.
 
     Args:
-        build_head: makes one that takes the maps of a batch, `head(*maps)`.
+        build_head: builds a head, which takes the maps of a batch, `head(*maps)`.
         config: rates and schedule.
-        features: gives the batches.
+        batches: of maps and targets.
         loss: of one head's prediction.
         count: images.
-        seed: of the initial weights, the order of the images and whatever is random in a head.
+        seed: of the initial weights, the order of the images and the dropout.
 
     Returns:
         The heads in the order of `config.lr`, in eval mode, without gradients.
@@ -220,7 +197,7 @@ def train_heads(
         for step in tracked(range(config.steps), "probe"):
             start = step * config.batch_size
             numbers = order[start : start + config.batch_size].tolist()
-            maps, target = features.batch(numbers, step)
+            maps, target = batches(numbers, step)
             for head, group in zip(heads, optimizer.param_groups, strict=True):
                 torch.manual_seed(distributed.derive_seed(seed, "step", step))
                 _backward(loss(head(*maps), target, step), group, config.clip)
@@ -231,12 +208,12 @@ def train_heads(
 
 
 def image_order(count: int, length: int, seed: int) -> Tensor:
-    """The images in the order of training: all of them, shuffled, again and again.
+    """The numbers of the training images in order: all of them, shuffled anew in each epoch.
 
     Args:
         count: images.
-        length: of the order.
-        seed: fixes it.
+        length: of the result.
+        seed: of the order.
     """
     generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "order"))
     rounds = [torch.randperm(count, generator=generator) for _ in range(-(-length // count))]
@@ -262,7 +239,7 @@ def _encode_shares(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The maps and targets of a batch, of which each rank reads and encodes its own share."""
     own = own_share(len(reads))
-    # A rank without a share encodes an image all the same: it has to know the shapes.
+    # A rank without a share encodes an image too: it needs the shapes.
     images, targets = zip(*(reads[k]() for k in own or [0]), strict=True)
     device = distributed.device()
     maps, target = encode(torch.stack(images).to(device)), torch.stack(targets).to(device)
@@ -272,11 +249,11 @@ def _encode_shares(
 
 
 def _file_of_rows(like: np.ndarray, count: int, folder: Path) -> np.memmap:
-    """Room for `count` rows of the kind of those given, in a file without a name."""
+    """An array of `count` rows of the shape and dtype of those of `like`, in an unnamed file."""
     size = count * like[:1].nbytes
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)  # a file with holes would fail later, hard
+            os.posix_fallocate(file.fileno(), 0, size)  # a sparse file could crash later
         except OSError as error:
             raise RecipeError(
                 f"mode: cached needs {size / 1e9:.1f} GB in {folder} ({error.strerror}); "
