@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
-from data.labelled.detection import DetectionSet, MarkedImage, Objects
+from data.labelled.detection import AnnotatedImage, DetectionSet, Objects
 from distill.benchmarks.detection.average_precision import (
     Detections,
     average_precision,
@@ -29,7 +29,7 @@ def truth(*images: list[Mark], crowds: dict[int, list[int]] | None = None) -> De
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         labels = np.array([label for _, label in marks], int)
         marked.append(
-            MarkedImage(Path(f"{number}.jpg"), (480, 640), Objects(boxes, labels, areas, crowd))
+            AnnotatedImage(Path(f"{number}.jpg"), (480, 640), Objects(boxes, labels, areas, crowd))
         )
     return DetectionSet(("cat", "dog"), tuple(marked))
 
@@ -115,7 +115,7 @@ def test_only_the_best_hundred_detections_of_an_image_count() -> None:
 def test_a_set_without_objects_has_no_ap() -> None:
     crowd_only = truth([(LARGE, 0)], crowds={0: [0]})
     for data in (truth([]), crowd_only):
-        with pytest.raises(DataError, match="no object is marked in the test images"):
+        with pytest.raises(DataError, match="the test images have no object"):
             average_precision(data, [found()])
 
 

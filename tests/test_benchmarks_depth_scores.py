@@ -111,5 +111,5 @@ def test_a_constant_prediction_is_aligned_with_the_mean() -> None:
 
 
 def test_no_pixel_of_known_depth_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="over no pixel of known depth"):
+    with pytest.raises(RuntimeError, match="no image has a pixel of known depth"):
         depth_scores(torch.zeros(2, 6))

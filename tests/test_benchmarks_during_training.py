@@ -1,4 +1,4 @@
-"""Benchmarks during training: when they are due, what they leave alone, what a user is told."""
+"""Benchmarks during training: when they run, what they leave unchanged, and their errors."""
 
 import faulthandler
 import random

@@ -87,7 +87,7 @@ def test_a_map_that_differs_in_its_last_bits_is_below_the_largest_fidelity() -> 
 
 def test_maps_that_are_not_finite_are_refused() -> None:
     maps = _maps(0, 1, 3, 2, 2)
-    with pytest.raises(RuntimeError, match="maps that are not finite"):
+    with pytest.raises(RuntimeError, match="the maps are not finite"):
         _agreement(maps / 0, maps)
 
 

@@ -112,7 +112,7 @@ def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
 def test_a_set_without_a_common_keypoint_is_refused(tmp_path: Path) -> None:
     write_set(tmp_path / "x")
     (tmp_path / "x" / "keypoints.json").write_text('{"a": [null, [1, 1]], "b": [[1, 1], null]}')
-    with pytest.raises(DataError, match="no keypoint in .* is seen in two images"):
+    with pytest.raises(DataError, match="no keypoint is visible in two images"):
         figures(tmp_path, alpha=0.1)
 
 

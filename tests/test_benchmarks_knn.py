@@ -173,7 +173,7 @@ def test_an_encoder_without_a_summary_is_read_by_its_mean(tmp_path: Path) -> Non
         "features": "mean",
     }
     assert encode(Mapped(), root).shape == (15, 3)
-    with pytest.raises(TeacherError, match="features: both, but Mapped has no summary; take mean"):
+    with pytest.raises(TeacherError, match="features: both, but Mapped has no summary; set mean"):
         encode(Mapped(), root, features="both")
 
 

@@ -131,7 +131,7 @@ def test_a_setting_at_the_end_of_what_was_tried_is_said(
     linear.write_choice(tmp_path, "rate", {0.1: 50.0, 0.2: 60.0, 0.3: 55.0}, 0.2)
     assert capsys.readouterr().out == ""
     linear.write_choice(tmp_path, "rate", {0.1: 50.0, 0.2: 60.0}, 0.2)
-    assert "rate 0.2 is at the end of what was tried" in capsys.readouterr().out
+    assert "rate 0.2 is at the end of the range that was tried" in capsys.readouterr().out
 
 
 def test_the_logistic_figure_is_that_of_scikit_learn_on_unit_vectors() -> None:
@@ -145,5 +145,5 @@ def test_the_logistic_figure_is_that_of_scikit_learn_on_unit_vectors() -> None:
 
 def test_a_rate_that_is_there_twice_is_refused() -> None:
     entry = {"kind": "linear", "dataset": DATASET, "rates": [0.1, 0.1]}
-    with pytest.raises((TeacherError, RecipeError), match=r"rates: .* has a rate twice"):
+    with pytest.raises((TeacherError, RecipeError), match=r"rates: expected different rates"):
         parse_benchmark(entry)

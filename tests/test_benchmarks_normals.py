@@ -118,7 +118,7 @@ def test_figures_are_those_of_a_slow_count() -> None:
         due[f"within_{limit:g}_pooled"] = np.mean(np.array(flat) < limit) * 100
     assert len(counted) == 2
     assert came == pytest.approx(due, rel=1e-5)
-    with pytest.raises(RuntimeError, match="over no pixel of known normal"):
+    with pytest.raises(RuntimeError, match="no image has a pixel of known normal"):
         normal_scores(torch.zeros(2, 6))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.errors import DataError
-from data.labelled.posed import Frame, View
+from data.labelled.posed import Frame, FrameFiles
 from distill.benchmarks.benchmark import Measurement
 from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.correspondence.posed import (
@@ -126,13 +126,13 @@ def test_recall_is_told_apart_by_rotation(tmp_path: Path) -> None:
 def test_frames_that_all_look_elsewhere_are_refused(tmp_path: Path) -> None:
     write_frame(tmp_path / "seq", 0, noise(8, 8), np.eye(4))
     write_frame(tmp_path / "seq", 1, noise(8, 8), turn("y", 150))
-    with pytest.raises(DataError, match="no two frames are at most 120 degrees apart"):
+    with pytest.raises(DataError, match="no two frames are less than 120 degrees apart"):
         measure(tmp_path, tmp_path)
 
 
 def test_a_frame_without_depth_is_refused() -> None:
     frame = Frame(noise(8, 8), np.zeros((8, 8)), np.eye(3), np.eye(4))
-    with pytest.raises(DataError, match="a frame of 8 x 8 px has depth at 0 points"):
+    with pytest.raises(DataError, match="a frame of 8 x 8 px: expected 2 points with depth, got 0"):
         frame_points(frame, Pixels(PixelsConfig(patch_size=4)), (8, 8), 4)
 
 
@@ -143,8 +143,8 @@ def test_angles_are_those_that_poses_turn_by(axis: str, degrees: float) -> None:
 
 
 def test_pairs_are_spread_over_each_bin_and_beyond_120_degrees_none_counts() -> None:
-    views = [View(Path("i"), Path("d"), turn("z", angle + 0.5), 1.0) for angle in range(180)]
-    origin = View(Path("i"), Path("d"), np.eye(4), 1.0)
+    views = [FrameFiles(Path("i"), Path("d"), turn("z", angle + 0.5), 1.0) for angle in range(180)]
+    origin = FrameFiles(Path("i"), Path("d"), np.eye(4), 1.0)
     candidates = [(origin, view) for view in views]
     chosen = choose_pairs(candidates, 3)
     assert [number for number, _ in chosen] == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110]

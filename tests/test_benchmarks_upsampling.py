@@ -13,8 +13,8 @@ from torch import Tensor
 
 from distill import evaluate
 from distill.benchmarks.upsampling import (
-    Candidate,
     UpsamplerEvaluationConfig,
+    UpsamplerPair,
     UpsamplingFidelity,
     held_out_views,
     measure_upsamplers,
@@ -102,12 +102,12 @@ def _still(count: int, num_views: int = 1) -> Tensor:
     return torch.eye(3, dtype=torch.float64).expand(count, num_views, 3, 3)
 
 
-def _candidate(inner: Upsampler, images: Tensor) -> Candidate:
+def _candidate(inner: Upsampler, images: Tensor) -> UpsamplerPair:
     """An upsampler whose PHI-S is fitted to the very cells that still views have."""
     statistics = FeatureStatistics.zeros(3)
     cell = (inner.factor[0] * PATCH, inner.factor[1] * PATCH)
     statistics.update(F.avg_pool2d(images.float() / 255, cell))
-    return Candidate(
+    return UpsamplerPair(
         Standardised(inner, fit_phi_s(statistics), bias=False), BoxDownsampler(inner.factor)
     )
 
@@ -173,7 +173,7 @@ def test_own_takes_the_downsampler_that_was_learned_along() -> None:
     box = _candidate(_Dense(_Cells().spec, (2, 2), noise=1.0), images)
     learned = AttentionDownsampler(3, (2, 2))
     figures = measure_upsamplers(
-        {"it": Candidate(box.upsampler, learned)}, _Cells(), images, _still(3), 8
+        {"it": UpsamplerPair(box.upsampler, learned)}, _Cells(), images, _still(3), 8
     )["it"]
     assert figures.own != pytest.approx(figures.box, rel=0.01)
 
@@ -218,14 +218,14 @@ def test_a_jump_at_the_seams_is_seen_against_alike_places_elsewhere() -> None:
 
 def test_maps_that_are_not_finite_are_refused() -> None:
     inner = _Dense(_Cells().spec, (2, 2), gain=float("nan"))
-    with pytest.raises(RuntimeError, match="maps that are not finite"):
+    with pytest.raises(RuntimeError, match="the maps are not finite"):
         _measure(inner, _images(2), _still(2))
 
 
 def test_views_that_see_nothing_of_their_image_are_refused() -> None:
     away = _still(2).clone()
     away[..., 0, 2] = 5.0
-    with pytest.raises(RuntimeError, match="over no valid cell"):
+    with pytest.raises(RuntimeError, match="no cell of any view"):
         _measure(_Dense(_Cells().spec, (2, 2)), _images(2), away)
 
 

@@ -127,5 +127,5 @@ def test_missing_data_are_told_before_a_text_tower_is_downloaded(entry: dict[str
 
 def test_a_template_without_a_place_for_the_name_is_refused(tmp_path: Path) -> None:
     entry = classified(tmp_path, templates=["a photo"], text={"model": "x"})
-    with pytest.raises(TeacherError, match="one {} where the class's name goes"):
+    with pytest.raises(TeacherError, match="expected one {} for the name of the class"):
         parse_benchmark(entry)

@@ -132,7 +132,7 @@ def test_other_columns_and_no_json_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs the columns filename, raw, split; it has image, ca"):
         layout("karpathy_captions", tmp_path, captions="x.csv").load()
     (tmp_path / "y.csv").write_text("raw,split,filename\nhello,test,a.jpg\n")
-    with pytest.raises(DataError, match="column raw holds no lists in JSON"):
+    with pytest.raises(DataError, match="expected lists in JSON in the column raw"):
         layout("karpathy_captions", tmp_path, captions="y.csv").load()
     (tmp_path / "z.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read as JSON"):

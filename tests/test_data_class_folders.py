@@ -94,7 +94,7 @@ def test_another_tree_is_refused_with_the_expected_one(
 def test_a_test_class_without_train_images_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "val/images/2.jpg")
     with (
-        pytest.raises(DataError, match="val has a class that train has not, 'images'"),
+        pytest.raises(DataError, match="val has a class that train lacks, 'images'"),
         layout(tmp_path).open("test", ["a"]),
     ):
         pass
@@ -113,10 +113,10 @@ def test_names_come_from_a_table_of_folders_or_from_plain_lines(tmp_path: Path) 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("a\n", "1 lines and the data 2 classes; a line a class is due"),
-        ("a\na\n", "calls two classes 'a'"),
+        ("a\n", "1 lines and the data 2 classes; expected one line"),
+        ("a\na\n", "two classes are named 'a'"),
         ("wnid\tname\nn1\tx\n", "no name for the class 'n2'"),
-        ("wnid\ttitle\nn1\tx\n", "no column 'name'; it has wnid, title"),
+        ("wnid\ttitle\nn1\tx\n", "expected a column 'name', got wnid, title"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(tmp_path: Path, text: str, message: str) -> None:

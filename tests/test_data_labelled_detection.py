@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.errors import DataError
-from data.labelled.detection import CocoLayout, place_on_canvas, read_marked
+from data.labelled.detection import CocoLayout, place_on_canvas, read_annotated
 from tests.shapes import write_shapes
 
 MARKS: list[dict[str, Any]] = [
@@ -51,7 +51,7 @@ def test_instances_are_read_by_the_order_of_their_numbers(tmp_path: Path) -> Non
         assert full.labels.tolist() == [1, 0]
         assert full.areas.tolist() == [10.5, 40]
         assert full.crowds.tolist() == [False, True]
-        assert read_marked(images[0]).shape == (6, 8, 3)
+        assert read_annotated(images[0]).shape == (6, 8, 3)
 
 
 def test_a_missing_set_is_shown_with_its_tree(tmp_path: Path) -> None:
@@ -67,15 +67,15 @@ def test_a_missing_set_is_shown_with_its_tree(tmp_path: Path) -> None:
 )
 def test_marks_that_do_not_fit_are_refused(tmp_path: Path, mark: dict[str, Any]) -> None:
     layout = write_coco(tmp_path, [{**MARKS[0], **mark}])
-    with pytest.raises(DataError, match=r"instances_train2017.json': no instances in COCO's form"):
+    with pytest.raises(DataError, match=r"instances_train2017.json' is not in COCO's format"):
         layout.load("train")
 
 
 def test_an_image_of_another_size_than_its_marks_is_refused(tmp_path: Path) -> None:
     images = write_coco(tmp_path, MARKS).load("train").images
     Image.new("RGB", (7, 6)).save(images[0].path)
-    with pytest.raises(DataError, match=r"4.jpg' has 6 x 7 px; its boxes are made for 6 x 8 px"):
-        read_marked(images[0])
+    with pytest.raises(DataError, match="has 6 x 7 px, but its annotations are for 6 x 8 px"):
+        read_annotated(images[0])
 
 
 @pytest.mark.parametrize("flipped", [False, True])
@@ -126,7 +126,7 @@ def test_shapes_lie_in_their_boxes(tmp_path: Path) -> None:
     classes, images = CocoLayout(root=write_shapes(tmp_path / "set", 3, 1)).load("train")
     assert classes == ("square", "disc")
     for image in images:
-        pixels = read_marked(image).astype(int)
+        pixels = read_annotated(image).astype(int)
         coloured = np.abs(pixels - 110).max(2) > 0
         for box, label, area in zip(*image.objects[:3], strict=True):
             left, top, right, bottom = box.astype(int)

@@ -214,7 +214,7 @@ def test_labels_of_another_size_are_refused(tmp_path: Path) -> None:
 def test_classes_beyond_the_last_are_refused(tmp_path: Path) -> None:
     layout = write_nyud(tmp_path)
     save(tmp_path / "segmentation" / "0001.png", np.full(SIZE, 41, np.uint8))
-    with pytest.raises(DataError, match=r"0001.png' has 41; 0 to 40 are due"):
+    with pytest.raises(DataError, match=r"0001.png': expected 0 to 40, got 41"):
         layout.read("0001")
 
 
@@ -222,7 +222,7 @@ def test_classes_beyond_the_last_are_refused(tmp_path: Path) -> None:
     "content, message",
     [
         ({"Other": LABELS}, "has no LabelMap"),
-        ({"LabelMap": LABELS + 1}, "LabelMap is no map of classes 0 to 459"),
+        ({"LabelMap": LABELS + 1}, "expected a LabelMap of classes 0 to 459"),
         (None, "is no readable .mat file"),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_wrong_mat_file_is_named(
 def test_a_part_that_no_person_has_is_refused(tmp_path: Path) -> None:
     layout = write_pascal(tmp_path)
     save_parts(tmp_path / "human_parts" / "a.mat", (15, [("tail", mask((0, 3)))]))
-    with pytest.raises(DataError, match=r"a.mat': a part 'tail'"):
+    with pytest.raises(DataError, match=r"a.mat': expected parts of a person .* got 'tail'"):
         layout.read("a")
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.errors import DataError
-from data.labelled.posed import Navi, ScanNet, SevenScenes
+from data.labelled.posed import NaviPairs, ScanNet, SevenScenes
 
 TURNED = np.array([[0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 3], [0, 0, 0, 1]], dtype=float)
 
@@ -66,7 +66,7 @@ def test_a_frame_without_depth_is_named(tmp_path: Path) -> None:
 def test_a_pose_of_another_shape_is_refused(tmp_path: Path) -> None:
     write_seven_scenes(tmp_path)
     np.savetxt(tmp_path / "kitchen" / "seq-01" / "frame-000001.pose.txt", np.eye(3))
-    with pytest.raises(DataError, match=r"frame-000001.pose.txt' is no 4 x 4 matrix"):
+    with pytest.raises(DataError, match=r"frame-000001.pose.txt': expected a 4 x 4 matrix"):
         SevenScenes(kind="seven_scenes", root=tmp_path).pairs()
 
 
@@ -127,7 +127,7 @@ def write_navi(root: Path, shrunk: int = 1) -> None:
 @pytest.mark.parametrize("shrunk", [1, 2])
 def test_navi_frames_are_squares_around_the_object(tmp_path: Path, shrunk: int) -> None:
     write_navi(tmp_path, shrunk)
-    layout = Navi(kind="navi", root=tmp_path, size_px=10, downsampled=shrunk > 1)
+    layout = NaviPairs(kind="navi", root=tmp_path, size_px=10, downsampled=shrunk > 1)
     ((view, _),) = layout.pairs()
     frame = layout.load(view)
     assert frame.image.shape == (10, 10, 3)
@@ -139,7 +139,7 @@ def test_navi_frames_are_squares_around_the_object(tmp_path: Path, shrunk: int) 
 
 def test_navi_poses_go_from_camera_to_object_in_metres(tmp_path: Path) -> None:
     write_navi(tmp_path)
-    ((view, _),) = Navi(kind="navi", root=tmp_path).pairs()
+    ((view, _),) = NaviPairs(kind="navi", root=tmp_path).pairs()
     # A quarter turn about z takes the object's x to the camera's y.
     to_camera = np.linalg.inv(view.pose)
     assert np.allclose(to_camera @ [1, 0, 0, 1], [0.1, 1, 0.5, 1])
@@ -147,14 +147,14 @@ def test_navi_poses_go_from_camera_to_object_in_metres(tmp_path: Path) -> None:
 
 def test_navi_that_is_not_there_shows_its_tree(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"annotations.json in(.|\n)*uint16, 0 off the object"):
-        Navi(kind="navi", root=tmp_path).pairs()
+        NaviPairs(kind="navi", root=tmp_path).pairs()
 
 
 def test_navi_scenes_without_what_is_due_are_refused(tmp_path: Path) -> None:
     write_navi(tmp_path)
     write_depth(tmp_path / "toy/multiview_00_pixel/depth/000.png", np.zeros((20, 30)))
-    layout = Navi(kind="navi", root=tmp_path)
-    with pytest.raises(DataError, match=r"000.png' shows no object"):
+    layout = NaviPairs(kind="navi", root=tmp_path)
+    with pytest.raises(DataError, match=r"000.png' has no pixel of the object"):
         layout.load(layout.pairs()[0][0])
     (tmp_path / "toy/multiview_00_pixel/annotations.json").write_text('[{"filename": "0.jpg"}]')
     with pytest.raises(DataError, match=r"annotations.json': KeyError: 'camera'"):

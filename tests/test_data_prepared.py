@@ -96,5 +96,5 @@ def test_what_is_no_image_is_named() -> None:
 
 
 def test_a_crop_ratio_without_a_crop_is_refused() -> None:
-    with pytest.raises(ValidationError, match="fit 'squash' crops nothing; leave it at 1"):
+    with pytest.raises(ValidationError, match="crop_ratio: needs fit 'crop', got fit 'squash'"):
         PreparationConfig(fit="squash", crop_ratio=0.5)

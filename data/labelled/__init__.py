@@ -1,1 +1,1 @@
-"""Images with ground truth, read from the layouts that users have on disk. Knows no model."""
+"""Labelled data sets: readers of images with ground truth, for the layouts of published sets."""

@@ -14,12 +14,12 @@ from data.labelled.layout import Layout
 
 
 class CaptionedImages(NamedTuple):
-    """Images and what is said about them.
+    """Images and their captions.
 
     Attributes:
-        names: the images' paths.
+        names: paths of the images.
         captions: of each image, at least one.
-        read: the bytes of an image by its name; may be called from several threads.
+        read: returns the bytes of an image by its name; thread-safe.
     """
 
     names: list[str]
@@ -28,19 +28,20 @@ class CaptionedImages(NamedTuple):
 
 
 class CaptionLayout(Layout):
-    """What both have in common.
+    """A set of images with captions.
 
     Attributes:
-        captions_per_image: the first in the file; published figures count five. None for all.
+        captions_per_image: the number of captions that are used, the first in the file; five in
+            published results. None for all.
     """
 
     captions_per_image: PositiveInt | None = 5
 
     def load(self) -> CaptionedImages:
-        """Reads all captions, and looks that every image is there.
+        """Reads all captions, and checks that every image exists.
 
         Raises:
-            DataError: a file is not there or of another form, or an image has no caption.
+            DataError: a file is missing or has another format, or an image has no caption.
         """
         names, captions = [], []
         for path, texts in self._pairs():
@@ -56,14 +57,14 @@ class CaptionLayout(Layout):
 
     @abstractmethod
     def _pairs(self) -> Iterator[tuple[Path, list[str]]]:
-        """The images and their captions, in the order of the file."""
+        """Paths and captions of the images, in the order of the file."""
 
 
 class CocoCaptions(CaptionLayout):
-    """COCO as it is distributed. Its val2017 is not the Karpathy test split, though as large.
+    """COCO as it is distributed. Its val2017 has as many images as the Karpathy test split, others.
 
     Attributes:
-        split: which images.
+        split: of the images.
     """
 
     tree: ClassVar[str] = "  annotations/captions_val2017.json\n  val2017/*.jpg"
@@ -72,7 +73,7 @@ class CocoCaptions(CaptionLayout):
     split: str = "val2017"
 
     def _pairs(self) -> Iterator[tuple[Path, list[str]]]:
-        path = self.place("annotations", f"captions_{self.split}.json")
+        path = self.path("annotations", f"captions_{self.split}.json")
         stored = _read_json(path)
         try:
             captions: dict[int, list[str]] = {image["id"]: [] for image in stored["images"]}
@@ -85,13 +86,13 @@ class CocoCaptions(CaptionLayout):
 
 
 class KarpathyCaptions(CaptionLayout):
-    """The splits of Karpathy and Fei-Fei (2015), as JSON or as the CSV made of it.
+    """The splits of Karpathy and Fei-Fei (2015), as JSON or as the CSV made from it.
 
     Attributes:
-        captions: the file: `dataset_flickr30k.json` or `dataset_coco.json`, or a CSV with the
+        captions: the file, `dataset_flickr30k.json` or `dataset_coco.json`, or a CSV with the
             columns filename, split and raw (a list in JSON).
-        images: the folder of the images; with `dataset_coco.json` it holds `val2014`.
-        split: which images.
+        images: the folder of the images; for `dataset_coco.json` the one with `val2014`.
+        split: of the images.
     """
 
     tree: ClassVar[str] = (
@@ -104,7 +105,7 @@ class KarpathyCaptions(CaptionLayout):
     split: str = "test"
 
     def _pairs(self) -> Iterator[tuple[Path, list[str]]]:
-        path, folder = self.place(self.captions), self.place(self.images)
+        path, folder = self.path(self.captions), self.path(self.images)
         entries = _read_csv(path) if path.suffix == ".csv" else _read_json(path).get("images", [])
         try:
             for entry in entries:
@@ -113,7 +114,7 @@ class KarpathyCaptions(CaptionLayout):
                     yield folder / entry.get("filepath", "") / entry["filename"], texts
         except (KeyError, TypeError) as error:
             raise DataError(
-                f"'{path}' is not of the Karpathy form: {error!r} is missing"
+                f"'{path}' does not have the Karpathy format: {error!r} is missing"
             ) from error
 
 
@@ -128,7 +129,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    """Rows in the form of the JSON's entries."""
+    """The rows in the format of the JSON's entries."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     columns = {"filename", "split", "raw"}
@@ -141,4 +142,4 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             {**row, "sentences": [{"raw": text} for text in json.loads(row["raw"])]} for row in rows
         ]
     except ValueError as error:
-        raise DataError(f"'{path}': the column raw holds no lists in JSON: {error}") from error
+        raise DataError(f"'{path}': expected lists in JSON in the column raw: {error}") from error

@@ -1,4 +1,4 @@
-"""Images in a folder a class, and what the classes are called."""
+"""Images in one folder for each class, and the names of the classes."""
 
 import csv
 from collections import Counter
@@ -19,10 +19,10 @@ class ClassImages(NamedTuple):
     """The images of a split.
 
     Attributes:
-        names: of the images, class after class.
-        labels: their classes, as places in `classes`.
-        classes: the classes' folders, sorted.
-        read: the bytes of an image by its name; may be called from several threads.
+        names: of the images, by class.
+        labels: their classes, as indices of `classes`.
+        classes: names of the classes' folders, sorted.
+        read: returns the bytes of an image by its name; thread-safe.
     """
 
     names: list[str]
@@ -32,13 +32,13 @@ class ClassImages(NamedTuple):
 
 
 class ClassFolders(Layout):
-    """ImageNet's form, and that of every `ImageFolder`; the same inside a zip or a plain tar.
+    """The layout of ImageNet and of torchvision's `ImageFolder`, also inside a zip or plain tar.
 
     Attributes:
-        root: the folder, or the archive.
-        test: the folder of the split that is measured on.
-        num_classes: how many, the first in the order of their folders' names; None for all.
-        shots: images of each class to train on, the first by name; None for all.
+        root: the folder or archive.
+        test: the folder of the test split.
+        num_classes: the number of classes that are used, the first by name; None for all.
+        shots: the number of training images of each class, the first by name; None for all.
     """
 
     tree: ClassVar[str] = "  train/<class>/*.jpg\n  val/<class>/*.jpg"
@@ -53,23 +53,22 @@ class ClassFolders(Layout):
         """Lists a split; its images can be read until the context ends.
 
         Args:
-            split: which.
-            classes: those that labels count in, as of the other split; None for this one's own.
+            split: train or test.
+            classes: of the other split, which number the labels; None for this split's own.
 
         Raises:
-            DataError: there is no such folder, an image without a class, or of a class that
-                is none of `classes`.
+            DataError: the folder is missing, or an image has no class or one not in `classes`.
         """
         folder = "train" if split == "train" else self.test
         archive = self.root.is_file()
-        source, prefix = (self.root, f"{folder}/") if archive else (self.place(folder), "")
+        source, prefix = (self.root, f"{folder}/") if archive else (self.path(folder), "")
         with open_images(source) as files:
             found = self._by_class(_whole(files, source), prefix, folder)
             known = sorted(found)[: self.num_classes] if classes is None else list(classes)
             unknown = sorted(found.keys() - set(known))
             if classes is not None and self.num_classes is None and unknown:
                 raise DataError(
-                    f"{self.root}: {folder} has a class that train has not, '{unknown[0]}'; "
+                    f"{self.root}: {folder} has a class that train lacks, '{unknown[0]}'; "
                     f"expected the same classes in both:\n{self.tree}"
                 )
             shots = self.shots if split == "train" else None
@@ -105,28 +104,28 @@ def _whole(files: ImageFiles, source: Path) -> ImageFiles:
 
 
 def read_class_names(path: Path, classes: Sequence[str]) -> list[str]:
-    """What classes are called.
+    """The names of classes.
 
     Args:
-        path: a table with tabs between its columns, whose header names them: the first has the
-            classes' folders, another is `name`, with synonyms between commas, of which the first
-            counts. Or plain lines, a name each, in the order of the folders' names.
+        path: a table with tabs between its columns and a header: the first column has the classes'
+            folders, the column `name` their names, comma-separated, of which the first counts. Or
+            a plain list of names, in the sorted order of the folders.
         classes: the classes' folders.
 
     Raises:
-        DataError: the file cannot be read, leaves a class out, or has another number of lines.
+        DataError: the file cannot be read, lacks a class, or has another number of lines.
     """
     lines = read_lines(path)
     if lines and "\t" in lines[0]:
         return _from_table(path, lines, classes)
     if len(lines) != len(classes):
         raise DataError(
-            f"'{path}' has {len(lines)} lines and the data {len(classes)} classes; a line a class "
-            "is due, in the order of their folders' names, or a table that names the folders"
+            f"'{path}' has {len(lines)} lines and the data {len(classes)} classes; expected one "
+            "line for each class, in the sorted order of their folders, or a table with the folders"
         )
     twice = [name for name, times in Counter(lines).items() if times > 1]
     if twice:
-        raise DataError(f"'{path}' calls two classes '{twice[0]}'; no text can tell them apart")
+        raise DataError(f"'{path}': two classes are named '{twice[0]}'; expected different names")
     return lines
 
 
@@ -134,7 +133,7 @@ def _from_table(path: Path, lines: list[str], classes: Sequence[str]) -> list[st
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     columns = list(rows[0]) if rows else lines[0].split("\t")
     if "name" not in columns:
-        raise DataError(f"'{path}' has no column 'name'; it has {', '.join(columns)}")
+        raise DataError(f"'{path}': expected a column 'name', got {', '.join(columns)}")
     names = {row[columns[0]]: (row["name"] or "").split(",")[0].strip() for row in rows}
     missing = [name for name in classes if not names.get(name)]
     if missing:

@@ -1,7 +1,7 @@
-"""Depth sets: images with depth in metres, and where there are, normals, in the layouts on disk.
+"""Depth sets: images with depth, and with normals where the set has them.
 
-Depth leaves here as float32 metres, 0 where it is unknown, normals as unit vectors, 0 where they
-are unknown, on the pixels of the image.
+Depth is float32 in metres, 0 where unknown; normals are unit vectors, 0 where unknown. Both are on
+the pixels of the image.
 """
 
 import json
@@ -22,14 +22,14 @@ _MILLIMETRE = 0.001
 
 
 class DepthSample(NamedTuple):
-    """One image and its depth, as files.
+    """The files of one image.
 
     Attributes:
-        image: the picture.
-        depth: its depth.
-        key: the name that messages and pictures use.
-        focal_px: of the camera, in pixels of the stored image; None where it is unknown.
-        normals: a file of normals; None where there is none.
+        image: file of the image.
+        depth: file of its depth.
+        key: the name in messages.
+        focal_px: focal length in pixels of the stored image; None if unknown.
+        normals: file of its normals; None if there is none.
     """
 
     image: Path
@@ -40,16 +40,16 @@ class DepthSample(NamedTuple):
 
 
 class DepthView(NamedTuple):
-    """What a sample holds.
+    """An image with its depth.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
         depth: float32 (H, W) in metres, 0 where unknown.
-        normals: float32 (H, W, 3), the first component to the right, unit length or 0; None
-            where there is no file of them.
-        focal_px: of the camera, in these pixels; None where it is unknown.
-        centre: (row, column) that the camera looks at, from the top left corner of these pixels:
-            the middle of the stored image.
+        normals: float32 (H, W, 3) of unit length, 0 where unknown, the first component to the
+            right; None if there is no file.
+        focal_px: focal length in pixels of this image; None if unknown.
+        centre: (row, column) of the principal point in pixels, from the top left corner of this
+            image: the centre of the stored image.
     """
 
     image: np.ndarray
@@ -60,14 +60,14 @@ class DepthView(NamedTuple):
 
 
 class DepthLayout(Layout):
-    """What every set of images with depth has."""
+    """A set of images with depth."""
 
     @abstractmethod
     def samples(self, split: Split) -> list[DepthSample]:
-        """The images of a split, in an order that does not change.
+        """The images of a split, in a fixed order.
 
         Raises:
-            DataError: files are missing; shows the expected tree.
+            DataError: files are missing; the message shows the expected tree.
         """
 
     def read(self, sample: DepthSample) -> DepthView:
@@ -91,7 +91,7 @@ class DepthLayout(Layout):
         return DepthView(image, depth, normals, sample.focal_px, middle)
 
     def _unit(self) -> float:
-        """Metres of a step of a stored depth."""
+        """Metres of one step of the stored depth."""
         return _MILLIMETRE
 
 
@@ -99,18 +99,18 @@ class FolderDepth(DepthLayout):
     """Any folders of images and of depth, and normals, of the same names.
 
     Attributes:
-        train: folders of images and of depth to train on, below the root.
-        test: the same to measure on.
-        unit: metres of a step of the stored depth: of an 8 or 16 bit PNG, or of a `.npy` (H, W).
-        focal_px: of the camera, in pixels; needed for normals that are computed from depth.
-        normals: folders of normals to train on and to measure on: PNGs whose 0 to 255 stand for
-            -1 to 1, or `.npy` (H, W, 3).
-        window: the part of every image and depth that is used; None for all of them.
+        train: folders of training images and of their depth, below the root.
+        test: folders of test images and of their depth.
+        unit: metres of one step of the stored depth: of an 8 or 16 bit PNG, or of a `.npy` (H, W).
+        focal_px: focal length in pixels; needed to compute normals from depth.
+        normals: folders of normals for training and test: PNGs that map [-1, 1] to 0 to 255, or
+            `.npy` (H, W, 3).
+        window: the part of every image and depth that is used; None for all.
     """
 
     tree: ClassVar[str] = (
         "  {train,test}/rgb/*.jpg or *.png      {train,test}/depth/*.png or *.npy\n"
-        "(or what `train` and `test` name)"
+        "(or the folders of `train` and `test`)"
     )
 
     kind: Literal["folder"]
@@ -124,9 +124,9 @@ class FolderDepth(DepthLayout):
     def samples(self, split: Split) -> list[DepthSample]:
         """All images of the split's folder."""
         images, depth = self.train if split == "train" else self.test
-        found = [*self.place(images).glob("*.jpg"), *self.place(images).glob("*.png")]
+        found = [*self.path(images).glob("*.jpg"), *self.path(images).glob("*.png")]
         if not found:
-            self.found("*.jpg", images)  # whose message has the tree
+            self.glob("*.jpg", images)  # raises an error with the tree
         normals = None if self.normals is None else self.normals[split == "test"]
         return [
             DepthSample(
@@ -140,30 +140,30 @@ class FolderDepth(DepthLayout):
         ]
 
     def read(self, sample: DepthSample) -> DepthView:
-        """Reads the files and cuts out the window; see `DepthLayout.read`."""
+        """Reads the files and crops the window; see `DepthLayout.read`."""
         view = super().read(sample)
         return view if self.window is None else _cut(view, self.window, sample.key)
 
     def _beside(self, folder: str, stem: str) -> Path:
         for suffix in (".png", ".npy"):
-            if (self.place(folder) / f"{stem}{suffix}").is_file():
-                return self.place(folder) / f"{stem}{suffix}"
-        return self.place(folder, f"{stem}.png")  # raises, and shows the tree
+            if (self.path(folder) / f"{stem}{suffix}").is_file():
+                return self.path(folder) / f"{stem}{suffix}"
+        return self.path(folder, f"{stem}.png")  # raises an error with the tree
 
     def _unit(self) -> float:
         return self.unit
 
 
 class NYUv2(DepthLayout):
-    """NYU Depth v2 as the code of BTS unpacks it: about 24,000 to train on, 654 to measure on.
+    """NYU Depth v2 as unpacked by the code of BTS: about 24,000 training and 654 test images.
 
     Attributes:
-        train_root: the folder that the paths of the first list start at, below the root.
-        test_root: the same of the second one; `official_splits/test` in the download of BTS.
+        train_root: the folder, below the root, that the paths of `nyu_train.txt` start at.
+        test_root: the same of `nyu_test.txt`; `official_splits/test` in the download of BTS.
     """
 
     tree: ClassVar[str] = (
-        "  nyu_train.txt      nyu_test.txt    (a line an image: RGB DEPTH FOCAL)\n"
+        "  nyu_train.txt      nyu_test.txt    (one line for each image: RGB DEPTH FOCAL)\n"
         "  <scene>/rgb_*.jpg      <scene>/sync_depth_*.png    (16 bit, millimetres)"
     )
 
@@ -174,9 +174,9 @@ class NYUv2(DepthLayout):
     def samples(self, split: Split) -> list[DepthSample]:
         """The lines of the published list."""
         name = f"nyu_{split}.txt"
-        root = self.place(self.train_root if split == "train" else self.test_root)
+        root = self.path(self.train_root if split == "train" else self.test_root)
         samples = []
-        for line in read_lines(self.place(name)):
+        for line in read_lines(self.path(name)):
             try:
                 rgb, depth, focal = line.split()
                 samples.append(
@@ -188,18 +188,18 @@ class NYUv2(DepthLayout):
                     )
                 )
             except ValueError:
-                raise DataError(f"{name}: {line!r}; a line is RGB DEPTH FOCAL") from None
+                raise DataError(f"{name}: expected lines RGB DEPTH FOCAL, got {line!r}") from None
         return samples
 
 
-class NAVI(DepthLayout):
-    """NAVI: objects from many sides to train on, the same objects in the wild to measure on.
+class NaviDepth(DepthLayout):
+    """NAVI: multi-view images of objects for training, the same objects in the wild for the test.
 
-    An image is cut to the square around its object, as far as the image reaches, and resized.
+    Images are cropped to the square around the object, inside the image, and resized.
 
     Attributes:
-        side: pixels of that square, along both axes.
-        unit: metres of a step of the stored depth.
+        side: pixels that the square is resized to.
+        unit: metres of one step of the stored depth.
         downsampled: whether to read `downsampled_images` and `downsampled_depth`.
     """
 
@@ -218,7 +218,7 @@ class NAVI(DepthLayout):
         scenes = "multiview_*" if split == "train" else "wild_set"
         prefix = "downsampled_" if self.downsampled else ""
         samples = []
-        for path in self.found(f"*/{scenes}/annotations.json"):
+        for path in self.glob(f"*/{scenes}/annotations.json"):
             scene = path.parent
             for entry in _entries(path):
                 image = scene / f"{prefix}images" / entry["filename"]
@@ -228,7 +228,7 @@ class NAVI(DepthLayout):
         return samples
 
     def _focal_px(self, entry: dict[str, Any], image: Path) -> float:
-        """The focal length in pixels of the stored file; the annotation's is of the full size."""
+        """The focal length in pixels of the stored image; annotations are for the full size."""
         focal = float(entry["camera"]["focal_length"])
         if not self.downsampled:
             return focal
@@ -239,15 +239,15 @@ class NAVI(DepthLayout):
             raise DataError(f"the image '{image}': {error}") from error
 
     def read(self, sample: DepthSample) -> DepthView:
-        """Reads the files and cuts out the object; see `DepthLayout.read`."""
+        """Reads the files and crops the object; see `DepthLayout.read`."""
         view = super().read(sample)
         rows, columns = np.nonzero(view.depth)
         if not len(rows):
-            raise DataError(f"the depth '{sample.depth}' knows no pixel of the object")
+            raise DataError(f"the depth '{sample.depth}' has no pixel of the object")
         view = _cut(view, _square(rows, columns, view.depth.shape), sample.key)
         side, stored = self.side, view.depth.shape[0]
         image = Image.fromarray(view.image).resize((side, side), Image.Resampling.BILINEAR)
-        # The nearest: means across the object's edge are depths that nothing has.
+        # Nearest neighbours: averages across the object's edge are no depths of anything.
         places = ((np.arange(side) + 0.5) * stored / side).astype(int)
         focal = None if view.focal_px is None else view.focal_px * side / stored
         return DepthView(
@@ -262,7 +262,7 @@ class NAVI(DepthLayout):
         return self.unit
 
 
-AnyDepth = Annotated[FolderDepth | NAVI | NYUv2, Field(discriminator="kind")]
+AnyDepth = Annotated[FolderDepth | NaviDepth | NYUv2, Field(discriminator="kind")]
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
@@ -273,7 +273,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             entry["filename"], entry["image_size"], entry["camera"]["focal_length"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"the annotations '{path}': {error!r}; a list of images is due, each with filename, "
+            f"the annotations '{path}': {error!r}; expected a list of images, each with filename, "
             "image_size and camera.focal_length"
         ) from error
     return entries
@@ -292,7 +292,7 @@ def _cut(view: DepthView, window: Window, name: str) -> DepthView:
 
 
 def _square(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]) -> Window:
-    """The smallest square around some pixels, moved into an image; the image's side at most."""
+    """The smallest square around some pixels inside an image; at most the image's shorter side."""
     side = int(min(max(np.ptp(rows), np.ptp(columns)) + 1, *shape))
     ends = []
     for places, length in zip((rows, columns), shape, strict=True):

@@ -1,4 +1,4 @@
-"""Single files of depth sets: depth in metres, normals, and windows of them."""
+"""Readers of single files of depth sets: depth and normals; and windows of images."""
 
 from pathlib import Path
 from typing import Self
@@ -11,11 +11,11 @@ from data.errors import DataError
 
 
 class Window(BaseModel):
-    """A part of an image: rows and columns from the first to before the last.
+    """A rectangle of an image.
 
     Attributes:
-        rows: first, and one after the last.
-        columns: the same.
+        rows: first row, and one after the last.
+        columns: first column, and one after the last.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,19 +28,21 @@ class Window(BaseModel):
         for name in ("rows", "columns"):
             first, end = getattr(self, name)
             if first >= end:
-                raise ValueError(f"{name}: [{first}, {end}] holds none")
+                raise ValueError(
+                    f"{name}: expected [first, end] with first < end, got [{first}, {end}]"
+                )
         return self
 
     def slices(self, height: int, width: int, name: str) -> tuple[slice, slice]:
-        """What to take of an image of (height, width) pixels.
+        """The rows and columns of an image of (height, width) pixels.
 
         Raises:
-            DataError: the image is smaller; says which, by its name.
+            DataError: the image is smaller; the message has its name.
         """
         if self.rows[1] > height or self.columns[1] > width:
             raise DataError(
-                f"'{name}' is {height} x {width}: no window of rows {list(self.rows)} and columns "
-                f"{list(self.columns)} in it"
+                f"'{name}' has {height} x {width} px, too few for the window of rows "
+                f"{list(self.rows)} and columns {list(self.columns)}"
             )
         return slice(*self.rows), slice(*self.columns)
 
@@ -50,14 +52,14 @@ def read_depth(path: Path, unit: float) -> np.ndarray:
 
     Args:
         path: an 8 or 16 bit grey PNG, or a `.npy` (H, W).
-        unit: metres of a step.
+        unit: metres of one step.
 
     Raises:
-        DataError: the file cannot be read, or is no map of depths.
+        DataError: the file cannot be read, or has another shape.
     """
     values = _array(path, "depth")
     if values.ndim != 2:
-        raise DataError(f"the depth '{path}' has shape {values.shape}; (H, W) is due")
+        raise DataError(f"the depth '{path}': expected shape (H, W), got {values.shape}")
     return np.nan_to_num(values * unit, posinf=0.0, neginf=0.0).astype(np.float32)
 
 
@@ -65,15 +67,15 @@ def read_normals(path: Path) -> np.ndarray:
     """Unit normals, float32 (H, W, 3), 0 where unknown.
 
     Args:
-        path: a PNG whose 0 to 255 stand for -1 to 1, or a `.npy` (H, W, 3); what is no vector of
-            about unit length is unknown.
+        path: a PNG that maps [-1, 1] to 0 to 255, or a `.npy` (H, W, 3). Vectors whose length is
+            not about 1 are unknown.
 
     Raises:
-        DataError: the file cannot be read, or holds no vectors.
+        DataError: the file cannot be read, or has another shape.
     """
     values = _array(path, "normals")
     if values.ndim != 3 or values.shape[2] != 3:
-        raise DataError(f"the normals '{path}' have shape {values.shape}; (H, W, 3) is due")
+        raise DataError(f"the normals '{path}': expected shape (H, W, 3), got {values.shape}")
     vectors = values / 127.5 - 1 if path.suffix == ".png" else values
     length = np.linalg.norm(vectors, axis=2, keepdims=True)
     known = (length > 0.5) & (length < 1.5)

@@ -1,4 +1,4 @@
-"""Images with boxes: COCO's layout on disk, and images of any shape on a canvas of one size."""
+"""Images with boxes in COCO's layout, and their placement on a canvas of one size."""
 
 import json
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from data.errors import DataError
 from data.labelled.files import read_rgb
 from data.labelled.layout import Layout, Split
 
-_PADDING = 128  # mid-grey: near the mean that any encoder subtracts
+_PADDING = 128  # mid-grey, close to the mean that encoders subtract
 _YEAR_SPLIT = {"train": "train2017", "test": "val2017"}
 
 
 class Objects(NamedTuple):
-    """What is marked in one image.
+    """The annotated objects of one image.
 
     Attributes:
         boxes: (N, 4) float64, left, top, right, bottom in pixels of the stored image.
-        labels: (N,) int64 numbers of classes, from 0.
-        areas: (N,) float64 pixels that the objects cover, which decide small, medium and large.
-        crowds: (N,) bool; a crowd is a region of many objects. It neither trains nor counts.
+        labels: (N,) int64 class numbers, from 0.
+        areas: (N,) float64 in pixels, which decide between small, medium and large.
+        crowds: (N,) bool; a crowd is a region of many objects, which neither trains nor counts.
     """
 
     boxes: np.ndarray
@@ -32,8 +32,8 @@ class Objects(NamedTuple):
     crowds: np.ndarray
 
 
-class MarkedImage(NamedTuple):
-    """An image and what is marked in it; `size` is (H, W) in pixels."""
+class AnnotatedImage(NamedTuple):
+    """An image and its objects; `size` is (H, W) in pixels."""
 
     path: Path
     size: tuple[int, int]
@@ -41,14 +41,14 @@ class MarkedImage(NamedTuple):
 
 
 class DetectionSet(NamedTuple):
-    """One split: names of the classes, and the images in the order of their numbers."""
+    """One split: the names of the classes, and the images in the order of their ids."""
 
     classes: tuple[str, ...]
-    images: tuple[MarkedImage, ...]
+    images: tuple[AnnotatedImage, ...]
 
 
 class CocoLayout(Layout):
-    """COCO's instances, or a set of one's own in the same form."""
+    """COCO's instances, or your own set in the same format."""
 
     tree: ClassVar[str] = (
         "  train2017/*.jpg\n"
@@ -60,30 +60,30 @@ class CocoLayout(Layout):
     kind: Literal["coco"] = "coco"
 
     def load(self, split: Split) -> DetectionSet:
-        """Reads the marks of a split, but no image; `test` is val2017.
+        """Reads the annotations of a split, but no image; `test` is val2017.
 
         Raises:
-            DataError: the files are not there, or are no instances in COCO's form.
+            DataError: the files are missing, or not in COCO's format.
         """
         name = _YEAR_SPLIT[split]
-        folder = self.place(name)
-        path = self.place("annotations", f"instances_{name}.json")
+        folder = self.path(name)
+        path = self.path("annotations", f"instances_{name}.json")
         try:
-            return _marked(json.loads(path.read_text()), folder)
+            return _annotated(json.loads(path.read_text()), folder)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"'{path}': no instances in COCO's form ({type(error).__name__}: {error})"
+                f"'{path}' is not in COCO's format ({type(error).__name__}: {error})"
             ) from error
 
 
-def _marked(tree: Mapping[str, Any], folder: Path) -> DetectionSet:
+def _annotated(tree: Mapping[str, Any], folder: Path) -> DetectionSet:
     categories = sorted(tree["categories"], key=lambda category: int(category["id"]))
     number = {category["id"]: i for i, category in enumerate(categories)}
     of_image: dict[int, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in tree["images"]}
     for mark in tree["annotations"]:
         of_image[mark["image_id"]].append(mark)
     images = tuple(
-        MarkedImage(
+        AnnotatedImage(
             folder / entry["file_name"],
             (int(entry["height"]), int(entry["width"])),
             _objects(of_image[entry["id"]], number),
@@ -107,12 +107,12 @@ def _objects(marks: list[Mapping[str, Any]], number: Mapping[int, int]) -> Objec
 
 
 class Placement(NamedTuple):
-    """Where an image lies on its canvas: at the top left.
+    """The placement of an image at the top left of a canvas.
 
     Attributes:
-        scale: (vertical, horizontal) pixels of the canvas to one of the image.
+        scale: (vertical, horizontal) pixels of the canvas for one of the image.
         size: (H, W) in pixels of the canvas that the image covers.
-        flipped: whether left and right are swapped.
+        flipped: whether the image is mirrored left to right.
     """
 
     scale: tuple[float, float]
@@ -120,12 +120,12 @@ class Placement(NamedTuple):
     flipped: bool
 
     def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (N, 4) of the image on the canvas; edges are positions, not numbers of pixels."""
+        """Boxes (N, 4) of the image on the canvas; coordinates are of edges, not of pixels."""
         vertical, horizontal = self.scale
         return self._flip(boxes * (horizontal, vertical, horizontal, vertical))
 
     def to_image(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (N, 4) of the canvas in the image, cut off at its border."""
+        """Boxes (N, 4) of the canvas in the image, clipped to its border."""
         height, width = self.size
         vertical, horizontal = self.scale
         inside = self._flip(boxes).clip(0, (width, height, width, height))
@@ -142,16 +142,16 @@ class Placement(NamedTuple):
 def place_on_canvas(
     pixels: np.ndarray, canvas: tuple[int, int], *, flipped: bool
 ) -> tuple[np.ndarray, Placement]:
-    """Resizes an image, its aspect kept, so that it just fits a canvas, and pads right and below.
+    """Resizes an image to fit a canvas, keeping its aspect ratio, and pads right and below.
 
     Args:
         pixels: uint8 (H, W, 3).
         canvas: (height, width) in pixels.
-        flipped: swap left and right.
+        flipped: whether to mirror it left to right.
 
     Returns:
-        uint8 (height, width, 3), grey where the image is not; and where it is. Bicubic, with
-        antialias where it shrinks.
+        The canvas, uint8 (height, width, 3), with grey padding; and the placement. Resizing is
+        bicubic, with antialias.
     """
     height, width = pixels.shape[:2]
     ratio = min(canvas[0] / height, canvas[1] / width)
@@ -163,14 +163,16 @@ def place_on_canvas(
     return out, Placement((size[0] / height, size[1] / width), size, flipped)
 
 
-def read_marked(image: MarkedImage) -> np.ndarray:
+def read_annotated(image: AnnotatedImage) -> np.ndarray:
     """The pixels of an image, uint8 (H, W, 3).
 
     Raises:
-        DataError: it cannot be read, or has another size than its marks were made for.
+        DataError: it cannot be read, or has another size than its annotations.
     """
     pixels = read_rgb(image.path)
     if pixels.shape[:2] != image.size:
-        came, due = (f"{h} x {w}" for h, w in (pixels.shape[:2], image.size))
-        raise DataError(f"the image '{image.path}' has {came} px; its boxes are made for {due} px")
+        stored, wanted = (f"{h} x {w}" for h, w in (pixels.shape[:2], image.size))
+        raise DataError(
+            f"the image '{image.path}' has {stored} px, but its annotations are for {wanted} px"
+        )
     return pixels

@@ -1,14 +1,14 @@
-"""The embedded benchmark: textured shapes on photographs, drawn here, with exact labels.
+"""The embedded benchmark: textured shapes on photographs, drawn by this module, with exact labels.
 
-It needs no download, so that a first run ends with a dense score. It is synthetic: figures on it
-compare encoders with one another, or a student with itself before training, and tell whether a
-map knows textures and where they end. They say nothing about objects, scenes or any real set, and
-no paper has them.
+It needs no download, so that a first run ends with a dense metric. It is synthetic: its metrics
+compare encoders with each other, or a student with itself before training, and show whether maps
+represent textures and their borders. They do not transfer to objects, scenes or real sets, and no
+paper reports them.
 
-A class is a pattern. Its angle, scale and outline are drawn alike for all classes, and its two
-colours are pixels of the photograph behind it, so neither colour nor silhouette tells classes
-apart. Backgrounds are crops of the three photographs that the quickstart holds out, in training and
-in test images: no student of it has seen them.
+A class is a pattern. The angle, scale and outline of a shape have the same distribution for all
+classes, and its two colours are pixels of the photograph behind it, so that neither colours nor
+outlines distinguish classes. Backgrounds are crops of the three photographs that the quickstart
+holds out: its students have not seen them.
 """
 
 import math
@@ -23,20 +23,20 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
 from data.labelled.layout import Split
-from data.labelled.segmentation_set import PixelSample, SegmentationSet
+from data.labelled.segmentation_files import PixelSample, SegmentationSet
 from data.photographs import PHOTOGRAPHS, Photograph, photograph_path
 from data.seeds import sample_rng
 
 SIDE = 256  # pixels of an image
 
-_SHAPES = 5  # of an image; later ones cover earlier ones
-_RADIUS = (36.0, 84.0)  # mean of a shape, pixels
+_SHAPES = 5  # for each image; later ones cover earlier ones
+_RADIUS = (36.0, 84.0)  # mean radius of a shape, pixels
 _PERIOD = (14.0, 26.0)  # of a pattern, pixels
 _OPACITY = (0.85, 1.0)  # of a shape over the photograph
-_SHARPNESS = 4.0  # of a pattern's edges, so that they do not alias
+_SHARPNESS = 4.0  # of a pattern's edges; low enough to avoid aliasing
 _LOBES = ((2, 0.35), (3, 0.2), (5, 0.1))  # of an outline: number, largest share of the radius
-_DRAWS = 8  # pixels of the photograph, of which two are a pattern's colours
-_CONTRAST = 0.5  # of a pattern's two colours, at least, where they fit into [0, 1]
+_DRAWS = 8  # candidate pixels for the two colours of a pattern
+_CONTRAST = 0.5  # smallest difference of a pattern's two colours, clipped to [0, 1]
 
 # Coordinates (H, W) in periods, centred on the shape, to a wave in [-1, 1].
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -81,12 +81,12 @@ _PATTERNS: dict[str, Pattern] = {
 
 
 class EmbeddedSegmentation(SegmentationSet):
-    """Six patterns on photographs, 256 x 256 px, seven classes; drawn when they are read.
+    """Six patterns on photographs of 256 x 256 px, seven classes; images are drawn when read.
 
     Attributes:
-        train_images: how many there are to train on.
-        test_images: how many to measure on.
-        seed: another one draws another set.
+        train_images: number of training images.
+        test_images: number of test images.
+        seed: of the set.
     """
 
     kind: Literal["embedded"]
@@ -100,7 +100,7 @@ class EmbeddedSegmentation(SegmentationSet):
         return ("photograph", *_PATTERNS)
 
     def samples(self, split: Split) -> list[PixelSample]:
-        """As many as were asked for; the paths are names, no file is there."""
+        """The images of a split; the paths are only names, not files."""
         count = self.train_images if split == "train" else self.test_images
         keys = [f"{split}-{number:04d}" for number in range(count)]
         return [PixelSample(Path(f"{key}.jpg"), Path(f"{key}.png"), key) for key in keys]
@@ -115,7 +115,7 @@ class EmbeddedSegmentation(SegmentationSet):
         return image.copy(), labels.copy()
 
 
-@lru_cache(maxsize=1024)  # every encoder of a suite sees the same images: 0.2 MB each
+@lru_cache(maxsize=1024)  # 0.2 MB each; every encoder of a suite reads the same images
 def _drawn(seed: int, key: str) -> tuple[np.ndarray, np.ndarray]:
     rng = sample_rng(seed, 0, key)
     held_out = [photograph for photograph in PHOTOGRAPHS if not photograph.scales]
@@ -134,7 +134,7 @@ def _pixels(photograph: Photograph) -> Image.Image:
 
 
 def _background(photograph: Photograph, rng: random.Random) -> np.ndarray:
-    """A square crop, half to all of the shorter side, float64 (SIDE, SIDE, 3) in [0, 1]."""
+    """A square crop of half to all of the shorter side, float64 (SIDE, SIDE, 3) in [0, 1]."""
     whole = _pixels(photograph)
     side = rng.uniform(0.5, 1.0) * min(whole.size)
     left, top = (rng.random() * (length - side) for length in whole.size)
@@ -144,7 +144,7 @@ def _background(photograph: Photograph, rng: random.Random) -> np.ndarray:
 
 
 def _two_colours(photograph: np.ndarray, rng: random.Random) -> list[np.ndarray]:
-    """The darkest and the brightest of a few pixels, moved apart if need be, in either order."""
+    """The darkest and the brightest of some pixels, with enough contrast, in random order."""
     pixels = [photograph[_below(SIDE, rng), _below(SIDE, rng)] for _ in range(_DRAWS)]
     pixels.sort(key=lambda colour: float(colour.mean()))
     dark, bright = pixels[0], pixels[-1]
@@ -188,5 +188,5 @@ def _outline(angles: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def _below(limit: int, rng: random.Random) -> int:
-    # Of Python's generators only `random` is promised never to change.
+    # Python guarantees only the values of `random.random` for all versions.
     return int(rng.random() * limit)

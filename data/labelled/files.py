@@ -1,34 +1,33 @@
-"""Single files of labelled sets: pictures, label maps, lists."""
+"""Readers of single files of labelled sets: images, label maps, lists."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data.config import DataConfig
+from data.config import MAX_PIXELS
 from data.decode import BadImage, open_image, to_rgb
 from data.errors import DataError
 
-IGNORED = 255  # of a label map: pixels that neither train nor count
+IGNORED = 255  # label of pixels that neither train nor count
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """The pixels of an image, uint8 (H, W, 3), as they lie in the file.
+    """The stored pixels of an image, uint8 (H, W, 3).
 
-    EXIF orientation is not applied: labels are drawn on the stored pixels.
+    EXIF orientation is not applied, as labels are drawn on the stored pixels.
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
-        image = open_image(path.read_bytes(), DataConfig.model_fields["max_pixels"].default)
-        return np.asarray(to_rgb(image))
+        return np.asarray(to_rgb(open_image(path.read_bytes(), MAX_PIXELS)))
     except (BadImage, OSError) as error:
         raise DataError(f"the image '{path}': {error}") from error
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """The (height, width) of an image, from its header, as `read_rgb` gives it.
+    """The (height, width) in pixels of an image, from its header; that of `read_rgb`.
 
     Raises:
         DataError: the file cannot be read.
@@ -41,10 +40,10 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_indices(path: Path) -> np.ndarray:
-    """The numbers of a label map, (H, W): grey levels, or the indices of a palette.
+    """The values of a label map, (H, W): grey levels, or indices of a palette.
 
     Raises:
-        DataError: the file cannot be read, or has colours and no palette.
+        DataError: the file cannot be read, or has colour channels.
     """
     try:
         with Image.open(path) as opened:
@@ -53,13 +52,13 @@ def read_indices(path: Path) -> np.ndarray:
         raise DataError(f"the label map '{path}': {error}") from error
     if values.ndim != 2:
         raise DataError(
-            f"the label map '{path}' has {values.shape[-1]} channels; one is due, of class numbers"
+            f"the label map '{path}': expected one channel of class numbers, got {values.shape[-1]}"
         )
     return values
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list that are not blank, without white space around them.
+    """The stripped lines of a list, without blank ones.
 
     Raises:
         DataError: the file cannot be read.

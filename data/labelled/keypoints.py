@@ -1,7 +1,6 @@
-"""Pairs of images with the same keypoints: SPair-71k, PF-WILLOW, and folders of one's own.
+"""Pairs of images with common keypoints: SPair-71k, PF-WILLOW, and your own folders.
 
-Points are (x, y) in pixels as they stand in the files; (0, 0) is the outer corner of an image's
-first pixel.
+Points are (x, y) in pixels, as in the files; (0, 0) is the outer corner of an image's first pixel.
 """
 
 import csv
@@ -22,13 +21,13 @@ class KeypointPair(NamedTuple):
     """Two images and the keypoints that are visible in both.
 
     Attributes:
-        source: the image whose keypoints are looked for.
-        target: the image that they are looked for in.
+        source: the image with the query keypoints.
+        target: the image that is searched.
         source_points: (N, 2) as x, y in pixels.
         target_points: (N, 2) in the same order.
         extent_px: the longer side of the target's box, which errors are divided by.
         category: of the object.
-        viewpoint: how far the viewpoints differ, 0 to 2; None where it is not stated.
+        viewpoint: difference of the viewpoints, 0 to 2; None if the set does not have it.
     """
 
     source: Path
@@ -41,10 +40,10 @@ class KeypointPair(NamedTuple):
 
 
 class SPair(Layout):
-    """SPair-71k (arXiv 1908.10543) as it is published; errors are relative to the object's box.
+    """SPair-71k (arXiv 1908.10543) as published; errors are relative to the object's box.
 
     Attributes:
-        split: whose pairs are read.
+        split: of the pairs.
     """
 
     tree: ClassVar[str] = (
@@ -60,9 +59,9 @@ class SPair(Layout):
         """All pairs of the split, in the order of their files' names.
 
         Raises:
-            DataError: something of the tree is not there, or an annotation lacks something.
+            DataError: files are missing, or an annotation is incomplete.
         """
-        return [self._pair(path) for path in self.found("*.json", "PairAnnotation", self.split)]
+        return [self._pair(path) for path in self.glob("*.json", "PairAnnotation", self.split)]
 
     def _pair(self, path: Path) -> KeypointPair:
         facts = _load_json(path)
@@ -70,8 +69,8 @@ class SPair(Layout):
             left, top, right, bottom = facts["trg_bndbox"]
             category = facts["category"]
             return KeypointPair(
-                self.place("JPEGImages", category, facts["src_imname"]),
-                self.place("JPEGImages", category, facts["trg_imname"]),
+                self.path("JPEGImages", category, facts["src_imname"]),
+                self.path("JPEGImages", category, facts["trg_imname"]),
                 _points(facts["src_kps"]),
                 _points(facts["trg_kps"]),
                 float(max(right - left, bottom - top)),
@@ -85,15 +84,15 @@ class SPair(Layout):
 
 
 class PFWillow(Layout):
-    """PF-WILLOW (arXiv 1511.05065) with the list of pairs that matching papers share.
+    """PF-WILLOW (arXiv 1511.05065), with the list of pairs that matching papers use.
 
     Errors are relative to the box around the target's ten keypoints.
     """
 
     tree: ClassVar[str] = (
-        "  test_pairs.csv   a heading, then a line a pair: both images, ten x and ten y of the\n"
-        "                   source's points, ten x and ten y of the target's\n"
-        "  <the images at the paths that the list has, such as PF-dataset/car(G)/*.png>"
+        "  test_pairs.csv   a header, then a line for each pair: both images, ten x and ten y of\n"
+        "                   the source's points, ten x and ten y of the target's\n"
+        "  <the images at the paths of the list, such as PF-dataset/car(G)/*.png>"
     )
 
     kind: Literal["pf_willow"]
@@ -102,17 +101,19 @@ class PFWillow(Layout):
         """All pairs of the list, in its order; the category is an image's folder.
 
         Raises:
-            DataError: the list or an image is not there, or a line is no pair.
+            DataError: the list or an image is missing, or a line is no pair.
         """
-        path = self.place("test_pairs.csv")
+        path = self.path("test_pairs.csv")
         with path.open(newline="") as file:
             lines = [line for line in csv.reader(file) if line][1:]
         return [self._pair(line, f"{path}, line {i}") for i, line in enumerate(lines, 2)]
 
     def _pair(self, line: list[str], where: str) -> KeypointPair:
         if len(line) != 42:
-            raise DataError(f"{where}: {len(line)} columns; 42 are due, two images and 40 numbers")
-        source, target = (self.place(name) for name in line[:2])
+            raise DataError(
+                f"{where}: expected 42 columns, two images and 40 numbers, got {len(line)}"
+            )
+        source, target = (self.path(name) for name in line[:2])
         try:
             numbers = np.array(line[2:], dtype=np.float64).reshape(2, 2, 10)
         except ValueError as error:
@@ -122,7 +123,7 @@ class PFWillow(Layout):
 
 
 class KeypointFolders(Layout):
-    """Folders of one's own, one a category; every image is matched with every other of its folder.
+    """One folder for each category; every image is matched with every other of its folder.
 
     Errors are relative to the box around the target's keypoints.
     """
@@ -130,7 +131,7 @@ class KeypointFolders(Layout):
     tree: ClassVar[str] = (
         "  <category>/*.jpg (or png, webp)\n"
         "  <category>/keypoints.json   {image's name without extension: [[x, y], ...]}, the same\n"
-        "                              points in the same order, null where one is not visible"
+        "                              points in the same order, null for invisible ones"
     )
 
     kind: Literal["keypoints"]
@@ -139,14 +140,13 @@ class KeypointFolders(Layout):
         """All ordered pairs of all categories.
 
         Raises:
-            DataError: something of the tree is not there, or images of a category have unequal
-                numbers of points.
+            DataError: files are missing, or images of a category have different numbers of points.
         """
         pairs = []
-        for path in self.found("*/keypoints.json"):
+        for path in self.glob("*/keypoints.json"):
             points = {name: _points(found) for name, found in _load_json(path).items()}
             if len({len(found) for found in points.values()}) > 1:
-                raise DataError(f"{path}: images have unequal numbers of points")
+                raise DataError(f"{path}: images have different numbers of points")
             files = {name: _image(path.parent, name) for name in points}
             for source, target in permutations(sorted(points), 2):
                 visible = np.isfinite(points[target]).all(1)
@@ -173,7 +173,7 @@ def _load_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"the annotation '{path}' cannot be read ({error})") from error
     if not isinstance(facts, dict):
-        raise DataError(f"the annotation '{path}' is no mapping")
+        raise DataError(f"the annotation '{path}': expected a mapping")
     return facts
 
 
@@ -192,6 +192,6 @@ def _image(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise DataError(
-        f"{folder / 'keypoints.json'} names {name!r}, and there is no such image beside it "
+        f"{folder / 'keypoints.json'} has {name!r}, but there is no such image in its folder "
         f"({', '.join(sorted(IMAGE_EXTENSIONS))})"
     )

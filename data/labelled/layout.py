@@ -1,4 +1,4 @@
-"""A data set on disk: where it lies, and a message with the expected tree where it does not."""
+"""The base of data sets on disk, whose error messages show the expected tree."""
 
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,36 +11,37 @@ Split = Literal["train", "test"]
 
 
 class Layout(BaseModel):
-    """Where a set lies. A subclass has a `kind`, its tree, and what it reads.
+    """A data set on disk. A subclass has a `kind`, a `tree` and methods that read it.
 
     Attributes:
-        root: the folder that `tree` starts at.
+        tree: the expected files below the root, for messages, one line for each path.
+        root: the folder of the data set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tree: ClassVar[str]  # for messages, a line a path
+    tree: ClassVar[str]
 
     root: Path
 
-    def place(self, *parts: str) -> Path:
-        """A file or folder below the root.
+    def path(self, *parts: str) -> Path:
+        """The path of a file or folder below the root.
 
         Raises:
-            DataError: it is not there; shows the tree.
+            DataError: it is missing; the message shows the tree.
         """
         path = self.root.joinpath(*parts)
         if not path.exists():
             raise DataError(f"there is no {path}; expected under {self.root}:\n{self.tree}")
         return path
 
-    def found(self, pattern: str, *parts: str) -> list[Path]:
-        """The files below a folder that match a pattern, sorted; `**/` looks in folders too.
+    def glob(self, pattern: str, *parts: str) -> list[Path]:
+        """The files in a folder below the root that match a pattern, sorted; `**/` recurses.
 
         Raises:
-            DataError: there are none; shows the tree.
+            DataError: there are none; the message shows the tree.
         """
-        folder = self.place(*parts)
+        folder = self.path(*parts)
         paths = sorted(path for path in folder.glob(pattern) if path.is_file())
         if not paths:
             raise DataError(f"no {pattern} in {folder}; expected under {self.root}:\n{self.tree}")

@@ -1,7 +1,7 @@
-"""Images with several kinds of labels: Pascal Context and NYUDv2 as multi-task work shares them.
+"""Images with several kinds of labels: Pascal Context and NYUDv2 as multi-task papers use them.
 
-The layouts are those of the archives that ATRC (arXiv 2104.13874) shares and InvPT and MLoRE read.
-Boundaries are left out: their measure needs a tool of its own.
+The layouts are those of the archives by ATRC (arXiv 2104.13874), which InvPT and MLoRE read too.
+Boundaries are left out, as their metric needs a separate tool.
 """
 
 from pathlib import Path
@@ -17,20 +17,20 @@ from data.labelled.layout import Layout, Split
 from data.labelled.segmentation_classes import PASCAL_VOC
 
 Task = Literal["semseg", "parts", "saliency", "normals", "depth"]
-_LIST = {"train": "train", "test": "val"}  # the lists' names; both sets are tested on val
+_LIST = {"train": "train", "test": "val"}  # names of the lists; both sets are tested on val
 
 
 class MultiTaskSample(NamedTuple):
-    """One image and its labels, all (H, W); None for a task that the set has not.
+    """One image and its labels, all (H, W); None for tasks that the set lacks.
 
     Attributes:
-        name: of the image, without a suffix.
+        name: of the image, without suffix.
         image: uint8 (H, W, 3).
-        semseg: uint8 numbers of classes; 255 is ignored.
-        parts: uint8, 0 is background; 255 is ignored: all of an image without a person.
+        semseg: uint8 class numbers; 255 is ignored.
+        parts: uint8, 0 is background; 255 is ignored: whole images without a person.
         saliency: uint8, 1 salient and 0 not.
-        normals: float32 (H, W, 3) unit vectors; zero vectors where none is known.
-        depth: float32 in metres; 0 where none is known.
+        normals: float32 (H, W, 3) unit vectors, 0 where unknown.
+        depth: float32 in metres, 0 where unknown.
     """
 
     name: str
@@ -43,12 +43,12 @@ class MultiTaskSample(NamedTuple):
 
 
 class PascalContextLayout(Layout):
-    """Pascal Context with five tasks: 4,998 images for training and 5,105 for the test.
+    """Pascal Context with four tasks: 4,998 training and 5,105 test images.
 
-    `semseg` (21 classes of Pascal VOC) comes from `semseg/` where that folder is there, and else
-    from the 459 classes of the `.mat` files. Normals and saliency are other networks' predictions,
-    as in all work on this set. The published protocol counts normals in some classes only, by a
-    list that is not part of the archive; here they count wherever they are known.
+    `semseg` (21 classes of Pascal VOC) is read from `semseg/` if that folder exists, else from the
+    459 classes of the `.mat` files. Normals and saliency are predictions of other networks, as in
+    all work on this set. The published protocol counts normals only in some classes, by a list that
+    is not in the archive; here they count wherever they are known.
     """
 
     tree: ClassVar[str] = (
@@ -58,7 +58,7 @@ class PascalContextLayout(Layout):
         "  normals_distill/*.png\n"
         "  sal_distill/*.png\n"
         "  semseg/{VOC12,pascal-context}/*.png   (may be missing)\n"
-        "  ImageSets/Context/{train,val}.txt     (a name a line)"
+        "  ImageSets/Context/{train,val}.txt     (one name on each line)"
     )
     tasks: ClassVar[tuple[Task, ...]] = ("semseg", "parts", "saliency", "normals")
     num_classes: ClassVar[dict[Task, int]] = {
@@ -69,28 +69,28 @@ class PascalContextLayout(Layout):
     kind: Literal["pascal_context"]
 
     def samples(self, split: Split) -> list[str]:
-        """The images of a split, by its list; `test` is val.
+        """The names of a split's images, from its list; `test` is val.
 
         Raises:
-            DataError: the list is not there.
+            DataError: the list is missing.
         """
-        return read_lines(self.place("ImageSets", "Context", f"{_LIST[split]}.txt"))
+        return read_lines(self.path("ImageSets", "Context", f"{_LIST[split]}.txt"))
 
     def read(self, name: str) -> MultiTaskSample:
         """Reads one image and its labels.
 
         Raises:
-            DataError: a file is not there, cannot be read, or has another size than the image.
+            DataError: a file is missing, cannot be read, or has another size than the image.
         """
-        image = read_rgb(self.place("JPEGImages", f"{name}.jpg"))
-        saliency = read_indices(self.place("sal_distill", f"{name}.png"))
+        image = read_rgb(self.path("JPEGImages", f"{name}.jpg"))
+        saliency = read_indices(self.path("sal_distill", f"{name}.png"))
         sample = MultiTaskSample(
             name,
             image,
             self._semseg(name),
             pascal_context.read_parts(self._parts(name), image.shape[:2]),
             (saliency > IGNORED // 2).astype(np.uint8),
-            decode_normals(read_rgb(self.place("normals_distill", f"{name}.png"))),
+            decode_normals(read_rgb(self.path("normals_distill", f"{name}.png"))),
             None,
         )
         return _same_size(sample, self.root)
@@ -98,22 +98,22 @@ class PascalContextLayout(Layout):
     def _semseg(self, name: str) -> np.ndarray:
         if (self.root / "semseg").is_dir():
             own = self.root / "semseg" / "VOC12" / f"{name}.png"
-            path = own if own.exists() else self.place("semseg", "pascal-context", f"{name}.png")
+            path = own if own.exists() else self.path("semseg", "pascal-context", f"{name}.png")
             return read_indices(path).astype(np.uint8)
         return pascal_context.read_voc_classes(
-            self.place("pascal-context", "trainval", f"{name}.mat")
+            self.path("pascal-context", "trainval", f"{name}.mat")
         )
 
     def _parts(self, name: str) -> Path | None:
-        """The file of an image's parts; None where the image is not among those with parts."""
-        path = self.place("human_parts") / f"{name}.mat"
+        """The file of an image's parts; None if it has none."""
+        path = self.path("human_parts") / f"{name}.mat"
         return path if path.exists() else None
 
 
 class NyudLayout(Layout):
-    """NYUDv2 with three tasks: 795 images for training and 654 for the test.
+    """NYUDv2 with three tasks: 795 training and 654 test images.
 
-    Segmentations have 0 for unlabelled and 1 to 40 for classes; here 255 and 0 to 39.
+    The files have 0 for unlabelled pixels and 1 to 40 for classes, which become 255 and 0 to 39.
     """
 
     tree: ClassVar[str] = (
@@ -121,7 +121,7 @@ class NyudLayout(Layout):
         "  segmentation/*.png\n"
         "  depth/*.npy          (metres)\n"
         "  normals/*.png\n"
-        "  gt_sets/{train,val}.txt   (a name a line)"
+        "  gt_sets/{train,val}.txt   (one name on each line)"
     )
     tasks: ClassVar[tuple[Task, ...]] = ("semseg", "normals", "depth")
     num_classes: ClassVar[dict[Task, int]] = {"semseg": 40}
@@ -129,35 +129,35 @@ class NyudLayout(Layout):
     kind: Literal["nyud"]
 
     def samples(self, split: Split) -> list[str]:
-        """The images of a split, by its list; `test` is val.
+        """The names of a split's images, from its list; `test` is val.
 
         Raises:
-            DataError: the list is not there.
+            DataError: the list is missing.
         """
-        return read_lines(self.place("gt_sets", f"{_LIST[split]}.txt"))
+        return read_lines(self.path("gt_sets", f"{_LIST[split]}.txt"))
 
     def read(self, name: str) -> MultiTaskSample:
         """Reads one image and its labels.
 
         Raises:
-            DataError: a file is not there, cannot be read, or has another size than the image.
+            DataError: a file is missing, cannot be read, or has another size than the image.
         """
         sample = MultiTaskSample(
             name,
-            read_rgb(self.place("images", f"{name}.png")),
-            self._semseg(self.place("segmentation", f"{name}.png")),
+            read_rgb(self.path("images", f"{name}.png")),
+            self._semseg(self.path("segmentation", f"{name}.png")),
             None,
             None,
-            decode_normals(read_rgb(self.place("normals", f"{name}.png"))),
-            _read_depth(self.place("depth", f"{name}.npy")),
+            decode_normals(read_rgb(self.path("normals", f"{name}.png"))),
+            _read_depth(self.path("depth", f"{name}.npy")),
         )
         return _same_size(sample, self.root)
 
     def _semseg(self, path: Path) -> np.ndarray:
         values, most = read_indices(path), self.num_classes["semseg"]
         if values.max(initial=0) > most:
-            raise DataError(f"the label map '{path}' has {values.max()}; 0 to {most} are due")
-        return (values.astype(np.uint8) - 1).astype(np.uint8)  # 0 wraps round to 255, ignored
+            raise DataError(f"the label map '{path}': expected 0 to {most}, got {values.max()}")
+        return (values.astype(np.uint8) - 1).astype(np.uint8)  # 0 wraps to 255, ignored
 
 
 MultiTaskLayout: TypeAlias = Annotated[
@@ -166,14 +166,14 @@ MultiTaskLayout: TypeAlias = Annotated[
 
 
 def decode_normals(colours: np.ndarray) -> np.ndarray:
-    """Surface normals from colours: each of 0 to 255 stands for -1 to 1.
+    """Decodes surface normals from colours, which map [-1, 1] to 0 to 255.
 
     Args:
         colours: uint8 (H, W, 3).
 
     Returns:
-        float32 (H, W, 3) unit vectors. Where nothing is known, files have black or grey, whose
-        length is far from one; zero vectors there.
+        float32 (H, W, 3) unit vectors, 0 where unknown: there, files have black or grey, vectors
+        whose length is not about 1.
     """
     vectors = colours.astype(np.float32) * (2 / 255) - 1
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -190,11 +190,11 @@ def _read_depth(path: Path) -> np.ndarray:
 
 
 def _same_size(sample: MultiTaskSample, root: Path) -> MultiTaskSample:
-    due = sample.image.shape[:2]
+    height, width = sample.image.shape[:2]
     for task, labels in zip(sample._fields[2:], sample[2:], strict=True):
-        if labels is not None and labels.shape[:2] != due:
-            came = " x ".join(map(str, labels.shape[:2]))
+        if labels is not None and labels.shape[:2] != (height, width):
+            size = " x ".join(map(str, labels.shape[:2]))
             raise DataError(
-                f"{root}: {task} of {sample.name} has {came} px, its image {due[0]} x {due[1]} px"
+                f"{root}: {task} of {sample.name} has {size} px, its image {height} x {width} px"
             )
     return sample

@@ -1,4 +1,4 @@
-"""MATLAB files of Pascal Context (Mottaghi et al. 2014) and Pascal Part (Chen et al. 2014)."""
+"""Readers of the MATLAB files of Pascal Context (Mottaghi et al. 2014) and Pascal Part."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from data.errors import DataError
 from data.labelled.files import IGNORED
 from data.labelled.segmentation_classes import PASCAL_VOC
 
-# Of PASCAL_VOC's classes after the background, the numbers among Pascal Context's 459.
+# The numbers of PASCAL_VOC's classes, after the background, among Pascal Context's 459.
 _VOC_NUMBERS = (
     *(2, 23, 25, 31, 34, 45, 59, 65, 72, 98),
     *(397, 113, 207, 258, 284, 308, 347, 368, 416, 427),
@@ -17,7 +17,7 @@ _VOC_NUMBERS = (
 _PERSON = PASCAL_VOC.index("person")
 _CONTEXT_CLASSES = 459
 
-# The six groups of Chen et al. (arXiv 1511.03339) by Pascal Part's names, l and r for the sides.
+# The six groups of Chen et al. (arXiv 1511.03339), by the names of Pascal Part (Chen et al. 2014).
 _PARTS = {
     "head": "head leye reye lear rear lebrow rebrow nose mouth hair",
     "torso": "torso neck",
@@ -33,16 +33,16 @@ _PART_NUMBER = {
 
 
 def read_voc_classes(path: Path) -> np.ndarray:
-    """Pascal VOC's classes from a map of 459, uint8 (H, W).
+    """Pascal VOC's classes from a map of 459 classes, uint8 (H, W).
 
-    Classes that VOC has not are background; pixels without a label are ignored.
+    Other classes become background; pixels without a label are ignored.
 
     Raises:
         DataError: the file is no such map.
     """
     labels = np.asarray(_read_mat(path, "LabelMap"))
     if labels.ndim != 2 or labels.size == 0 or not 0 <= labels.max() <= _CONTEXT_CLASSES:
-        raise DataError(f"'{path}': LabelMap is no map of classes 0 to {_CONTEXT_CLASSES}")
+        raise DataError(f"'{path}': expected a LabelMap of classes 0 to {_CONTEXT_CLASSES}")
     table = np.zeros(_CONTEXT_CLASSES + 1, np.uint8)
     table[0] = IGNORED
     table[list(_VOC_NUMBERS)] = range(1, len(PASCAL_VOC))
@@ -52,14 +52,14 @@ def read_voc_classes(path: Path) -> np.ndarray:
 def read_parts(path: Path | None, size: tuple[int, ...]) -> np.ndarray:
     """The parts of all people in an image, uint8 (H, W); later people cover earlier ones.
 
-    An image in which no person has a part is ignored as a whole, as in all work on this set.
+    Images in which no person has a part are ignored as a whole, as in all work on this set.
 
     Args:
-        path: the image's annotation; None where it has none.
+        path: the image's annotation; None if it has none.
         size: (H, W) of the image in pixels.
 
     Raises:
-        DataError: the file is no annotation of parts, or has other sizes or parts.
+        DataError: the file has no annotation of parts, or other sizes or parts.
     """
     out = np.zeros(size, np.uint8)
     for thing in [] if path is None else _listed(_read_mat(path, "anno")["objects"]):
@@ -69,8 +69,8 @@ def read_parts(path: Path | None, size: tuple[int, ...]) -> np.ndarray:
             mask, name = np.asarray(part["mask"]).astype(bool), str(part["part_name"])
             if name not in _PART_NUMBER or mask.shape != size:
                 raise DataError(
-                    f"'{path}': a part {name!r} of {mask.shape} px; a part of a person in an image "
-                    f"of {size} px is due"
+                    f"'{path}': expected parts of a person in an image of {size} px, got "
+                    f"{name!r} of {mask.shape} px"
                 )
             out[mask] = _PART_NUMBER[name]
     return out if out.any() else np.full(size, IGNORED, np.uint8)
@@ -83,10 +83,10 @@ def _read_mat(path: Path, key: str) -> Any:
         return loadmat(path, simplify_cells=True)[key]
     except KeyError:
         raise DataError(f"'{path}' has no {key}") from None
-    except Exception as error:  # scipy raises what its parsers happen to raise
+    except Exception as error:  # scipy raises exceptions of many types
         raise DataError(f"'{path}' is no readable .mat file: {error}") from error
 
 
 def _listed(entries: Any) -> list[Any]:
-    """A MATLAB array of structures: scipy gives one for itself, and an empty array for none."""
+    """A MATLAB array of structures as a list: scipy unpacks arrays of one structure."""
     return [entries] if isinstance(entries, dict) else list(entries)

@@ -15,18 +15,18 @@ from data.errors import DataError
 from data.labelled.files import read_indices, read_rgb, read_size
 from data.labelled.layout import Layout
 
-_BEYOND = 65535  # what 16-bit depth maps write where nothing was measured; 0 means the same
+_UNKNOWN = 65535  # in 16-bit depth maps where nothing was measured, like 0
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """A frame on disk, and where its camera stood.
+class FrameFiles:
+    """The files of a frame, and its camera.
 
     Attributes:
-        image: its colours.
-        depth: its depths.
+        image: file of the image.
+        depth: file of the depth map.
         pose: (4, 4) from the camera (x right, y down, z ahead) to the world, in metres.
-        focal_px: along both axes, or (3, 3) intrinsics, at the size of the depth map.
+        focal_px: focal length of both axes, or (3, 3) intrinsics, in pixels of the depth map.
     """
 
     image: Path
@@ -36,12 +36,12 @@ class View:
 
 
 class Frame(NamedTuple):
-    """A frame that was read.
+    """A frame.
 
     Attributes:
         image: (H, W, 3) uint8.
-        depth: (H, W) in metres along the camera's axis, 0 where there is none.
-        intrinsics: (3, 3); the first pixel's centre is (0.5, 0.5).
+        depth: (H, W) in metres along the camera's axis, 0 where unknown.
+        intrinsics: (3, 3); the centre of the first pixel is (0.5, 0.5).
         pose: (4, 4) from the camera to the world, in metres.
     """
 
@@ -52,43 +52,44 @@ class Frame(NamedTuple):
 
 
 class PosedLayout(Layout):
-    """A layout of posed frames."""
+    """A set of posed frames."""
 
     @abstractmethod
-    def pairs(self) -> list[tuple[View, View]]:
+    def pairs(self) -> list[tuple[FrameFiles, FrameFiles]]:
         """All pairs that may be matched.
 
         Raises:
-            DataError: something of the tree is not there.
+            DataError: files are missing.
         """
 
-    def load(self, view: View) -> Frame:
-        """Reads a frame; colours are brought to the size of the depth map, in millimetres.
+    def load(self, files: FrameFiles) -> Frame:
+        """Reads a frame; the image is resized to the size of the depth map.
 
         Raises:
             DataError: a file cannot be read.
         """
-        raw = read_indices(view.depth)
-        depth = np.where(raw == _BEYOND, 0, raw) / 1000
-        image = Image.fromarray(read_rgb(view.image))
+        raw = read_indices(files.depth)
+        depth = np.where(raw == _UNKNOWN, 0, raw) / 1000
+        image = Image.fromarray(read_rgb(files.image))
         height, width = depth.shape
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return Frame(np.asarray(image), depth, _intrinsics(view.focal_px, height, width), view.pose)
+        return Frame(
+            np.asarray(image), depth, _intrinsics(files.focal_px, height, width), files.pose
+        )
 
 
 class SevenScenes(PosedLayout):
-    """7-Scenes, and any folder of that form; frames of a sequence are matched with each other.
+    """7-Scenes, and folders in that format; the frames of a sequence are matched with each other.
 
     Attributes:
-        every: of a sequence's sorted frames, one in so many is taken.
-        max_gap: how many of these frames two of a pair are apart at most; None for all pairs, also
-            those that have nothing in common.
-        focal_px: the set does not state it; 585 is its authors' suggestion.
+        every: use only every n-th of a sequence's sorted frames.
+        max_gap: largest distance, in used frames, between the two of a pair; None for all pairs.
+        focal_px: focal length in pixels; the set does not have it, its authors suggest 585.
     """
 
     tree: ClassVar[str] = (
         "  <any folders, such as kitchen/seq-01>/frame-*.color.png (or jpg)\n"
-        "  .../frame-*.depth.png   uint16 millimetres, 0 or 65535 where there is none\n"
+        "  .../frame-*.depth.png   uint16 millimetres, 0 or 65535 where unknown\n"
         "  .../frame-*.pose.txt    4 x 4, camera to world, metres"
     )
 
@@ -97,10 +98,10 @@ class SevenScenes(PosedLayout):
     max_gap: PositiveInt | None = None
     focal_px: PositiveFloat = 585.0
 
-    def pairs(self) -> list[tuple[View, View]]:
+    def pairs(self) -> list[tuple[FrameFiles, FrameFiles]]:
         """All pairs inside the sequences; see `PosedLayout.pairs`."""
         sequences: dict[Path, list[Path]] = {}
-        for path in self.found("**/frame-*.pose.txt"):
+        for path in self.glob("**/frame-*.pose.txt"):
             sequences.setdefault(path.parent, []).append(path)
         pairs = []
         for poses in sequences.values():
@@ -110,17 +111,17 @@ class SevenScenes(PosedLayout):
                 pairs += [(first, second) for second in views[i + 1 : last]]
         return pairs
 
-    def _view(self, pose: Path) -> View:
+    def _view(self, pose: Path) -> FrameFiles:
         stem = pose.name.removesuffix(".pose.txt")
         colours = [pose.with_name(f"{stem}.color.{kind}") for kind in ("png", "jpg")]
         found = [path for path in colours if path.is_file()]
-        image = found[0] if found else self.place(str(colours[0].relative_to(self.root)))
-        depth = self.place(str(pose.with_name(f"{stem}.depth.png").relative_to(self.root)))
-        return View(image, depth, _pose(pose), self.focal_px)
+        image = found[0] if found else self.path(str(colours[0].relative_to(self.root)))
+        depth = self.path(str(pose.with_name(f"{stem}.depth.png").relative_to(self.root)))
+        return FrameFiles(image, depth, _pose(pose), self.focal_px)
 
 
 class ScanNet(PosedLayout):
-    """ScanNet's 1,500 test pairs, in the form that matching papers share."""
+    """ScanNet's 1,500 test pairs, in the format that matching papers use."""
 
     tree: ClassVar[str] = (
         "  test.npz         `name`, (N, 4): scene, its scan, the two frames of a pair\n"
@@ -130,10 +131,10 @@ class ScanNet(PosedLayout):
 
     kind: Literal["scannet"]
 
-    def pairs(self) -> list[tuple[View, View]]:
+    def pairs(self) -> list[tuple[FrameFiles, FrameFiles]]:
         """The pairs of the list; see `PosedLayout.pairs`."""
-        names = _load_npz(self.place("test.npz"))
-        intrinsics = _load_npz(self.place("intrinsics.npz"))
+        names = _load_npz(self.path("test.npz"))
+        intrinsics = _load_npz(self.path("intrinsics.npz"))
         if "name" not in names:
             raise DataError(f"{self.root / 'test.npz'} has no `name`; expected:\n{self.tree}")
         pairs = []
@@ -145,25 +146,25 @@ class ScanNet(PosedLayout):
             pairs.append((views[0], views[1]))
         return pairs
 
-    def _view(self, scene: str, number: int, intrinsics: np.ndarray) -> View:
-        return View(
-            self.place(scene, "color", f"{number}.jpg"),
-            self.place(scene, "depth", f"{number}.png"),
-            _pose(self.place(scene, "pose", f"{number}.txt")),
+    def _view(self, scene: str, number: int, intrinsics: np.ndarray) -> FrameFiles:
+        return FrameFiles(
+            self.path(scene, "color", f"{number}.jpg"),
+            self.path(scene, "depth", f"{number}.png"),
+            _pose(self.path(scene, "pose", f"{number}.txt")),
             intrinsics.astype(np.float64).reshape(3, 3),
         )
 
 
-class Navi(PosedLayout):
-    """NAVI (arXiv 2306.09109): scenes of several views of one object; depth on the object alone.
+class NaviPairs(PosedLayout):
+    """NAVI (arXiv 2306.09109): several views of one object, with depth on the object only.
 
-    Frames are cropped to a square around the object. Whether depths and poses are understood, the
-    protocol's `pose_residual_m` shows: it is of millimetres, or a unit is wrong.
+    Frames are cropped to a square around the object. The protocol's `pose_residual_m` is of
+    millimetres if all units are correct.
 
     Attributes:
-        size_px: side that the crops are resized to.
-        depth_unit_m: metres of a step of the stored depth.
-        translation_unit_m: metres of a unit of the cameras' translations.
+        size_px: side that crops are resized to.
+        depth_unit_m: metres of one step of the stored depth.
+        translation_unit_m: metres of one unit of the cameras' translations.
         downsampled: whether to read `downsampled_images` and `downsampled_depth`.
     """
 
@@ -181,32 +182,32 @@ class Navi(PosedLayout):
     translation_unit_m: PositiveFloat = 0.001
     downsampled: bool = False
 
-    def pairs(self) -> list[tuple[View, View]]:
+    def pairs(self) -> list[tuple[FrameFiles, FrameFiles]]:
         """All pairs inside the multi-view scenes; see `PosedLayout.pairs`."""
         return [
             pair
-            for path in self.found("*/multiview_*/annotations.json")
+            for path in self.glob("*/multiview_*/annotations.json")
             for pair in combinations(self._scene(path), 2)
         ]
 
-    def load(self, view: View) -> Frame:
+    def load(self, files: FrameFiles) -> Frame:
         """Reads and crops a frame; see `PosedLayout.load`."""
-        raw = read_indices(view.depth).astype(np.float64)
+        raw = read_indices(files.depth).astype(np.float64)
         if not raw.any():
-            raise DataError(f"the depth map '{view.depth}' shows no object")
+            raise DataError(f"the depth map '{files.depth}' has no pixel of the object")
         depth = raw * self.depth_unit_m
-        image = Image.fromarray(read_rgb(view.image))
+        image = Image.fromarray(read_rgb(files.image))
         image = image.resize(raw.shape[::-1], Image.Resampling.BILINEAR)
         box, side = _square(raw > 0), self.size_px
-        intrinsics = _intrinsics(view.focal_px, *raw.shape)
+        intrinsics = _intrinsics(files.focal_px, *raw.shape)
         intrinsics[:2, 2] -= box[:2]
         intrinsics[:2] *= side / (box[2] - box[0])
         shape, smooth, nearest = (side, side), Image.Resampling.BILINEAR, Image.Resampling.NEAREST
         cropped = Image.fromarray(depth.astype(np.float32)).crop(box).resize(shape, nearest)
         colours = np.asarray(image.crop(box).resize(shape, smooth))
-        return Frame(colours, np.asarray(cropped, dtype=np.float64), intrinsics, view.pose)
+        return Frame(colours, np.asarray(cropped, dtype=np.float64), intrinsics, files.pose)
 
-    def _scene(self, path: Path) -> list[View]:
+    def _scene(self, path: Path) -> list[FrameFiles]:
         try:
             return [self._view(path, facts) for facts in json.loads(path.read_text())]
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -214,24 +215,24 @@ class Navi(PosedLayout):
                 raise
             raise DataError(f"the scene '{path}': {type(error).__name__}: {error}") from error
 
-    def _view(self, path: Path, facts: dict[str, Any]) -> View:
+    def _view(self, path: Path, facts: dict[str, Any]) -> FrameFiles:
         scene, camera = str(path.parent.relative_to(self.root)), facts["camera"]
         to_camera = np.eye(4)
         to_camera[:3, :3] = _rotation(np.array(camera["q"], dtype=np.float64))
         to_camera[:3, 3] = np.array(camera["t"], dtype=np.float64) * self.translation_unit_m
         prefix = "downsampled_" if self.downsampled else ""
-        depth = self.place(scene, f"{prefix}depth", f"{Path(facts['filename']).stem}.png")
-        # Annotations are of the full size.
+        depth = self.path(scene, f"{prefix}depth", f"{Path(facts['filename']).stem}.png")
+        # Annotations are for the full size.
         shrunk = read_size(depth)[0] / facts["image_size"][0]
-        return View(
-            self.place(scene, f"{prefix}images", facts["filename"]),
+        return FrameFiles(
+            self.path(scene, f"{prefix}images", facts["filename"]),
             depth,
             np.linalg.inv(to_camera),
             float(camera["focal_length"]) * shrunk,
         )
 
 
-AnyPosed = Annotated[SevenScenes | ScanNet | Navi, Field(discriminator="kind")]
+AnyPosed = Annotated[SevenScenes | ScanNet | NaviPairs, Field(discriminator="kind")]
 
 
 def _intrinsics(focal_px: float | np.ndarray, height: int, width: int) -> np.ndarray:
@@ -246,7 +247,7 @@ def _pose(path: Path) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise DataError(f"the pose '{path}' cannot be read ({error})") from error
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        raise DataError(f"the pose '{path}' is no 4 x 4 matrix of finite numbers")
+        raise DataError(f"the pose '{path}': expected a 4 x 4 matrix of finite numbers")
     return pose
 
 
@@ -259,7 +260,7 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _rotation(quaternion: np.ndarray) -> np.ndarray:
-    """(3, 3) of a quaternion (w, x, y, z) of any length."""
+    """The matrix (3, 3) of a quaternion (w, x, y, z) of any length."""
     w, *axis = quaternion / np.linalg.norm(quaternion)
     x, y, z = axis
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
@@ -267,7 +268,7 @@ def _rotation(quaternion: np.ndarray) -> np.ndarray:
 
 
 def _square(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The square (left, top, right, bottom) around a mask, a tenth wider; it may stick out."""
+    """The square (left, top, right, bottom) around a mask, a tenth larger; may exceed the image."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = rows[0], columns[0]
     height, width = rows[-1] + 1 - top, columns[-1] + 1 - left

@@ -1,4 +1,4 @@
-"""Whole images made ready for an encoder: one size or each its own, several decoded at a time."""
+"""Preparation of whole images for an encoder, decoded in several threads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Self
@@ -16,17 +16,17 @@ _AHEAD = 128  # images decoded before they are asked for
 
 
 class PreparationConfig(BaseModel):
-    """How an image of any shape becomes one that an encoder takes; bicubic, with antialias.
+    """Resizing of images to the input of an encoder: bicubic, with antialias.
 
     EXIF orientation is not applied, as in the published protocols (torchvision's loader).
 
     Attributes:
-        fit: `crop` cuts the centre out; `squash` ignores the aspect; `whole` keeps the aspect and
-            the whole image, each side rounded to a multiple of the patch size.
-        resolution: (height, width) in pixels, of `whole` the short side is the smaller one; None
-            for the encoder's native one.
-        crop_ratio: of `crop`, the share of the largest centred box that is kept: 1 in RADIO's
-            protocol, 0.875 in DINO's (short side 256, of it 224).
+        fit: `crop` takes the centre; `squash` changes the aspect ratio; `whole` keeps the aspect
+            ratio and the whole image, each side rounded to a multiple of the patch size.
+        resolution: (height, width) in pixels; for `whole` its smaller value is that of the short
+            side. None for the encoder's native resolution.
+        crop_ratio: for `crop`, the side of the crop as a share of the largest centred box: 1 in
+            RADIO's protocol, 0.875 in DINO's (224 of a short side of 256).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,19 +36,19 @@ class PreparationConfig(BaseModel):
     crop_ratio: float = Field(1.0, gt=0, le=1)
 
     @model_validator(mode="after")
-    def _crops_only_where_it_says_so(self) -> Self:
+    def _ratio_needs_a_crop(self) -> Self:
         if self.fit != "crop" and self.crop_ratio != 1:
-            raise ValueError(f"crop_ratio: fit {self.fit!r} crops nothing; leave it at 1")
+            raise ValueError(f"crop_ratio: needs fit 'crop', got fit {self.fit!r}")
         return self
 
 
 class ImagePreparation:
-    """Makes images ready for one encoder.
+    """Prepares images for one encoder.
 
     Args:
-        config: how.
-        resolution: (height, width) in pixels, what `config.resolution` stands for.
-        patch_size: pixels that both sides are rounded to where the aspect is kept.
+        config: of the preparation.
+        resolution: (height, width) in pixels; `config.resolution` or the encoder's own.
+        patch_size: pixels whose multiples sides are rounded to, for `whole`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ImagePreparation:
         """The pixels of an image file, uint8 (H, W, 3), RGB.
 
         Raises:
-            DataError: the bytes are no image; names it.
+            DataError: the bytes are no image; the message has its name.
         """
         try:
             image = to_rgb(open_image(data, MAX_PIXELS))
@@ -73,7 +73,7 @@ class ImagePreparation:
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) in pixels that an image of this one becomes."""
+        """The (height, width) in pixels after preparation of an image of (height, width)."""
         if self.config.fit != "whole":
             return self.resolution
         scale, patch = min(self.resolution) / min(height, width), self.patch_size
@@ -90,15 +90,15 @@ class ImagePreparation:
 def read_prepared(
     names: Sequence[str], read: Callable[[str], bytes], prepare: ImagePreparation
 ) -> Iterator[np.ndarray]:
-    """The pixels of images in the order of their names, decoded in threads ahead of their use.
+    """The pixels of images in the order of their names, decoded ahead of their use.
 
     Args:
         names: of the images.
-        read: the bytes of one; called from several threads.
-        prepare: what happens to each.
+        read: returns the bytes of an image; called from several threads.
+        prepare: applied to each image.
 
     Raises:
-        DataError: an image cannot be read or used.
+        DataError: an image cannot be read.
     """
 
     def job(name: str) -> np.ndarray:

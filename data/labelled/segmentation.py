@@ -1,4 +1,4 @@
-"""Published segmentation sets, in the layouts users have on disk, and all kinds together."""
+"""Published segmentation sets, and the union of all kinds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,34 +22,34 @@ from data.labelled.segmentation_classes import (
 )
 from data.labelled.segmentation_files import (
     FolderSegmentation,
+    PixelSample,
     SegmentationLayout,
     from_colours,
     pairs,
 )
-from data.labelled.segmentation_set import PixelSample
 
 
 class ADE20K(SegmentationLayout):
-    """ADE20K as of the 2016 challenge: 150 classes; 0, `other`, is ignored."""
+    """ADE20K of the 2016 challenge: 150 classes; 0, `other`, is ignored."""
 
     tree: ClassVar[str] = (
         "  ADEChallengeData2016/images/{training,validation}/ADE_*.jpg\n"
         "  ADEChallengeData2016/annotations/{training,validation}/ADE_*.png\n"
-        "  ADEChallengeData2016/objectInfo150.txt   (class names; may be missing)"
+        "  ADEChallengeData2016/objectInfo150.txt   (names of classes; may be missing)"
     )
 
     kind: Literal["ade20k"]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """From the list that the download has, else the numbers."""
+        """The list in the download, else numbers."""
         path = self.root / "ADEChallengeData2016" / "objectInfo150.txt"
         if not path.is_file():
             return tuple(map(str, range(150)))
         return tuple(line.split("\t")[-1] for line in read_lines(path)[1:151])
 
     def samples(self, split: Split) -> list[PixelSample]:
-        """20,210 to train on, 2,000 to measure on."""
+        """20,210 training and 2,000 test images."""
         part = "training" if split == "train" else "validation"
         top = "ADEChallengeData2016"
         return pairs(self, f"{top}/images/{part}", f"{top}/annotations/{part}")
@@ -62,8 +62,8 @@ class PascalVOC(SegmentationLayout):
     """Pascal VOC 2012: 20 classes and the background; borders of objects are ignored.
 
     Attributes:
-        train_set: `train`, 1,464 images, or `trainaug`, 10,582 of them with the additional labels
-            in `SegmentationClassAug`.
+        train_set: `train`, 1,464 images, or `trainaug`, 10,582 images with the additional labels of
+            `SegmentationClassAug`.
     """
 
     tree: ClassVar[str] = (
@@ -85,13 +85,13 @@ class PascalVOC(SegmentationLayout):
         top = ("VOCdevkit", "VOC2012")
         listed = self.train_set if split == "train" else "val"
         labels = "SegmentationClassAug" if listed == "trainaug" else "SegmentationClass"
-        keys = read_lines(self.place(*top, "ImageSets", "Segmentation", f"{listed}.txt"))
-        images, targets = self.place(*top, "JPEGImages"), self.place(*top, labels)
+        keys = read_lines(self.path(*top, "ImageSets", "Segmentation", f"{listed}.txt"))
+        images, targets = self.path(*top, "JPEGImages"), self.path(*top, labels)
         return [PixelSample(images / f"{k}.jpg", targets / f"{k}.png", k) for k in keys]
 
 
 class Cityscapes(SegmentationLayout):
-    """Cityscapes, fine labels: 19 classes, converted here from the `labelIds` of the download."""
+    """Cityscapes, fine labels: 19 classes, converted from the `labelIds` of the download."""
 
     tree: ClassVar[str] = (
         "  leftImg8bit/{train,val}/<city>/*_leftImg8bit.png\n"
@@ -106,10 +106,10 @@ class Cityscapes(SegmentationLayout):
         return tuple(CITYSCAPES)
 
     def samples(self, split: Split) -> list[PixelSample]:
-        """2,975 to train on, 500 to measure on."""
+        """2,975 training and 500 test images."""
         part = "train" if split == "train" else "val"
-        images = self.found("*/*_leftImg8bit.png", "leftImg8bit", part)
-        labels = self.place("gtFine", part)
+        images = self.glob("*/*_leftImg8bit.png", "leftImg8bit", part)
+        labels = self.path("gtFine", part)
         keys = [path.name.removesuffix("_leftImg8bit.png") for path in images]
         return [
             PixelSample(image, labels / image.parent.name / f"{key}_gtFine_labelIds.png", key)
@@ -126,7 +126,7 @@ class COCOStuff(SegmentationLayout):
 
     Attributes:
         num_classes: 27 or 171.
-        curated: whether to keep to the images of the published lists, as the upsampler papers do.
+        curated: whether to use only the images of the published lists, as upsampler papers do.
     """
 
     tree: ClassVar[str] = (
@@ -141,21 +141,21 @@ class COCOStuff(SegmentationLayout):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The coarse classes; the numbers of the others in the files."""
+        """Names of the 27 coarse classes; the 171 fine ones have their numbers in the files."""
         fine = tuple(map(str, COCO_FINE_OF_171))
         return tuple(COCO_COARSE) if self.num_classes == 27 else fine
 
     def samples(self, split: Split) -> list[PixelSample]:
-        """About 118,000 to train on, 5,000 to measure on."""
+        """About 118,000 training and 5,000 test images."""
         part = "train2017" if split == "train" else "val2017"
         found = pairs(self, f"images/{part}", f"annotations/{part}")
         if not self.curated:
             return found
-        kept = read_lines(self.place("curated", part, "Coco164kFull_Stuff_Coarse.txt"))
+        kept = read_lines(self.path("curated", part, "Coco164kFull_Stuff_Coarse.txt"))
         by_key = {pair.key: pair for pair in found}
         missing = [key for key in kept if key not in by_key]
         if missing:
-            raise DataError(f"images/{part} has no {missing[0]}.jpg, which the curated list names")
+            raise DataError(f"images/{part} has no {missing[0]}.jpg, which is in the curated list")
         return [by_key[key] for key in kept]
 
     def _table(self) -> Mapping[int, int]:
@@ -170,7 +170,7 @@ class PascalContext(SegmentationLayout):
     """Pascal Context: 59 classes.
 
     Attributes:
-        background: whether what is none of them counts as a class of its own, the first of 60.
+        background: whether all other pixels are a class too, the first of 60.
     """
 
     tree: ClassVar[str] = (
@@ -188,11 +188,11 @@ class PascalContext(SegmentationLayout):
         return ("background", *PASCAL_CONTEXT) if self.background else PASCAL_CONTEXT
 
     def samples(self, split: Split) -> list[PixelSample]:
-        """4,996 to train on, 5,104 to measure on."""
+        """4,996 training and 5,104 test images."""
         top, part = ("VOCdevkit", "VOC2010"), "train" if split == "train" else "val"
-        keys = read_lines(self.place(*top, "ImageSets", "SegmentationContext", f"{part}.txt"))
-        images = self.place(*top, "JPEGImages")
-        labels = self.place(*top, "SegmentationClassContext")
+        keys = read_lines(self.path(*top, "ImageSets", "SegmentationContext", f"{part}.txt"))
+        images = self.path(*top, "JPEGImages")
+        labels = self.path(*top, "SegmentationClassContext")
         return [PixelSample(images / f"{k}.jpg", labels / f"{k}.png", k) for k in keys]
 
     def _table(self) -> Mapping[int, int]:
@@ -202,7 +202,7 @@ class PascalContext(SegmentationLayout):
 
 
 class CamVid(SegmentationLayout):
-    """CamVid in the form of SegNet's tutorial: 11 classes; 11, void, is ignored."""
+    """CamVid in the layout of SegNet's tutorial: 11 classes; 11, void, is ignored."""
 
     tree: ClassVar[str] = "  {train,test}/*.png      {train,test}annot/*.png    (0 to 10, 11 void)"
 
@@ -214,7 +214,7 @@ class CamVid(SegmentationLayout):
         return CAMVID
 
     def samples(self, split: Split) -> list[PixelSample]:
-        """367 to train on, 233 to measure on."""
+        """367 training and 233 test images."""
         return pairs(self, split, f"{split}annot")
 
     def _table(self) -> Mapping[int, int]:
@@ -222,15 +222,15 @@ class CamVid(SegmentationLayout):
 
 
 class LabelMeFacade(SegmentationLayout):
-    """LabelMeFacade: 8 classes in the colours of its RGBA label maps; black, various, is ignored.
+    """LabelMeFacade: 8 classes by the colours of RGBA label maps; black, various, is ignored.
 
     Attributes:
-        lists: files that name the images to train on and to measure on, below the root.
+        lists: files below the root with the names of training and of test images.
     """
 
     tree: ClassVar[str] = (
         "  images/*.jpg      labels/*.png    (colours)\n"
-        "  train.txt      test.txt           (names, a line each; or what `lists` names)"
+        "  train.txt      test.txt           (one name on each line; or the files of `lists`)"
     )
 
     kind: Literal["labelme_facade"]
@@ -243,8 +243,8 @@ class LabelMeFacade(SegmentationLayout):
 
     def samples(self, split: Split) -> list[PixelSample]:
         """The images of the list."""
-        lines = read_lines(self.place(self.lists[0] if split == "train" else self.lists[1]))
-        images, labels = self.place("images"), self.place("labels")
+        lines = read_lines(self.path(self.lists[0] if split == "train" else self.lists[1]))
+        images, labels = self.path("images"), self.path("labels")
         keys = [Path(line).stem for line in lines]
         return [PixelSample(images / f"{k}.jpg", labels / f"{k}.png", k) for k in keys]
 

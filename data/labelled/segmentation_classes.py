@@ -1,4 +1,4 @@
-"""The classes of segmentation sets: names, numbers in the files, colours. Facts, no code."""
+"""The classes of segmentation sets: names, numbers in the files, colours."""
 
 PASCAL_VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
@@ -55,11 +55,11 @@ PASCAL_CONTEXT = (
     *("tvmonitor", "wall", "water", "window", "wood"),
 )
 
-# Numbers in `stuffthingmaps` (the category id less one) that no image has.
+# Numbers in `stuffthingmaps` (category id - 1) that no image has.
 _COCO_UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 COCO_FINE_OF_171 = tuple(n for n in range(182) if n not in _COCO_UNUSED)
 
-# COCO-Stuff's supercategories: 12 of things, 15 of stuff, and the numbers that belong to each.
+# COCO-Stuff's supercategories, 12 of things and 15 of stuff, and the numbers of their classes.
 COCO_COARSE = {
     "electronic": (*range(71, 77),),
     "appliance": (*range(77, 83),),

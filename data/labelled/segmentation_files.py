@@ -1,26 +1,69 @@
-"""Segmentation sets as files: how numbers and colours become classes, and folders of one's own.
+"""Segmentation sets: the base class, classes from numbers and colours in files, your own folders.
 
-Label maps leave here with classes 0 .. K-1 and 255 for what neither trains nor counts, once and
-for all: nothing after this shifts a label.
+Label maps have classes 0 .. K-1, and 255 for pixels that neither train nor count.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from data.errors import DataError
 from data.labelled.files import IGNORED, read_indices, read_rgb
 from data.labelled.layout import Layout, Split
-from data.labelled.segmentation_set import PixelSample, SegmentationSet
 
 Colour = tuple[int, int, int]
 
 
+class PixelSample(NamedTuple):
+    """The files of one image.
+
+    Attributes:
+        image: file of the image.
+        target: file of the label map.
+        key: the name in messages.
+    """
+
+    image: Path
+    target: Path
+    key: str
+
+
+class SegmentationSet(BaseModel):
+    """A set of images with a class for every pixel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The classes, in the order of their numbers."""
+
+    @abstractmethod
+    def samples(self, split: Split) -> list[PixelSample]:
+        """The images of a split, in a fixed order.
+
+        Raises:
+            DataError: files are missing; the message shows the expected tree.
+        """
+
+    @abstractmethod
+    def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
+        """Reads an image and its labels.
+
+        Returns:
+            uint8 (H, W, 3), RGB, and uint8 (H, W), 255 where ignored.
+
+        Raises:
+            DataError: a file cannot be read, the sizes differ, or a value is no class.
+        """
+
+
 class SegmentationLayout(Layout, SegmentationSet):
-    """A set of labelled pixels in files below one folder."""
+    """A segmentation set in files below one folder."""
 
     def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
         """Reads an image and its labels; see `SegmentationSet.read`."""
@@ -36,26 +79,26 @@ class SegmentationLayout(Layout, SegmentationSet):
         return renumbered(read_indices(path), self._table(), path)
 
     def _table(self) -> Mapping[int, int]:
-        """Number in the file to class; 255 for those that are ignored."""
+        """Maps numbers in the file to classes; to 255 if ignored."""
         return {number: number for number in (*range(len(self.names)), IGNORED)}
 
 
 class FolderSegmentation(SegmentationLayout):
-    """Any folders of images and label maps of the same names, in the form of ADE20K.
+    """Folders of images and of label maps with the same names, as in ADE20K.
 
     Attributes:
         classes: their names, in the order of their numbers.
         first: the number of the first class in the files.
-        ignored: numbers in the files that neither train nor count, beside 255.
-        colours: where label maps are coloured, the colour of each class; every other is ignored.
-        train: folders of images and of label maps to train on, below the root.
-        test: the same to measure on.
+        ignored: numbers in the files that are ignored, besides 255.
+        colours: for coloured label maps, the colour of each class; other colours are ignored.
+        train: folders of training images and of their label maps, below the root.
+        test: folders of test images and of their label maps.
     """
 
     tree: ClassVar[str] = (
         "  images/training/*.jpg        annotations/training/*.png\n"
         "  images/validation/*.jpg      annotations/validation/*.png\n"
-        "(or what `train` and `test` name)"
+        "(or the folders of `train` and `test`)"
     )
 
     kind: Literal["folder"]
@@ -76,7 +119,7 @@ class FolderSegmentation(SegmentationLayout):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """As the recipe has them."""
+        """The names in the recipe."""
         return self.classes
 
     def samples(self, split: Split) -> list[PixelSample]:
@@ -95,25 +138,25 @@ class FolderSegmentation(SegmentationLayout):
 
 
 def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.ndarray:
-    """Numbers in a file to classes.
+    """Maps numbers in a file to classes.
 
     Args:
-        values: (H, W) as in the file.
-        table: number in the file to class.
-        path: of the file, for the message.
+        values: (H, W), the numbers.
+        table: number to class.
+        path: of the file, for messages.
 
     Returns:
         uint8 (H, W).
 
     Raises:
-        DataError: a number is in no row of the table.
+        DataError: a number is not in the table.
     """
     present = np.unique(values)
     unknown = [int(number) for number in present if int(number) not in table]
     if unknown:
         raise DataError(
-            f"the label map '{path}' has the number {unknown[0]}, which is no class and not "
-            f"ignored; known are {min(table)} to {max(n for n in table if n != IGNORED)} and 255"
+            f"the label map '{path}': expected {min(table)} to "
+            f"{max(n for n in table if n != IGNORED)} or 255, got {unknown[0]}"
         )
     lookup = np.zeros(int(present.max()) + 1, np.uint8)
     lookup[present] = [table[int(number)] for number in present]
@@ -121,7 +164,7 @@ def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.n
 
 
 def from_colours(path: Path, colours: Sequence[Colour]) -> np.ndarray:
-    """Classes of a coloured label map, uint8 (H, W); 255 where a colour is none of them."""
+    """The classes of a coloured label map, uint8 (H, W); 255 for other colours."""
     pixels = read_rgb(path).astype(np.int64)
     codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     labels = np.full(codes.shape, IGNORED, np.uint8)
@@ -131,9 +174,9 @@ def from_colours(path: Path, colours: Sequence[Colour]) -> np.ndarray:
 
 
 def pairs(layout: Layout, images: str, labels: str) -> list[PixelSample]:
-    """Every image of a folder, with the label map of the same name in another."""
-    found = [*layout.place(images).glob("*.jpg"), *layout.place(images).glob("*.png")]
+    """All images of a folder, with the label maps of the same names in another."""
+    found = [*layout.path(images).glob("*.jpg"), *layout.path(images).glob("*.png")]
     if not found:
-        layout.found("*.jpg", images)  # whose message has the tree
-    targets = layout.place(labels)
+        layout.glob("*.jpg", images)  # raises an error with the tree
+    targets = layout.path(labels)
     return [PixelSample(i, targets / f"{i.stem}.png", i.stem) for i in sorted(found)]

@@ -1,1 +1,1 @@
-"""Benchmarks: an encoder and a dataset in, metrics out. They know no recipe or run."""
+"""Benchmarks: they take an encoder and a data set, and return metrics."""

@@ -1,4 +1,4 @@
-"""What an encoder adds of its own to maps: a fixed pattern, and seams between tiles. No labels."""
+"""Artefacts of feature maps, measured without labels: a fixed pattern, and seams between tiles."""
 
 from pathlib import Path
 from typing import Literal
@@ -24,14 +24,14 @@ from teachers.upsamplers.resize import Factor, Size2d
 
 
 class ArtefactsConfig(BenchmarkConfig):
-    """What artefacts are looked for in.
+    """Images, and the tiles between which seams are measured.
 
     Attributes:
         images: a folder, archive or shards of images, the more the better.
-        size: of the encoders' input in pixels, one number or [height, width]; images cover it and
-            are centre cropped. `native` for each encoder's own.
-        tiles: along each axis, whose borders are looked at: one number or [rows, columns]. None
-            for those of the encoder's upsampler; without one there is no seam ratio.
+        size: of the encoder's input in pixels, one number or [height, width]; images are resized to
+            cover it and centre cropped. `native` for each encoder's own.
+        tiles: number of tiles along each axis: one number or [rows, columns]. None for the factor
+            of the encoder's upsampler; without an upsampler there is no seam ratio.
         batch_size: images of one forward pass.
     """
 
@@ -45,10 +45,10 @@ class ArtefactsConfig(BenchmarkConfig):
 class Artefacts(Benchmark):
     """Bias energy and seam ratio.
 
-    Figures: `bias_energy`, the variance over positions of the mean map of all images, as a share
-    of the variance over images and positions; `seam_ratio`, see `seams.seam_ratio`. Of N unrelated
-    images a map without pattern keeps about 1/N; and photographs have habits of their own, sky
-    above and things in the middle, which the mean colours (`kind: pixels`) show.
+    Metrics: `bias_energy`, the variance over positions of the mean map of all images, as a share of
+    the variance over images and positions; and `seam_ratio`, see `seams.seam_ratio`. For N
+    unrelated images and an encoder without a pattern, the bias energy is about 1/N. Photographs
+    have a pattern of their own, such as sky at the top, which mean colours (`kind: pixels`) show.
     """
 
     Config = ArtefactsConfig
@@ -66,8 +66,8 @@ class Artefacts(Benchmark):
         grid = encoder.spec.grid(*padded_size(encoder.spec, *size))
         if any(cells % count for cells, count in zip(grid, tiles, strict=True)):
             raise TeacherError(
-                f"tiles: a map of {grid[0]} x {grid[1]} cells has no {tiles[0]} x {tiles[1]} equal "
-                "tiles"
+                f"tiles: a map of {grid[0]} x {grid[1]} cells cannot be divided into {tiles[0]} x "
+                f"{tiles[1]} equal tiles"
             )
         empty = torch.zeros(encoder.spec.spatial_dim, *grid, dtype=torch.float64)
         moments, seams = _Moments(empty.to(encoder.mean.device)), SeamRatio(tiles, factor)
@@ -81,13 +81,13 @@ class Artefacts(Benchmark):
         ratio = seam_ratio(distributed.all_reduce(seams.sums().to(encoder.mean.device)))
         if distributed.rank() == 0:
             draw_side_by_side(folder / "mean_map.png", [("mean of all maps", mean[None])])
-        figures = {"bias_energy": energy} | ({} if ratio is None else {"seam_ratio": ratio})
+        metrics = {"bias_energy": energy} | ({} if ratio is None else {"seam_ratio": ratio})
         protocol = {"images": len(images), "input_px": list(size), "grid": list(grid)}
-        return Measurement(figures, protocol | {"tiles": list(tiles)})
+        return Measurement(metrics, protocol | {"tiles": list(tiles)})
 
 
 class _Moments:
-    """Sums of maps and of their squares.
+    """Running sums of maps and of their squares.
 
     Args:
         empty: float64 zeros of a map's size, (D, h, w).
@@ -102,10 +102,10 @@ class _Moments:
         self._squares = self._squares + maps.double().square().sum()
 
     def finish(self, count: int) -> tuple[Tensor, float]:
-        """The mean map of `count` images of all ranks, (D, h, w), and the bias energy.
+        """The mean map of the `count` images of all ranks, (D, h, w), and the bias energy.
 
         Raises:
-            RuntimeError: a map was not finite, or all are the same constant.
+            RuntimeError: the maps are not finite, or all constant.
         """
         mean = distributed.all_reduce(self._maps) / count
         squares = distributed.all_reduce(self._squares) / (count * mean[0].numel())
@@ -113,5 +113,5 @@ class _Moments:
         total = float(squares - centre.square().sum())
         bias = float((mean - centre[:, None, None]).square().mean((1, 2)).sum())
         if not total > 0 or not torch.isfinite(squares):
-            raise RuntimeError("a bias energy over maps that are constant or not finite")
+            raise RuntimeError("bias energy: the maps are constant or not finite")
         return mean, bias / total

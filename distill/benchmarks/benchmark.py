@@ -1,6 +1,6 @@
-"""What a benchmark is: an encoder in, figures out, with the protocol that they were measured by.
+"""The interface of a benchmark: it takes an encoder, and returns metrics and their protocol.
 
-Everything that is measured here is a `Teacher`, a student's backbone or one of its heads too
+Every encoder is a `Teacher`, including a student's backbone or one of its heads
 (`distill.evaluation.models`). To add a benchmark, subclass `Benchmark` in a file of your own and
 name it by import path, `kind: my_package.module:MyBenchmark`; nothing here needs an edit.
 """
@@ -15,24 +15,24 @@ from teachers.teacher import Teacher
 
 
 class BenchmarkConfig(StrictConfig):
-    """What every benchmark's recipe entry has; one with options subclasses it.
+    """The recipe entry of a benchmark; a benchmark with options subclasses it.
 
     Attributes:
-        kind: a built-in name, or the import path `package.module:Class` of a user's class.
+        kind: a built-in name, or the import path `package.module:Class` of your own class.
     """
 
     kind: str
 
 
 class Measurement(NamedTuple):
-    """What one encoder reached.
+    """The result of one encoder.
 
     Attributes:
         metrics: name, in snake_case, to value; the first is the one that a report shows where
             there is room for only one.
-        protocol: what has to be equal for figures to be comparable, and is not written in the
-            recipe's entry: numbers of images, resolved sizes, the grid that was counted on. A
-            report refuses rows that differ in it, so nothing that was found stands here.
+        protocol: facts that must be equal for metrics to be comparable and are not in the recipe
+            entry: numbers of images, resolved sizes, the grid of the truth. Reports refuse rows
+            with different protocols, so it holds no results.
     """
 
     metrics: dict[str, float]
@@ -47,11 +47,11 @@ def metric_key(name: str) -> str:
 class Benchmark(ABC):
     """Measures encoders on one task.
 
-    Under several ranks every rank calls `measure` and all of them return the same figures.
+    Every rank calls `measure`, and all ranks return the same metrics.
 
     Attributes:
-        lower_is_better: the names of figures that are errors.
-        seeded: whether figures depend on the seed; where not, one seed is measured.
+        lower_is_better: the names of metrics that are errors.
+        seeded: whether metrics depend on the seed; if not, only one seed is measured.
     """
 
     Config: ClassVar[type[BenchmarkConfig]] = BenchmarkConfig
@@ -63,7 +63,7 @@ class Benchmark(ABC):
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
-        """Builds the benchmark from its `Config`, without reading any image."""
+        """Builds the benchmark from its `Config`; reads no image."""
         return cls(config)
 
     @abstractmethod
@@ -71,12 +71,12 @@ class Benchmark(ABC):
         """Measures one encoder.
 
         Args:
-            encoder: frozen, on this process's device; images in [0, 1] to `Features`.
-            seed: of everything random.
-            folder: there for whatever is worth keeping: pictures (`*.png` reach the report),
-                weights of a probe. Rank 0 alone writes into it.
+            encoder: frozen, on this process's device; maps images in [0, 1] to `Features`.
+            seed: of all random numbers.
+            folder: exists; for pictures (the report shows `*.png`), weights of probes and the like.
+                Only rank 0 writes to it.
 
         Raises:
-            DataError: the data are not there, with the tree that is expected.
-            TeacherError: the encoder cannot be measured so; says what to change.
+            DataError: data are missing; the message shows the expected tree.
+            TeacherError: the encoder does not fit the benchmark; the message has the cure.
         """

@@ -1,4 +1,4 @@
-"""From a recipe's benchmark entry to a benchmark: the table of kinds."""
+"""Builds benchmarks from recipe entries: the table of kinds."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,10 +33,10 @@ BENCHMARKS = Registry(
 
 
 def parse_benchmark(value: Any) -> BenchmarkConfig:
-    """The config of the benchmark that `kind` names, as its class declares it.
+    """Validates a recipe entry with the `Config` of the benchmark that its `kind` names.
 
     Raises:
-        TeacherError: unknown kind or key, wrong value, a class that is no complete benchmark.
+        TeacherError: an unknown kind or key, a wrong value, or a class that is no benchmark.
     """
     return BENCHMARKS.parse(value)
 
@@ -50,7 +50,7 @@ AnyBenchmark = Annotated[SerializeAsAny[BenchmarkConfig], BeforeValidator(parse_
 
 
 def measure_into(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-    """Makes the folder, then measures; see `Benchmark.measure`. Every rank calls this."""
+    """Creates the folder, then measures; see `Benchmark.measure`. Every rank calls this."""
     if distributed.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     distributed.barrier()

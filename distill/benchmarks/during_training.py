@@ -1,8 +1,8 @@
-"""Benchmarks while a student trains: curves of what it is worth, beside those of its losses.
+"""Benchmarks of a student while it trains.
 
-What is measured is a copy of the student, as a checkpoint of that step would export it: the moving
-average where there is one. Nothing of the training is touched, so a run with benchmarks ends with
-the same bits as one without.
+They measure a copy of the student as a checkpoint of that step would export it: the moving average
+where there is one. The training itself is not changed: a run with benchmarks ends with the same
+bits as one without.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +22,13 @@ from teachers.teacher import Teacher
 
 
 class TrainingBenchmarksConfig(StrictConfig):
-    """What is measured while a student trains, and how often.
+    """The benchmarks of a training run.
 
     Attributes:
         every: optimiser steps between two measurements. The last step is measured too, and the
-            first start of each benchmark: where its data are missing, the run says so at once.
+            start of a run, so that missing data are reported at once.
         run: name to benchmark.
-        seed: of the probes, whatever the run's own.
+        seed: of the probes, independent of the run's own.
     """
 
     every: PositiveInt
@@ -42,9 +42,9 @@ class TrainingBenchmarks:
     """Measures a student that is being trained.
 
     Args:
-        config: what and how often.
-        encoder: copies the student as it is; called by every rank.
-        folder: the run's; `benchmarks/NAME/step-N` in it gets pictures and probes.
+        config: of the benchmarks.
+        encoder: copies the student in its present state; called by every rank.
+        folder: of the run; `benchmarks/NAME/step-N` in it gets pictures and probes.
         num_steps: of the whole run.
     """
 
@@ -59,18 +59,18 @@ class TrainingBenchmarks:
         self._folder, self._num_steps = folder, num_steps
 
     def due(self, step: int) -> list[str]:
-        """The names of what is to be measured after a step, on every rank."""
+        """The names of the benchmarks to run after a step, on every rank."""
         regular = step % self._config.every == 0 or step == self._num_steps
         steps = self._measured
         return [n for n in self._config.run if step not in steps[n] and (regular or not steps[n])]
 
     def measure(self, names: Sequence[str], step: int, tracker: Tracker) -> None:
-        """Measures the student as it is now; every rank calls this.
+        """Runs benchmarks on the student in its present state; every rank calls this.
 
         Raises:
-            DataError: a benchmark's data are not there.
-            TeacherError: the student cannot be measured so.
-            RecipeError: a probe cannot be trained so.
+            DataError: data of a benchmark are missing.
+            TeacherError: the student does not fit a benchmark.
+            RecipeError: a probe cannot be trained.
         """
         with generators_kept():
             encoder = self._encoder()
@@ -81,17 +81,17 @@ class TrainingBenchmarks:
         folder = self._folder / "benchmarks" / name / f"step-{step:08d}"
         benchmark = build_benchmark(self._config.run[name])
         try:
-            figures = measure_into(benchmark, encoder, self._config.seed, folder).metrics
+            metrics = measure_into(benchmark, encoder, self._config.seed, folder).metrics
         except USER_ERRORS as error:
             raise type(error)(f"benchmarks.run.{name}: {error}") from error
-        tracker.metrics(step, {f"eval/{name}/{key}": value for key, value in figures.items()})
+        tracker.metrics(step, {f"eval/{name}/{key}": value for key, value in metrics.items()})
         for path in sorted(folder.glob("*.png")):
             tracker.picture(step, f"eval/{name}/{path.stem}", path)
         self._measured[name].add(step)
 
     @cached_property
     def _measured(self) -> dict[str, set[int]]:
-        """The steps that each benchmark has figures of, those of former starts included."""
+        """The steps at which each benchmark was run, including those before a resume."""
         lines = []
         if distributed.rank() == 0 and (self._folder / "metrics.jsonl").exists():
             lines = [(set(line), line["step"]) for line in read_metrics(self._folder)]

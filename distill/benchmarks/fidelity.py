@@ -1,4 +1,4 @@
-"""How well a student's heads agree with their teachers on images that neither trained on."""
+"""Agreement of a student's heads with their teachers on held-out images."""
 
 import math
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from teachers.config import StrictConfig
 from teachers.features import Features
 from teachers.upsamplers.resize import Size2d
 
-# Rounding to float32 moves a number by up to 2^-24 of itself; a fidelity above the inverse square
-# of that would measure the rounding alone.
+# The relative rounding error of float32 is up to 2^-24; a fidelity above the inverse square of that
+# would only measure rounding.
 MAX_FIDELITY = 2.0**48
 
 
 class EvaluationConfig(StrictConfig):
-    """What `distill.evaluate` measures a student on.
+    """The images that `distill.evaluate` measures a student on.
 
     Attributes:
         images: a folder, archive or shards of images that the run does not train on.
@@ -41,9 +41,9 @@ class Agreement(NamedTuple):
     """One student head against one teacher.
 
     Attributes:
-        fidelity: variance of the teacher's map over mean squared error, both means over cells and
-            channels of these images; 1 for the best constant prediction, at most MAX_FIDELITY,
-            which stands for an error of zero too, so that every figure is a number in JSON.
+        fidelity: variance of the teacher's map divided by the mean squared error, both over cells
+            and channels of these images: 1 for the best constant prediction. At most MAX_FIDELITY,
+            also for an error of 0, so that the value is a number in JSON.
         spatial_cosine: mean over cells, in [-1, 1].
         summary_cosine: mean over images; None where the teacher has no summary.
         spatial_mse: mean squared error over cells and channels.
@@ -56,11 +56,11 @@ class Agreement(NamedTuple):
 
 
 class AgreementPass:
-    """Collects the agreement of one head with one teacher over batches, in float64.
+    """Accumulates the agreement of one head with one teacher over batches, in float64.
 
-    Maps are compared in the space the head was trained in (PHI-S, where the run has it), after
-    both went to their common smaller grid. The variance is that of the very cells that are
-    compared (RADIO's own diagnostic); PHI-S sets it to 1 over the training images only.
+    Maps are compared in the space of the head's training (PHI-S, if the run has it), on the smaller
+    of their two grids. The variance is that of the compared cells, as in RADIO's own diagnostic;
+    PHI-S sets only the variance over the training images to 1.
     """
 
     def __init__(self) -> None:
@@ -89,12 +89,12 @@ class AgreementPass:
         """The agreement over all batches.
 
         Raises:
-            RuntimeError: there was no batch, or a map was not finite.
+            RuntimeError: there was no batch, or the maps are not finite.
         """
         if not self._cells:
-            raise RuntimeError("an agreement over no images")
+            raise RuntimeError("agreement: there are no images")
         if not math.isfinite(self._error):
-            raise RuntimeError("an agreement over maps that are not finite")
+            raise RuntimeError("agreement: the maps are not finite")
         mean = torch.as_tensor(self._sum) / self._cells
         variance = float((torch.as_tensor(self._squares) / self._cells - mean.square()).mean())
         error = self._error / self._cells
@@ -114,7 +114,7 @@ def measure(
 
     Args:
         students: name to a student in eval mode.
-        targets: the teachers, with the statistics the students were trained with.
+        targets: of the teachers, with the statistics of the students' training.
         images: uint8 (N, 3, H, W).
         batch_size: images of one forward pass.
 
@@ -134,7 +134,7 @@ def measure(
 
 
 def require_images(source: Path) -> None:
-    """Looks for them before teachers are built, which may take minutes.
+    """Checks that the images exist, before teachers are built, which may take minutes.
 
     Raises:
         RecipeError: there is no such file or folder.

@@ -1,7 +1,7 @@
-"""Features at points of an image, and the points that the cells of a map stand for.
+"""Features at points of an image, and the centres of a map's cells.
 
-Points are (x, y) in pixels, (0, 0) the outer corner of the first pixel; a cell stands for its
-centre (half-pixel centres). Mixing this with corners moves matches by half a cell.
+Points are (x, y) in pixels; (0, 0) is the outer corner of the first pixel. The feature of a cell
+belongs to the cell's centre (half-pixel centres).
 """
 
 from typing import Literal
@@ -15,10 +15,10 @@ from teachers.features import FeatureSpec
 
 
 def encoder_size(spec: FeatureSpec, asked: tuple[int, int] | Literal["native"]) -> tuple[int, int]:
-    """The (height, width) in pixels that an encoder is given: what was asked, or its native size.
+    """The (height, width) in pixels of an encoder's input: `asked`, or its native size.
 
     Raises:
-        TeacherError: it takes one size only, another one.
+        TeacherError: the encoder takes only one size, and another was asked.
     """
     if asked == "native":
         return spec.resolution
@@ -33,13 +33,13 @@ def encoder_size(spec: FeatureSpec, asked: tuple[int, int] | Literal["native"]) 
 def sample_map(
     features: Tensor, covers: tuple[int, int], points: Tensor, mode: Literal["bilinear", "bicubic"]
 ) -> Tensor:
-    """Features at points; with the points of a grid, the map resized to that grid.
+    """Interpolates a map at points.
 
     Args:
         features: (D, h, w).
         covers: (height, width) in pixels that the map covers, as of `DenseMap`.
         points: (N, 2) as x, y in pixels of the encoded image, on the map's device.
-        mode: of interpolation; beyond the outer cells' centres their values are kept.
+        mode: of interpolation; beyond the centres of the outer cells, their values are repeated.
 
     Returns:
         (N, D).
@@ -53,7 +53,7 @@ def sample_map(
 
 
 def cell_centres(grid: tuple[int, int], covers: tuple[int, int]) -> Tensor:
-    """The points, float64 (h * w, 2) as x, y, that the cells of a map stand for, row by row."""
+    """The centres of a map's cells, row by row, float64 (h * w, 2) as x, y in pixels."""
     rows, columns = (
         (torch.arange(cells, dtype=torch.float64) + 0.5) * pixels / cells
         for cells, pixels in zip(grid, covers, strict=True)

@@ -1,16 +1,16 @@
-"""How visible the borders between tiles are in a map that was made tile by tile."""
+"""Visibility of the borders between tiles in a map that was computed tile by tile."""
 
 import torch
 from torch import Tensor
 
 
 class SeamRatio:
-    """Collects steps between neighbouring cells, in float64.
+    """Accumulates squared differences of neighbouring cells, in float64.
 
     Args:
-        tiles: along each axis.
-        cells: of the map within a cell of the encoder that was upsampled, along each axis. Steps
-            within an encoder's cell are smaller than those between two, seam or not.
+        tiles: number along each axis.
+        cells: of the map for each cell of the upsampled encoder, along each axis. Differences
+            within a cell of the encoder are smaller than those between two, seam or not.
     """
 
     def __init__(self, tiles: tuple[int, int], cells: tuple[int, int]) -> None:
@@ -30,18 +30,18 @@ class SeamRatio:
                     self._sums[name][1] += steps[chosen].numel()
 
     def sums(self) -> Tensor:
-        """What ranks add up: sum and count of squared steps at seams, then elsewhere, (4,)."""
+        """Sum and count of squared differences at seams, then elsewhere, (4,); ranks add them."""
         return torch.tensor([*self._sums["seams"], *self._sums["elsewhere"]], dtype=torch.float64)
 
     def value(self) -> float | None:
-        """The ratio over all that was added, see `seam_ratio`."""
+        """The ratio of all maps that were added, see `seam_ratio`."""
         return seam_ratio(self.sums())
 
 
 def seam_ratio(sums: Tensor) -> float | None:
-    """Mean squared step across seams over that elsewhere, at the same places of encoders' cells.
+    """Mean squared difference across seams, divided by that elsewhere between encoder cells.
 
-    About 1 where no seam is seen; None where there is no seam, or no step elsewhere.
+    About 1 if seams are invisible; None if there is no seam, or no difference elsewhere.
 
     Args:
         sums: as of `SeamRatio.sums`.

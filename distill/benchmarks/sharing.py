@@ -1,7 +1,7 @@
-"""Work that ranks share: each encodes its own images, and all know the outcome.
+"""Division of a benchmark's work among ranks.
 
-Encoding is what costs. Heads are small: every rank trains the same one, on the gathered features,
-so that any number of ranks gives the same figures.
+Each rank encodes its share of the images, which is most of the work. Heads are small: every rank
+trains the same head on the gathered features, so that any number of ranks gives the same metrics.
 """
 
 import torch
@@ -12,17 +12,17 @@ from distill.runtime import distributed
 
 
 def own_share(count: int) -> range:
-    """The numbers below `count` that are this rank's."""
+    """This rank's share of the numbers below `count`."""
     return range(distributed.rank(), count, distributed.world_size())
 
 
 def gather_shares(own: Tensor, count: int) -> Tensor:
-    """Puts together what the ranks made of their shares.
+    """Gathers the results of all ranks' shares.
 
     Args:
-        own: (len(own_share(count)), ...), a row for each number of this rank's share; the other
+        own: (len(own_share(count)), ...), one row for each number of this rank's share; the other
             dimensions and the dtype are the same on all ranks.
-        count: of all rows.
+        count: of rows over all ranks.
 
     Returns:
         (count, ...) in the order of the numbers, on every rank.

@@ -1,11 +1,12 @@
-"""How true upsamplers are to their encoder, on images that no one trained on.
+"""Fidelity of upsamplers to their encoder on held-out images.
 
-The multi-view fidelity of FeatSharp (arXiv 2502.16025), but held out, with views that are the same
-for every method, and beside each method's own downsampler a plain average common to all.
+This is the multi-view fidelity of FeatSharp (arXiv 2502.16025) with three differences: images are
+held out, all methods see the same views, and besides each method's own downsampler a plain average
+is measured that is common to all.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +27,11 @@ from teachers.upsamplers.views import ViewsConfig, sample_homographies, valid_ma
 
 
 class UpsamplerEvaluationConfig(StrictConfig):
-    """What `distill.evaluate` measures upsamplers on.
+    """The images and views that `distill.evaluate` measures upsamplers on.
 
     Attributes:
         images: a folder, archive or shards of images that no run trained on.
-        num_views: views an image, as far from it as the paper's training views.
+        num_views: views of each image, warped as much as the paper's training views.
         seed: of the views.
         batch_size: images of one forward pass.
     """
@@ -42,32 +43,30 @@ class UpsamplerEvaluationConfig(StrictConfig):
 
     @property
     def views(self) -> ViewsConfig:
-        """The warps: shifts are in quarters of the encoder's cell, whatever the factor."""
+        """The warps: shifts of a quarter of the encoder's cell, for any factor."""
         return ViewsConfig(num_views=self.num_views, shift_cells=0.25)
 
 
-class Candidate(NamedTuple):
-    """An upsampler, and the downsampler that it learned along."""
+class UpsamplerPair(NamedTuple):
+    """An upsampler, and the downsampler that was trained with it."""
 
     upsampler: Standardised
     downsampler: Downsampler
 
 
 class UpsamplingFidelity(NamedTuple):
-    """One upsampler against its encoder; fidelities are one over a mean squared error.
+    """The result of one upsampler; a fidelity is one divided by a mean squared error.
 
-    Errors are means over images, views, valid cells and channels, in the space that the upsampler
-    was trained in (PHI-S, without the encoder's fixed pattern): a constant mean has fidelity 1,
-    higher is better, and MAX_FIDELITY stands for no error at all.
+    Errors are means over images, views, valid cells and channels, in the space of the upsampler's
+    training (PHI-S, without the encoder's fixed pattern). The constant mean has fidelity 1, higher
+    is better, and an error of 0 has MAX_FIDELITY.
 
     Attributes:
-        own: of views, with the downsampler that it learned along.
+        own: of views, with the downsampler that was trained with the upsampler.
         box: of views, with the plain average over each cell.
-        true: of the map itself, to the encoder's at the factor times larger image; None where the
-            encoder does not take that size, and at factor 1.
-        seam_ratio: mean squared difference of neighbouring cells across the seams between tiles,
-            over that elsewhere, at the same places within the encoder's cells: about 1 where no
-            seam is seen. None at factor 1.
+        true: of the map itself, compared with the encoder's map of an image that is larger by the
+            factor; None if the encoder does not take that size, and at factor 1.
+        seam_ratio: see `seams.seam_ratio`; None at factor 1.
     """
 
     own: float
@@ -77,33 +76,35 @@ class UpsamplingFidelity(NamedTuple):
 
 
 def held_out_views(config: UpsamplerEvaluationConfig, count: int, spec: FeatureSpec) -> Tensor:
-    """The views of `count` images, (count, n, 3, 3); they depend on nothing but the arguments."""
+    """The views of `count` images, (count, n, 3, 3), which depend only on the arguments."""
     generator = torch.Generator().manual_seed(config.seed)
     return sample_homographies(config.views, count, spec.grid(*spec.resolution), generator)
 
 
 @torch.no_grad()
 def measure_upsamplers(
-    candidates: Mapping[str, Candidate],
+    pairs: Mapping[str, UpsamplerPair],
     teacher: Teacher,
     images: Tensor,
     homographies: Tensor,
     batch_size: int,
 ) -> dict[str, UpsamplingFidelity]:
-    """Measures upsamplers of one factor; the encoder sees the views once for all of them.
+    """Measures upsamplers of one factor; the encoder runs once for all of them.
 
     Args:
-        candidates: name to upsampler, on the teacher's device.
+        pairs: name to upsampler and downsampler, on the teacher's device.
         teacher: their encoder.
         images: uint8 (N, 3, H, W), at the upsamplers' `resolution`.
         homographies: (N, n, 3, 3) views of the images, see `held_out_views`.
         batch_size: images of one forward pass.
 
     Raises:
-        RuntimeError: a map is not finite, or no cell of any view lies inside its image.
+        RuntimeError: maps are not finite, or no cell of any view lies inside its image.
     """
-    passes = {name: _Pass(candidate) for name, candidate in candidates.items()}
-    for pixels, views in _batches(images, homographies, batch_size, teacher.mean.device):
+    passes = {name: _Pass(pair) for name, pair in pairs.items()}
+    device = teacher.mean.device
+    for batch, homs in zip(images.split(batch_size), homographies.split(batch_size), strict=True):
+        pixels, views = scale_pixels(batch, device), homs.to(device)
         seen = teacher(warp_images(pixels, views, teacher.spec.resolution)).spatial
         true = teacher(pixels).spatial if _has_truth(teacher.spec, pixels) else None
         for each in passes.values():
@@ -112,7 +113,7 @@ def measure_upsamplers(
 
 
 def _has_truth(spec: FeatureSpec, pixels: Tensor) -> bool:
-    """Whether the encoder itself makes the denser map of larger images."""
+    """Whether the encoder's own map of images of this size has the upsampled grid."""
     size, native = (pixels.shape[-2], pixels.shape[-1]), spec.resolution
     if size == native or not spec.accepts(*size):
         return False
@@ -123,12 +124,12 @@ def _has_truth(spec: FeatureSpec, pixels: Tensor) -> bool:
 
 
 class _Pass:
-    """Collects one upsampler's errors over batches, in float64."""
+    """Accumulates the errors of one upsampler over batches, in float64."""
 
-    def __init__(self, candidate: Candidate) -> None:
-        self._upsampler = candidate.upsampler
+    def __init__(self, pair: UpsamplerPair) -> None:
+        self._upsampler = pair.upsampler
         box = BoxDownsampler(self._upsampler.factor)
-        self._downsamplers: dict[str, Downsampler] = {"own": candidate.downsampler, "box": box}
+        self._downsamplers: dict[str, Downsampler] = {"own": pair.downsampler, "box": box}
         self._means = {name: _Mean() for name in ("own", "box", "true")}
         self._seams = SeamRatio(self._upsampler.factor, self._upsampler.factor)
 
@@ -147,51 +148,43 @@ class _Pass:
         self._seams.add(high)
 
     def finish(self) -> UpsamplingFidelity:
-        """The figures over all batches."""
+        """The result over all batches."""
         own, box, true = (self._means[name].inverse() for name in ("own", "box", "true"))
         if own is None or box is None:
-            raise RuntimeError("a fidelity over no valid cell")
+            raise RuntimeError("fidelity: no cell of any view lies inside its image")
         return UpsamplingFidelity(own, box, true, self._seams.value())
 
 
 class _Mean:
-    """A running mean of squares; None while nothing was added."""
+    """A running mean; None before the first value."""
 
     def __init__(self) -> None:
         self._sum = self._count = 0.0
 
     def add(self, values: Tensor, mask: Tensor | None = None) -> None:
-        """Adds values, or those of them where the mask is one."""
+        """Adds values, with a mask only those where it is 1."""
         self._sum += float((values if mask is None else values * mask).sum())
         self._count += values.numel() if mask is None else float(mask.sum())
 
     def value(self) -> float | None:
         """The mean."""
         if not math.isfinite(self._sum):
-            raise RuntimeError("a fidelity over maps that are not finite")
+            raise RuntimeError("fidelity: the maps are not finite")
         return self._sum / self._count if self._count else None
 
     def inverse(self) -> float | None:
-        """One over the mean, at most MAX_FIDELITY."""
+        """One divided by the mean, at most MAX_FIDELITY."""
         mean = self.value()
         if mean is None:
             return None
         return min(1 / mean, MAX_FIDELITY) if mean else MAX_FIDELITY
 
 
-def _batches(
-    images: Tensor, homographies: Tensor, size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels in [0, 1] and their views, on the device."""
-    for batch, views in zip(images.split(size), homographies.split(size), strict=True):
-        yield scale_pixels(batch, device), views.to(device)
-
-
 @torch.no_grad()
 def upsampled_maps(
     upsamplers: Mapping[str, Standardised], teacher: Teacher, pixels: Tensor
 ) -> dict[str, Tensor]:
-    """Maps for a picture, in the encoder's own space: the encoder's, then each upsampler's.
+    """The maps of the encoder and of each upsampler, in the encoder's own space, for a picture.
 
     Args:
         upsamplers: title to upsampler.

@@ -17,8 +17,8 @@ from data.files import write_json_lines
 from data.images import load_images
 from distill.benchmarks.fidelity import require_images
 from distill.benchmarks.upsampling import (
-    Candidate,
     UpsamplerEvaluationConfig,
+    UpsamplerPair,
     held_out_views,
     measure_upsamplers,
     upsampled_maps,
@@ -151,7 +151,7 @@ def _measure(
     device = teacher.mean.device
     opened = {key: _open(path, teacher).to(device) for key, (_, path) in paths.items()}
     candidates = {
-        key: Candidate(opened[key], load_downsampler(path).to(device))
+        key: UpsamplerPair(opened[key], load_downsampler(path).to(device))
         for key, (_, path) in paths.items()
     }
     metrics = measure_upsamplers(candidates, teacher, images, views, config.batch_size)

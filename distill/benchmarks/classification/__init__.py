@@ -1,1 +1,1 @@
-"""Benchmarks of one vector an image: nearest neighbours, linear probes, zero-shot."""
+"""Benchmarks of one vector for each image: nearest neighbours, linear probes, zero-shot."""

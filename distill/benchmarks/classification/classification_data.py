@@ -14,11 +14,11 @@ from teachers.teacher import Teacher
 
 
 class ClassificationConfig(SummaryConfig):
-    """What the trained classifiers have in common.
+    """The part of the recipe entry that all trained classifiers share.
 
     Attributes:
-        dataset: a folder a class.
-        held_out: the share of the train images that settings are chosen on; never on the test's.
+        dataset: one folder for each class.
+        held_out: share of the train images that hyperparameters are chosen on.
     """
 
     dataset: ClassFolders
@@ -37,11 +37,11 @@ class ClassificationData(NamedTuple):
 
     Attributes:
         train: all train images.
-        fitted: those that are left to fit on while a setting is chosen.
-        chosen_on: the others.
+        fitted: those to fit on while hyperparameters are chosen.
+        chosen_on: the held-out ones.
         test: the test images.
         num_classes: K.
-        protocol: counts, and what the entry leaves to the encoder.
+        protocol: see `Measurement`.
     """
 
     train: Examples
@@ -55,10 +55,10 @@ class ClassificationData(NamedTuple):
 def load_classification_data(
     encoder: Teacher, config: ClassificationConfig, seed: int
 ) -> ClassificationData:
-    """Encodes both splits, once for all seeds, and holds a part of train out.
+    """Encodes both splits, once for all seeds, and holds out a part of train.
 
     Raises:
-        DataError: the data are not there, or there are too few to hold any out.
+        DataError: the data are missing, or too few to hold any out.
     """
     encode, dataset = Encoding(encoder, config), config.dataset
     with dataset.open("train") as images:
@@ -82,7 +82,7 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Exa
     """Splits examples at random.
 
     Returns:
-        What is left, and the share that was taken out.
+        The remaining examples, and the held-out ones.
 
     Raises:
         DataError: one of the two would be empty.
@@ -91,8 +91,8 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Exa
     taken = round(share * count)
     if not 0 < taken < count:
         raise DataError(
-            f"held_out: {share:g} of {count} train images is {taken}; at least one has to be held "
-            "out, and one left"
+            f"held_out: {share:g} of {count} train images is {taken}; at least one must be held "
+            "out, and one remain"
         )
     generator = torch.Generator().manual_seed(derive_seed(seed, "held-out"))
     order = torch.randperm(count, generator=generator)

@@ -1,8 +1,7 @@
 """k-nearest-neighbour classification: the neighbours vote by exp(cosine / T) (Wu et al. 2018).
 
-The bank of train vectors stays where it was encoded: each rank looks up all queries in its own
-share, and the ranks' best are merged. A rank holds its share and the queries, 1.28 million vectors
-of 1,024 numbers over 8 ranks in 0.7 GB each.
+The train vectors (the bank) are not gathered: each rank searches its own share for all queries,
+and the results are merged. Of 1.28 million vectors of 1,024 numbers, each of 8 ranks holds 0.7 GB.
 """
 
 from pathlib import Path
@@ -27,11 +26,11 @@ _BANK_ROWS = 1 << 15
 
 
 class KNNConfig(SummaryConfig):
-    """What is classified, and who votes.
+    """k-nearest-neighbour classification.
 
     Attributes:
-        dataset: a folder a class.
-        neighbours: how many vote; a figure each, the first is the headline.
+        dataset: one folder for each class.
+        neighbours: values of k; one metric for each, the first is the headline.
         temperature: T of the votes exp(cosine / T).
     """
 
@@ -42,17 +41,13 @@ class KNNConfig(SummaryConfig):
 
 
 class KNN(Benchmark):
-    """Top-1 accuracy of neighbours' votes, without any training.
-
-    Args:
-        config: the data and the votes.
-    """
+    """Top-1 accuracy by the votes of neighbours, without any training."""
 
     Config: ClassVar[type[BenchmarkConfig]] = KNNConfig
     seeded = False
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Classifies the test images; see `Benchmark.measure`. Draws some and their neighbours."""
+        """Classifies the test images, and draws some with their neighbours; see `Benchmark`."""
         config: KNNConfig = self.config
         encode = Encoding(encoder, config)
         dataset = config.dataset
@@ -66,12 +61,12 @@ class KNN(Benchmark):
             nearest = find_nearest(queries, bank, most, distributed.device())
             if distributed.rank() == 0:
                 draw_neighbours(folder / "neighbours.png", test, train, nearest.numbers)
-        figures = {}
+        metrics = {}
         labels, truth = torch.tensor(train.labels), torch.tensor(test.labels)
         for k in config.neighbours:
             votes = vote(nearest, labels, len(train.classes), k, config.temperature)
-            figures[f"k{k}"] = accuracy(votes, truth)
-        return Measurement(figures, encode.protocol | _counts(train, test))
+            metrics[f"k{k}"] = accuracy(votes, truth)
+        return Measurement(metrics, encode.protocol | _counts(train, test))
 
 
 class Nearest(NamedTuple):
@@ -79,7 +74,7 @@ class Nearest(NamedTuple):
 
     Attributes:
         cosine: (Q, k).
-        numbers: (Q, k), of the vectors in the whole bank.
+        numbers: (Q, k) of the vectors in the whole bank.
     """
 
     cosine: Tensor
@@ -87,12 +82,12 @@ class Nearest(NamedTuple):
 
 
 def find_nearest(queries: Tensor, bank: Tensor, k: int, device: torch.device) -> Nearest:
-    """Looks queries up in the banks of all ranks.
+    """Searches the banks of all ranks for the nearest neighbours of queries.
 
     Args:
         queries: (Q, D), the same on every rank.
-        bank: (n, D), this rank's share of the bank, as `sharing.own_share` deals it.
-        k: how many of the bank, at most its size.
+        bank: (n, D), this rank's share of the bank, see `sharing.own_share`.
+        k: neighbours of each query, at most the size of the bank.
         device: where cosines are computed.
 
     Returns:
@@ -133,7 +128,7 @@ def _local(queries: Tensor, bank: Tensor, k: int, device: torch.device) -> tuple
 
 
 def _ordered(cosine: Tensor, index: Tensor) -> Tensor:
-    """The order (Q, n) by falling cosine; of equal ones the earlier in the bank comes first."""
+    """The order (Q, n) by decreasing cosine; of equal ones the earlier in the bank comes first."""
     by_number = index.argsort(dim=1, stable=True)
     by_cosine = cosine.gather(1, by_number).argsort(dim=1, descending=True, stable=True)
     return by_number.gather(1, by_cosine)
@@ -143,10 +138,10 @@ def vote(nearest: Nearest, labels: Tensor, num_classes: int, k: int, temperature
     """Votes for each class, (Q, K) float64: the sum of exp(cosine / T) over the k nearest.
 
     Args:
-        nearest: of the queries, k of them or more, or the whole bank.
+        nearest: at least k neighbours of each query, or the whole bank.
         labels: (N,) classes of the bank.
         num_classes: K.
-        k: how many vote.
+        k: neighbours that vote.
         temperature: T.
     """
     weights = (nearest.cosine[:, :k].double() / temperature).exp()
@@ -167,13 +162,13 @@ _RIGHT, _WRONG = "#2a9d3a", "#c8372d"
 
 
 def draw_neighbours(path: Path, test: ClassImages, train: ClassImages, index: Tensor) -> None:
-    """Draws a few test images, spread over the classes, each followed by its nearest.
+    """Draws a few test images, spread over the classes, each followed by its neighbours.
 
     Args:
         path: the PNG to write.
-        test: what was classified; can be read.
-        train: the bank; can be read.
-        index: (Q, k) numbers of each test image's nearest in the bank, nearest first.
+        test: the classified images, open for reading.
+        train: the bank, open for reading.
+        index: (Q, k) numbers in the bank of each test image's neighbours, nearest first.
     """
     prepare = ImagePreparation(PreparationConfig(), (_SIDE, _SIDE), 1)
 

@@ -1,9 +1,9 @@
-"""Linear classification of cached features, several learning rates in one pass.
+"""Linear classification of cached features, with several learning rates in one pass.
 
-DINO's probe (Caron et al. 2021; Oquab et al. 2023, appendix B.3) but for three things: features are
-cached, so there is no augmentation; they are standardised, so that a rate means the same for every
-encoder; and the rate is chosen on held-out train images, after which the classifier is trained
-again on all of train.
+This is DINO's probe (Caron et al. 2021; Oquab et al. 2023, appendix B.3) with three differences:
+features are cached, so there is no augmentation; they are standardised, so that a learning rate
+means the same for every encoder; and the rate is chosen on held-out train images, after which the
+classifier is trained again on all of train.
 """
 
 import json
@@ -28,23 +28,23 @@ from distill.benchmarks.dense.probe_training import ProbeConfig, train_heads
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 
-_ROWS = 1 << 14  # vectors that are worked on at once
+_ROWS = 1 << 14  # vectors that are processed at once
 
 
 def _distinct(rates: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(rates)) < len(rates):
-        raise ValueError(f"{list(rates)} has a rate twice")
+        raise ValueError(f"expected different rates, got {list(rates)}")
     return rates
 
 
 class LinearConfig(ClassificationConfig):
-    """How classifiers are trained.
+    """Training of linear classifiers.
 
     Attributes:
         steps: of SGD; 12,500 of 1,024 images are ten epochs of ImageNet.
         step_images: images of a step.
-        rates: learning rates at 256 images a step, scaled with `step_images`; half a cosine down
-            to 0.
+        rates: learning rates for 256 images a step, scaled with `step_images`; they decay by half a
+            cosine to 0.
     """
 
     kind: str = "linear"
@@ -57,36 +57,32 @@ class LinearConfig(ClassificationConfig):
 
 
 class Linear(Benchmark):
-    """Top-1 and top-5 accuracy of a linear classifier.
-
-    Args:
-        config: the data and the training.
-    """
+    """Top-1 and top-5 accuracy of a linear classifier."""
 
     Config: ClassVar[type[BenchmarkConfig]] = LinearConfig
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Trains and tests; see `Benchmark.measure`. Writes each rate's accuracy, held out."""
+        """Trains and tests; also writes the held-out accuracy of each rate; see `Benchmark`."""
         config: LinearConfig = self.config
         data = load_classification_data(encoder, config, seed)
         num = data.num_classes
         heads = train_linear(data.fitted, num, config, config.rates, seed)
         chosen_on = data.chosen_on
         held_out = [accuracy(head.scores(chosen_on.vectors), chosen_on.labels) for head in heads]
-        # Of equally good ones the middle: the outer ones are nearer to failing.
+        # Of equally good rates the middle one: the outer ones are closer to failing.
         best = [i for i, value in enumerate(held_out) if value == max(held_out)]
         rate = config.rates[best[len(best) // 2]]
         write_choice(folder, "rate", dict(zip(config.rates, held_out, strict=True)), rate)
         (head,) = train_linear(data.train, num, config, [rate], seed)
         scores = head.scores(data.test.vectors)
-        figures = {"top1": accuracy(scores, data.test.labels)}
+        metrics = {"top1": accuracy(scores, data.test.labels)}
         if num > 5:
-            figures["top5"] = accuracy(scores, data.test.labels, 5)
-        return Measurement(figures, data.protocol)
+            metrics["top5"] = accuracy(scores, data.test.labels, 5)
+        return Measurement(metrics, data.protocol)
 
 
 class StandardisedLinear(nn.Module):
-    """A linear classifier of vectors that are brought to zero mean and unit deviation first.
+    """A linear classifier of standardised vectors.
 
     Args:
         mean: (D,).
@@ -102,7 +98,7 @@ class StandardisedLinear(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", deviation)
         self.linear = nn.Linear(len(mean), num_classes)
-        nn.init.zeros_(self.linear.weight)  # convex: no symmetry has to be broken
+        nn.init.zeros_(self.linear.weight)  # the problem is convex: no symmetry to break
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -111,7 +107,7 @@ class StandardisedLinear(nn.Module):
         return scores
 
     def scores(self, vectors: Tensor) -> Tensor:
-        """The same of any number of vectors, from the CPU and back to it."""
+        """Scores of any number of vectors, which are on the CPU, as are the scores."""
         chunks = (chunk.to(self.mean.device) for chunk in vectors.split(_ROWS))
         return torch.cat([self(chunk).cpu() for chunk in chunks])
 
@@ -119,13 +115,13 @@ class StandardisedLinear(nn.Module):
 def train_linear(
     examples: Examples, num_classes: int, config: LinearConfig, rates: Sequence[float], seed: int
 ) -> list[StandardisedLinear]:
-    """Trains one classifier a rate on the same batches, by SGD with momentum and no decay.
+    """Trains one classifier for each rate on the same batches, by SGD with momentum, no decay.
 
     Args:
         examples: to train on.
         num_classes: K.
-        config: steps and images of each.
-        rates: at 256 images a step.
+        config: of the training.
+        rates: for 256 images a step.
         seed: of the order of images.
     """
     mean, deviation = fit_standardisation(examples.vectors)
@@ -154,7 +150,7 @@ def train_linear(
 def fit_standardisation(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) of each channel of vectors (N, D), summed in float64.
 
-    The deviation is at least a millionth of the largest: a channel that never changes stays at 0.
+    The deviation is at least a millionth of the largest, so that constant channels become 0.
     """
     sums = torch.zeros(2, vectors.shape[1], dtype=torch.float64)
     for chunk in vectors.split(_ROWS):
@@ -166,11 +162,11 @@ def fit_standardisation(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def write_choice(folder: Path, name: str, tried: dict[float, float], chosen: float) -> None:
-    """Keeps what a setting was chosen from, and says so where it lies at an end of what was tried.
+    """Writes how a hyperparameter was chosen; prints a hint if it is the smallest or largest value.
 
     Args:
         folder: gets `NAME.json`.
-        name: of the setting.
+        name: of the hyperparameter.
         tried: value to accuracy in per cent on the held-out images.
         chosen: one of the values.
     """
@@ -179,4 +175,4 @@ def write_choice(folder: Path, name: str, tried: dict[float, float], chosen: flo
     facts = {"chosen": chosen, "held_out_accuracy": {str(k): v for k, v in tried.items()}}
     write_text(folder / f"{name}.json", json.dumps(facts, indent=1) + "\n")
     if len(tried) > 1 and chosen in (min(tried), max(tried)):
-        print(f"{name} {chosen:g} is at the end of what was tried; wider {name}s may be better")
+        print(f"{name} {chosen:g} is at the end of the range that was tried; try a wider range")

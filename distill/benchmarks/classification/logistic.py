@@ -1,7 +1,7 @@
-"""Logistic regression of cached features: scikit-learn's LBFGS to its optimum.
+"""Logistic regression of cached features, by scikit-learn's LBFGS.
 
-As DINOv2 does (Oquab et al. 2023): unit vectors, C chosen on a held-out tenth of train, then fitted
-again on all of it.
+The protocol is DINOv2's (Oquab et al. 2023): vectors of unit length, C chosen on a held-out tenth
+of train, then a fit on all of train.
 """
 
 from pathlib import Path
@@ -22,11 +22,11 @@ from teachers.teacher import Teacher
 
 
 class LogisticConfig(ClassificationConfig):
-    """How strongly weights are held back.
+    """Regularisation of a logistic regression.
 
     Attributes:
-        c_values: inverses of the squared norm's weight, scikit-learn's C, that are tried.
-            (DINOv2 tries 45 from 1e-6 to 1e5.)
+        c_values: values of scikit-learn's C, the inverse strength of the penalty, to choose from.
+            (DINOv2 has 45 from 1e-6 to 1e5.)
         max_iterations: of LBFGS.
     """
 
@@ -38,16 +38,12 @@ class LogisticConfig(ClassificationConfig):
 
 
 class Logistic(Benchmark):
-    """Top-1 accuracy of multinomial logistic regression.
-
-    Args:
-        config: the data and the C that are tried.
-    """
+    """Top-1 accuracy of multinomial logistic regression."""
 
     Config: ClassVar[type[BenchmarkConfig]] = LogisticConfig
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Fits and tests; see `Benchmark.measure`. Writes each C's accuracy, held out."""
+        """Fits and tests; also writes the held-out accuracy of each C; see `Benchmark`."""
         config: LogisticConfig = self.config
         data = load_classification_data(encoder, config, seed)
 
@@ -61,7 +57,7 @@ class Logistic(Benchmark):
 
 
 def fit_and_score(examples: Examples, c: float, max_iterations: int, tested: Examples) -> float:
-    """Per cent right of `tested` by a regression of `examples`; rank 0 fits, all get the figure."""
+    """Accuracy on `tested` in per cent of a fit to `examples`; rank 0 fits, all ranks return it."""
     if distributed.rank() != 0:
         return float(distributed.broadcast_object(None))
     from sklearn.linear_model import LogisticRegression  # slow to import

@@ -1,7 +1,7 @@
-"""Finding the caption of an image and the image of a caption, by cosine.
+"""Retrieval of captions by images and of images by captions, by cosine similarity.
 
-Recall at k as CLIP and SigLIP report it: the share of queries with any right answer among the first
-k. (Recall proper would divide by the five right captions of an image.)
+Recall at k is that of CLIP and SigLIP: the share of queries with any correct result among the first
+k. (Recall in the strict sense would divide by the five correct captions of an image.)
 """
 
 from pathlib import Path
@@ -21,15 +21,15 @@ from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.text_tower import TextTower
 
-_TEXTS, _ROWS = 256, 1024  # at once: through the tower, and rows of cosines
+_TEXTS, _ROWS = 256, 1024  # processed at once: texts by the tower, and rows of cosines
 
 
 class RetrievalConfig(TextConfig):
-    """What is searched.
+    """Retrieval on a set of captions.
 
     Attributes:
         dataset: images with captions.
-        at: k of the recalls.
+        at: values of k.
     """
 
     kind: str = "retrieval"
@@ -39,34 +39,30 @@ class RetrievalConfig(TextConfig):
 
 
 class Retrieval(Benchmark):
-    """Recall both ways, in per cent.
-
-    Args:
-        config: the data and the text tower.
-    """
+    """Recall of both directions, in per cent."""
 
     Config: ClassVar[type[BenchmarkConfig]] = RetrievalConfig
     seeded = False
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Searches; see `Benchmark.measure`."""
+        """Encodes and searches; see `Benchmark.measure`."""
         config: RetrievalConfig = self.config
         encode = Encoding(encoder, config)
         names, captions, read = config.dataset.load()
-        tower = load_text_tower(config, encoder)  # maybe a download: after the data were found
+        tower = load_text_tower(config, encoder)  # last: it may download weights
         images = encode(names, read, config.dataset.model_dump_json()).gathered()
         texts = encode_texts(tower, [text for group in captions for text in group])
         owner = torch.arange(len(names)).repeat_interleave(
             torch.tensor([len(group) for group in captions])
         )
         ranks = search_ranks(F.normalize(images, dim=1), texts, owner)
-        figures = {
+        metrics = {
             f"{way}_r{k}": 100 * (found < k).double().mean().item()
             for way, found in zip(("image_to_text", "text_to_image"), ranks, strict=True)
             for k in config.at
         }
         counts = {"test_images": len(names), "captions": len(owner)}
-        return Measurement(figures, encode.protocol | counts)
+        return Measurement(metrics, encode.protocol | counts)
 
 
 def encode_texts(tower: TextTower, texts: list[str]) -> Tensor:
@@ -78,9 +74,9 @@ def encode_texts(tower: TextTower, texts: list[str]) -> Tensor:
 
 
 def search_ranks(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """How many wrong answers come before the first right one.
+    """The number of wrong results before the first correct one.
 
-    Wrong ones that are as near as the right one count: vectors that are all equal find nothing.
+    Wrong results that are as near as the correct one count too: equal vectors find nothing.
 
     Args:
         images: (N, D) unit vectors.
@@ -88,7 +84,7 @@ def search_ranks(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Tensor, 
         owner: (M,) the image of each text.
 
     Returns:
-        (N,) of each image among the texts, and (M,) of each text among the images.
+        (N,) for each image among the texts, and (M,) for each text among the images.
     """
     device = distributed.device()
     images, texts, owner = images.to(device), texts.to(device), owner.to(device)
@@ -98,7 +94,10 @@ def search_ranks(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Tensor, 
 
 
 def _ranks(queries: Tensor, answers: Tensor, asked: Tensor, given: Tensor) -> Tensor:
-    """Wrong answers at least as near as the nearest right one, (Q,); right where numbers agree."""
+    """Wrong answers at least as near as the nearest correct one, (Q,).
+
+    An answer is correct if its number in `given` is that of the query in `asked`.
+    """
     found = []
     for start in range(0, len(queries), _ROWS):
         cosine = queries[start : start + _ROWS] @ answers.T

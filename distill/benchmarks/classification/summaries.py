@@ -1,4 +1,4 @@
-"""One vector an image: what the image-level benchmarks measure, encoded once for all of them."""
+"""One vector for each image, encoded once for all image-level benchmarks."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ _GATHERED = 1 << 26  # numbers that ranks exchange at once: bounds memory on the
 
 
 class SummaryConfig(BenchmarkConfig):
-    """What the image-level benchmarks have in common.
+    """The part of the recipe entry that all image-level benchmarks share.
 
     Attributes:
-        images: how an image becomes one that the encoder takes.
-        features: `summary`; `mean`, of the map; or `both`, joined. None for the summary, and for
-            the mean where the encoder has no summary; results say which it was.
+        images: preparation of images for the encoder.
+        features: `summary`; `mean`, of the map; or `both`, concatenated. None for the summary if
+            the encoder has one, else the mean; the protocol has the choice.
         batch_size: images encoded at once, on each rank.
     """
 
@@ -41,11 +41,11 @@ class SummaryConfig(BenchmarkConfig):
 
 
 class Summaries(NamedTuple):
-    """The vectors of a set of images, shared by the ranks.
+    """The vectors of a set of images, distributed over the ranks.
 
     Attributes:
         own: (n, D) float32 on the CPU, of this rank's share of the images.
-        total: of the images of all ranks.
+        total: number of images over all ranks.
     """
 
     own: Tensor
@@ -66,14 +66,14 @@ class Summaries(NamedTuple):
 
 
 class Encoding:
-    """Encodes sets of images as one benchmark's entry asks for.
+    """Encodes sets of images by a benchmark's entry.
 
-    What was encoded before is not encoded again while the encoder is there: neither for another
-    seed, nor for another benchmark of the suite that prepares the same images in the same way.
+    Vectors are kept as long as the encoder exists, for other seeds and for other benchmarks that
+    prepare the same images in the same way.
 
     Args:
-        encoder: whose vectors are wanted.
-        config: how they are made.
+        encoder: frozen.
+        config: of the images and features.
 
     Raises:
         TeacherError: the encoder has no summary, or takes no images of this size.
@@ -88,7 +88,7 @@ class Encoding:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What the entry leaves to the encoder."""
+        """The values that depend on the encoder."""
         return {"resolution": list(self.resolution), "features": self.reading}
 
     def __call__(
@@ -99,7 +99,7 @@ class Encoding:
         Args:
             names: of the images.
             read: the bytes of one; called from several threads.
-            identity: of the set: equal ones have the same images.
+            identity: of the set; sets with equal identities have the same images.
 
         Raises:
             DataError: an image cannot be read.
@@ -126,7 +126,7 @@ class Encoding:
         prepared = read_prepared(names, read, self._prepared)
         for row in tracked(range(len(names)), "encoding"):
             image = next(prepared)
-            group = waiting[image.shape]  # images of one size go together
+            group = waiting[image.shape]  # a batch has images of one size
             group.append((row, image))
             if len(group) == self.batch_size:
                 encode(group)
@@ -144,7 +144,7 @@ class Encoding:
 
 
 def read_vectors(features: Features, reading: Reading) -> Tensor:
-    """One vector an image, (B, D), from an encoder's features."""
+    """One vector for each image, (B, D), from an encoder's features."""
     parts = []
     if reading != "mean":
         assert features.summary is not None
@@ -170,8 +170,8 @@ def _reading(encoder: Teacher, asked: Reading | None) -> Reading:
         return "summary" if has_summary else "mean"
     if asked != "mean" and not has_summary:
         raise TeacherError(
-            f"features: {asked}, but {type(encoder).__name__} has no summary; take mean, or leave "
-            "it out for the summary of encoders that have one and the mean of the others"
+            f"features: {asked}, but {type(encoder).__name__} has no summary; set mean, or remove "
+            "the key, for the summary of encoders that have one and the mean of others"
         )
     return asked
 
@@ -197,7 +197,7 @@ _KNOWN: WeakKeyDictionary[Teacher, tuple[str, dict[Any, Tensor]]] = WeakKeyDicti
 
 
 def _remembered(encoder: Teacher) -> dict[Any, Tensor]:
-    """What this encoder's present weights made of images, by how; empty once they change."""
+    """The cached vectors of an encoder, by how they were made; empty if its weights changed."""
     fingerprint = teacher_fingerprint(encoder)
     stored, vectors = _KNOWN.get(encoder, ("", {}))
     if stored != fingerprint:

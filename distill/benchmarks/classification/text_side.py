@@ -1,4 +1,4 @@
-"""The text tower of a benchmark, matched with the encoder that it judges."""
+"""The text tower of a benchmark, which must match the encoder."""
 
 from distill.benchmarks.classification.summaries import SummaryConfig
 from distill.runtime import distributed
@@ -8,11 +8,11 @@ from teachers.text_tower import TextTower, TextTowerConfig
 
 
 class TextConfig(SummaryConfig):
-    """What benchmarks with text have in common.
+    """The part of the recipe entry that all benchmarks with text share.
 
     Attributes:
-        text: the text tower of the model whose image vectors the encoder makes or, as a student's
-            head, predicts.
+        text: the text tower of the model whose image vectors the encoder computes or, as a
+            student's head, predicts.
     """
 
     text: TextTowerConfig
@@ -22,12 +22,10 @@ def load_text_tower(config: TextConfig, encoder: Teacher) -> TextTower:
     """The tower, on this process's device.
 
     Raises:
-        TeacherError: it cannot be loaded, or its vectors are not of the encoder's size.
+        TeacherError: it cannot be loaded, or its vectors do not have the encoder's size.
     """
     if encoder.spec.summary_dim is None:
-        raise TeacherError(
-            f"{type(encoder).__name__} has no summary that a text could be compared with"
-        )
+        raise TeacherError(f"{type(encoder).__name__} has no summary to compare with texts")
     tower = TextTower(config.text)
     if tower.dim != encoder.spec.summary_dim:
         raise TeacherError(

@@ -1,7 +1,7 @@
-"""Zero-shot classification: an image's class is the one whose name is nearest to it.
+"""Zero-shot classification: the class of an image is the one whose text vector is nearest.
 
-A class is the mean of the unit vectors of several sentences with its name, made a unit vector again
-(Radford et al. 2021, section 3.1.4).
+The vector of a class is the mean of the unit vectors of several sentences with its name, normalised
+again (Radford et al. 2021, section 3.1.4).
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from teachers.text_tower import TextTower
 
 def _has_a_place(template: str) -> str:
     if template.count("{}") != 1:
-        raise ValueError("a template has one {} where the class's name goes")
+        raise ValueError("expected one {} for the name of the class")
     return template
 
 
@@ -32,13 +32,14 @@ Template = Annotated[str, AfterValidator(_has_a_place)]
 
 
 class ZeroShotConfig(TextConfig):
-    """What is classified, and how classes are put into words.
+    """Zero-shot classification on a set of folders.
 
     Attributes:
-        dataset: a folder a class; only its test images are read.
+        dataset: one folder for each class; only test images are read.
         class_names: `imagenet` for OpenAI's names of the 1,000 classes in the order of their
             folders, or a file, see `data.labelled.class_folders.read_class_names`.
-        templates: OpenAI's 80, their `simple` choice of 7, or sentences with `{}` for the name.
+        templates: `openai` for its 80 sentences, `simple` for 7 of them, or sentences with `{}`
+            for the name.
     """
 
     kind: str = "zero_shot"
@@ -51,11 +52,7 @@ class ZeroShotConfig(TextConfig):
 
 
 class ZeroShot(Benchmark):
-    """Top-1 and top-5 accuracy without any training image.
-
-    Args:
-        config: the data, the text tower and the sentences.
-    """
+    """Top-1 and top-5 accuracy without any training image."""
 
     Config: ClassVar[type[BenchmarkConfig]] = ZeroShotConfig
     seeded = False
@@ -66,20 +63,20 @@ class ZeroShot(Benchmark):
         encode = Encoding(encoder, config)
         with config.dataset.open("test") as images:
             names = _class_names(config, images.classes)
-            tower = load_text_tower(config, encoder)  # maybe a download: after the data were found
+            tower = load_text_tower(config, encoder)  # last: it may download weights
             identity = f"{config.dataset.model_dump_json()} test"
             vectors = encode(images.names, images.read, identity).gathered()
         classes = classifier(tower, names, config.templates)
         scores, labels = F.normalize(vectors, dim=1) @ classes, torch.tensor(images.labels)
-        figures = {"top1": accuracy(scores, labels)}
+        metrics = {"top1": accuracy(scores, labels)}
         if len(names) > 5:
-            figures["top5"] = accuracy(scores, labels, 5)
+            metrics["top5"] = accuracy(scores, labels, 5)
         counts = {"test_images": len(images.names), "classes": len(names)}
-        return Measurement(figures, encode.protocol | counts)
+        return Measurement(metrics, encode.protocol | counts)
 
 
 def classifier(tower: TextTower, names: list[str], templates: str | tuple[str, ...]) -> Tensor:
-    """Unit vectors of the classes, (D, K) on the CPU."""
+    """The unit vectors of the classes, (D, K) on the CPU."""
     import open_clip
 
     known: dict[str, Any] = {

@@ -1,9 +1,10 @@
-"""Semantic correspondence: keypoints of one object looked for on another of its kind, no head.
+"""Semantic correspondence: keypoints of one object are matched with another of its category.
 
-The source keypoint's feature (bilinear) is compared by cosine with every cell of the target's map,
-padding included; the best cell's centre is the match. PCK is the share of keypoints whose match is
-at most `alpha` times the longer side of the target's box away (Min et al., arXiv 1908.10543). As
-cells stand for their centres, half a cell is the floor of the error: denser maps have a lower one.
+There is no head. The feature at the source keypoint (bilinear) is compared by cosine with every
+cell of the target's map, including padding; the centre of the best cell is the match. PCK is the
+share of keypoints whose match is at most `alpha` times the longer side of the target's box away
+(Min et al., arXiv 1908.10543). As matches are centres of cells, errors are up to half a cell even
+for perfect features; denser maps have smaller ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,13 +35,13 @@ SHOWN = 6  # pairs of the picture
 
 
 class KeypointsConfig(BenchmarkConfig):
-    """How keypoints are matched.
+    """Matching of keypoints.
 
     Attributes:
         dataset: pairs of images with keypoints.
-        size: of the encoders' input in pixels, one number or [height, width]; images are resized
-            into it and padded with white. `native` for each encoder's own.
-        alpha: largest error of a right match, as a share of the target's box.
+        size: of the encoder's input in pixels, one number or [height, width]; images are resized to
+            fit and padded with white. `native` for each encoder's own.
+        alpha: largest error of a correct match, as a share of the longer side of the target's box.
         batch_size: images of one forward pass.
     """
 
@@ -51,11 +52,11 @@ class KeypointsConfig(BenchmarkConfig):
     batch_size: PositiveInt = 8
 
 
-class Placed(NamedTuple):
+class PlacedImage(NamedTuple):
     """An image inside the encoder's input.
 
     Attributes:
-        pixels: (3, H, W) in [0, 1], white around it.
+        pixels: (3, H, W) in [0, 1], with white padding.
         scale: (2,) of x and y.
         offset: (2,) in pixels; a point p of the image lies at scale * p + offset.
     """
@@ -65,29 +66,29 @@ class Placed(NamedTuple):
     offset: Tensor
 
 
-def place(image: Tensor, size: tuple[int, int]) -> Placed:
-    """Resizes an image so that it fits, keeps its aspect, and centres it on white.
+def place(image: Tensor, size: tuple[int, int]) -> PlacedImage:
+    """Resizes an image to fit, keeping its aspect ratio, and centres it on white.
 
     Args:
         image: (3, H, W) in [0, 1].
         size: (height, width) of the result.
     """
     given = (image.shape[-2], image.shape[-1])
-    ratio = min(due / side for due, side in zip(size, given, strict=True))
+    ratio = min(wanted / side for wanted, side in zip(size, given, strict=True))
     height, width = (max(1, round(ratio * side)) for side in given)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     pixels = image.new_ones(3, *size)
     pixels[:, top : top + height, left : left + width] = resize(image[None], (height, width))[0]
     scale = torch.tensor([width / given[1], height / given[0]], dtype=torch.float64)
-    return Placed(pixels, scale, torch.tensor([left, top], dtype=torch.float64))
+    return PlacedImage(pixels, scale, torch.tensor([left, top], dtype=torch.float64))
 
 
 class Keypoints(Benchmark):
     """PCK of nearest neighbours.
 
-    Figures: `pck@0.1`, the share of all keypoints of all pairs (what papers quote); its mean over
-    categories; by difference of viewpoint, where the set states it; and of the floor, the keypoint
-    at the same relative position in the target image.
+    Metrics: `pck@0.1`, the share of all keypoints of all pairs, as in papers; its mean over
+    categories; its value by difference of viewpoint, where the set has that; and the PCK of a
+    baseline that predicts the same relative position in the target image.
     """
 
     Config = KeypointsConfig
@@ -98,7 +99,7 @@ class Keypoints(Benchmark):
         config: KeypointsConfig = self.config
         pairs = config.dataset.pairs()
         if not sum(len(pair.source_points) for pair in pairs):
-            raise DataError(f"no keypoint in {config.dataset.root} is seen in two images")
+            raise DataError(f"{config.dataset.root}: no keypoint is visible in two images")
         images = _Images(encoder, encoder_size(encoder.spec, config.size), config.batch_size)
         found, grid = _match(images, pairs)
         right = [_is_right(pair, at, config.alpha) for pair, at in zip(pairs, found, strict=True)]
@@ -115,7 +116,7 @@ class Keypoints(Benchmark):
             "grid": list(grid),
             "padding": "white, centred; its cells can be matched",
         }
-        return Measurement(_figures(pairs, right, floor, config.alpha), protocol)
+        return Measurement(_metrics(pairs, right, floor, config.alpha), protocol)
 
 
 class _Images:
@@ -125,8 +126,8 @@ class _Images:
         self.size = size
         self.encoder, self._batch_size = encoder, batch_size
 
-    def encode(self, paths: Sequence[Path], what: str) -> Iterator[tuple[Placed, DenseMap]]:
-        """Where each image lies in the input, and its map (D, h, w)."""
+    def encode(self, paths: Sequence[Path], what: str) -> Iterator[tuple[PlacedImage, DenseMap]]:
+        """The placement of each image in the input, and its map (D, h, w)."""
         starts = range(0, len(paths), self._batch_size)
         for start in tracked(starts, what):
             read = [self._read(path) for path in paths[start : start + self._batch_size]]
@@ -134,7 +135,7 @@ class _Images:
             maps, covers = dense_map(self.encoder, pixels)
             yield from zip(read, (DenseMap(m, covers) for m in maps), strict=True)
 
-    def _read(self, path: Path) -> Placed:
+    def _read(self, path: Path) -> PlacedImage:
         image = torch.tensor(read_rgb(path), device=self.encoder.mean.device)
         return place(scale_pixels(image.permute(2, 0, 1)), self.size)
 
@@ -142,7 +143,7 @@ class _Images:
 def _match(
     images: _Images, pairs: Sequence[KeypointPair]
 ) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """Where each pair's points are found in its target, (N, 2) in the target's pixels; the grid."""
+    """The matches of each pair's points, (N, 2) in pixels of the target; and the grid."""
     wanted = _source_points(pairs)
     vectors = _source_vectors(images, wanted)
     row = {path: number for number, path in enumerate(wanted)}
@@ -168,7 +169,7 @@ def _match(
 
 
 def _source_points(pairs: Sequence[KeypointPair]) -> dict[Path, dict[tuple[float, ...], int]]:
-    """Each source image's different points, with their numbers."""
+    """The distinct points of each source image, with their numbers."""
     wanted: dict[Path, dict[tuple[float, ...], int]] = {}
     for pair in pairs:
         points = wanted.setdefault(pair.source, {})
@@ -178,7 +179,7 @@ def _source_points(pairs: Sequence[KeypointPair]) -> dict[Path, dict[tuple[float
 
 
 def _source_vectors(images: _Images, wanted: dict[Path, dict[tuple[float, ...], int]]) -> Tensor:
-    """Unit features of all source points, (images, most points, D); zeros where there are fewer."""
+    """Unit features of all source points, (images, most points of one, D); padded with zeros."""
     paths, most = list(wanted), max(len(points) for points in wanted.values())
     own = [paths[i] for i in own_share(len(paths))]
     encoder = images.encoder
@@ -198,7 +199,7 @@ def _is_right(pair: KeypointPair, found: np.ndarray, alpha: float) -> np.ndarray
 
 
 def _floor(pairs: Sequence[KeypointPair], alpha: float) -> list[np.ndarray]:
-    """Whether the same share of the target's width and height would be right."""
+    """Whether the same relative position in the target would be correct."""
     paths = {path for pair in pairs for path in (pair.source, pair.target)}
     sizes = {path: np.array(read_size(path)[::-1]) for path in paths}
     same = [pair.source_points * sizes[pair.target] / sizes[pair.source] for pair in pairs]
@@ -210,7 +211,7 @@ def _picture(pair: KeypointPair, found: np.ndarray, right: np.ndarray) -> Matche
     return Matches(images, pair.source_points, found, right)
 
 
-def _figures(
+def _metrics(
     pairs: Sequence[KeypointPair],
     right: Sequence[np.ndarray],
     floor: Sequence[np.ndarray],
@@ -224,11 +225,11 @@ def _figures(
         if pair.viewpoint is not None:
             by_viewpoint.setdefault(pair.viewpoint, []).append(each)
     means = [_percent(each) for each in by_category.values() if sum(map(len, each))]
-    figures = {name: _percent(right), f"{name}_class_mean": float(np.mean(means))}
+    metrics = {name: _percent(right), f"{name}_class_mean": float(np.mean(means))}
     for viewpoint, group in sorted(by_viewpoint.items()):
         if sum(map(len, group)):
-            figures[f"{name}_viewpoint_{viewpoint}"] = _percent(group)
-    return figures | {f"{name}_same_position": _percent(floor)}
+            metrics[f"{name}_viewpoint_{viewpoint}"] = _percent(group)
+    return metrics | {f"{name}_same_position": _percent(floor)}
 
 
 def _percent(right: Sequence[np.ndarray]) -> float:

@@ -1,4 +1,4 @@
-"""Pictures of matches: two images beside each other, and lines between what was matched."""
+"""Pictures of matches: two images side by side, and lines between matched points."""
 
 import colorsys
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ _RIGHT, _WRONG = (40, 170, 70), (215, 45, 45)
 
 
 class Matches(NamedTuple):
-    """What was found between two images.
+    """The matches of two images.
 
     Attributes:
-        images: source and target, (H, W, 3) uint8 each.
+        images: source and target, each (H, W, 3) uint8.
         source: (N, 2) points as x, y in pixels.
-        target: (N, 2) where they were found.
-        right: (N,) whether that is right.
+        target: (N, 2) the matched points.
+        right: (N,) whether the match is correct.
     """
 
     images: tuple[np.ndarray, np.ndarray]
@@ -30,7 +30,7 @@ class Matches(NamedTuple):
 
 
 def draw_matches(path: Path, rows: Sequence[Matches]) -> None:
-    """Draws a row a pair: each point in a colour of its own, green lines right, red ones wrong."""
+    """Draws one row for each pair: green lines are correct matches, red ones wrong."""
     pictures = [_draw(row) for row in rows]
     height = len(pictures) * (HEIGHT + _GAP) - _GAP
     sheet = Image.new("RGB", (max(p.width for p in pictures), height), "white")

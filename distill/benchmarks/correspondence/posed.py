@@ -1,8 +1,10 @@
-"""Geometric correspondence: points of one frame looked for in another of the same scene, no head.
+"""Geometric correspondence: points of one frame are matched with another frame of the same scene.
 
-As Probe3D (arXiv 2404.08636): features at every fourth pixel that has depth (bicubic), the nearest
-neighbour by cosine distance d = 1 - cos in the other frame, weighed by 1 - d1 / d2 of its two best;
-the best 1,000 are carried over by the true pose and compared with what they were matched to.
+The protocol is that of Probe3D (arXiv 2404.08636), without any head. Features are interpolated
+(bicubic) at every fourth pixel with depth. The match of a point is its nearest neighbour by cosine
+distance d = 1 - cos in the other frame, weighted by 1 - d1 / d2 of the two nearest. The 1,000
+matches of largest weight count: the true pose moves their points into the other frame, where they
+are compared with the matched points.
 """
 
 import math
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from data.batch import scale_pixels
 from data.errors import DataError
-from data.labelled.posed import AnyPosed, Frame, View
+from data.labelled.posed import AnyPosed, Frame, FrameFiles
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.correspondence.match_pictures import Matches, draw_matches
 from distill.benchmarks.dense.dense_map import dense_map
@@ -34,19 +36,19 @@ BINS_DEG = (0, 30, 60, 90, 120)
 METRES, PIXELS = (0.01, 0.02, 0.05), (5, 25, 50)
 SHOWN = 40  # matches of a pair in the picture
 _ROWS = 1024  # points that are compared at once; bounds memory
-_OCCLUDED_M = 0.05  # a point this far from what the other frame sees there is hidden from it
+_OCCLUDED_M = 0.05  # points farther than this from the other frame's depth are hidden there
 
 
 class PosedConfig(BenchmarkConfig):
-    """How frames are matched.
+    """Matching of posed frames.
 
     Attributes:
         dataset: pairs of frames with depth and pose.
-        size: of the encoders' input in pixels, one number or [height, width]; frames are resized
-            to it, whatever their aspect. `native` for each encoder's own.
+        size: of the encoder's input in pixels, one number or [height, width]; frames are resized to
+            it without keeping their aspect ratio. `native` for each encoder's own.
         stride: pixels of a frame between points.
-        matches: of a pair, the best of which count.
-        pairs_per_bin: pairs of a bin of rotation, evenly spread over the set's; None for all.
+        matches: of each pair that count, those of largest weight.
+        pairs_per_bin: pairs of each bin of rotation, evenly spaced in the set's; None for all.
     """
 
     kind: str = "posed"
@@ -58,13 +60,13 @@ class PosedConfig(BenchmarkConfig):
 
 
 class Points(NamedTuple):
-    """What a frame offers to matching.
+    """The points of a frame.
 
     Attributes:
-        features: (N, D), unit length.
-        pixels: (N, 2) as x, y in pixels of the frame, float64 as what follows.
-        xyz: (N, 3) in metres, in the camera's axes.
-        frame: the frame itself.
+        features: (N, D) of unit length.
+        pixels: (N, 2) float64, as x, y in pixels of the frame.
+        xyz: (N, 3) float64 in metres, in the camera's axes.
+        frame: of the points.
     """
 
     features: Tensor
@@ -76,9 +78,9 @@ class Points(NamedTuple):
 class Posed(Benchmark):
     """Recall of nearest neighbours under the true pose.
 
-    Figures: the mean of the three metric recalls; recall at 1, 2 and 5 cm in space and 5, 25 and
-    50 px in the second frame; the mean of the metric ones by angle between the cameras. All are
-    means over pairs.
+    Metrics, all means over pairs: recall at 1, 2 and 5 cm in space and at 5, 25 and 50 px in the
+    second frame; `mean_recall_cm`, the mean of the three in space, of all pairs and by the angle
+    between the cameras.
     """
 
     Config = PosedConfig
@@ -92,13 +94,13 @@ class Posed(Benchmark):
         pairs = [candidates[number] for number, _ in chosen]
         if not pairs:
             raise DataError(
-                f"{config.dataset.root}: no two frames are at most {BINS_DEG[-1]} degrees apart"
+                f"{config.dataset.root}: no two frames are less than {BINS_DEG[-1]} degrees apart"
             )
         size = encoder_size(encoder.spec, config.size)
 
-        @lru_cache(maxsize=4)  # neighbours in the list share their first frame
-        def points(view: View) -> Points:
-            return frame_points(config.dataset.load(view), encoder, size, config.stride)
+        @lru_cache(maxsize=4)  # consecutive pairs share their first frame
+        def points(files: FrameFiles) -> Points:
+            return frame_points(config.dataset.load(files), encoder, size, config.stride)
 
         own = own_share(len(pairs))
         rows = [
@@ -122,13 +124,13 @@ class Posed(Benchmark):
             "covisible_percent": 100 * float(table[:, 6].mean()),
             "pose_residual_m": residual if math.isfinite(residual) else None,
         }
-        return Measurement(_figures(table[:, :6], bins), protocol)
+        return Measurement(_metrics(table[:, :6], bins), protocol)
 
 
 def choose_pairs(
-    candidates: Sequence[tuple[View, View]], pairs_per_bin: int | None
+    candidates: Sequence[tuple[FrameFiles, FrameFiles]], pairs_per_bin: int | None
 ) -> list[tuple[int, int]]:
-    """The pairs that count, in their order: numbers of a candidate and of its bin of `BINS_DEG`."""
+    """The pairs that count, in order: the number of a candidate, and of its bin in `BINS_DEG`."""
     members: list[list[int]] = [[] for _ in BINS_DEG[:-1]]
     for number, (first, second) in enumerate(candidates):
         place = int(np.searchsorted(BINS_DEG, angle_deg(first.pose, second.pose), "right")) - 1
@@ -148,11 +150,12 @@ def angle_deg(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def frame_points(frame: Frame, encoder: Teacher, size: tuple[int, int], stride: int) -> Points:
-    """Features and places of a frame's points.
+    """Features and positions of a frame's points.
 
     Args:
-        frame: with depth at two points at least.
-        encoder: gets the frame at `size`, (height, width) in pixels.
+        frame: with depth at two points or more.
+        encoder: frozen.
+        size: (height, width) in pixels of the encoder's input.
         stride: pixels between points.
 
     Raises:
@@ -164,7 +167,9 @@ def frame_points(frame: Frame, encoder: Teacher, size: tuple[int, int], stride: 
     depth = frame.depth[np.ix_(rows, columns)]
     row, column = np.nonzero(depth > 0)
     if len(row) < 2:
-        raise DataError(f"a frame of {height} x {width} px has depth at {len(row)} points")
+        raise DataError(
+            f"a frame of {height} x {width} px: expected 2 points with depth, got {len(row)}"
+        )
     pixels = np.stack([columns[column], rows[row]], 1) + 0.5
     rays = np.c_[pixels, np.ones(len(row))] @ np.linalg.inv(frame.intrinsics).T
     image = scale_pixels(torch.tensor(frame.image, device=device).permute(2, 0, 1)[None])
@@ -177,15 +182,15 @@ def frame_points(frame: Frame, encoder: Teacher, size: tuple[int, int], stride: 
 
 
 def match(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best nearest neighbours.
+    """The nearest neighbours of largest weight 1 - d1 / d2.
 
     Args:
         first: (N, D) of unit length.
         second: (M, D) of unit length, M of 2 or more.
-        count: of the matches that are kept, those with the largest 1 - d1 / d2.
+        count: of matches.
 
     Returns:
-        Their numbers in `first` and in `second`, the best first.
+        Their numbers in `first` and in `second`, by decreasing weight.
     """
     tops = [(rows @ second.T).topk(2) for rows in first.split(_ROWS)]
     distance = (1 - torch.cat([top.values for top in tops])).clamp(min=0)
@@ -197,16 +202,16 @@ def match(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def errors(first: Points, second: Points, matches: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """How far the matches are off, in metres and in pixels of the second frame, each (count,)."""
+    """The errors of matches in metres and in pixels of the second frame, each (count,)."""
     a, b = matches
     xyz, pixels = carry(first.xyz[a], first.frame, second.frame)
     return (xyz - second.xyz[b]).norm(dim=1), (pixels - second.pixels[b]).norm(dim=1)
 
 
 def carry(xyz: Tensor, first: Frame, second: Frame) -> tuple[Tensor, Tensor]:
-    """Points of one camera, (N, 3) in metres, in the other's axes and in its pixels, (N, 2).
+    """Points of one camera, (N, 3) in metres, in the axes of the other and in its pixels, (N, 2).
 
-    Pixels of points that are not ahead of the camera are infinite.
+    Pixels of points behind the camera are infinite.
     """
     motion = torch.tensor(np.linalg.inv(second.pose) @ first.pose, device=xyz.device)
     moved = xyz @ motion[:3, :3].T + motion[:3, 3]
@@ -217,12 +222,12 @@ def carry(xyz: Tensor, first: Frame, second: Frame) -> tuple[Tensor, Tensor]:
 
 
 def geometry(first: Points, second: Points) -> tuple[float, float]:
-    """Whether depths and poses agree.
+    """The agreement of two frames' depths under their poses.
 
     Returns:
-        The share of the first frame's points that the second sees; and the median distance, in
-        metres, of its points' depths, carried over, from the second's at the same pixel, nan where
-        no point falls on one.
+        The share of the first frame's points that are visible in the second; and the median
+        difference in metres between their depths in the second camera and its own depth there, NaN
+        if no point falls on a pixel with depth.
     """
     moved, pixels = carry(first.xyz, first.frame, second.frame)
     depth = torch.tensor(second.frame.depth, device=moved.device)
@@ -236,23 +241,23 @@ def geometry(first: Points, second: Points) -> tuple[float, float]:
 
 
 def _pair_row(first: Points, second: Points, count: int) -> list[float]:
-    """Six recalls as shares, the covisible share, and the pose's residual."""
+    """Six recalls as shares, and the results of `geometry`."""
     metres, pixels = errors(first, second, match(first.features, second.features, count))
     recalls = [float((metres <= limit).double().mean()) for limit in METRES]
     recalls += [float((pixels <= limit).double().mean()) for limit in PIXELS]
     return [*recalls, *geometry(first, second)]
 
 
-def _figures(recalls: Tensor, bins: Sequence[int]) -> dict[str, float]:
+def _metrics(recalls: Tensor, bins: Sequence[int]) -> dict[str, float]:
     names = [f"recall@{100 * limit:g}_cm" for limit in METRES]
     names += [f"recall@{limit}_px" for limit in PIXELS]
     mean = 100 * recalls[:, : len(METRES)].mean(1)
-    figures = {"mean_recall_cm": float(mean.mean())}
-    figures |= dict(zip(names, (100 * recalls.mean(0)).tolist(), strict=True))
+    metrics = {"mean_recall_cm": float(mean.mean())}
+    metrics |= dict(zip(names, (100 * recalls.mean(0)).tolist(), strict=True))
     for number in sorted(set(bins)):
         of_bin = mean[torch.tensor(bins) == number]
-        figures[f"mean_recall_cm_{_bin_name(number)}_deg"] = float(of_bin.mean())
-    return figures
+        metrics[f"mean_recall_cm_{_bin_name(number)}_deg"] = float(of_bin.mean())
+    return metrics
 
 
 def _bin_name(number: int) -> str:

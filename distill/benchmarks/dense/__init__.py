@@ -1,1 +1,1 @@
-"""Benchmarks of a value for each pixel: segmentation, depth, normals, several at once."""
+"""Dense benchmarks: segmentation, depth, surface normals, and several tasks at once."""

@@ -1,4 +1,4 @@
-"""Segmentation metrics from one confusion matrix of a whole test set.
+"""Segmentation metrics from the confusion matrix of a whole test set.
 
 A class that neither occurs nor is predicted has no IoU and is left out of the mean, as in
 mmsegmentation, DINOv3 and torchmetrics' macro average.
@@ -10,11 +10,11 @@ from data.labelled.files import IGNORED
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts pixels.
+    """Counts the pixels of each pair of classes.
 
     Args:
         predicted: classes, (H, W).
-        labels: classes, (H, W); 255 does not count.
+        labels: classes, (H, W); 255 is ignored.
         num_classes: K.
 
     Returns:
@@ -28,7 +28,7 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
 
 
 def class_ious(matrix: Tensor) -> list[float | None]:
-    """Each class's intersection over union in per cent; None where there is no union."""
+    """The IoU of each class in per cent; None where the union is empty."""
     hits, rows, columns = matrix.diag(), matrix.sum(1), matrix.sum(0)
     unions = rows + columns - hits
     return [
@@ -47,11 +47,11 @@ def segmentation_scores(matrix: Tensor) -> dict[str, float]:
         matrix: int64 (K, K), see `confusion_matrix`.
 
     Raises:
-        RuntimeError: nothing was counted.
+        RuntimeError: no pixel was counted.
     """
     total = int(matrix.sum())
     if not total:
-        raise RuntimeError("a confusion matrix without a single labelled pixel")
+        raise RuntimeError("the confusion matrix counts no labelled pixel")
     ious = class_ious(matrix)
     present = [iou for iou in ious if iou is not None]
     rows = matrix.sum(1)

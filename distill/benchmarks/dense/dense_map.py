@@ -1,4 +1,4 @@
-"""Maps of images of any size, and back to pixels: the one place that knows about padding."""
+"""Feature maps of images of any size, by padding, and their enlargement to pixels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from teachers.teacher import Teacher
 
 
 class DenseMap(NamedTuple):
-    """What an encoder says about images.
+    """The feature map of a batch of images.
 
     Attributes:
         features: (B, D, h, w).
@@ -27,29 +27,30 @@ class DenseMap(NamedTuple):
 def dense_map(encoder: Teacher, images: Tensor) -> DenseMap:
     """Encodes images, padded to a size that the encoder takes.
 
-    The last pixels are repeated to the right and below, up to the next multiple of the patch size.
+    Padding repeats the last row and column, up to the next multiple of the patch size.
 
     Args:
-        encoder: whose map is wanted.
+        encoder: frozen.
         images: (B, 3, H, W) in [0, 1].
 
     Raises:
-        TeacherError: the encoder takes one size only, another one.
+        TeacherError: the encoder takes only one size, and the images have another.
     """
     padded = _padded(encoder, images)
     return DenseMap(encoder(padded).spatial, (padded.shape[-2], padded.shape[-1]))
 
 
 def dense_layers(encoder: Teacher, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-    """The maps of some layers of images padded as for `dense_map`; all cover the same pixels.
+    """The maps of some layers, of images padded as by `dense_map`; all cover the same pixels.
 
     Args:
-        encoder: whose maps are wanted.
+        encoder: frozen.
         images: (B, 3, H, W) in [0, 1].
-        indices: of layers, see `Teacher.layers`.
+        indices: of the layers, see `Teacher.layers`.
 
     Raises:
-        TeacherError: the encoder takes one size only, another one, or has no such layers.
+        TeacherError: the encoder takes only one size, and the images have another; or it has no
+            such layers.
     """
     return encoder.layers(_padded(encoder, images), indices)
 
@@ -61,10 +62,10 @@ def _padded(encoder: Teacher, images: Tensor) -> Tensor:
 
 
 def padded_size(spec: FeatureSpec, height: int, width: int) -> tuple[int, int]:
-    """The size that images are padded to for an encoder.
+    """The (height, width) in pixels that images are padded to for an encoder.
 
     Raises:
-        TeacherError: it takes one size only, another one.
+        TeacherError: the encoder takes only one size, and the images have another.
     """
     if spec.accepts(height, width):
         return height, width
@@ -86,13 +87,13 @@ def to_pixels(
     stride: int = 1,
     resized: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Enlarges maps to pixels and cuts off what covers padding.
+    """Enlarges maps to pixels and crops the padding.
 
     Args:
         maps: (B, K, h, w) on the encoder's grid.
         covers: (height, width) in pixels, as of `DenseMap`.
         size: (H, W) of the images in pixels, at most `covers`.
-        stride: only every n-th pixel, along both axes, from n // 2 on; the others cost nothing.
+        stride: compute only every n-th pixel along both axes, starting at n // 2.
         resized: (H, W) in pixels that the images' pixels are then resized to; None for no change.
 
     Returns:

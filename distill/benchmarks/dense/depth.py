@@ -1,4 +1,4 @@
-"""Monocular depth with a probe on a frozen encoder, as DINOv2, DINOv3 and Probe3D measure it."""
+"""Monocular depth by a probe on a frozen encoder, as in DINOv2, DINOv3 and Probe3D."""
 
 import math
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ from distill.benchmarks.dense.pixel_task import PixelTask, RegressionTask
 
 _MEAN_ONLY_STEPS = 100  # of SigLoss
 _MEAN_SHARE = 0.15  # lambda is one minus it (Eigen et al. 2014; AdaBins)
-_SCALES = 4  # of the term of gradients
-_EPS = 1e-3  # metres, in logarithms
+_SCALES = 4  # of `gradient_loss`
+_EPS = 1e-3  # metres; keeps logarithms finite
 
 
 def sig_loss(prediction: Tensor, truth: Tensor, known: Tensor, step: int) -> Tensor:
-    """The scale-invariant error of logarithms, which is lenient with a common factor.
+    """SigLoss, the scale-invariant logarithmic error (Eigen et al. 2014; AdaBins), as in DINOv2.
 
-    With g = log prediction - log truth: sqrt(var(g) + 0.15 mean(g)^2), and during the first 100
-    steps the second term alone, which brings the scale about right.
+    With g = log prediction - log truth: sqrt(var(g) + 0.15 mean(g)^2). The first 100 steps have
+    only the second term, which brings the predictions to the right scale.
 
     Args:
         prediction: metres, of any shape.
         truth: metres where it is known, of the same shape.
         known: bool, of the same shape.
-        step: 0-based.
+        step: 0-based step of the training.
     """
     if not known.any():
         return prediction.sum() * 0
@@ -45,23 +45,22 @@ def sig_loss(prediction: Tensor, truth: Tensor, known: Tensor, step: int) -> Ten
     total = _MEAN_SHARE * g.mean().square()
     if step >= _MEAN_ONLY_STEPS:
         total = total + g.var(correction=0)
-    return (total + 1e-12).sqrt()  # whose slope at zero is infinite
+    return (total + 1e-12).sqrt()  # the slope of a root is infinite at 0
 
 
 def gradient_loss(prediction: Tensor, truth: Tensor, known: Tensor) -> Tensor:
-    """How far steps between neighbours differ, in logarithms, at four scales: edges stay sharp.
+    """The multi-scale gradient term of MegaDepth (Li and Snavely 2018, arXiv 1804.00607).
 
-    The multi-scale gradient term of MegaDepth (Li and Snavely 2018, arXiv 1804.00607), which
-    Probe3D adds to SigLoss. Of each scale, which has every 1st, 2nd, 4th or 8th pixel, it is the
-    sum of |g - g'| over neighbours along both axes, both known, by the number of known pixels;
-    g = log prediction - log truth.
+    Probe3D adds it to SigLoss for sharp edges. With g = log prediction - log truth, it is the sum
+    of |g - g'| over known neighbours along both axes, divided by the number of known pixels, and
+    added up over four scales, of every 1st, 2nd, 4th and 8th pixel.
 
     Args:
         prediction: metres, (..., H, W).
         truth: metres where it is known, of the same shape.
         known: bool, of the same shape.
     """
-    # Where depth is unknown, pixels are set before the logarithm: its slope there could be NaN.
+    # Unknown depths are set to 1 before the logarithm, whose gradient could be NaN there.
     g = _log(prediction.where(known, 1.0)) - _log(truth.where(known, 1.0))
     total = prediction.sum() * 0
     for scale in range(_SCALES):
@@ -77,7 +76,7 @@ def _log(depth: Tensor) -> Tensor:
 
 
 def _pairs(known: Tensor, axis: int) -> Tensor:
-    """Where a pixel and the next one along an axis are known."""
+    """Where both a pixel and the next one along an axis are known."""
     length = known.shape[axis]
     return known.narrow(axis, 1, length - 1) & known.narrow(axis, 0, length - 1)
 

@@ -1,8 +1,8 @@
-"""Depth metrics, masked, from sums of each image: means of images' figures and over all pixels.
+"""Depth metrics over known pixels: means over images (`_per_image`) and over pixels (`_pooled`).
 
-Both are called RMSE in the literature, so each figure's name says which it is: DINOv2, DINOv3 and
-BTS take the mean of the images' RMSE, multi-task papers pool the pixels. With `aligned_`,
-predictions got the scale and the shift that fit each image best (Probe3D), by least squares.
+Both are called RMSE in the literature: DINOv2, DINOv3 and BTS take the mean of the images' RMSE,
+multi-task papers pool the pixels. For `aligned_` metrics, the prediction of each image is first
+brought to the scale and shift that fit its truth best, by least squares (Probe3D).
 """
 
 import torch
@@ -14,7 +14,7 @@ ERRORS = ("rmse", "abs_rel")
 
 
 def depth_sums(prediction: Tensor, truth: Tensor, known: Tensor) -> Tensor:
-    """What the metrics of one image are made of.
+    """The sums that the metrics of one image are computed from.
 
     Args:
         prediction: positive metres, of any shape.
@@ -31,12 +31,12 @@ def depth_sums(prediction: Tensor, truth: Tensor, known: Tensor) -> Tensor:
 
 
 def aligned(prediction: Tensor, truth: Tensor, known: Tensor) -> Tensor:
-    """A prediction with the scale and shift that fit the truth best, in least squares.
+    """A prediction at the scale and shift that fit the truth best, by least squares.
 
     Args:
         prediction: of any shape.
         truth: of the same shape.
-        known: bool, the pixels that the fit looks at.
+        known: bool, the pixels that are fitted.
 
     Returns:
         float64, of the same shape.
@@ -51,22 +51,22 @@ def aligned(prediction: Tensor, truth: Tensor, known: Tensor) -> Tensor:
 
 
 def depth_scores(sums: Tensor) -> dict[str, float]:
-    """The metrics of a test set: metres, a ratio, and shares in per cent.
+    """The metrics of a test set: RMSE in metres, relative error, and shares in per cent.
 
     Args:
-        sums: (N, NUM_SUMS), a row an image; those without a pixel do not count.
+        sums: (N, NUM_SUMS), one row for each image; images without a known pixel do not count.
 
     Raises:
         RuntimeError: no image has a pixel of known depth.
     """
     sums = sums[sums[:, 0] > 0]
     if not len(sums):
-        raise RuntimeError("depth metrics over no pixel of known depth")
-    figures = {}
+        raise RuntimeError("depth metrics: no image has a pixel of known depth")
+    metrics = {}
     for name, rows in (("per_image", sums), ("pooled", sums.sum(0, keepdim=True))):
         means = rows[:, 1:] / rows[:, :1]
-        figures[f"rmse_{name}"] = float(means[:, 0].sqrt().mean())
-        figures[f"abs_rel_{name}"] = float(means[:, 1].mean())
+        metrics[f"rmse_{name}"] = float(means[:, 0].sqrt().mean())
+        metrics[f"abs_rel_{name}"] = float(means[:, 1].mean())
         for k in (1, 2, 3):
-            figures[f"d{k}_{name}"] = 100 * float(means[:, 1 + k].mean())
-    return figures
+            metrics[f"d{k}_{name}"] = 100 * float(means[:, 1 + k].mean())
+    return metrics

@@ -1,9 +1,9 @@
-"""The dense prediction head of DPT (Ranftl et al. 2021, arXiv 2103.13413): reads several layers.
+"""The dense prediction head of DPT (Ranftl et al. 2021, arXiv 2103.13413), on four layers.
 
-Each map is projected to a common width; those of a ViT, all on one grid, are resized to 4, 2, 1
-and 1/2 of it, and those of a CNN stay on their own grids. They are then fused from the coarsest to
-the finest through residual convolution units. Resizing is bilinear with half-pixel centres
-throughout, where the paper has transposed convolutions, so that no step shifts the map.
+Each map is projected to a common width. The maps of a ViT, all on one grid, are resized to 4, 2, 1
+and 1/2 of it; those of a CNN stay on their own grids. They are then fused from the coarsest to the
+finest by residual convolution units. All resizing is bilinear with half-pixel centres, where the
+paper has transposed convolutions, so that no step shifts the map.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class DPTHead(nn.Module):
     Args:
         dims: channels of each layer's map.
         out_dim: channels of the result.
-        hidden_dim: channels of everything between.
+        hidden_dim: channels of all layers between.
     """
 
     def __init__(self, dims: Sequence[int], out_dim: int, hidden_dim: int) -> None:
@@ -62,7 +62,7 @@ class DPTHead(nn.Module):
         )
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Predicts.
+        """Fuses the maps of four layers to one prediction.
 
         Args:
             maps: (B, D, h, w) from the first of the layers to the last.
@@ -83,7 +83,7 @@ class DPTHead(nn.Module):
 
 
 def _grids(maps: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """(h, w) that each map is fused on."""
+    """The (h, w) at which each map is fused."""
     own = [(each.shape[-2], each.shape[-1]) for each in maps]
     if len(set(own)) > 1:
         return own

@@ -1,4 +1,4 @@
-"""Predictions beside labels, to be looked at."""
+"""Pictures of predicted labels beside the true ones."""
 
 import colorsys
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from data.labelled.files import IGNORED
 from distill.display.pictures import HEIGHT
 
 _GAP, _LINE = 6, 18
-_GOLDEN = 0.618034  # of a circle of hues: neighbours in number are far apart in colour
+_GOLDEN = 0.618034  # of the circle of hues: consecutive classes differ much in colour
 
 
 def label_colours(count: int) -> Tensor:
-    """A colour for each class, uint8 (256, 3); black for what is ignored."""
+    """A colour for each class, uint8 (256, 3); black for ignored pixels."""
     table = torch.zeros(256, 3, dtype=torch.uint8)
     for number in range(min(count, IGNORED)):
         value = (1.0, 0.75, 0.5)[number % 3]
@@ -28,7 +28,7 @@ def label_colours(count: int) -> Tensor:
 def draw_labels(
     path: Path, rows: Sequence[tuple[Tensor, Tensor, Tensor]], names: Sequence[str]
 ) -> None:
-    """Draws an image, its labels and what was predicted in each row, and what the colours mean.
+    """Draws a row of image, labels and prediction for each image, and a legend of the colours.
 
     Args:
         path: the PNG to write.

@@ -1,6 +1,6 @@
-"""Surface normals: from depth and a focal length, the angles between them, and what is made of it.
+"""Surface normals: computed from depth and a focal length, and the metrics of their angles.
 
-Components are to the right, down, and into the scene: a wall that faces the camera has (0, 0, -1).
+The components point right, down, and into the scene: a wall that faces the camera has (0, 0, -1).
 """
 
 import math
@@ -16,17 +16,17 @@ NUM_SUMS = 2 + len(SHARES) + 1  # pixels, angles, squares of them, and pixels wi
 def normals_of_depth(
     depth: Tensor, focal_px: float, centre: tuple[float, float], step: int = 1
 ) -> Tensor:
-    """Normals as cross products of central differences of the points that pixels see.
+    """Normals as cross products of central differences of the pixels' points in space.
 
     Args:
         depth: (H, W) along the camera's axis, 0 where unknown; any unit.
         focal_px: focal length in pixels.
         centre: (row, column) that the camera looks at, from the top left corner.
-        step: pixels to either side that differences reach: more where depth comes in coarse steps.
+        step: reach of the differences in pixels to either side; larger for coarsely stored depth.
 
     Returns:
-        (3, H, W) unit vectors that face the camera; 0 where the pixel, or one that its
-        differences need, is unknown or lies outside.
+        (3, H, W) unit vectors that face the camera; 0 where a pixel of the differences is unknown
+        or outside of the image.
     """
     height, width = depth.shape
     z = depth.double()
@@ -50,15 +50,15 @@ def normals_of_depth(
 
 
 def normal_colours(normals: Tensor) -> Tensor:
-    """A picture of normals (3, H, W): -1 to 1 as black to full colour; black where unknown."""
+    """Normals as a picture (3, H, W): [-1, 1] is mapped to [0, 1]; black where unknown."""
     return (normals + 1) / 2 * (normals != 0).any(0, keepdim=True)
 
 
 def angles(prediction: Tensor, truth: Tensor) -> Tensor:
     """Angles in degrees between vectors (3, N) of any length; (N,) float64.
 
-    By the arc tangent of sine and cosine, which is exact for small angles too. To a vector of
-    length 0, which has no direction, the angle is 90.
+    Computed by the arc tangent of sine and cosine, which is exact for small angles too. The angle
+    to a vector of length 0 is 90.
     """
     a, b = prediction.double(), truth.double()
     sine = torch.linalg.cross(a, b, dim=0).norm(dim=0)
@@ -67,7 +67,7 @@ def angles(prediction: Tensor, truth: Tensor) -> Tensor:
 
 
 def normal_sums(prediction: Tensor, truth: Tensor) -> Tensor:
-    """What the metrics of one image are made of.
+    """The sums that the metrics of one image are computed from.
 
     Args:
         prediction: (3, H, W).
@@ -83,22 +83,22 @@ def normal_sums(prediction: Tensor, truth: Tensor) -> Tensor:
 
 
 def normal_scores(sums: Tensor) -> dict[str, float]:
-    """The metrics of a test set: degrees, and shares of pixels in per cent.
+    """The metrics of a test set: angles in degrees, and shares of pixels in per cent.
 
     Args:
-        sums: (N, NUM_SUMS), a row an image; those without a pixel do not count.
+        sums: (N, NUM_SUMS), one row for each image; images without a known pixel do not count.
 
     Raises:
         RuntimeError: no image has a pixel of known normal.
     """
     sums = sums[sums[:, 0] > 0]
     if not len(sums):
-        raise RuntimeError("metrics of normals over no pixel of known normal")
-    figures = {}
+        raise RuntimeError("metrics of normals: no image has a pixel of known normal")
+    metrics = {}
     for name, rows in (("per_image", sums), ("pooled", sums.sum(0, keepdim=True))):
         means = rows[:, 1:] / rows[:, :1]
-        figures[f"mean_angle_{name}"] = float(means[:, 0].mean())
-        figures[f"rmse_angle_{name}"] = float(means[:, 1].sqrt().mean())
+        metrics[f"mean_angle_{name}"] = float(means[:, 0].mean())
+        metrics[f"rmse_angle_{name}"] = float(means[:, 1].sqrt().mean())
         for place, limit in enumerate(SHARES):
-            figures[f"within_{limit:g}_{name}"] = 100 * float(means[:, 2 + place].mean())
-    return figures
+            metrics[f"within_{limit:g}_{name}"] = 100 * float(means[:, 2 + place].mean())
+    return metrics

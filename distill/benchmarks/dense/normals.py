@@ -1,4 +1,4 @@
-"""Surface normals with a probe on a frozen encoder, as Probe3D measures them."""
+"""Surface normals by a probe on a frozen encoder, as in Probe3D."""
 
 import math
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ from distill.benchmarks.dense.normal_scores import (
 from distill.benchmarks.dense.pixel_task import PixelTask, RegressionTask
 
 _KAPPA_LEAST = 0.01
-_NEAR_ONE = 1 - 1e-6  # cosines whose arc cosine still has a slope
+_NEAR_ONE = 1 - 1e-6  # largest cosine whose arc cosine has a finite slope
 
 
 class NormalsConfig(GeometryConfig):
     """A probe of surface normals.
 
-    Where the set has no files of normals they are computed from its depth and focal length.
+    A set without files of normals needs depth and a focal length, which they are computed from.
 
     Attributes:
-        step: pixels that the differences of depth reach to either side, see `normals_of_depth`.
+        step: reach of the differences of depth in pixels, see `normals_of_depth`.
     """
 
     kind: str = "normals"
@@ -41,10 +41,10 @@ class NormalsConfig(GeometryConfig):
 
 
 def angular_loss(prediction: Tensor, truth: Tensor, known: Tensor) -> Tensor:
-    """Negative log likelihood of angles whose spread is predicted too (Bae et al. 2021, eq. 5).
+    """Negative log likelihood of angles with a predicted spread (Bae et al. 2021, equation 5).
 
     Args:
-        prediction: (B, 4, ...): a vector of any length, and what becomes its certainty kappa.
+        prediction: (B, 4, ...): a vector of any length, and its certainty before the ELU.
         truth: (B, 3, ...) unit vectors where they are known.
         known: bool (B, ...).
     """

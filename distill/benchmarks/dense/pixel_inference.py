@@ -1,4 +1,4 @@
-"""Predictions for every pixel of an image: of the whole image, or of windows that slide over it."""
+"""Predictions for every pixel of an image: of the whole image, or of sliding windows."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,19 +25,19 @@ def predict(
     batch_size: int,
     averaged: Callable[[Tensor], Tensor] = _probabilities,
 ) -> list[Tensor]:
-    """What heads say of each pixel of an image; of classes, larger for the likelier.
+    """The predictions of heads for each pixel of an image.
 
     Args:
         encoder: frozen.
         heads: each maps (B, D, h, w) to (B, K, h, w), logits for example.
         image: (3, H, W) in [0, 1].
         config: resolved for the encoder.
-        size: (height, width) of the scores in pixels.
+        size: (height, width) of the result in pixels.
         batch_size: windows that are encoded at once.
-        averaged: what the mean over windows is of; gets and gives (B, K, H, W).
+        averaged: maps predictions (B, K, H, W) to the values that sliding windows average.
 
     Returns:
-        (K, *size) a head: what it says, or, where windows slide, the mean of `averaged`.
+        (K, *size) for each head: its prediction, or with sliding windows the mean of `averaged`.
     """
     pixels = image[None].to(encoder.mean.device)
     pixels = resize(pixels, input_size(config, image.shape[-2], image.shape[-1]))
@@ -60,10 +60,10 @@ def _slide(
     batch_size: int,
     averaged: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
-    """The mean of the windows over each pixel, (1, K, H, W) a head."""
+    """The mean over the windows that cover each pixel, (1, K, H, W) for each head."""
     height, width = pixels.shape[-2:]
     rim = (0, max(0, crop[1] - width), 0, max(0, crop[0] - height))
-    pixels = F.pad(pixels, rim)  # black, as the training crops are
+    pixels = F.pad(pixels, rim)  # black, like the padding of training crops
     corners = windows((pixels.shape[-2], pixels.shape[-1]), crop, stride)
     counts = pixels.new_zeros(pixels.shape[-2:])
     sums: list[Tensor] = []
@@ -82,5 +82,5 @@ def _slide(
 
 
 def _fitted(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scores on the grid of the labels; bilinear, whether they grow or shrink."""
+    """Predictions resized to the grid of the labels: bilinear, without antialias."""
     return F.interpolate(scores, size, mode="bilinear", align_corners=False)

@@ -1,8 +1,8 @@
-"""Images with label maps on the way to an encoder: resized, cropped, augmented, cut into windows.
+"""Preparation of images with label maps: resizing, crops, augmentation, windows.
 
-Whatever moves pixels moves labels alike; labels take the nearest value, so no class is invented.
-The augmentation is mmsegmentation's for ADE20K, which the linear probes of DINO and RADIO share:
-random scale, a crop in which no class has more than three quarters, flip, photometric distortion.
+Labels move with their pixels and take the nearest value, so that no new class appears. The
+augmentation is mmsegmentation's for ADE20K, as in the linear probes of DINO and RADIO: random
+scale, a crop in which no class covers more than three quarters, flip, photometric distortion.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from teachers.config import StrictConfig
 from teachers.features import FeatureSpec
 from teachers.upsamplers.resize import Size2d, resize
 
-# Labels (C, H, W) that were enlarged by a ratio, and mirrored or not, to their changed values.
+# Labels (C, H, W), the ratio they were enlarged by, and whether they were mirrored, to labels.
 Adapt = Callable[[Tensor, float, bool], Tensor]
 Unknown = Tensor | int  # labels of unknown pixels: one number, or (C, 1, 1)
 
@@ -46,16 +46,15 @@ class LabelledPixels(NamedTuple):
 
 
 class InputConfig(StrictConfig):
-    """What an encoder gets to see of an image; `native` stands for its own resolution.
+    """The input of an encoder; `native` is the encoder's own resolution.
 
     Attributes:
-        size: (height, width) in pixels that images are resized to, whatever their aspect.
-        short_side: pixels of the shorter side, where the aspect is kept. Images stay as they are
-            without either.
-        crop: (height, width) in pixels of the crops to train on; None for whole images.
-        stride: pixels between the windows, as large as `crop`, that slide over a test image; None
-            for whole images there.
-        scale: of the random resize before a crop, smallest and largest.
+        size: (height, width) in pixels that images are resized to; the aspect ratio is not kept.
+        short_side: pixels that the shorter side is resized to; the aspect ratio is kept. Without
+            `size` and `short_side` images are not resized.
+        crop: (height, width) in pixels of training crops; None for whole images.
+        stride: pixels between sliding windows of size `crop` in test images; None for whole images.
+        scale: smallest and largest factor of the random resize before a crop.
         flip: whether half of the training images are mirrored.
         photometric: whether brightness, contrast, saturation and hue are changed at random.
     """
@@ -71,17 +70,17 @@ class InputConfig(StrictConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.size is not None and self.short_side is not None:
-            raise ValueError("size and short_side: one of them decides, give the other up")
+            raise ValueError("size and short_side: set only one of them")
         if self.stride is not None and self.crop is None:
             raise ValueError("stride: needs crop, the size of the windows")
         if self.crop is None and self.scale != (1.0, 1.0):
-            raise ValueError("scale: needs crop, or images of a batch would differ in size")
+            raise ValueError("scale: needs crop, as the images of a batch must have one size")
         if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale: {self.scale[0]} is above {self.scale[1]}")
+            raise ValueError(f"scale: expected [smallest, largest], got {list(self.scale)}")
         return self
 
     def resolved(self, spec: FeatureSpec) -> "ResolvedInput":
-        """With the encoder's own resolution in place of `native`."""
+        """This config with the encoder's own resolution in place of `native`."""
         native = {
             key: spec.resolution for key in ("size", "crop") if getattr(self, key) == "native"
         }
@@ -97,22 +96,22 @@ class ResolvedInput(InputConfig):
 
 def image_tensor(image: np.ndarray) -> Tensor:
     """An image as layouts read it, uint8 (H, W, 3), as (3, H, W) in [0, 1]."""
-    # torch.tensor copies: Pillow owns what it decoded
+    # torch.tensor copies: the array may be read-only.
     return scale_pixels(torch.tensor(image).permute(2, 0, 1))
 
 
 def resized(pixels: LabelledPixels, size: tuple[int, int]) -> LabelledPixels:
-    """Both at another size: the image with antialias, the labels by their nearest."""
+    """Resizes both: the image with antialias, the labels to the nearest value."""
     return LabelledPixels(resize(pixels.image[None], size)[0], nearest(pixels.labels, size))
 
 
 def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (C, H, W) at another size, each the nearest of the given ones."""
+    """Labels (C, H, W) resized to the nearest value."""
     return F.interpolate(labels[None], size, mode="nearest-exact")[0]
 
 
 def input_size(config: ResolvedInput, height: int, width: int) -> tuple[int, int]:
-    """The size in pixels that an image of (height, width) is resized to."""
+    """The (height, width) in pixels that an image of this size is resized to."""
     if config.size is not None:
         return config.size
     if config.short_side is None:
@@ -122,7 +121,7 @@ def input_size(config: ResolvedInput, height: int, width: int) -> tuple[int, int
 
 
 def unchanged(labels: Tensor, ratio: float, mirrored: bool) -> Tensor:
-    """Classes are the same however an image is moved."""
+    """The labels as they are: moving an image does not change classes."""
     return labels
 
 
@@ -133,13 +132,13 @@ def augmented(
     adapt: Adapt = unchanged,
     unknown: Unknown = IGNORED,
 ) -> LabelledPixels:
-    """One training sample, from an image that has its input size.
+    """Augments an image that has its input size.
 
     Args:
-        pixels: the image.
-        config: how it is changed.
-        generator: of the changes.
-        adapt: gives labels that were moved the values that the move calls for.
+        pixels: the image and its labels.
+        config: of the augmentation.
+        generator: of the random numbers.
+        adapt: adapts the values of moved labels, see `PixelTask.adapt`.
         unknown: the labels of padding.
     """
     ratio, mirrored = 1.0, False
@@ -175,7 +174,7 @@ def padded(
 def _varied_crop(
     pixels: LabelledPixels, size: tuple[int, int], generator: torch.Generator
 ) -> LabelledPixels:
-    """A crop in which no class has too much, if ten tries find one."""
+    """A crop in which no class covers too much, if one of ten random crops is such."""
     height, width = pixels.size
     for _ in range(_TRIES):
         top = int(torch.randint(height - size[0] + 1, (), generator=generator))
@@ -189,11 +188,11 @@ def _varied_crop(
 
 
 def photometric(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation and hue, each with even odds.
+    """Changes brightness, contrast, saturation and hue, each with probability 0.5.
 
     Args:
         image: (3, H, W) in [0, 1].
-        generator: of the changes.
+        generator: of the random numbers.
 
     Returns:
         The same shape, in [0, 1].
@@ -220,7 +219,7 @@ def photometric(image: Tensor, generator: torch.Generator) -> Tensor:
 def windows(
     size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """The top left corners of windows that cover an image; those at its end are moved inside.
+    """The top left corners of windows that cover an image; the last ones are moved inside.
 
     Args:
         size: (height, width) of the image, at least `crop`.

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from data.labelled.segmentation import AnySegmentation
-from data.labelled.segmentation_set import PixelSample
+from data.labelled.segmentation_files import PixelSample
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.class_tasks import ClassTask
 from distill.benchmarks.dense.counters import ClassCounter

@@ -1,1 +1,1 @@
-"""Detection: a small detector trained on a frozen map, and its average precision."""
+"""Detection: a small detector on a frozen feature map, and its average precision."""

@@ -1,4 +1,4 @@
-"""COCO's average precision, counted by faster-coco-eval."""
+"""COCO's average precision, computed by faster-coco-eval."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from data.errors import DataError
 from data.labelled.detection import DetectionSet
 from distill.runtime.errors import RecipeError
 
-MAX_DETECTIONS = 100  # of an image that count
-_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # COCO's first six numbers
+MAX_DETECTIONS = 100  # of each image that count
+_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # COCO's first six
 
 
 class Detections(NamedTuple):
-    """What a detector says about one image.
+    """The detections in one image.
 
     Attributes:
         boxes: (M, 4) left, top, right, bottom in pixels of the stored image.
         scores: (M,).
-        labels: (M,) numbers of classes.
+        labels: (M,) class numbers.
     """
 
     boxes: np.ndarray
@@ -29,14 +29,14 @@ class Detections(NamedTuple):
 
 
 def require_coco_eval() -> None:
-    """Makes sure that AP can be counted.
+    """Checks that AP can be computed.
 
     Raises:
         RecipeError: faster-coco-eval is not installed.
     """
     if importlib.util.find_spec("faster_coco_eval") is None:
         raise RecipeError(
-            "kind: detection counts AP with faster-coco-eval, which is not installed; "
+            "kind: detection needs faster-coco-eval, which is not installed; "
             "`pip install faster-coco-eval`, or install this project with its extra [detection]"
         )
 
@@ -45,21 +45,21 @@ def average_precision(truth: DetectionSet, found: Sequence[Detections]) -> dict[
     """COCO's AP of boxes, in per cent.
 
     Args:
-        truth: the marked images. A detection on a crowd counts neither way.
-        found: of each image; of more than MAX_DETECTIONS in one, the best count.
+        truth: the annotated images. Detections on a crowd are ignored.
+        found: in each image; at most MAX_DETECTIONS of them count, those of highest score.
 
     Returns:
         `ap`, the mean over IoU 0.50 to 0.95 in steps of 0.05 and over the classes that occur;
-        `ap50` and `ap75` at one IoU; and of objects below 32 x 32 px, up to 96 x 96 px and above:
-        `ap_small`, `ap_medium`, `ap_large`. A size that no object has is left out.
+        `ap50` and `ap75` at one IoU; and for objects below 32 x 32 px, up to 96 x 96 px and above:
+        `ap_small`, `ap_medium`, `ap_large`. Sizes that no object has are left out.
 
     Raises:
-        DataError: no object is marked, so that nothing can be counted.
+        DataError: the test images have no object.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     if not any((~image.objects.crowds).any() for image in truth.images):
-        raise DataError("no object is marked in the test images, so there is no AP")
+        raise DataError("the test images have no object, so there is no AP")
     marked = COCO(_ground_truth(truth))
     results = marked.loadRes(
         [entry for i, each in enumerate(found, start=1) for entry in _results(i, each)]
@@ -72,7 +72,7 @@ def average_precision(truth: DetectionSet, found: Sequence[Detections]) -> dict[
 
 
 def _ground_truth(truth: DetectionSet) -> dict[str, Any]:
-    """The set as COCO writes it; numbers start at 1, because 0 means unmatched there."""
+    """The set in COCO's format; numbers start at 1, as 0 means unmatched."""
     marks = [
         {
             "id": 0,

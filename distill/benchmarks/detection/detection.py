@@ -1,8 +1,8 @@
-"""COCO detection on frozen features: AP of a detector that trains over them.
+"""COCO detection on frozen features: AP of a detector that is trained on them.
 
-The protocol is ours, the smallest honest one (a simple pyramid and FCOS, flips only, images
-letterboxed to the encoder's size): FeatSharp's table 1 has another detector. Rows are comparable
-with each other, with and without an upsampler, and not with that table.
+The protocol is our own and small: a simple pyramid and FCOS, flips only, images letterboxed to the
+encoder's size. Rows are comparable with each other, with and without an upsampler, but not with
+table 1 of FeatSharp (arXiv 2502.16025), which has another detector.
 """
 
 from pathlib import Path
@@ -40,10 +40,10 @@ from teachers.teacher import Teacher
 
 
 class DetectionConfig(BenchmarkConfig, DetectorTrainingConfig):
-    """What the detector trains on, and how. The defaults are twelve passes over COCO.
+    """Data and training of the detector. The defaults are twelve epochs of COCO.
 
     Attributes:
-        dataset: where the images and their boxes lie.
+        dataset: images and boxes.
         size: (height, width) in pixels of the canvas that images are fitted into; None for the
             encoder's own resolution.
     """
@@ -54,23 +54,24 @@ class DetectionConfig(BenchmarkConfig, DetectorTrainingConfig):
 
 
 class Detection(Benchmark):
-    """Trains an FCOS over the encoder's map and counts AP on other images."""
+    """Trains an FCOS on the encoder's map and measures AP on the test images."""
 
     Config: ClassVar[type[BenchmarkConfig]] = DetectionConfig
 
     config: DetectionConfig
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Trains, detects and counts; see `Benchmark.measure`.
+        """Trains, detects and computes AP; see `Benchmark.measure`.
 
         Raises:
-            RecipeError: faster-coco-eval is not installed, or a batch is smaller than the ranks.
+            RecipeError: faster-coco-eval is not installed, or there are more ranks than images of a
+                batch.
         """
         require_coco_eval()
         if self.config.batch_size < distributed.world_size():
             raise RecipeError(
-                f"batch_size: {self.config.batch_size} images for {distributed.world_size()} "
-                "ranks; each needs one at least"
+                f"batch_size: expected at least one image for each of {distributed.world_size()} "
+                f"ranks, got {self.config.batch_size}"
             )
         size = _canvas(encoder, self.config.size)
         train, test = (self.config.dataset.load(split) for split in ("train", "test"))
@@ -80,16 +81,16 @@ class Detection(Benchmark):
             )
         detector = train_detector(encoder, train, size, self.config, seed)
         found = self._detect(detector, test, size)
-        figures = average_precision(test, found)
+        metrics = average_precision(test, found)
         if distributed.rank() == 0:
             draw_detections(folder / "detections.png", test, found)
-        return Measurement(figures, self._protocol(train, test, size, detector))
+        return Measurement(metrics, self._protocol(train, test, size, detector))
 
     @torch.no_grad()
     def _detect(
         self, detector: FCOS, test: DetectionSet, size: tuple[int, int]
     ) -> list[Detections]:
-        """What the detector finds in each test image, on every rank."""
+        """The detections in each test image, on every rank."""
         detector.eval()
         own = own_share(len(test.images))
         a_pass = -(-self.config.batch_size // distributed.world_size())

@@ -1,4 +1,4 @@
-"""Pictures of detections: what is marked on the left, as many of the best detections beside it."""
+"""Pictures of detections: the true objects on the left, as many of the best detections beside."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.labelled.detection import DetectionSet, place_on_canvas, read_marked
+from data.labelled.detection import DetectionSet, place_on_canvas, read_annotated
 from distill.benchmarks.detection.average_precision import Detections
 
 _PANEL = (320, 320)  # (height, width) in pixels
@@ -15,12 +15,12 @@ _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#
 
 
 def draw_detections(path: Path, truth: DetectionSet, found: Sequence[Detections]) -> None:
-    """Draws the first images with objects, one row each.
+    """Draws one row for each of the first images with objects.
 
     Args:
         path: the PNG to write.
-        truth: the marked images; crowds are not drawn.
-        found: of each image.
+        truth: the annotated images; crowds are not drawn.
+        found: in each image.
     """
     rows: list[np.ndarray] = []
     for image, detections in zip(truth.images, found, strict=True):
@@ -28,7 +28,7 @@ def draw_detections(path: Path, truth: DetectionSet, found: Sequence[Detections]
         if not solid.any() or len(rows) == _IMAGES:
             continue
         best = np.argsort(-detections.scores, kind="stable")[: solid.sum()]
-        pixels, placement = place_on_canvas(read_marked(image), _PANEL, flipped=False)
+        pixels, placement = place_on_canvas(read_annotated(image), _PANEL, flipped=False)
         panels = []
         for boxes, labels, scores in (
             (image.objects.boxes[solid], image.objects.labels[solid], None),

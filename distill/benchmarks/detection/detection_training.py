@@ -1,7 +1,7 @@
-"""Trains a detector over a frozen encoder, on-line: every image is encoded as it comes.
+"""Training of a detector on a frozen encoder; every image is encoded when it is used.
 
-Ranks share each batch. They add their gradients up, so that all have the same detector, and any
-number of ranks has that of one up to rounding.
+The ranks share each batch and sum their gradients, so that all have the same detector, on any
+number of ranks the same up to rounding.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from torchvision.models.detection import FCOS
 
 from data.batch import scale_pixels
 from data.labelled.detection import (
+    AnnotatedImage,
     DetectionSet,
-    MarkedImage,
     Placement,
     place_on_canvas,
-    read_marked,
+    read_annotated,
 )
 from data.read_ahead import read_ahead
 from distill.benchmarks.detection.detector import build_detector
@@ -38,13 +38,13 @@ class DetectorTrainingConfig(StrictConfig):
     """How the detector trains.
 
     Attributes:
-        steps: of the optimiser.
-        batch_size: images a step, over all ranks.
-        optimizer: of pyramid and detector; the encoder stays as it is.
+        steps: optimiser steps.
+        batch_size: images of a step, over all ranks.
+        optimizer: of the pyramid and the heads; the encoder is frozen.
         schedule: of the learning rate.
-        channels: of the pyramid and the heads.
+        channels: of the pyramid and of the heads.
         flip: probability that a training image is mirrored.
-        statistics_images: training images that the map's channels are standardised by.
+        statistics_images: training images for the statistics that standardise the map's channels.
     """
 
     steps: PositiveInt = 88_000
@@ -57,11 +57,11 @@ class DetectorTrainingConfig(StrictConfig):
 
 
 class FittedImage(NamedTuple):
-    """An image on its canvas, and what trains there.
+    """An image on its canvas, with the boxes to train on.
 
     Attributes:
         pixels: uint8 (3, H, W).
-        placement: where on the canvas the image lies.
+        placement: of the image on the canvas.
         boxes: (N, 4) on the canvas, left, top, right, bottom; no crowds.
         labels: (N,) int64.
     """
@@ -72,12 +72,12 @@ class FittedImage(NamedTuple):
     labels: Tensor
 
 
-def fit_image(image: MarkedImage, size: tuple[int, int], flipped: bool) -> FittedImage:
-    """Reads an image and puts it, with its boxes, on a canvas of (height, width) pixels.
+def fit_image(image: AnnotatedImage, size: tuple[int, int], flipped: bool) -> FittedImage:
+    """Reads an image and places it and its boxes on a canvas of (height, width) pixels.
 
-    Crowds are left out, and boxes without area, which COCO has a few of.
+    Crowds are left out, and boxes without area, of which COCO has a few.
     """
-    pixels, placement = place_on_canvas(read_marked(image), size, flipped=flipped)
+    pixels, placement = place_on_canvas(read_annotated(image), size, flipped=flipped)
     marks = image.objects
     solid = (marks.boxes[:, 2:] > marks.boxes[:, :2]).all(1) & ~marks.crowds
     return FittedImage(
@@ -95,17 +95,17 @@ def train_detector(
     config: DetectorTrainingConfig,
     seed: int,
 ) -> FCOS:
-    """Trains a detector; every rank calls this, and gets the same.
+    """Trains a detector; every rank calls this and returns the same.
 
     Args:
         encoder: frozen, on this process's device.
         train: images with at least one class.
         size: (height, width) in pixels that the encoder takes.
-        config: how.
+        config: of the training.
         seed: of the initial weights, the order of the images and the flips.
 
     Raises:
-        TeacherError: the loss is not finite any more.
+        TeacherError: the loss became infinite or NaN.
     """
     mean, deviation = _channel_statistics(encoder, train, size, config, seed)
     detector = build_detector(
@@ -128,8 +128,8 @@ def train_detector(
         loss = batch_loss(detector, [next(fitted) for _ in own])
         if not loss.detach().isfinite():
             raise TeacherError(
-                f"the detector's loss is {loss.item()} at step {step}; a lower optimizer.lr than "
-                f"{config.optimizer.lr:g} may help"
+                f"the detector's loss is {loss.item()} at step {step}; try an optimizer.lr below "
+                f"{config.optimizer.lr:g}"
             )
         optimizer.zero_grad()
         loss.backward()
@@ -139,7 +139,7 @@ def train_detector(
 
 
 def batch_loss(detector: FCOS, batch: Sequence[FittedImage]) -> Tensor:
-    """This rank's part of the batch's loss: the ranks' parts add up to the whole."""
+    """This rank's part of the batch's loss, which is the sum of the ranks' parts."""
     device = distributed.device()
     targets = [{"boxes": b.boxes.to(device), "labels": b.labels.to(device)} for b in batch]
     losses = detector(list(stack_pixels(batch)), targets)
@@ -147,7 +147,7 @@ def batch_loss(detector: FCOS, batch: Sequence[FittedImage]) -> Tensor:
 
 
 def add_gradients(module: nn.Module) -> None:
-    """Adds the ranks' gradients up, so that every rank takes the whole batch's step."""
+    """Sums the gradients of all ranks, so that every rank takes the step of the whole batch."""
     if distributed.world_size() == 1:
         return
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
@@ -157,16 +157,16 @@ def add_gradients(module: nn.Module) -> None:
 
 
 def training_draws(count: int, config: DetectorTrainingConfig, seed: int) -> list[tuple[int, bool]]:
-    """Which image each place of each batch gets, and whether mirrored, whatever the ranks.
+    """The number of each image of each batch, and whether it is mirrored, for any number of ranks.
 
-    Every image once, in random order, before any comes again; batches run on over the passes, so
-    that all are full.
+    Every epoch has all images in random order. Batches cross the ends of epochs, so that all are
+    full.
     """
     generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "detection order"))
-    due = config.steps * config.batch_size
-    passes = -(-due // count)
-    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])[:due]
-    flips = torch.rand(due, generator=generator) < config.flip
+    total = config.steps * config.batch_size
+    epochs = -(-total // count)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])[:total]
+    flips = torch.rand(total, generator=generator) < config.flip
     return list(zip(order.tolist(), flips.tolist(), strict=True))
 
 
@@ -183,7 +183,7 @@ def _channel_statistics(
     config: DetectorTrainingConfig,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) of the map's channels, float64, over random images."""
+    """Mean and standard deviation of the map's channels over random images, (D,) float64."""
     generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "statistics"))
     chosen = torch.randperm(len(train.images), generator=generator)[: config.statistics_images]
     own = own_share(len(chosen))

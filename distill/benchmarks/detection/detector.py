@@ -1,8 +1,8 @@
-"""A detector over a frozen map: a simple feature pyramid and torchvision's FCOS heads.
+"""A detector on a frozen map: a simple feature pyramid and torchvision's FCOS heads.
 
-The pyramid is ViTDet's (arXiv 2203.16527, section 3): all levels from one map, by transposed
-convolutions and pooling, no top-down path. FCOS (arXiv 1904.01355) needs no anchor boxes that
-would have to fit the strides, and of compiled operators only non-maximum suppression.
+The pyramid is ViTDet's (arXiv 2203.16527, section 3): all levels come from one map, by transposed
+convolutions and pooling, without a top-down path. FCOS (arXiv 1904.01355) needs no anchor boxes
+that fit the strides, and only one compiled operator, non-maximum suppression.
 """
 
 import math
@@ -23,16 +23,16 @@ from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.torchvision_ops import allow_plain_nms
 
-STRIDES = (4, 8, 16, 32)  # that the levels come nearest to, in powers of two of the map's own
-SCORE_THRESHOLD = 0.05  # torchvision's 0.2 cuts the tail that AP counts
+STRIDES = (4, 8, 16, 32)  # approximated by powers of two of the map's own stride
+SCORE_THRESHOLD = 0.05  # torchvision's 0.2 removes detections that AP counts
 NMS_THRESHOLD = 0.6
 
 
 class Level(NamedTuple):
-    """One map of the pyramid.
+    """One level of the pyramid.
 
     Attributes:
-        doublings: of the encoder's map; negative where the level is coarser.
+        doublings: of the resolution of the encoder's map; negative for coarser levels.
         cell: (height, width) of a cell in pixels of the image.
     """
 
@@ -41,7 +41,7 @@ class Level(NamedTuple):
 
 
 def pyramid_levels(image: tuple[int, int], grid: tuple[int, int]) -> tuple[Level, ...]:
-    """The levels over a map, by the pixels that its cells really cover.
+    """The levels for a map, by the pixels that each of its cells covers.
 
     Args:
         image: (H, W) in pixels, all of which the map covers.
@@ -54,11 +54,11 @@ def pyramid_levels(image: tuple[int, int], grid: tuple[int, int]) -> tuple[Level
 
 
 class Pyramid(nn.Module):
-    """Maps of several strides from one.
+    """Maps of several strides, computed from one map.
 
     Args:
-        mean: (D,) of the map's channels, which are standardised first: encoders differ a
-            thousandfold in scale and offset.
+        mean: (D,) of the map's channels, which are standardised first, as the scales and offsets of
+            encoders differ a thousandfold.
         deviation: (D,) standard deviations of the channels.
         levels: from fine to coarse.
         channels: of every level.
@@ -78,9 +78,9 @@ class Pyramid(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> list[Tensor]:
-        """Maps (B, D, h, w) to one a level, (B, channels, 2^d h, 2^d w) after d doublings.
+        """Maps (B, D, h, w) to one for each level, (B, channels, 2^d h, 2^d w) after d doublings.
 
-        An odd side halves to the larger half: its last cell reaches beyond the image.
+        Halves of odd sides are rounded up: the last cell reaches beyond the image.
         """
         standard = (maps - self.mean) / self.deviation.clamp(min=1e-6)
         return [level(standard) for level in self.levels]
@@ -102,7 +102,7 @@ def _level(dim: int, doublings: int, channels: int) -> nn.Sequential:
 
 
 class FrozenBackbone(nn.Module):
-    """An encoder, which stays frozen, and the pyramid over its map; what FCOS calls a backbone."""
+    """The frozen encoder and the pyramid on its map: FCOS's backbone."""
 
     def __init__(self, encoder: Teacher, pyramid: Pyramid, channels: int) -> None:
         super().__init__()
@@ -115,10 +115,10 @@ class FrozenBackbone(nn.Module):
 
 
 class CellAnchors(AnchorGenerator):
-    """One box a cell: the cell itself.
+    """One box for each cell: the cell itself.
 
-    torchvision's own takes strides for whole pixels, which those of a 14 px patch are not, and
-    puts a cell's centre on its corner.
+    torchvision's own generator rounds strides to whole pixels, which those of levels over 14 px
+    patches are not, and places the centre of a cell on its corner.
 
     Args:
         levels: of the pyramid.
@@ -143,10 +143,10 @@ class CellAnchors(AnchorGenerator):
 
 
 class SharedHead(FCOSHead):
-    """FCOS's heads, with the loss of a batch that ranks share.
+    """FCOS's heads, with a loss for batches that are shared by ranks.
 
-    FCOS divides by the number of cells that have an object. Here that is the number on all ranks,
-    so that the ranks' losses, and their gradients, add up to those of the whole batch on one.
+    FCOS divides by the number of cells that have an object. Here this is the number on all ranks,
+    so that the sums of the ranks' losses and gradients are those of the whole batch.
     """
 
     def compute_loss(
@@ -173,31 +173,31 @@ def build_detector(
     channels: int,
     seed: int,
 ) -> FCOS:
-    """Builds an FCOS over an encoder, on the encoder's device.
+    """Builds an FCOS on an encoder, on the encoder's device.
 
     Args:
         encoder: frozen.
-        mean: (D,) of its map's channels.
-        deviation: (D,) of the same.
-        size: (height, width) in pixels of every image that it will see.
-        num_classes: K, numbered from 0; FCOS has no class for the background.
-        channels: of the pyramid and of the heads, a multiple of 32 (their GroupNorm's groups).
+        mean: (D,) of the channels of its map.
+        deviation: (D,) standard deviations of the channels.
+        size: (height, width) in pixels of all images.
+        num_classes: K, numbered from 0; FCOS has no background class.
+        channels: of the pyramid and of the heads, a multiple of 32, the groups of their GroupNorm.
         seed: of the initial weights.
     """
     allow_plain_nms()
     levels = pyramid_levels(size, encoder.spec.grid(*size))
-    # On the CPU, whose generator is then the same everywhere, and is given back as it was.
+    # Built on the CPU, whose generator gives the same weights on every device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pyramid = Pyramid(mean.cpu(), deviation.cpu(), levels, channels)
         detector = FCOS(
             FrozenBackbone(encoder, pyramid, channels),
             num_classes,
-            min_size=min(size),  # both are met, so that its own resizing does nothing
+            min_size=min(size),  # images have this size, so that FCOS does not resize them
             max_size=max(size),
             size_divisible=1,
-            _skip_resize=True,  # in training it would draw a size from torch's own generator
-            image_mean=[0.0] * 3,  # the encoder normalises its pixels itself
+            _skip_resize=True,  # else training draws a size from torch's default generator
+            image_mean=[0.0] * 3,  # the encoder normalises pixels itself
             image_std=[1.0] * 3,
             anchor_generator=CellAnchors(levels),
             head=SharedHead(channels, 1, num_classes),
