@@ -40,12 +40,7 @@ class Ensemble:
         return dict(self._fingerprints)
 
     def place(self, placement: Mapping[str, Placement], peers: distributed.Peers) -> None:
-        """Moves teachers that were built in host memory to where their weights wait.
-
-        Args:
-            placement: name to place, of the teachers to move.
-            peers: the ranks that run the same arms.
-        """
+        """Moves named teachers from host memory to their places; peers run the same arms."""
         self.fingerprints()  # while the weights are whole
         for name, where in placement.items():
             if name in self.teachers:

@@ -27,11 +27,8 @@ _ALIGNMENT = 256  # bytes, as torch aligns what it allocates on a GPU
 def place_teacher(teacher: Teacher, placement: Placement, peers: distributed.Peers) -> None:
     """Moves a teacher to this process's device, but its blocks' weights to where they wait.
 
-    Args:
-        teacher: in host memory, with its weights; changed in place.
-        placement: where the blocks' weights wait.
-        peers: the ranks that run the teacher in step with this one: equally often, on equally many
-            images.
+    The teacher is in host memory, with its weights, and is changed in place. The peers are the
+    ranks that run it in step with this one: equally often, on equally many images.
     """
     keep = _in_host_memory if placement == "offloaded" else _split_over(peers)
     for block in blocks_of(bare_encoder(teacher)):
@@ -40,13 +37,7 @@ def place_teacher(teacher: Teacher, placement: Placement, peers: distributed.Pee
 
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:
-    """The modules that are moved one at a time.
-
-    This is the encoder itself if its lists hold less than half of its weights.
-
-    Args:
-        encoder: with its weights.
-    """
+    """The modules that move one at a time: the encoder if its lists have under half its bytes."""
     blocks = [block for block in _members(encoder) if _size(block)]
     enough = sum(map(_size, blocks)) > _size(encoder) / 2
     return blocks if enough else [encoder]

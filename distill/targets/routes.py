@@ -47,12 +47,7 @@ class Route:
     mosaic: Mosaic | None = None
 
     def encode(self, teacher: Teacher, images: Tensor) -> Features:
-        """Runs the teacher.
-
-        Args:
-            teacher: that the route was chosen for.
-            images: (B, 3, H, W) in [0, 1], at the student's size.
-        """
+        """Runs its teacher on images (B, 3, H, W) in [0, 1], at the student's size."""
         if self.mosaic is not None:
             return self.mosaic.encode(bare_encoder(teacher), images)
         encoder = teacher if self.kind == "upsampler" else bare_encoder(teacher)

@@ -47,11 +47,7 @@ class TargetsConfig(StrictConfig):
 
 
 class TargetSource(Protocol):
-    """Gives a student its targets.
-
-    Attributes:
-        statistics: of the teachers.
-    """
+    """Gives a student its targets, with the statistics of the teachers."""
 
     statistics: Statistics
 

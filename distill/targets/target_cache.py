@@ -35,36 +35,20 @@ _OPEN_SHARDS = 64
 
 
 class ViewKey(NamedTuple):
-    """Identifies what a teacher saw.
-
-    Attributes:
-        key: of the image.
-        checksum: of its uint8 pixels.
-    """
+    """What a teacher saw: the key of an image, and a checksum of its uint8 pixels."""
 
     key: str
     checksum: int
 
 
 def views_of(images: Tensor, keys: Sequence[str]) -> list[ViewKey]:
-    """The view keys of a batch.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1], of whole 255ths.
-        keys: B of them.
-    """
+    """The view keys of a batch (B, 3, H, W) in [0, 1], of whole 255ths, with B keys."""
     pixels = (images * 255).round().byte().cpu().numpy()
     return [ViewKey(k, zlib.crc32(p.tobytes())) for k, p in zip(keys, pixels, strict=True)]
 
 
 class CacheWriter:
-    """Collects targets on one rank and writes them shard by shard.
-
-    Args:
-        folder: of the cache.
-        precision: of the maps.
-        rank: this process's, in the names of its files.
-    """
+    """Collects targets on one rank and writes them shard by shard, with the rank in their names."""
 
     def __init__(self, folder: Path, precision: CachePrecision, rank: int) -> None:
         self._folder, self._precision, self._rank = folder, precision, rank
@@ -116,14 +100,7 @@ def _encoded(spatial: Tensor, precision: CachePrecision) -> dict[str, Tensor]:
 
 
 class TargetCache:
-    """Reads what `CacheWriter` wrote.
-
-    Args:
-        folder: of the cache.
-
-    Raises:
-        RecipeError: the folder holds no complete cache.
-    """
+    """Reads what `CacheWriter` wrote; raises RecipeError if the folder holds no complete cache."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

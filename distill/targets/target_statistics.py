@@ -30,12 +30,10 @@ IN_CHECKPOINT = "checkpoint"  # stands for the fingerprint in a checkpoint's fil
 
 
 class TargetStatistics(NamedTuple):
-    """The statistics of one teacher.
+    """The statistics of one teacher: PHI-S, which standardises its maps, and its dispersion.
 
-    Attributes:
-        phi_s: standardises its maps.
-        dispersion: () mean squared angle in radians of the summaries to their mean direction; 1 for
-            a teacher without a summary.
+    The latter, (), is the mean squared angle in radians of the summaries to their mean direction;
+    1 for a teacher without a summary.
     """
 
     phi_s: PhiS
@@ -84,12 +82,7 @@ class Statistics:
         return {name: each.dispersion.to(device) for name, each in self.of.items()}
 
     def save(self, folder: Path, identity: str = IN_CHECKPOINT) -> None:
-        """Writes one file for each teacher.
-
-        Args:
-            folder: gets `<teacher>.safetensors` and `<teacher>.json`.
-            identity: what `load` has to ask for.
-        """
+        """Writes `<teacher>.safetensors` and `.json`; `load` has to ask for the same identity."""
         for name, each in self.of.items():
             save_statistics(folder / f"{name}.safetensors", each, identity)
 
@@ -188,8 +181,7 @@ def _estimate(
 class StatisticsPass:
     """Collects one teacher's statistics on one rank, then merges those of all ranks.
 
-    Args:
-        spec: the teacher's. A rank that does not run the teacher contributes nothing.
+    A rank that does not run the teacher contributes nothing.
     """
 
     def __init__(self, spec: FeatureSpec) -> None:
@@ -225,13 +217,9 @@ def merge_over_ranks(statistics: FeatureStatistics) -> FeatureStatistics:
 
 
 def angular_dispersion(summaries: Tensor) -> Tensor:
-    """Mean squared angle to the mean direction, over all ranks' summaries (C-RADIOv4).
+    """Mean squared angle to the mean direction, () in radians squared (C-RADIOv4).
 
-    Args:
-        summaries: (N, D) this rank's.
-
-    Returns:
-        () float32, in radians squared.
+    It is over all ranks' summaries, of which this rank has (N, D).
     """
     device = distributed.device()
     summaries = summaries.to(device, torch.float64)

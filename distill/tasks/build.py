@@ -42,7 +42,7 @@ def build_teachers(
     """Builds every teacher of a recipe, on this process's device, and checks the user's own.
 
     Args:
-        recipe: names them.
+        recipe: the student's.
         names: of the teachers that this rank runs; None for all. The others, and those whose
             losses all have weight zero, are on the meta device, without weights, for their specs.
         in_host: names of those that stay in host memory, not compiled, until `Ensemble.place`.
@@ -100,14 +100,9 @@ def build_targets(
     teachers: Mapping[str, Teacher],
     names: Collection[str] | None = None,
 ) -> LiveTargets:
-    """The targets of a recipe, still without statistics.
+    """The targets of a recipe, still without statistics, from all of its teachers.
 
-    Teachers whose losses all have weight zero are never run.
-
-    Args:
-        recipe: the student's.
-        teachers: all of its teachers.
-        names: of the teachers that this rank runs; None for all.
+    Those outside `names` (None: all) and those whose losses all have weight zero are not run.
 
     Raises:
         RecipeError: all weights are zero, or a teacher has no route to a size of the student.
@@ -120,19 +115,14 @@ def build_targets(
         )
     route_rows(recipe, teachers)
     for name, teacher in running.items():
-        _check_evaluation(recipe, name, teacher)
+        for size in recipe.evaluation.resolutions if recipe.evaluation else ():
+            try:
+                choose_route(teacher, size, recipe.student.patch_size)
+            except TeacherError as error:
+                raise RecipeError(f"teachers.{name}: {error}") from error
     here = {name: t for name, t in running.items() if names is None or name in names}
     statistics = Statistics(phi_s=recipe.objective.standardisation == "phi_s")
     return LiveTargets(Ensemble(here, recipe.student.patch_size), statistics)
-
-
-def _check_evaluation(recipe: StudentRecipe, name: str, teacher: Teacher) -> None:
-    """Refuses sizes of the evaluation that the teacher cannot be run for."""
-    for size in recipe.evaluation.resolutions if recipe.evaluation else ():
-        try:
-            choose_route(teacher, size, recipe.student.patch_size)
-        except TeacherError as error:
-            raise RecipeError(f"teachers.{name}: {error}") from error
 
 
 _NOT_ENCODER = ("upsampler", "resolution", "chunk_size")  # options that leave the encoder as it is

@@ -40,9 +40,7 @@ class RouteRow(NamedTuple):
 def route_rows(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> list[RouteRow]:
     """A row for every teacher that any loss needs, at every size of every arm that it is in.
 
-    Args:
-        recipe: the student's.
-        teachers: every teacher of the recipe by its name; they may be on the meta device.
+    The teachers are those of the recipe; they may be on the meta device.
 
     Raises:
         RecipeError: a teacher has no such route to a size; names the reason and a cure.
@@ -91,7 +89,7 @@ def route_table(rows: Sequence[RouteRow]) -> str:
 
     A grid that is not the student's is followed by the grid that both maps are resized to.
     """
-    lines = [_TITLES, *(_cells(row) for row in rows)]
+    lines = [_TITLES, *map(_cells, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(_TITLES))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

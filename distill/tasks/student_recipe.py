@@ -116,15 +116,7 @@ class StudentRecipe(TrainingRecipe):
         return max(sizes, key=lambda size: size[0] * size[1])
 
     def step_plan(self, ranks: int, *, margin: int = 0) -> StepPlan:
-        """The micro-batches of each of `ranks` processes.
-
-        Args:
-            ranks: number of processes.
-            margin: pixels by which images are larger than the student's input, along both axes.
-
-        Raises:
-            RecipeError: the processes cannot share the batches.
-        """
+        """The micro-batches of each of `ranks` processes; arguments and errors of `StepPlan`."""
         teachers, seed = list(self.teachers), self.run.seed
         return StepPlan(self.placed_arms, teachers, seed=seed, ranks=ranks, margin=margin)
 

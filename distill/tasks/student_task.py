@@ -23,13 +23,9 @@ from teachers.catalog import licence_of
 
 
 class StudentTask:
-    """Trains a student on its teachers' targets.
+    """Trains a student, which the engine holds, on its teachers' targets with their statistics.
 
-    Args:
-        recipe: the run's.
-        student: that the engine holds; only its configuration is read.
-        engine: trains it.
-        targets: with their statistics.
+    Only the configuration of the student is read.
     """
 
     def __init__(
@@ -105,16 +101,10 @@ class StudentTask:
         for each in distributed.gather_objects(self._targets.fingerprints()):
             fingerprints |= each
         if distributed.rank() == 0:
-            save_student(
-                folder / "student.safetensors",
-                self._config,
-                self._specs,
-                weights,
-                {
-                    "licences": json.dumps(self._licences),
-                    "fingerprints": json.dumps(fingerprints),
-                },
-            )
+            both = {"licences": self._licences, "fingerprints": fingerprints}
+            metadata = {name: json.dumps(value) for name, value in both.items()}
+            path = folder / "student.safetensors"
+            save_student(path, self._config, self._specs, weights, metadata)
             self._targets.statistics.save(folder / "statistics")
             if state := self._objective.state():
                 torch.save(state, folder / "objective.pt")
@@ -129,10 +119,7 @@ class StudentTask:
             self._objective.restore(state)
 
     def encoder(self) -> StudentEncoder:
-        """A copy of the student as exported now; every rank must call this.
-
-        Its native resolution is the largest of the run's.
-        """
+        """A copy of the student as exported now, at the run's largest size; all ranks call this."""
         weights = materialised(self.engine.weights())
         student = student_of(self._config, self._specs, weights, "the run's student")
         return StudentEncoder(student.to(distributed.device()), resolution=self._resolution)

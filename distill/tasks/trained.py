@@ -14,14 +14,7 @@ from student.storage import load_student
 
 
 class Trained(NamedTuple):
-    """A checkpoint of a student's run.
-
-    Attributes:
-        recipe: that the student was trained with.
-        run: the run's folder.
-        checkpoint: the folder of a complete checkpoint.
-        step: optimiser steps done.
-    """
+    """The folder of a student's run, that of a complete checkpoint, and its recipe and step."""
 
     recipe: StudentRecipe
     run: Path
@@ -30,11 +23,9 @@ class Trained(NamedTuple):
 
 
 def find_trained(target: Path, overrides: list[str]) -> Trained:
-    """Finds a checkpoint: of a run, the newest complete one.
+    """Finds a checkpoint by a recipe's file, or by the folder of a run or of a checkpoint.
 
-    Args:
-        target: a recipe's file, a run's folder or a checkpoint's folder.
-        overrides: `section.key=value` changes to the recipe.
+    Of a run it is the newest complete one. The overrides, `section.key=value`, change the recipe.
 
     Raises:
         RecipeError: the target is none of the three, or the run has no complete checkpoint yet.
@@ -61,9 +52,7 @@ def recipe_file(target: Path) -> Path:
 def find_run(target: Path, run: Path) -> tuple[Path, Path]:
     """The folder of a run, and the checkpoint that the target names: the newest, or itself.
 
-    Args:
-        target: a recipe's file, a run's folder or a checkpoint's folder.
-        run: the folder that the recipe names, for a target that is a file.
+    A target that is a recipe's file names the folder `run`; the others are folders.
 
     Raises:
         RecipeError: the run has no complete checkpoint yet.

@@ -3,13 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    NonNegativeFloat,
-    PositiveInt,
-    SerializeAsAny,
-    model_validator,
-)
+from pydantic import BeforeValidator, NonNegativeFloat, PositiveInt, SerializeAsAny, model_validator
 
 from distill.benchmarks.upsampling import UpsamplerEvaluationConfig
 from distill.engine.optimizer import OptimizerConfig
@@ -114,20 +108,9 @@ class UpsamplerRecipe(TrainingRecipe):
         self.step_plan((1, 1), "teacher", ranks)
 
     def step_plan(self, resolution: tuple[int, int], teacher: str, ranks: int) -> StepPlan:
-        """The micro-batches of each rank.
-
-        Args:
-            resolution: (height, width) in pixels of the images.
-            teacher: name of the teacher.
-            ranks: number of processes.
-        """
-        arm = ArmConfig.model_validate(
-            {
-                "resolution": resolution,
-                "batch_size": self.run.batch_size,
-                "micro_batch_size": self.run.micro_batch_size,
-            }
-        )
+        """The micro-batches of each of `ranks` processes, for images of (height, width) pixels."""
+        run = self.run.model_dump(include={"batch_size", "micro_batch_size"})
+        arm = ArmConfig.model_validate({"resolution": resolution, **run})
         return StepPlan({"": arm}, [teacher], seed=self.run.seed, ranks=ranks)
 
 

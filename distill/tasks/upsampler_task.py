@@ -35,10 +35,7 @@ from teachers.upsamplers.views import ViewsConfig, sample_homographies, warp_ima
 class MultiView(nn.Module):
     """An upsampler and its loss, which has weights too, as one module with one forward pass.
 
-    Args:
-        upsampler: what is trained.
-        consistency: the loss, with its downsampler and uncertainty network.
-        teacher: the frozen encoder; kept out of the parameters and the checkpoints.
+    The teacher, a frozen encoder, is kept out of the parameters and the checkpoints.
     """
 
     def __init__(self, upsampler: Standardised, consistency: Consistency, teacher: Teacher) -> None:
@@ -48,12 +45,7 @@ class MultiView(nn.Module):
         self._teacher = (teacher,)  # in a tuple, where nn.Module does not look
 
     def forward(self, images: Tensor, homographies: Tensor) -> ConsistencyTerms:
-        """The loss of a batch.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1].
-            homographies: (B, n, 3, 3) views of each image.
-        """
+        """The loss of images (B, 3, H, W) in [0, 1] and views of each, (B, n, 3, 3)."""
         (low, high), targets = self.upsample(images, homographies)
         seed = int(torch.randint(2**62, ()))
         return self.consistency(
@@ -132,14 +124,9 @@ def parameter_groups(module: MultiView, recipe: UpsamplerRecipe) -> list[Paramet
 
 
 class UpsamplerTask:
-    """Trains an upsampler.
+    """Trains an upsampler in a module that the engine holds.
 
-    Args:
-        recipe: the run's.
-        module: that the engine holds.
-        engine: trains it.
-        teacher: the encoder.
-        fingerprint: of the encoder in float32.
+    The fingerprint is that of the teacher in float32.
     """
 
     def __init__(
@@ -191,11 +178,7 @@ def draw_views(
 ) -> Tensor:
     """Draws random views, (B, n, 3, 3) on the CPU, from torch's default generator.
 
-    Args:
-        config: the ranges.
-        batch: images B.
-        spec: of the encoder.
-        factor: of the upsampler.
+    They are views of B images (`batch`) for the spec of an encoder and the factor of an upsampler.
     """
     grid = scaled(spec.grid(*spec.resolution), factor)
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -205,9 +188,7 @@ def draw_views(
 def exported_tensors(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """The weights of a `MultiView` that an upsampler's file has, by their names there.
 
-    Args:
-        weights: name to weight, without reparametrisation.
-        prefix: of the names, if the module is part of another.
+    They are without reparametrisation; their names have a prefix if the module is part of another.
     """
     own = {f"{prefix}upsampler.": "", f"{prefix}consistency.downsampler.": "downsampler."}
     return {

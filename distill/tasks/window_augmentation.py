@@ -34,14 +34,7 @@ def fitting_windows(config: WindowAugmentationConfig, grid: tuple[int, int]) -> 
 def draw_window(
     config: WindowAugmentationConfig, grid: tuple[int, int], seed: int, step: int
 ) -> int | None:
-    """Draws the side of a step's windows in patches; None for global attention.
-
-    Args:
-        config: the frequency and the sizes.
-        grid: (h, w) of the student.
-        seed: of the run.
-        step: the optimiser step.
-    """
+    """Draws the side in patches of a step's windows on a grid (h, w); None: global attention."""
     fitting = fitting_windows(config, grid)
     generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "windows", step))
     if torch.rand((), generator=generator) >= config.probability or not fitting:
