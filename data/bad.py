@@ -14,20 +14,15 @@ _NAMED = 5  # samples that a message names
 def tolerated(share: float, seen: int) -> float:
     """The largest number of bad samples among `seen` that is consistent with a share of `share`.
 
-    It is the expected number plus three standard deviations of a Poisson count plus three. So one
-    bad sample among the first ten does not end a run, while over a long run the share itself
-    decides. A share of 0 allows none.
+    The expected number plus three standard deviations of a Poisson count plus three: one bad sample
+    among the first ten does not end a run, over a long run the share decides. 0 allows none.
     """
     expected = share * seen
     return expected + 3 * math.sqrt(expected) + 3 if share else 0.0
 
 
 def check_share(bad: int, seen: int, share: float, examples: Iterable[BadSample]) -> None:
-    """Stops a run that has more bad samples than it tolerates.
-
-    Raises:
-        DataError: more of `seen` samples are bad than `tolerated`; with counts and first names.
-    """
+    """Raises DataError, with counts and first names, if more samples are bad than `tolerated`."""
     if bad > tolerated(share, seen):
         names = "\n".join(f"  {describe(sample)}" for sample in list(examples)[:_NAMED])
         raise DataError(
@@ -54,7 +49,7 @@ class BadCounter:
 
     Args:
         share: largest share of bad samples that is tolerated.
-        num_samples: samples in the dataset; None where the number is unknown.
+        num_samples: samples in the dataset; None if unknown.
     """
 
     def __init__(self, share: float, num_samples: int | None) -> None:
@@ -69,13 +64,9 @@ class BadCounter:
         return list(self._bad.values())
 
     def add(self, num_read: int, bad: Iterable[BadSample]) -> None:
-        """Counts the samples of one micro-batch.
+        """Counts `num_read` good samples of a micro-batch, and `bad` ones that others replaced.
 
         Logs the first bad samples by name, and later one at each doubling of their number.
-
-        Args:
-            num_read: good samples.
-            bad: samples that were replaced by others.
 
         Raises:
             DataError: the share of bad samples is too large.

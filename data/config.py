@@ -26,8 +26,7 @@ class SourceConfig(BaseModel):
     """One set of shards.
 
     Attributes:
-        shards: a path, glob, brace range (`{000..009}`), folder of `*.tar` or URL, or a list of
-            them.
+        shards: a path, glob, brace range (`{000..009}`), folder of `*.tar`, URL, or a list of them.
         weight: of this source among all; only the weights' proportions matter.
     """
 
@@ -65,27 +64,23 @@ class DataConfig(BaseModel):
 
     Attributes:
         sources: at least one.
-        augmentation: random crop and flip; "none" resizes the image to cover the output and crops
-            the centre.
+        augmentation: random crop and flip; "none" resizes to cover the output and crops the centre.
         workers: decoding processes of each rank; 0 decodes in the training process.
         prefetch: micro-batches that each worker prepares in advance.
         worker_start: how worker processes start; "fork" is fastest, the others share no state.
-        decoder: JPEG decoder; "auto" uses simplejpeg if it is installed. Both give the same
-            pixels.
+        decoder: JPEG decoder; "auto" uses simplejpeg if it is installed. Both give the same pixels.
         draft: decode JPEGs at 1/2, 1/4 or 1/8 size where the crop stays at least as large as the
             output. Up to twice as fast on large photographs; changes the pixels slightly.
         max_pixels: images with more pixels count as bad samples and are not decoded. At most
             Pillow's own limit, which holds for the whole process and every decoder.
-        max_bad_share: the run stops when clearly more than this fraction of the distinct samples
-            seen is bad (see `data.bad.BadCounter`); 0 stops at the first.
-        shuffle_window: shards whose samples are shuffled together (in streaming mode, hundreds of
-            samples of each lane).
+        max_bad_share: fraction of distinct bad samples above which the run stops, see `BadCounter`.
+        shuffle_window: shards (when streaming, hundreds of samples of a lane) shuffled together.
         verify_checksums: compare each shard with the SHA-256 of its manifest while indexing.
         index_dir: where the index of local shards is cached; None is the run's folder.
         allow_pipe: allow `pipe:` URLs, which run shell commands.
-        lanes: streaming mode only: independent sequences of shards. A multiple of ranks x workers
-            and a divisor of the global batch size. It decides the order of the samples, so keep it
-            over a run. Arms with ranks of their own have their share of the lanes each.
+        lanes: streaming only: independent sequences of shards, a multiple of ranks x workers and a
+            divisor of the global batch size. Decides the order of samples: keep it over a run. Arms
+            with ranks of their own have their share of the lanes each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

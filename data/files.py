@@ -12,8 +12,7 @@ from typing import Any
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, which gets its name when the block ends without error.
 
-    Until then the file of that name, if any, stays as it was. After an error the temporary file is
-    removed.
+    Until then a file of that name stays as it was; after an error the temporary one is removed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,11 +36,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, atomically.
-
-    Raises:
-        ValueError: a number is not finite, which JSON cannot hold.
-    """
+    """Writes one JSON object a line, atomically; ValueError for numbers that are not finite."""
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 

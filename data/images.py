@@ -25,18 +25,12 @@ def load_images(
 
     Returns:
         The images, uint8 (N, 3, H, W), in the order of the sources and sorted by name within each;
-        and their N names, `folder/image.jpg` inside a folder, `000000.tar/key.jpg` inside an
-        archive.
+        and their names, `folder/image.jpg`, or `000000.tar/key.jpg` inside an archive.
 
     Raises:
         DataError: there is no image, or an image cannot be read.
     """
-    reader = ImageReader(
-        "none",
-        decoder=choose_decoder("auto"),
-        draft=False,
-        max_pixels=MAX_PIXELS,
-    )
+    reader = ImageReader("none", decoder=choose_decoder("auto"), draft=False, max_pixels=MAX_PIXELS)
     names, images = [], []
     paths = [source] if isinstance(source, str | os.PathLike) else list(source)
     for path in paths:

@@ -73,8 +73,8 @@ class StepLayout:
     Attributes:
         sub_batches: step number to its sub-batches, in the global order of their samples.
         all: every sub-batch that a step can have; they are checked before a run.
-        identity: JSON-able facts that decide how many samples of which size a step reads. The
-            number of ranks and the micro-batch sizes are not among them.
+        identity: JSON-able facts that decide the samples and sizes of a step; not the number of
+            ranks or the micro-batch sizes.
     """
 
     sub_batches: Callable[[int], Sequence[SubBatch]]
@@ -86,13 +86,7 @@ class StepLayout:
         return sum(sub.batch_size for sub in self.sub_batches(step))
 
     def slices(self, rank: int, step: int, first: int) -> Iterator[Slice]:
-        """A rank's micro-batches of a step.
-
-        Args:
-            rank: of the process.
-            step: number of the optimiser step.
-            first: position of the step's first sample in the global order.
-        """
+        """A rank's micro-batches of a step, whose first sample has the global position `first`."""
         for sub in self.sub_batches(step):
             if rank in sub.ranks:
                 size, ranks = sub.micro_batch_size, len(sub.ranks)
@@ -105,17 +99,7 @@ class StepLayout:
 def fixed_layout(
     *, resolution: tuple[int, int], batch_size: int, micro_batch_size: int, ranks: int = 1
 ) -> StepLayout:
-    """A layout that is the same in every step: one size, shared by all ranks.
-
-    Args:
-        resolution: (H, W) in pixels.
-        batch_size: samples of a step, over all ranks.
-        micro_batch_size: samples of one forward pass of one rank.
-        ranks: number of processes.
-
-    Raises:
-        DataError: the batch size is not a multiple of micro-batch size x ranks.
-    """
+    """A layout that is the same in every step, see `SubBatch`; `ranks` is their number."""
     sub = SubBatch(
         resolution=resolution,
         batch_size=batch_size,

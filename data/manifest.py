@@ -37,11 +37,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Reads the whole manifest, complete or not; None where there is none.
-
-    Raises:
-        DataError: the file is not such a manifest.
-    """
+    """Reads the manifest, complete or not, or None; DataError where the file is not a manifest."""
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -64,13 +60,9 @@ def store_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 class Journal:
-    """Digest and number in the source of every sample written so far; also locks the folder.
+    """Digest and number in the source of every sample written so far.
 
-    Args:
-        folder: of the shards.
-
-    Raises:
-        DataError: another process has locked the folder.
+    It locks the folder; DataError where another process has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,11 +75,7 @@ class Journal:
             raise DataError(f"another data.write_shards is writing into '{folder}'") from None
 
     def load(self, samples: int) -> list[tuple[bytes, int]]:
-        """Reads the records of the first `samples` samples and deletes those after them.
-
-        Raises:
-            DataError: there are fewer records.
-        """
+        """Reads the first `samples` records, deletes later ones; DataError if there are fewer."""
         self._file.seek(0)
         data = self._file.read(samples * _RECORD.size)
         if len(data) < samples * _RECORD.size:

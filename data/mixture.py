@@ -13,11 +13,9 @@ _BLOCK = 1024
 class Mixture:
     """Maps a position in the mixture to a source and to the number of a sample in that source.
 
-    Source 0 takes floor(n p) of the first n positions, where p is its share as an exact fraction.
-    The remaining positions are split among the other sources in the same way. After n samples the
-    count of each source therefore differs from its share by less than the number of sources. The
-    pattern is shuffled in blocks of 1024, so that no source is tied to a rank or a place in the
-    batch.
+    Source 0 takes floor(n p) of the first n positions, with its exact share p; the others split the
+    rest in the same way. So each count differs from its share by less than the number of sources.
+    The pattern is shuffled in blocks of 1024, so that no source is tied to a rank or place.
 
     Args:
         weights: positive, one for each source; only their proportions matter.

@@ -1,9 +1,8 @@
 """Writes freely licensed photographs for the quickstart: `python -m data.photographs OUT`.
 
-They are files of the packages scikit-image and scikit-learn, so nothing is downloaded. Only those
-are used whose licence the packages state as public domain, CC0 or CC BY: not `coins` and `ihc`
-("no known restrictions" is not a licence), not `moon` and the motorcycles (no licence is stated).
-Exit codes: 0 on success, 2 for a user error.
+They are files of scikit-image and scikit-learn, so nothing is downloaded: only those whose licence
+the packages state as public domain, CC0 or CC BY, hence not `coins`, `ihc` ("no known
+restrictions"), `moon` and the motorcycles (no licence). Exit codes: 0 success, 2 user error.
 """
 
 import argparse
@@ -35,8 +34,7 @@ class Photograph(NamedTuple):
         author: who made it.
         licence: as the package states it.
         source: its origin, as the package states it.
-        scales: sides of the square crops, as fractions of the shorter side; none for a photograph
-            that is held out and not cropped.
+        scales: sides of the square crops, as shares of the shorter side; () if held out, uncropped.
     """
 
     library: str
@@ -61,15 +59,12 @@ PHOTOGRAPHS = tuple(_read_table())
 
 
 def windows(width: int, height: int, scales: tuple[float, ...]) -> list[tuple[int, int, int, int]]:
-    """Square windows at both ends of each axis, or one where the square fills the axis.
+    """Square windows (left, top, right, bottom) at both ends of each axis, or one that fills it.
 
     Args:
         width: of the photograph, in pixels.
         height: likewise.
         scales: sides as fractions of the shorter side, in (0, 1].
-
-    Returns:
-        Boxes (left, top, right, bottom) in pixels.
     """
     boxes = []
     for scale in scales:
@@ -82,8 +77,7 @@ def windows(width: int, height: int, scales: tuple[float, ...]) -> list[tuple[in
 def write_photographs(out: Path) -> tuple[int, int]:
     """Writes `photographs/`, `held-out/` and `LICENCES.md`; overwrites earlier files.
 
-    Returns:
-        Number of crops and of held-out photographs.
+    Returns the numbers of crops and of held-out photographs.
 
     Raises:
         DataError: a package or one of its photographs is missing, or the folder cannot be written.
@@ -106,11 +100,7 @@ def write_photographs(out: Path) -> tuple[int, int]:
 
 
 def photograph_path(photograph: Photograph) -> Path:
-    """The path of a photograph in its installed package.
-
-    Raises:
-        DataError: the package is not installed, or does not contain it.
-    """
+    """Its path in the installed package; DataError where the package or the file is missing."""
     spec = importlib.util.find_spec(photograph.library)
     if spec is None or spec.origin is None:
         raise DataError(

@@ -26,12 +26,11 @@ class Place(NamedTuple):
 class SourcePlan:
     """Endless epochs over one source, each with every sample exactly once.
 
-    An epoch permutes the shards, divides them into windows of `window` shards and permutes the
-    samples within each window. So only a window is in memory, and reads stay in few files.
+    An epoch permutes the shards, cuts them into windows of `window` shards and permutes the samples
+    in each, so that only a window is in memory and reads stay in few files.
 
     Args:
-        counts: int64 (S,), samples in each shard; samples are numbered through the shards in
-            order.
+        counts: int64 (S,), samples in each shard; samples are numbered through the shards in order.
         window: shards in a window.
         seed: of the run.
         source: number of the source in its mixture.

@@ -13,7 +13,7 @@ _Loaded = TypeVar("_Loaded")
 def read_ahead(
     load: Callable[[_Item], _Loaded], items: Iterable[_Item], *, ahead: int = 32
 ) -> Generator[_Loaded]:
-    """Yields `load(item)` of every item, in their order.
+    """Yields `load(item)` of every item, in order, and raises what `load` raised in its place.
 
     Closing the generator waits for the loads that have begun and drops the others.
 
@@ -21,9 +21,6 @@ def read_ahead(
         load: called in several threads at once. Decoding and resizing release Python's lock.
         items: consumed as they are loaded.
         ahead: largest number of items that are loaded before they are asked for.
-
-    Raises:
-        Exception: whatever `load` raised, at the place of its item.
     """
     waiting: deque[Future[_Loaded]] = deque()
     pool = ThreadPoolExecutor(min(ahead, _own_cores()))

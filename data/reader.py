@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from data.bad import describe
 from data.batch import BadSample, Batch
 from data.decode import BadImage, ImageReader
 from data.errors import DataError
 from data.index import ShardIndex
 from data.layout import Slice
 from data.mixture import Mixture
-from data.plan import Place, SourcePlan
+from data.plan import SourcePlan
 from data.seeds import sample_rng
 
 _OPEN_FILES = 64
@@ -80,8 +81,7 @@ class IndexedSource:
     ) -> tuple[str, np.ndarray]:
         """The key and the pixels, uint8 (H, W, 3), of the source's `ordinal`-th sample.
 
-        A sample that cannot be read is appended to `bad` and replaced by the next sample of its
-        window, which gets the random numbers of the replaced one.
+        A bad sample goes to `bad`; the next of its window replaces it with its random numbers.
 
         Raises:
             DataError: no sample of the window can be read.
@@ -100,7 +100,10 @@ class IndexedSource:
                 bad.append(BadSample(*self._name(sample), str(error)))
                 continue
             return "/".join(self._name(sample)), pixels
-        raise DataError(_nothing_left(place, bad[first_bad:]))
+        names = "; ".join(describe(b) for b in bad[first_bad:][:3])
+        raise DataError(
+            f"none of {len(place.window)} samples in a shuffle window can be read: {names}"
+        )
 
     def _shard(self, sample: int) -> int:
         return bisect_right(self._last, sample)
@@ -113,18 +116,8 @@ class IndexedSource:
         return self._files.read(self._shard(sample), offset, size)
 
 
-def _nothing_left(place: Place, bad: list[BadSample]) -> str:
-    names = "; ".join(f"{b.shard}/{b.key}: {b.reason}" for b in bad[:3])
-    return f"none of {len(place.window)} samples in a shuffle window can be read: {names}"
-
-
 class MicroBatches(Dataset):
-    """Micro-batches by their positions in the global order.
-
-    Args:
-        sources: in the order of the mixture.
-        mixture: maps positions to sources.
-    """
+    """Micro-batches by their positions in the global order, of which `mixture` gives the source."""
 
     def __init__(self, sources: Sequence[IndexedSource], mixture: Mixture) -> None:
         self._sources = sources

@@ -19,8 +19,8 @@ class Purpose(IntEnum):
 def permutation(num: int, seed: int, purpose: Purpose, *place: int) -> np.ndarray:
     """A random permutation of range(num), int64 (num,).
 
-    It sorts raw 64-bit numbers. NumPy guarantees that the raw stream of a bit generator never
-    changes, but not `Generator.permutation`, and a run may be resumed years later.
+    It sorts raw 64-bit numbers, which NumPy guarantees never to change for a bit generator, unlike
+    `Generator.permutation`: a run may be resumed years later.
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, purpose, *place]))
     return np.argsort(bits.random_raw(num), kind="stable")

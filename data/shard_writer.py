@@ -30,8 +30,7 @@ class WriteOptions:
 
     Attributes:
         target_size: largest size of a shard in bytes, unless a single image is larger.
-        max_side: largest allowed side in pixels; larger images are re-encoded. None keeps the
-            bytes of all images.
+        max_side: largest side in pixels; larger images are re-encoded. None keeps all bytes.
         quality: of re-encoded JPEGs, 1 to 100.
     """
 
@@ -41,16 +40,12 @@ class WriteOptions:
 
 
 def write_shards(source: Path, out: Path, options: WriteOptions) -> Manifest:
-    """Writes the images of a folder, zip or tar as `out/000000.tar`, ... and `out/manifest.json`.
+    """Writes the images of a folder, zip or tar as `out/000000.tar`, ... and the manifest returned.
 
     The same call continues an interrupted run and leaves a complete one unchanged.
 
-    Returns:
-        The manifest.
-
     Raises:
-        DataError: the source has no usable image, `out` contains other files, another process is
-            writing there, or the disk is full.
+        DataError: no usable image, other files in `out`, another process there, or a full disk.
     """
     if out.resolve().is_relative_to(source.resolve()):
         raise DataError(f"the output '{out}' lies inside the source '{source}'")

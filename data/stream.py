@@ -26,10 +26,9 @@ State = dict[str, Any]
 class TrainStream:
     """Micro-batches of one rank, in order, without end, over epoch after epoch.
 
-    The order of all samples is a pure function of config and seed, and each step takes the next
-    ones of it. How many, and of which size, is a pure function of the step number. Therefore the
-    samples of a step, their crops and their pixels do not depend on the number of ranks, on
-    workers and prefetch, or on where the run was resumed.
+    The order of samples is a pure function of config and seed; how many a step takes, and of which
+    size, of the step number. So samples, crops and pixels of a step do not depend on the number of
+    ranks, on workers and prefetch, or on where the run was resumed.
 
         layout = fixed_layout(resolution=(224, 224), batch_size=1024, micro_batch_size=64, ranks=8)
         stream = TrainStream(config, layout, rank=rank, seed=0)
@@ -45,8 +44,7 @@ class TrainStream:
         layout: what each step reads, and on which ranks.
         rank: of this process.
         seed: of the run, not negative.
-        index_dir: where the index of local shards is cached, unless `config.index_dir` is set;
-            None keeps it in memory.
+        index_dir: cache of the index where `config.index_dir` is None; None keeps it in memory.
 
     Raises:
         DataError: the shards, the sizes or the decoder cannot be used.
@@ -63,10 +61,7 @@ class TrainStream:
     ) -> None:
         decoder = choose_decoder(config.decoder)
         images = ImageReader(
-            config.augmentation,
-            decoder=decoder,
-            draft=config.draft,
-            max_pixels=config.max_pixels,
+            config.augmentation, decoder=decoder, draft=config.draft, max_pixels=config.max_pixels
         )
         self._feed = _build_feed(config, images, layout, rank, seed=seed, index_dir=index_dir)
         self._identity = {
@@ -98,11 +93,7 @@ class TrainStream:
         return self._counter.bad
 
     def batches(self) -> Iterator[Batch]:
-        """Micro-batches from the current position on, without end.
-
-        Raises:
-            DataError: more samples are bad than `max_bad_share` allows.
-        """
+        """Micro-batches, without end; DataError where more are bad than `max_bad_share` allows."""
         for batch, position in self._feed.batches(self._position):
             if isinstance(batch, DataError):
                 raise batch
@@ -112,10 +103,7 @@ class TrainStream:
             yield batch
 
     def state(self) -> State:
-        """The position after the last step that `batches` has completed; JSON-able.
-
-        Only yielded batches count, not those that workers have prefetched.
-        """
+        """The position after the last step that `batches` yielded (not prefetched); JSON-able."""
         return {"identity": self._identity, "position": self._position}
 
     def restore(self, state: State) -> None:

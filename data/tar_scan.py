@@ -51,11 +51,7 @@ class ShardScan:
 
 
 class MemberFilter:
-    """Decides for each member whether it is an image; used for the index and for streaming.
-
-    Args:
-        shard: name of the shard, for `BadSample`.
-    """
+    """Decides for each member of `shard` whether it is an image, for index and streaming."""
 
     def __init__(self, shard: str) -> None:
         self._shard = shard
@@ -94,12 +90,7 @@ class MemberFilter:
 
 
 def scan_shard(path: Path, name: str) -> ShardScan:
-    """Reads all headers of a tar file, also those after a damaged one, where tarfile stops.
-
-    Args:
-        path: of the shard.
-        name: of the shard, for `BadSample`.
-    """
+    """Reads all headers of the shard `name`, also after a damaged one, where tarfile stops."""
     scan, members = ShardScan(), MemberFilter(name)
     end = 0
     try:

@@ -38,11 +38,7 @@ class StreamedImage(NamedTuple):
 
 
 def check_url(shard: str) -> None:
-    """Raises an error for a URL that webdataset cannot open.
-
-    Raises:
-        DataError: the scheme is unknown; lists the known ones, and how to use object stores.
-    """
+    """Raises DataError, with a cure, for a URL whose scheme webdataset cannot open."""
     scheme = _scheme(shard)
     known = sorted({"file", *gopen_schemes} - {"__default__"})
     if scheme in ("", *known):
@@ -59,12 +55,8 @@ def read_shard(
 ) -> Iterator[StreamedImage | BadSample]:
     """Yields the images of a shard in its own order, and its defects where they occur.
 
-    A stream that breaks off yields the images before the break, then one `BadSample`.
-
-    Args:
-        url: of the shard, or its local path.
-        name: of the shard, for keys.
-        allow_pipe: whether the URL may run a shell command.
+    A stream that breaks off yields the images before the break, then one `BadSample`. `url` may be
+    a local path; `name` is for keys; `allow_pipe` says whether the URL may run a shell command.
     """
     try:
         file = _open(url, allow_pipe)
@@ -116,8 +108,7 @@ class _Stream:
 
     Attributes:
         members: archive members read so far.
-        unread: position of the first nonzero block that was read as a header after the last
-            member.
+        unread: position of the first nonzero block that was read as a header after the last member.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

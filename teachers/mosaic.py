@@ -113,7 +113,4 @@ class Mosaic:
     def _place(self, number: int, unit: int) -> tuple[slice, slice]:
         row, column = divmod(number % self.num_images, self.tiles[1])
         top, left = row * self.pitch[0] * unit, column * self.pitch[1] * unit
-        return (
-            slice(top, top + self.tile[0] * unit),
-            slice(left, left + self.tile[1] * unit),
-        )
+        return (slice(top, top + self.tile[0] * unit), slice(left, left + self.tile[1] * unit))

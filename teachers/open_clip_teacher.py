@@ -94,9 +94,7 @@ class OpenClipTeacher(Teacher):
         vision_cfg = deepcopy(source.model_cfg["vision_cfg"])
         with seeded(loaded=config.weights != "none"):
             visual: Any = _build_vision_tower(
-                source.model_cfg["embed_dim"],
-                vision_cfg,
-                source.model_cfg.get("quick_gelu", False),
+                source.model_cfg["embed_dim"], vision_cfg, source.model_cfg.get("quick_gelu", False)
             )
         self._check_tower(visual, config)
         path = locate_weights(source)

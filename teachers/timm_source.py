@@ -91,11 +91,7 @@ def _local_weights(model: str, weights: str, name: str) -> dict[str, Any]:
     # timm loads strictly only if it drops no classifier, so build the classifier of the file.
     num_classes = 0 if head is None else head.shape[0]
     overlay = {"state_dict": tensors, "num_classes": num_classes, "source": "", "label_offset": 0}
-    return {
-        "pretrained": True,
-        "num_classes": num_classes,
-        "pretrained_cfg_overlay": overlay,
-    }
+    return {"pretrained": True, "num_classes": num_classes, "pretrained_cfg_overlay": overlay}
 
 
 def _create(name: str, model: str, weights: str | None, kwargs: dict[str, Any]) -> Any:
@@ -104,9 +100,7 @@ def _create(name: str, model: str, weights: str | None, kwargs: dict[str, Any]) 
         return timm.create_model(name, **kwargs)
     except OSError as error:
         raise download_failed(
-            f"{asked} with its published weights",
-            _how_to_fetch(model),
-            error,
+            f"{asked} with its published weights", _how_to_fetch(model), error
         ) from None
     except RuntimeError as error:
         origin = weights or "its published weights"

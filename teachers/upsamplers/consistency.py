@@ -18,11 +18,7 @@ from torch import Tensor, nn
 from teachers.config import StrictConfig
 from teachers.upsamplers.downsampler import Downsampler
 from teachers.upsamplers.precision import at_least_float32, no_autocast
-from teachers.upsamplers.regularisers import (
-    maximum_mean_discrepancy,
-    sampled_crf,
-    total_variation,
-)
+from teachers.upsamplers.regularisers import maximum_mean_discrepancy, sampled_crf, total_variation
 from teachers.upsamplers.views import valid_mask, warp
 
 

@@ -1,9 +1,8 @@
 """JAFAR (arXiv 2506.11136): every output cell is a weighted mean of all low-resolution features.
 
-Queries come from the image at the output grid, keys from the image at the encoder's grid,
-modulated by the features there. The weights of the heads are averaged and applied to the raw
-features. There is no value projection, so the result is a convex combination of the encoder's
-features.
+Queries come from the image at the output grid, keys from the image at the encoder's grid, modulated
+by the features there. The weights of the heads are averaged and applied to the raw features. There
+is no value projection, so the result is a convex combination of the encoder's features.
 
 The attention is computed for some queries at a time and recomputed in the backward pass, so that
 the (B, heads, N, n) weights never exist as a whole.
@@ -16,12 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from teachers.features import FeatureSpec
-from teachers.upsamplers.guidance_encoder import (
-    DIM,
-    GuidanceEncoder,
-    pointwise_encoder,
-    projection,
-)
+from teachers.upsamplers.guidance_encoder import DIM, GuidanceEncoder, pointwise_encoder, projection
 from teachers.upsamplers.precision import at_least_float32
 from teachers.upsamplers.resize import scaled
 from teachers.upsamplers.upsampler import FactorConfig, SinglePassUpsampler

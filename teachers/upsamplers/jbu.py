@@ -87,12 +87,7 @@ class JBU(nn.Module):
     """
 
     def __init__(
-        self,
-        factor: tuple[int, int],
-        *,
-        key_dim: int = 32,
-        radius: int = 3,
-        sigma: float = 1.0,
+        self, factor: tuple[int, int], *, key_dim: int = 32, radius: int = 3, sigma: float = 1.0
     ) -> None:
         super().__init__()
         self.steps = level_factors(factor)
