@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.ema import AveragedModule
-from distill.engine.engine import Engine
 from distill.engine.engine_config import EngineConfig, why_no_whole_average
 from distill.engine.optimizer import decay_groups
 from distill.runtime import distributed
@@ -43,11 +43,13 @@ def train(stage: int, folder: str | None) -> tuple[dict[str, Tensor], Tensor]:
     """As `train_with_engine`, with a whole average: its weights, and what it makes of a batch."""
     config = EngineConfig(zero_stage=stage, gradient_clipping=0.2, ema_decay=DECAY)
 
-    def build() -> Engine:
+    def build() -> DeepSpeedEngine:
         module = TwoHeads()
         first, second = decay_groups(module, OPTIMIZER, {"token"})
         groups = [first, second._replace(lr_scale=0.5)]
-        return Engine(module, config, OPTIMIZER, groups, micro_batch_size=4, whole_average=True)
+        return DeepSpeedEngine(
+            module, config, OPTIMIZER, groups, micro_batch_size=4, whole_average=True
+        )
 
     engine, rank = build(), distributed.rank()
     for step in range(STEPS):
@@ -96,7 +98,7 @@ def test_every_rank_has_all_of_the_average_and_keeps_it_over_a_checkpoint(
     [
         ({}, "engine.ema_decay: is 0"),
         ({"ema_decay": 0.9, "zero_stage": 3}, "engine.zero_stage: 3 leaves no rank .*use 1 or 2"),
-        ({"ema_decay": 0.9, "precision": "fp16"}, "engine.precision: .*use bf16, or fp32"),
+        ({"ema_decay": 0.9, "precision": "fp16"}, "engine.precision: .*use bf16 or fp32"),
     ],
 )
 def test_what_cannot_run_is_told_with_the_key(options: dict[str, object], message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distill.engine.engine import Engine
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.engine_config import EngineConfig, deepspeed_config
 from distill.engine.optimizer import OptimizerConfig, ParameterGroup, build_optimizer, decay_groups
 from distill.runtime import distributed
@@ -66,10 +66,10 @@ def train_with_engine(
     optimizer = OPTIMIZER.model_copy(update={"kind": kind})
     config = EngineConfig(zero_stage=stage, gradient_clipping=clip, ema_decay=DECAY)
 
-    def build() -> Engine:
+    def build() -> DeepSpeedEngine:
         module = TwoHeads()
         groups = _groups(module, optimizer)
-        return Engine(module, config, optimizer, groups, micro_batch_size=4)
+        return DeepSpeedEngine(module, config, optimizer, groups, micro_batch_size=4)
 
     engine, rank = build(), distributed.rank()
     for step in range(STEPS):
@@ -156,7 +156,7 @@ def test_a_group_is_cut_between_parameters_where_it_grows_too_large() -> None:
 
 def _shares_weights(stage: int) -> bool:
     module = TwoHeads()
-    engine = Engine(
+    engine = DeepSpeedEngine(
         module,
         EngineConfig(zero_stage=stage),
         OPTIMIZER,
@@ -222,7 +222,7 @@ def read_all(folder: str, written_by: int) -> list[dict[str, Tensor]]:
     return found
 
 
-def _part_of_a_run(stage: int, kind: Literal["adamw", "nadam"]) -> Engine:
+def _part_of_a_run(stage: int, kind: Literal["adamw", "nadam"]) -> DeepSpeedEngine:
     optimizer = OPTIMIZER.model_copy(update={"kind": kind})
     config = EngineConfig(zero_stage=stage, gradient_clipping=0.0, ema_decay=DECAY)
     module = TwoHeads()
@@ -230,16 +230,16 @@ def _part_of_a_run(stage: int, kind: Literal["adamw", "nadam"]) -> Engine:
         "distill.engine.optimizer.FLAT_SIZE", 33
     ):  # groups of several parameters, and of one
         groups = _groups(module, optimizer)
-        return Engine(module, config, optimizer, groups, micro_batch_size=4)
+        return DeepSpeedEngine(module, config, optimizer, groups, micro_batch_size=4)
 
 
-def _one_step(engine: Engine, step: int) -> None:
+def _one_step(engine: DeepSpeedEngine, step: int) -> None:
     """The same gradient on every rank, so that their number changes no bit of it."""
     engine.backward(_loss(engine(_batch(step, 0, 0)), step, 0))
     engine.step(LR)
 
 
-def _third_step(engine: Engine) -> dict[str, Tensor]:
+def _third_step(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     loaded = {**engine.weights(average=False)}
     loaded |= {f"average.{name}": value for name, value in engine.weights().items()}
     _one_step(engine, 2)
@@ -293,11 +293,11 @@ def test_another_zero_stage_goes_on_with_the_same_bits(
 
 
 def _load_with_other_options(folder: str) -> tuple[float, float, float]:
-    def build(optimizer: OptimizerConfig, clip: float) -> Engine:
+    def build(optimizer: OptimizerConfig, clip: float) -> DeepSpeedEngine:
         config = EngineConfig(zero_stage=2, gradient_clipping=clip)
         module = TwoHeads()
         groups = decay_groups(module, optimizer, set())
-        return Engine(module, config, optimizer, groups, micro_batch_size=4)
+        return DeepSpeedEngine(module, config, optimizer, groups, micro_batch_size=4)
 
     first = build(OPTIMIZER, 0.2)
     first.save(Path(folder))
@@ -318,7 +318,7 @@ def _skip_a_step() -> tuple[bool, float, bool]:
     config = EngineConfig(zero_stage=1, ema_decay=DECAY)
     module = TwoHeads()
     groups = decay_groups(module, OPTIMIZER, set())
-    engine = Engine(module, config, OPTIMIZER, groups, micro_batch_size=4)
+    engine = DeepSpeedEngine(module, config, OPTIMIZER, groups, micro_batch_size=4)
     before = engine.weights(average=False)
     left, right = engine(_batch(0, 0, 0))
     engine.backward((left.sum() + right.sum()) * (float("nan") if distributed.rank() else 1.0))
@@ -333,7 +333,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all() -> No
 
 
 def test_zero_0_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValidationError, match="ZeRO 0 is not offered.*use 1"):
+    with pytest.raises(ValidationError, match="ZeRO 0 is not supported.*use 1"):
         EngineConfig(zero_stage=0)
 
 

@@ -10,7 +10,7 @@ from distill.objective.objective import Objective
 from distill.objective.objective_config import ObjectiveConfig
 from distill.objective.views import ShiftConfig, build_views, frame_size
 from distill.objective.weighting import BalancingConfig
-from distill.parametrization.reparametrize import ReparametrisationConfig, reparametrise
+from distill.parametrization.reparametrize import ReparametrizationConfig, reparametrize
 from distill.runtime import distributed
 from student.config import HeadConfig, StudentConfig
 from student.model import Student
@@ -39,15 +39,15 @@ EVERYTHING = {
     "dropping": 0.5,
     "balancing": BalancingConfig(decay=0.9),
 }
-TRAINED = ReparametrisationConfig(spectral="all", damp=0.01)
+TRAINED = ReparametrizationConfig(spectral="all", damp=0.01)
 
 
 @pytest.mark.parametrize(
     ("options", "reparametrisation", "attention"),
-    [({}, ReparametrisationConfig(), 0), (EVERYTHING, TRAINED, 1)],
+    [({}, ReparametrizationConfig(), 0), (EVERYTHING, TRAINED, 1)],
 )
 def test_the_loss_falls_tenfold_and_every_map_is_known_better_than_its_mean(
-    options: dict[str, Any], reparametrisation: ReparametrisationConfig, attention: int
+    options: dict[str, Any], reparametrisation: ReparametrizationConfig, attention: int
 ) -> None:
     torch.manual_seed(0)
     config = ObjectiveConfig(**options)
@@ -55,7 +55,7 @@ def test_the_loss_falls_tenfold_and_every_map_is_known_better_than_its_mean(
     head = HeadConfig(hidden_dim=64, num_layers=1, attention_blocks=attention, attention_heads=4)
     sizes = {"width": 64, "heads": 4, "depth": 2, "patch_size": 4, "max_resolution": 24}
     student = Student(StudentConfig(**sizes, head=head), dict.fromkeys(TEACHERS, SPEC))
-    reparametrise(student, reparametrisation)
+    reparametrize(student, reparametrisation)
     objective = Objective(config, dict.fromkeys(TEACHERS, torch.tensor(1.0)))
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     losses: list[dict[str, float]] = []

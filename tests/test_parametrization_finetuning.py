@@ -9,8 +9,8 @@ from torch import Tensor
 
 from distill.engine.optimizer import OptimizerConfig, build_optimizer, decay_groups
 from distill.parametrization.finetuning import FinetuningConfig, freeze
-from distill.parametrization.lora import LowRank
-from distill.parametrization.reparametrize import materialised
+from distill.parametrization.lora import LoRA
+from distill.parametrization.reparametrize import plain_weights
 from distill.runtime.distributed import seed_default_generators
 from distill.runtime.errors import RecipeError
 from student.config import StudentInit
@@ -95,7 +95,7 @@ def test_low_rank_updates_start_at_nothing_and_keep_their_rank(
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     student, losses = learn(init, LOW_RANK)
     assert losses[-1] < 0.8 * losses[0]
-    weights, plain = materialised(student.state_dict()), before.state_dict()
+    weights, plain = plain_weights(student.state_dict()), before.state_dict()
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
         name = f"trunk.blocks.0.{layer}.weight"
         values = torch.linalg.svdvals(weights[name] - plain[name])
@@ -112,7 +112,7 @@ def test_merged_low_rank_updates_give_the_same_outputs(
 ) -> None:
     student, _ = learn(trained[1], LOW_RANK)
     plain = build({**TARGETS, "new": NEW}, isolated=("new",)).eval()
-    plain.load_state_dict(materialised(student.state_dict()))
+    plain.load_state_dict(plain_weights(student.state_dict()))
     images = torch.rand(2, 3, 8, 20)
     for one, other in zip(tensors(student(images)), tensors(plain(images)), strict=True):
         assert torch.equal(one, other)
@@ -120,7 +120,7 @@ def test_merged_low_rank_updates_give_the_same_outputs(
 
 def test_an_update_is_the_product_of_its_factors() -> None:
     weight = torch.randn(4, 3)
-    update = LowRank(weight, 2)
+    update = LoRA(weight, 2)
     assert torch.equal(update(weight), weight)
     torch.nn.init.normal_(update.up)
     expected: Tensor = weight.double() + update.up.double() @ update.down.double()

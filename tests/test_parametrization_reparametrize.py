@@ -1,4 +1,4 @@
-"""Students under training-only parametrisations (radio-training.md 9, items 20 and 23)."""
+"""Students under training-only parametrizations."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from distill.engine.ema import AveragedModule
 from distill.engine.optimizer import OptimizerConfig, decay_groups
 from distill.parametrization.reparametrize import (
-    ReparametrisationConfig,
-    materialised,
-    reparametrise,
+    ReparametrizationConfig,
+    plain_weights,
+    reparametrize,
 )
 from distill.parametrization.weight_noise import WeightNoise, add_weight_noise
 from student.model import Student
 from tests.test_student_model import build, tensors
 
-ALL = ReparametrisationConfig(spectral="all", damp=0.1)
+ALL = ReparametrizationConfig(spectral="all", damp=0.1)
 
 
-def reparametrised(config: ReparametrisationConfig, **changes: Any) -> Student:
+def reparametrized(config: ReparametrizationConfig, **changes: Any) -> Student:
     student = build(**changes)
-    reparametrise(student, config)
+    reparametrize(student, config)
     return student
 
 
@@ -36,7 +36,7 @@ def norm(weight: Tensor) -> float:
     [{"spectral": "trunk"}, {"spectral": "all"}, {"damp": 0.2}, {"damp": 0.2, "spectral": "all"}],
 )
 def test_at_the_start_outputs_are_those_of_the_plain_student(options: dict[str, Any]) -> None:
-    student, plain = reparametrised(ReparametrisationConfig(**options)), build()
+    student, plain = reparametrized(ReparametrizationConfig(**options)), build()
     images = torch.rand(2, 3, 8, 20)
     for one, other in zip(
         tensors(student.eval()(images)), tensors(plain.eval()(images)), strict=True
@@ -45,7 +45,7 @@ def test_at_the_start_outputs_are_those_of_the_plain_student(options: dict[str, 
 
 
 def test_queries_keys_and_values_have_a_norm_each() -> None:
-    student = reparametrised(ReparametrisationConfig(spectral="trunk"))
+    student = reparametrized(ReparametrizationConfig(spectral="trunk"))
     qkv = student.trunk.blocks[0].attn.qkv
     (rows,) = qkv.parametrizations.weight
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_queries_keys_and_values_have_a_norm_each() -> None:
 
 
 def test_a_scale_starts_as_the_norm_itself() -> None:
-    student = reparametrised(ReparametrisationConfig(spectral="trunk"))
+    student = reparametrized(ReparametrizationConfig(spectral="trunk"))
     fc1 = student.trunk.blocks[1].mlp.fc1
     scale = fc1.parametrizations.weight[0].scale
     assert float(F.softplus(scale.detach()) + 0.05) == pytest.approx(
@@ -72,16 +72,16 @@ def test_a_scale_starts_as_the_norm_itself() -> None:
 
 
 def test_spectral_leaves_the_patch_projection_and_the_heads_unless_told() -> None:
-    student = reparametrised(ReparametrisationConfig(spectral="trunk"))
+    student = reparametrized(ReparametrizationConfig(spectral="trunk"))
     scales = {n for n, _ in student.named_parameters() if n.endswith("scale")}
     assert len(scales) == 2 * (3 + 3)  # three of qkv, one each of proj, fc1 and fc2
     assert all(name.startswith("trunk.blocks.") for name in scales)
-    more = {n for n, _ in reparametrised(ALL).named_parameters() if n.endswith("scale")}
+    more = {n for n, _ in reparametrized(ALL).named_parameters() if n.endswith("scale")}
     assert {n.partition(".")[0] for n in more - scales} == {"heads"}
 
 
 def test_scales_are_decayed_with_the_matrices() -> None:
-    student = reparametrised(ALL)
+    student = reparametrized(ALL)
     decayed, free = decay_groups(student, OptimizerConfig(), student.no_weight_decay())
     scales = {p for n, p in student.named_parameters() if n.endswith("scale")}
     assert scales
@@ -89,16 +89,16 @@ def test_scales_are_decayed_with_the_matrices() -> None:
     assert not scales & set(free.parameters)
 
 
-@pytest.mark.parametrize("config", [ALL, ReparametrisationConfig(damp=0.1)])
-def test_materialised_weights_are_a_plain_students_with_the_same_outputs(
-    config: ReparametrisationConfig,
+@pytest.mark.parametrize("config", [ALL, ReparametrizationConfig(damp=0.1)])
+def test_plain_weights_are_a_plain_students_with_the_same_outputs(
+    config: ReparametrizationConfig,
 ) -> None:
-    student, images = reparametrised(config), torch.rand(2, 3, 8, 20)
+    student, images = reparametrized(config), torch.rand(2, 3, 8, 20)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
     for _ in range(3):
         sum(t.square().mean() for t in tensors(student(images))).backward()  # type: ignore[union-attr]
         optimizer.step()
-    weights, plain = materialised(student.state_dict()), build()
+    weights, plain = plain_weights(student.state_dict()), build()
     assert weights.keys() == plain.state_dict().keys()
     plain.load_state_dict(weights)
     for one, other in zip(
@@ -107,14 +107,14 @@ def test_materialised_weights_are_a_plain_students_with_the_same_outputs(
         assert torch.equal(one, other)
 
 
-def test_an_average_materialises_to_a_plain_student_too() -> None:
-    student = reparametrised(ALL)
+def test_an_average_reduces_to_a_plain_student_too() -> None:
+    student = reparametrized(ALL)
     average = AveragedModule(student, 0.9)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 0.01
     average.follow(student)
-    weights, plain = materialised(average.weights()), build().eval()
+    weights, plain = plain_weights(average.weights()), build().eval()
     plain.load_state_dict(weights)
     images = torch.rand(2, 3, 8, 20)
     for one, other in zip(tensors(average.module(images)), tensors(plain(images)), strict=True):

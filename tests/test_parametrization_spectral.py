@@ -1,4 +1,4 @@
-"""Spectral reparametrisation: norms of one, power iteration in training, plain weights after."""
+"""Spectral reparametrization: norms of one, power iteration in training, plain weights after."""
 
 import copy
 import math
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.parametrization.reparametrize import materialised
-from distill.parametrization.spectral import SpectralScale, spectral_reparametrise
+from distill.parametrization.reparametrize import plain_weights
+from distill.parametrization.spectral import SpectralScale, spectral_reparametrize
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -17,9 +17,9 @@ def network(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 6, bias=False))
 
 
-def reparametrised() -> nn.Sequential:
+def reparametrized() -> nn.Sequential:
     module = network()
-    spectral_reparametrise(module)
+    spectral_reparametrize(module)
     return module
 
 
@@ -37,7 +37,7 @@ def parts(linear: nn.Module) -> SpectralScale:
 
 
 def test_each_weight_starts_with_a_norm_of_one_and_its_direction() -> None:
-    module, plain = reparametrised(), network()
+    module, plain = reparametrized(), network()
     for i in (0, 2):
         assert norm(module[i].weight) == pytest.approx(1, rel=0.03)  # after 15 steps
         direction = F.cosine_similarity(
@@ -52,12 +52,12 @@ def test_a_weight_with_one_large_singular_value_has_norm_one_at_once() -> None:
     linear = nn.Linear(5, 7)
     with torch.no_grad():
         linear.weight.copy_(torch.eye(7, 5) + 10 * torch.ones(7, 5))
-    spectral_reparametrise(linear)
+    spectral_reparametrize(linear)
     assert norm(linear.weight) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_norm_is_softplus_of_the_scale_plus_a_floor() -> None:
-    module = reparametrised()
+    module = reparametrized()
     settle(module)
     for scale in (-50.0, 0.0, 2.0):
         with torch.no_grad():
@@ -66,7 +66,7 @@ def test_the_norm_is_softplus_of_the_scale_plus_a_floor() -> None:
 
 
 def test_only_forward_passes_of_training_move_the_singular_vectors() -> None:
-    module, x = reparametrised(), torch.ones(1, 12)
+    module, x = reparametrized(), torch.ones(1, 12)
     before = copy.deepcopy(module.state_dict())
     module.eval()(x)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_only_forward_passes_of_training_move_the_singular_vectors() -> None:
 
 
 def test_one_pass_is_one_step_of_power_iteration() -> None:
-    module = reparametrised()
+    module = reparametrized()
     weight = module[0].parametrizations.weight.original.detach()
     u = parts(module[0]).u.clone()
     module(torch.ones(1, 12))
@@ -91,7 +91,7 @@ def test_one_pass_is_one_step_of_power_iteration() -> None:
 def test_gradients_are_those_of_the_formula_with_fixed_singular_vectors() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(4, 3, bias=False).double()
-    spectral_reparametrise(linear)
+    spectral_reparametrize(linear)
     linear.eval()
     weight, part = linear.parametrizations.weight.original, parts(linear)
 
@@ -104,24 +104,24 @@ def test_gradients_are_those_of_the_formula_with_fixed_singular_vectors() -> Non
 
 
 def test_two_forward_passes_before_a_backward_pass_are_allowed() -> None:
-    module = reparametrised()
+    module = reparametrized()
     (module(torch.ones(1, 12)) + module(torch.zeros(1, 12))).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
 
 
-def test_materialised_weights_give_the_same_outputs_under_the_old_names() -> None:
-    module, x = reparametrised(), torch.randn(3, 12)
+def test_plain_weights_give_the_same_outputs_under_the_old_names() -> None:
+    module, x = reparametrized(), torch.randn(3, 12)
     settle(module, 2)
     due = module.eval()(x)
-    plain, weights = network(seed=1), materialised(module.state_dict())
+    plain, weights = network(seed=1), plain_weights(module.state_dict())
     assert weights.keys() == plain.state_dict().keys()
     plain.load_state_dict(weights)
     assert torch.equal(plain.eval()(x), due)
-    assert all(torch.equal(value, weights[name]) for name, value in materialised(weights).items())
+    assert all(torch.equal(value, weights[name]) for name, value in plain_weights(weights).items())
 
 
 def test_it_adds_one_named_scale_a_linear_and_plain_parameters() -> None:
-    names = dict(reparametrised().named_parameters())
+    names = dict(reparametrized().named_parameters())
     scales = [name for name in names if name.endswith(".scale")]
     assert scales == ["0.parametrizations.weight.0.scale", "2.parametrizations.weight.0.scale"]
     assert len(names) == 3 + 2
@@ -129,9 +129,9 @@ def test_it_adds_one_named_scale_a_linear_and_plain_parameters() -> None:
 
 
 def test_a_state_dict_carries_it_on_to_the_bit() -> None:
-    first, second = reparametrised(), network(seed=1)
+    first, second = reparametrized(), network(seed=1)
     settle(first, 3)
-    spectral_reparametrise(second)
+    spectral_reparametrize(second)
     second.load_state_dict(first.state_dict())
     x = torch.ones(2, 12)
     assert torch.equal(first(x), second(x))
@@ -139,9 +139,9 @@ def test_a_state_dict_carries_it_on_to_the_bit() -> None:
 
 
 def test_it_is_the_same_twice_and_draws_no_number_of_the_callers() -> None:
-    first = reparametrised()
+    first = reparametrized()
     drawn = torch.rand(3)
-    second = reparametrised()
+    second = reparametrized()
     assert torch.equal(drawn, torch.rand(3))
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
@@ -150,7 +150,7 @@ def test_it_is_the_same_twice_and_draws_no_number_of_the_callers() -> None:
 
 
 def test_autocast_does_not_reach_the_power_iteration() -> None:
-    first, second = reparametrised(), reparametrised()
+    first, second = reparametrized(), reparametrized()
     first(torch.ones(1, 12))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         second(torch.ones(1, 12))
@@ -158,7 +158,7 @@ def test_autocast_does_not_reach_the_power_iteration() -> None:
 
 
 def test_training_with_it_lowers_a_loss() -> None:
-    module = reparametrised()
+    module = reparametrized()
     x, y = torch.randn(64, 12), torch.randn(64, 6)
     optimizer = torch.optim.NAdam(module.parameters(), lr=0.003)
     losses = []
@@ -176,15 +176,15 @@ def test_training_with_it_lowers_a_loss() -> None:
 
 
 def test_doing_it_twice_is_refused() -> None:
-    module = reparametrised()
-    with pytest.raises(RuntimeError, match="reparametrised already"):
-        spectral_reparametrise(module)
+    module = reparametrized()
+    with pytest.raises(RuntimeError, match="reparametrized already"):
+        spectral_reparametrize(module)
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_it_needs_no_weights_to_be_built(kept: bool) -> None:
+@pytest.mark.parametrize("keep_norm", [False, True])
+def test_it_needs_no_weights_to_be_built(keep_norm: bool) -> None:
     with torch.device("meta"):
         module = network()
-    spectral_reparametrise(module, kept=kept)
+    spectral_reparametrize(module, keep_norm=keep_norm)
     assert {p.device.type for p in [*module.parameters(), *module.buffers()]} == {"meta"}
-    assert module.state_dict().keys() == reparametrised().state_dict().keys()
+    assert module.state_dict().keys() == reparametrized().state_dict().keys()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distill.engine.engine import Engine
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.engine_config import EngineConfig
 from distill.engine.optimizer import OptimizerConfig, decay_groups
 from distill.planning.memory import Sharding
@@ -101,7 +101,7 @@ def exchange(stage: int, accumulation: int) -> dict[str, int]:
         optimizer = OptimizerConfig()
         groups = decay_groups(module, optimizer, set())
         config = EngineConfig(zero_stage=stage)
-        engine = Engine(module, config, optimizer, groups, micro_batch_size=2)
+        engine = DeepSpeedEngine(module, config, optimizer, groups, micro_batch_size=2)
         for _ in range(2):
             counts.clear()
             for _ in range(accumulation):

@@ -36,7 +36,7 @@ def metered(student: Student, imitation: Imitation, precision: str = "fp32") -> 
     with Meter(student) as meter:
         meter.inside(student.trunk, "student")
         meter.inside(student.heads["expert"], "heads")
-        loss = loss_of(Autocast(student, enabled=precision == "bf16"), images)
+        loss = loss_of(Autocast(student, precision), images)
         meter.name("heads")
         loss.backward()
     return meter
@@ -90,7 +90,7 @@ def test_the_peak_is_what_a_real_step_allocates(precision: str, checkpointing: b
     student = Student(config, {"expert": SPEC}).train()
     images = torch.rand(shape)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        loss_of(Autocast(student, enabled=precision == "bf16"), images).backward()
+        loss_of(Autocast(student, precision), images).backward()
     measured = _largest_sum(profiler)
 
     imitation = Imitation()
@@ -99,7 +99,7 @@ def test_the_peak_is_what_a_real_step_allocates(precision: str, checkpointing: b
     imitation.of(imagined).train()
     pixels = imitation.tensor(*shape)
     with Meter(imagined) as meter:
-        loss_of(Autocast(imagined, enabled=precision == "bf16"), pixels).backward()
+        loss_of(Autocast(imagined, precision), pixels).backward()
     assert meter.peak_with_gradients == pytest.approx(measured, rel=0.1)
 
 

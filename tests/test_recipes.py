@@ -19,7 +19,7 @@ from distill.evaluation.suite import SuiteRecipe
 from distill.evaluation.throughput import ThroughputRecipe
 from distill.objective.objective_config import ObjectiveConfig
 from distill.objective.views import ShiftConfig
-from distill.parametrization.reparametrize import ReparametrisationConfig
+from distill.parametrization.reparametrize import ReparametrizationConfig
 from distill.runtime.config import load_recipe, load_yaml, validate
 from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
 from distill.tasks.student_run import preview
@@ -262,7 +262,7 @@ def test_the_table_of_student_options_has_their_defaults() -> None:
     table = dict(row for row in rows if "." in row[0])
     sections = {
         "objective": ObjectiveConfig(),
-        "reparametrisation": ReparametrisationConfig(),
+        "reparametrisation": ReparametrizationConfig(),
         "student": StudentConfig(),
     }
     shown = {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.engine.engine import Engine
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.engine_config import EngineConfig
 from distill.engine.optimizer import OptimizerConfig, decay_groups
 from distill.runtime import timing
@@ -74,7 +74,7 @@ def parts_of_a_step(stage: int) -> set[str]:
     groups = decay_groups(module, optimizer, set())
     config = EngineConfig(zero_stage=stage)
     for _ in range(2):  # a second engine finds the first one's backend
-        engine = Engine(module, config, optimizer, groups, micro_batch_size=1)
+        engine = DeepSpeedEngine(module, config, optimizer, groups, micro_batch_size=1)
         with timing.measured() as clock:
             with timing.timed("student"):
                 engine.backward(engine(torch.ones(1, 4)).sum())

@@ -55,7 +55,7 @@ def test_overrides_reach_into_lists_and_make_sections(tmp_path: Path) -> None:
             r"run.stepz: unknown key \(did you mean 'steps'\?\); choose from dir, seed",
         ),
         ("enginee.zero_stage=1", r"enginee: unknown key \(did you mean 'engine'\?\)"),
-        ("engine.zero_stage=0", "engine.zero_stage: ZeRO 0 is not offered"),
+        ("engine.zero_stage=0", "engine.zero_stage: ZeRO 0 is not supported"),
         ("engine.zero_stage=4", "engine.zero_stage: must be 1, 2 or 3, got 4"),
         ("engine.precision=bf17", r"engine.precision: .*got 'bf17' \(did you mean 'bf16'\?\)"),
         ("run.steps=many", "run.steps: .*valid integer.*got 'many'"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.engine.engine import Engine
-from distill.parametrization.reparametrize import materialised
+from distill.engine.deepspeed_engine import DeepSpeedEngine
+from distill.parametrization.reparametrize import plain_weights
 from distill.runtime import distributed
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from distill.tasks.upsampler_task import MultiView, build_multi_view, parameter_groups
@@ -242,7 +242,9 @@ def train(stage: int, global_batch: int) -> dict[str, Tensor]:
     share = global_batch // distributed.world_size()
     part = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
     groups = parameter_groups(module, recipe)
-    engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=share)
+    engine = DeepSpeedEngine(
+        module, recipe.engine, recipe.optimizer, groups, micro_batch_size=share
+    )
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
         images = torch.rand(global_batch, 3, 24, 60, generator=generator)
@@ -273,7 +275,7 @@ def test_two_ranks_hold_equal_replicas_and_what_one_rank_would(stage: int) -> No
         torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-5, msg=name)
     still = [name for name, p in module.named_parameters() if torch.equal(p, one[name])]
     assert not still
-    assert not any("parametrizations" in name for name in materialised(alone))
+    assert not any("parametrizations" in name for name in plain_weights(alone))
 
 
 def public_schedule() -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.engine.engine import Engine
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.optimizer import decay_groups
 from distill.runtime import distributed
 from distill.runtime.config import validate
@@ -105,7 +105,7 @@ def gradient(stage: int, own_ranks: bool) -> Step:
     mine = plan.teachers_of(distributed.rank())
     teachers = {name: Patches(SPECS[name]).freeze() for name in SPECS if name in mine}
     groups = decay_groups(student, made.optimizer, set())
-    engine = Engine(student, made.engine, made.optimizer, groups, micro_batch_size=1)
+    engine = DeepSpeedEngine(student, made.engine, made.optimizer, groups, micro_batch_size=1)
     engine.train(False)  # no random windows of positions
     targets = LiveTargets(Ensemble(teachers, 16), Statistics(phi_s=False))
     task = StudentTask(made, student, engine, targets)

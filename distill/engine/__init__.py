@@ -1,1 +1,1 @@
-"""DeepSpeed, the optimizer, the learning rate and the average of the weights."""
+"""The engine (DeepSpeed), the optimizer, the learning rate and the average of the weights."""

@@ -1,4 +1,4 @@
-"""The only module that imports DeepSpeed: how it is loaded, and what is changed in it."""
+"""The only module that imports DeepSpeed: it loads the library and patches what we need changed."""
 
 import functools
 import os
@@ -19,9 +19,15 @@ _COLLECTIVES = ("all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatte
 
 @contextmanager
 def errors_kept(engine: Any) -> Iterator[Callable[[], None]]:
-    """Keeps the errors of DeepSpeed's file writer, to be raised after its collectives.
+    """Collects the errors of DeepSpeed's file writer; the caller raises them after its barrier.
 
-    A rank that left `save_checkpoint` at a full disk would leave its peers in the barrier behind.
+    A rank that raised at once, at a full disk, would leave the others waiting in that barrier.
+
+    Args:
+        engine: DeepSpeed's.
+
+    Yields:
+        A function that raises the first error, if there was one.
     """
     errors: list[Exception] = []
     writer = engine.checkpoint_engine
@@ -46,16 +52,16 @@ def errors_kept(engine: Any) -> Iterator[Callable[[], None]]:
 
 
 def time_collectives() -> None:
-    """Counts DeepSpeed's collectives as communication, through its backend's methods.
+    """Times DeepSpeed's collectives as communication, by wrapping the methods of its backend.
 
-    Those that it starts and waits for elsewhere (ZeRO 3's gathers of weights) show in what waits.
+    Asynchronous ones (ZeRO 3 gathers weights so) count where their result is waited for.
     """
     from deepspeed.comm import comm
 
     backend: Any = comm.cdb
     for name in _COLLECTIVES:
         method = getattr(backend, name)
-        if name not in vars(backend):  # of an engine before this one
+        if name not in vars(backend):  # else an earlier engine has wrapped it
             setattr(backend, name, _timed(method))
 
 
@@ -69,10 +75,10 @@ def _timed(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def require_precision(config: EngineConfig) -> None:
-    """Refuses fp16 where the device has none.
+    """Checks that the device can compute in the precision of a recipe.
 
     Raises:
-        RecipeError: says what to take in its place.
+        RecipeError: the device has no fp16.
     """
     from deepspeed.accelerator import get_accelerator
 
@@ -81,14 +87,14 @@ def require_precision(config: EngineConfig) -> None:
 
 
 def import_deepspeed() -> Any:
-    """Imports DeepSpeed, ready for a machine without a GPU and without a compiler.
+    """Imports DeepSpeed so that it works on a machine without a GPU and without a compiler.
 
-    On the CPU DeepSpeed would compile a shared-memory collective for half a minute, which leaves
-    69 MB a rank in /dev/shm for ever and serves inference only.
+    On a CPU DeepSpeed would spend half a minute compiling a collective in shared memory, which is
+    used for inference only and never frees its 69 MB a rank in /dev/shm.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 announces to rename.
+    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
     from deepspeed import ops
@@ -100,10 +106,10 @@ def import_deepspeed() -> Any:
 
 
 def _import_muon_uncompiled() -> None:
-    """Imports DeepSpeed's Muon, which `initialize` would, without torch's compiler behind it.
+    """Imports DeepSpeed's Muon, as `initialize` would, but without torch's compiler.
 
-    Its kernels are decorated with `compile` at import, which loads the whole of inductor: 4 s and
-    50 MB for an optimiser that is not offered here.
+    Its functions are compiled at import, which loads all of inductor: 4 s and 50 MB for an
+    optimizer that no recipe can choose.
     """
     from deepspeed.runtime import compiler
 
@@ -115,17 +121,34 @@ def _import_muon_uncompiled() -> None:
         compiler.compile = kept
 
 
-def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """A module's float32 weights on the CPU, by its own names; every rank must call this.
+def float32_slices(engine: Any) -> list[Tensor]:
+    """This rank's slice of the float32 weights, one flat tensor for each parameter group.
+
+    They are private attributes of DeepSpeed; a test in `tests/canary` checks their names.
+
+    Args:
+        engine: DeepSpeed's.
+    """
+    if engine.zero_optimization_stage() == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return list(engine.optimizer.single_partition_of_fp32_groups)
+
+
+def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights and persistent buffers on the CPU, by its own names.
+
+    Every rank must call this.
 
     Args:
         module: whose parameters ZeRO has split.
+
+    Returns:
+        Weights in float32, buffers as they are.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights = {name: b.detach().cpu().clone() for name, b in module.named_buffers()}
     persistent = set(module.state_dict().keys())
-    weights = {name: b for name, b in weights.items() if name in persistent}
+    weights = {n: b.detach().cpu().clone() for n, b in module.named_buffers() if n in persistent}
     for name, parameter in module.named_parameters():
         full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
         weights[name] = full.detach().float().cpu().clone()

@@ -1,7 +1,7 @@
-"""The moving average of a module's weights as a module that runs.
+"""The exponential moving average of a module's weights, as a module that runs.
 
-`Engine` keeps an average in slices, one a rank, which costs least and cannot run. A loss against
-the average needs all of it on every rank, which this holds.
+The engine usually keeps the average in slices, one a rank: that costs least memory, but it cannot
+run. A loss against the output of the average (MESA) needs all of it on every rank, as here.
 """
 
 import copy
@@ -15,11 +15,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class AveragedModule(Generic[M]):
-    """A frozen copy of a module, in evaluation mode, that follows its weights.
+    """A frozen copy of a module, in evaluation mode, with the average of its weights.
 
     Args:
-        module: whose weights are followed; it must not be under DeepSpeed yet.
-        decay: of the average, a step.
+        module: whose weights are averaged; DeepSpeed must not have split it yet.
+        decay: of the average, per step, in [0, 1).
 
     Attributes:
         module: the copy.
@@ -31,17 +31,17 @@ class AveragedModule(Generic[M]):
 
     @torch.no_grad()
     def follow(self, module: nn.Module) -> None:
-        """Moves the average towards a module's weights, and takes its buffers over."""
+        """Moves the average by one step towards a module's weights, and copies its buffers."""
         own, new = tuple(self.module.parameters()), tuple(module.parameters())
         torch._foreach_lerp_(own, new, 1 - self._decay)
         for buffer, value in zip(self.module.buffers(), module.buffers(), strict=True):
             buffer.copy_(value)
 
     def weights(self) -> dict[str, Tensor]:
-        """The averaged weights and the buffers, float32 on the CPU."""
+        """The averaged weights and the buffers, in float32 on the CPU."""
         state = self.module.state_dict()
         return {name: value.float().cpu().clone() for name, value in state.items()}
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Goes back to what `weights` returned."""
+        """Restores what `weights` returned."""
         self.module.load_state_dict(weights)

@@ -1,8 +1,7 @@
-"""What a recipe says of the engine, and the dictionary that DeepSpeed gets for it.
+"""The `engine` section of a recipe, and the configuration of DeepSpeed made from it.
 
-Every key of that dictionary is generated here from typed fields, because DeepSpeed accepts a
-misspelt key in silence and has defaults that change results (it clips gradients at 1.0 when told
-nothing).
+DeepSpeed ignores misspelt keys in silence and has defaults that change results (it clips gradients
+at 1.0 unless told otherwise), so every key that matters is written here, from typed fields.
 """
 
 import sys
@@ -15,16 +14,17 @@ from teachers.config import StrictConfig
 
 
 class EngineConfig(StrictConfig):
-    """How the student is trained over the processes.
+    """Sharding, precision, clipping and averaging.
 
     Attributes:
-        zero_stage: what the ranks split: 1 optimiser state, 2 also gradients, 3 also weights.
+        zero_stage: what ZeRO (Rajbhandari et al., arXiv 1910.02054) splits between the ranks:
+            1 the optimizer state, 2 also the gradients, 3 also the weights.
         precision: `bf16` keeps float32 weights and runs the trunk under autocast; `fp16` trains
-            float16 weights with a float32 master copy and a dynamic loss scale. Under either a
-            GPU multiplies what stays float32 as TF32.
+            float16 weights with a float32 copy and a dynamic loss scale. With either, a GPU
+            multiplies in TF32 what stays in float32.
         gradient_clipping: largest norm of the gradient; 0 does not clip.
-        ema_decay: decay of the exponential moving average of the weights, which is then what is
-            exported; 0 keeps none.
+        ema_decay: decay per step of the exponential moving average of the weights, which is
+            exported in place of the weights; 0 keeps no average.
     """
 
     zero_stage: int = 2
@@ -37,8 +37,8 @@ class EngineConfig(StrictConfig):
     def _stage(cls, stage: int) -> int:
         if stage == 0:
             raise ValueError(
-                "ZeRO 0 is not offered: in 0.19 it neither checks gradients for NaN in fp32 nor "
-                "counts Adam's steps right in bf16; use 1, also on one process"
+                "ZeRO 0 is not supported: DeepSpeed 0.19 with it does not check gradients for NaN "
+                "in fp32 and miscounts Adam's steps in bf16; use 1, also in a single process"
             )
         if stage not in (1, 2, 3):
             raise ValueError(f"must be 1, 2 or 3, got {stage}")
@@ -46,18 +46,18 @@ class EngineConfig(StrictConfig):
 
 
 def why_no_whole_average(config: EngineConfig) -> str | None:
-    """Why the average cannot run as a module, with the key at fault; None where it can."""
+    """Why the average cannot run as a module, starting with the key at fault; None if it can."""
     if not config.ema_decay:
         return "engine.ema_decay: is 0, so there is no average; C-RADIOv4 has 0.9996"
     if config.zero_stage == 3:
         return "engine.zero_stage: 3 leaves no rank with all the weights to average; use 1 or 2"
     if config.precision == "fp16":
-        return "engine.precision: an average of fp16 weights would stand still; use bf16, or fp32"
+        return "engine.precision: an average of fp16 weights would not move; use bf16 or fp32"
     return None
 
 
 def deepspeed_config(config: EngineConfig, micro_batch_size: int) -> dict[str, Any]:
-    """DeepSpeed's dictionary, with every key that matters written out."""
+    """The dictionary that configures DeepSpeed."""
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": 1,
@@ -66,12 +66,12 @@ def deepspeed_config(config: EngineConfig, micro_batch_size: int) -> dict[str, A
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,
-            # Gradients stay where autograd puts them, and are reduced a bucket at a time. DeepSpeed
-            # would copy them into one buffer, 2 GB whatever the module's size, and from there into
-            # a second one as large as all of them.
+            # True would copy the gradients into one buffer, of 2 GB whatever the module's size,
+            # and from there into a second one as large as all of them. False leaves them where
+            # autograd puts them and reduces them a bucket at a time.
             "contiguous_gradients": False,
             "reduce_bucket_size": flat_size(),
-            # Stage 3 would split a rank's slice into groups of 1e9, other ones for other ranks.
+            # Stage 3 would split a rank's slice into groups of 1e9, which differ between ranks.
             "sub_group_size": 10**12,
             "memory_efficient_linear": False,
         },

@@ -1,4 +1,4 @@
-"""Which optimiser moves which parameters, and how fast."""
+"""The optimizer, its options, and the groups of parameters that share a rate and a decay."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -10,16 +10,16 @@ from torch import nn
 from distill.runtime import distributed
 from teachers.config import StrictConfig
 
-# On a CPU in float32 16 MB: enough for a collective, and well below the 32 MB from which glibc maps
-# fresh memory instead of using again what the activations have left.
+# On a CPU, 16 MB of float32: enough for a collective, and well below the 32 MB from which glibc
+# maps fresh memory instead of reusing what the activations have left.
 FLAT_SIZE = 4 << 20
-_FLAT_SIZE_ON_GPU = 128 << 20  # its allocator keeps what it has, and few large collectives are fast
+_FLAT_SIZE_ON_GPU = 128 << 20  # its allocator reuses any size, and few large collectives are fast
 
 
 def flat_size(device_type: str | None = None) -> int:
-    """Elements that ZeRO makes one flat tensor of, at most.
+    """The largest number of elements that ZeRO puts into one flat tensor.
 
-    Weights, moments and gradients are held so, and gradients are reduced so many at a time.
+    It holds for weights and moments, and for the gradients that are reduced at a time.
 
     Args:
         device_type: `cpu` or another; None for that of this process.
@@ -29,13 +29,14 @@ def flat_size(device_type: str | None = None) -> int:
 
 
 class OptimizerConfig(StrictConfig):
-    """AdamW or NAdam; the learning rate is the peak of the schedule.
+    """AdamW or NAdam.
 
     Attributes:
-        kind: `adamw` decays weights apart from the gradient; `nadam` (Dozat 2016) adds the decay
-            to the gradient, as FeatSharp's training does.
-        lr: peak learning rate.
-        weight_decay: for matrices; vectors, positions and tokens are not decayed.
+        kind: `adamw` (Loshchilov and Hutter, arXiv 1711.05101) decays weights separately from the
+            gradient; `nadam` (Dozat 2016) adds the decay to the gradient, as FeatSharp's training
+            does.
+        lr: learning rate at the peak of the schedule.
+        weight_decay: of matrices; vectors, positions and tokens are not decayed.
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
     """
@@ -48,13 +49,13 @@ class OptimizerConfig(StrictConfig):
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters that share a learning rate and a decay.
+    """Parameters that share a learning rate and a weight decay.
 
     Attributes:
         name: `decay`, `no_decay`, ...; unique within a run.
         parameters: at least one.
         weight_decay: of this group.
-        lr_scale: times the run's learning rate.
+        lr_scale: factor on the run's learning rate.
     """
 
     name: str
@@ -66,21 +67,21 @@ class ParameterGroup(NamedTuple):
 def decay_groups(
     module: nn.Module, optimizer: OptimizerConfig, no_decay: set[str]
 ) -> list[ParameterGroup]:
-    """Splits trainable parameters in those that weight decay shrinks and those that it leaves.
+    """Splits the trainable parameters of a module into those with and without weight decay.
 
     Args:
         module: whose parameters.
-        optimizer: gives the decay.
-        no_decay: names that are not decayed although they are matrices.
+        optimizer: its options; they name the decay.
+        no_decay: names of parameters without decay, besides all vectors.
     """
     decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (free if parameter.ndim <= 1 or name in no_decay else decayed).append(parameter)
+            (others if parameter.ndim <= 1 or name in no_decay else decayed).append(parameter)
     groups = [
         ParameterGroup("decay", decayed, optimizer.weight_decay),
-        ParameterGroup("no_decay", free, 0.0),
+        ParameterGroup("no_decay", others, 0.0),
     ]
     return [group for group in groups if group.parameters]
 
@@ -88,31 +89,31 @@ def decay_groups(
 def build_optimizer(
     config: OptimizerConfig, groups: Sequence[ParameterGroup]
 ) -> torch.optim.Optimizer:
-    """Builds the optimiser.
+    """Builds the optimizer.
 
-    AdamW's fused form is the faster one, and keeps no temporary copies of the flat tensors that
-    ZeRO makes of each of its groups. Those are parts of the groups given, with the same name, so
-    that a step flattens few gradients at a time.
+    Its groups are pieces of those given, under the same name, so that a step flattens few gradients
+    at a time. The fused form of AdamW is faster, and makes no temporary copies of the flat tensors
+    that ZeRO makes of each group.
     """
     options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     rendered = [
-        {"name": group.name, "params": part, "weight_decay": group.weight_decay}
+        {"name": group.name, "params": piece, "weight_decay": group.weight_decay}
         for group in groups
-        for part in _parts(group.parameters)
+        for piece in _pieces(group.parameters)
     ]
     if config.kind == "nadam":
         return torch.optim.NAdam(rendered, **options)
     return torch.optim.AdamW(rendered, **options, fused=True)
 
 
-def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Consecutive parameters of at most `flat_size` elements together, or a single larger one."""
-    part: list[nn.Parameter] = []
+def _pieces(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Consecutive parameters with at most `flat_size` elements in all, or one larger parameter."""
+    piece: list[nn.Parameter] = []
     size, most = 0, flat_size()
     for parameter in parameters:
-        if part and size + parameter.numel() > most:
-            yield part
-            part, size = [], 0
-        part.append(parameter)
+        if piece and size + parameter.numel() > most:
+            yield piece
+            piece, size = [], 0
+        piece.append(parameter)
         size += parameter.numel()
-    yield part
+    yield piece

@@ -1,12 +1,12 @@
-"""ZeRO's flat tensors, written by one number of ranks or one stage and read by another.
+"""Loads checkpoints of DeepSpeed that another number of ranks, or another ZeRO stage, wrote.
 
-DeepSpeed 0.19.8 loads its checkpoints with as many ranks as wrote them, at their stage. ZeRO 1 and
-2 pad the flat tensor of a group and cut it into equal shares; ZeRO 3 pads and cuts each parameter
-by itself and lays a rank's pieces one behind the other. Putting them together and cutting anew
-changes no bit.
+DeepSpeed 0.19.8 itself loads a checkpoint only with as many ranks as wrote it, at the same stage.
+ZeRO 1 and 2 pad the flat tensor of a parameter group and cut it into one equal slice a rank. ZeRO 3
+pads and cuts each parameter by itself; a rank's slice of a group is its pieces one behind the
+other. Joining the slices and cutting them anew changes no bit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,132 +14,164 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Where a rank's state has torch's optimiser and the float32 weights; True is for ZeRO 3.
+from distill.engine.deepspeed_library import float32_slices
+from distill.runtime import distributed
+
+# Where the state of a rank keeps torch's optimizer and the float32 weights; True is for ZeRO 3.
 _KEYS = {
     False: ("base_optimizer_state", "single_partition_of_fp32_groups"),
     True: ("optimizer_state_dict", "fp32_flat_groups"),
 }
 _WHOLE_MODEL = "mp_rank_00_model_states.pt"
-Cut = Callable[[Sequence[Tensor], int], Tensor]
+_MODEL_OF_RANK_0 = "zero_pp_rank_0_mp_rank_00_model_states.pt"  # under ZeRO 3
 
 
-def cut_flat(shares: Sequence[Tensor], sizes: Sequence[int], rank: int, width: int) -> Tensor:
-    """One rank's share under ZeRO 1 and 2.
+def written_by_stage_3(folder: Path) -> bool:
+    """Whether ZeRO 3 wrote a checkpoint of DeepSpeed."""
+    return not (folder / _WHOLE_MODEL).exists()
+
+
+def join(slices: Sequence[Tensor], sizes: Sequence[int], *, from_stage_3: bool) -> Tensor:
+    """The parameters of a group one behind the other, flat and without padding.
 
     Args:
-        shares: flat, of the ranks that wrote them, in their order; the last may be padded.
-        sizes: elements of the parameters, one behind the other.
-        rank: whose share is due.
-        width: elements of a share, the same for all ranks.
+        slices: flat, of all ranks in their order; the padding may be missing.
+        sizes: number of elements of each parameter.
+        from_stage_3: whether ZeRO 3 cut them.
+    """
+    if not from_stage_3:
+        return torch.cat(list(slices))[: sum(sizes)]
+    pieces = [s.split([-(-n // len(slices)) for n in sizes]) for s in slices]
+    by_parameter = zip(sizes, zip(*pieces, strict=True), strict=True)
+    return torch.cat([torch.cat(of_ranks)[:n] for n, of_ranks in by_parameter])
+
+
+def cut_flat(whole: Tensor, rank: int, width: int) -> Tensor:
+    """The slice of a rank under ZeRO 1 and 2.
+
+    Args:
+        whole: see `join`.
+        rank: whose slice.
+        width: number of elements of a slice, the same for all ranks.
 
     Returns:
         (width,), padded with zeros behind the last parameter.
     """
-    whole = torch.cat(list(shares))[: sum(sizes)]
     mine = whole[rank * width : (rank + 1) * width]
     return F.pad(mine, (0, width - len(mine)))
 
 
-def cut_parameters(shares: Sequence[Tensor], sizes: Sequence[int], rank: int, ranks: int) -> Tensor:
-    """One rank's share under ZeRO 3, where each parameter is padded and cut by itself.
+def cut_parameters(whole: Tensor, sizes: Sequence[int], rank: int, ranks: int) -> Tensor:
+    """The slice of a rank under ZeRO 3, flat.
 
     Args:
-        shares: flat, of the ranks that wrote them, in their order.
-        sizes: elements of the parameters.
-        rank: whose share is due.
-        ranks: among how many.
-
-    Returns:
-        Flat.
+        whole: see `join`.
+        sizes: number of elements of each parameter.
+        rank: whose slice.
+        ranks: number of ranks.
     """
-    pieces = [share.split([-(-n // len(shares)) for n in sizes]) for share in shares]
-    mine = []
-    for number, n in enumerate(sizes):
-        whole = torch.cat([of_rank[number] for of_rank in pieces])[:n]
-        width = -(-n // ranks)
-        mine.append(cut_flat([whole], [n], rank, width))
-    return torch.cat(mine)
+    return torch.cat([cut_flat(p, rank, -(-len(p) // ranks)) for p in whole.split(list(sizes))])
 
 
-def join(shares: Sequence[Tensor], sizes: Sequence[int], *, by_parameter: bool) -> Tensor:
-    """A group's parameters one behind the other, flat and without padding.
+class Resharding:
+    """A checkpoint of DeepSpeed, read by ranks that may not be those that wrote it.
 
     Args:
-        shares: flat, of the ranks that wrote them, in their order.
-        sizes: elements of the parameters.
-        by_parameter: whether they were written under ZeRO 3.
+        engine: DeepSpeed's.
+        folder: of DeepSpeed's files.
+        ranks: number of ranks that wrote it.
+
+    Attributes:
+        needed: whether DeepSpeed's own loading cannot read it.
     """
-    if by_parameter:
-        return cut_parameters(shares, sizes, 0, 1)
-    return torch.cat(list(shares))[: sum(sizes)]
 
+    def __init__(self, engine: Any, folder: Path, ranks: int) -> None:
+        self._engine, self._folder, self._ranks = engine, folder, ranks
+        self._from_stage_3 = written_by_stage_3(folder)
+        self._to_stage_3 = engine.zero_optimization_stage() == 3
+        same_stage = self._from_stage_3 == self._to_stage_3
+        self.needed = not same_stage or ranks != distributed.world_size()
 
-def written_by_parameter(folder: Path) -> bool:
-    """Whether a checkpoint of DeepSpeed's is of ZeRO 3."""
-    return not (folder / _WHOLE_MODEL).exists()
+    def load(self) -> None:
+        """Does what DeepSpeed's own loading does, with this rank's slice of what others wrote."""
+        optimizer, module = self._engine.optimizer, self._engine.module
+        model, states = self._read()
+        if self._to_stage_3:
+            optimizer.checkpoint_event_prologue()
+        if self._to_stage_3 or self._from_stage_3:
+            for name, buffer in module.named_buffers():
+                if name in model["module"]:
+                    buffer.copy_(model["module"][name])
+        else:
+            module.load_state_dict(model["module"])
+        if self._from_stage_3 and not self._to_stage_3:
+            self._fill([state[_KEYS[True][1]] for state in states])
+        state = self.merge(states, optimizer.state_dict())
+        optimizer.load_state_dict([state] * distributed.world_size())  # it takes that of its rank
+        if self._to_stage_3:
+            optimizer.checkpoint_event_epilogue()
+        for name in ("global_steps", "skipped_steps"):
+            setattr(self._engine, name, model[name])
 
+    def cut_groups(self, ranks: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+        """This rank's slice of each group, from the slices that each rank wrote of all groups."""
+        return [self._cut(slices, i) for i, slices in enumerate(zip(*ranks, strict=True))]
 
-def weights_of(states: Sequence[Mapping[str, Any]], *, by_parameter: bool) -> list[list[Tensor]]:
-    """For each group the shares of its float32 weights."""
-    groups = zip(*(state[_KEYS[by_parameter][1]] for state in states), strict=True)
-    return [list(shares) for shares in groups]
+    def merge(self, states: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of this rank's ZeRO optimizer, as DeepSpeed would load it.
 
-
-def read_ranks(folder: Path, ranks: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Reads what DeepSpeed wrote on every rank.
-
-    Args:
-        folder: of DeepSpeed's checkpoint.
-        ranks: how many wrote it.
-
-    Returns:
-        The state of the module, whole except under ZeRO 3, and of each rank's optimiser.
-    """
-    split = written_by_parameter(folder)
-    model = "zero_pp_rank_0_mp_rank_00_model_states.pt" if split else _WHOLE_MODEL
-    names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)]
-    states = [_read(folder / name)["optimizer_state_dict"] for name in names]
-    return _read(folder / model), states
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A file of DeepSpeed's, which holds an object of its own: its loss scaler."""
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-    return content
-
-
-def reshard_state(
-    states: Sequence[Mapping[str, Any]],
-    cut: Cut,
-    own: Mapping[str, Any],
-    *,
-    from_stage_3: bool,
-    to_stage_3: bool,
-) -> dict[str, Any]:
-    """One rank's state of DeepSpeed's ZeRO optimiser, as DeepSpeed would load it.
-
-    Args:
-        states: those of the ranks that wrote them, in their order.
-        cut: makes this rank's share of group number i out of the shares of all.
-        own: the state that this rank's optimiser has before, for what only its stage writes.
-        from_stage_3: whether they were written under ZeRO 3.
-        to_stage_3: whether they are read under it.
-    """
-    first, optimizer = states[0], _KEYS[from_stage_3][0]
-    moments: dict[int, dict[str, Any]] = {}
-    for group, named in first[optimizer]["state"].items():
-        moments[group] = {
-            name: cut([s[optimizer]["state"][group][name] for s in states], group)
-            if torch.is_tensor(value) and value.ndim
-            else value  # a count of steps, which all ranks share
-            for name, value in named.items()
+        Args:
+            states: what each rank wrote, in their order.
+            own: the state of this rank's optimizer, for the entries that only its stage has.
+        """
+        first, (optimizer, weights) = states[0], _KEYS[self._from_stage_3]
+        moments: dict[int, dict[str, Any]] = {}
+        for group, named in first[optimizer]["state"].items():
+            moments[group] = {
+                name: self._cut([s[optimizer]["state"][group][name] for s in states], group)
+                if torch.is_tensor(value) and value.ndim
+                else value  # a count of steps, the same on all ranks
+                for name, value in named.items()
+            }
+        own_optimizer, own_weights = _KEYS[self._to_stage_3]
+        return {
+            **own,
+            **{key: value for key, value in first.items() if key in own},
+            "zero_stage": own["zero_stage"],
+            own_optimizer: {**first[optimizer], "state": moments},
+            own_weights: self.cut_groups(state[weights] for state in states),
         }
-    groups = enumerate(weights_of(states, by_parameter=from_stage_3))
-    due_optimizer, due_weights = _KEYS[to_stage_3]
-    return {
-        **own,
-        **{key: value for key, value in first.items() if key in own},
-        "zero_stage": own["zero_stage"],
-        due_optimizer: {**first[optimizer], "state": moments},
-        due_weights: [cut(shares, number) for number, shares in groups],
-    }
+
+    def _cut(self, slices: Sequence[Tensor], group: int) -> Tensor:
+        """This rank's slice of a group, from those that each rank wrote."""
+        optimizer, rank = self._engine.optimizer, distributed.rank()
+        if self._to_stage_3:
+            sizes = [parameter.ds_numel for parameter in optimizer.fp16_groups[group]]
+            whole = join(slices, sizes, from_stage_3=self._from_stage_3)
+            return cut_parameters(whole, sizes, rank, distributed.world_size())
+        sizes = [parameter.numel() for parameter in optimizer.bit16_groups[group]]
+        whole = join(slices, sizes, from_stage_3=self._from_stage_3)
+        return cut_flat(whole, rank, len(float32_slices(self._engine)[group]))
+
+    def _fill(self, ranks: Iterable[Sequence[Tensor]]) -> None:
+        """Sets the whole weights from the slices of all groups: ZeRO 3 writes nothing else."""
+        groups = zip(self._engine.optimizer.bit16_groups, zip(*ranks, strict=True), strict=True)
+        for parameters, slices in groups:
+            sizes = [parameter.numel() for parameter in parameters]
+            pieces = join(slices, sizes, from_stage_3=True).split(sizes)
+            for parameter, piece in zip(parameters, pieces, strict=True):
+                parameter.data.copy_(piece.view_as(parameter))
+
+    def _read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The state of the module, whole except under ZeRO 3, and of each rank's optimizer."""
+
+        def load(name: str) -> dict[str, Any]:
+            # Not only weights: the files hold DeepSpeed's loss scaler, an object.
+            content: dict[str, Any] = torch.load(
+                self._folder / name, map_location="cpu", weights_only=False
+            )
+            return content
+
+        names = [f"zero_pp_rank_{i}_mp_rank_00_optim_states.pt" for i in range(self._ranks)]
+        states = [load(name)["optimizer_state_dict"] for name in names]
+        return load(_MODEL_OF_RANK_0 if self._from_stage_3 else _WHOLE_MODEL), states

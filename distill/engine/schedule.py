@@ -1,4 +1,4 @@
-"""Step -> value: schedules are pure functions, so resuming needs no state of theirs."""
+"""The learning-rate schedule: a pure function of the step, so that resuming needs no state."""
 
 import math
 from typing import Literal
@@ -9,12 +9,12 @@ from teachers.config import StrictConfig
 
 
 class ScheduleConfig(StrictConfig):
-    """How the learning rate moves between the first and the last step.
+    """The learning rate from the first to the last step.
 
     Attributes:
         kind: `cosine` and `linear` fall to `final_ratio`; `constant` stays at the peak.
-        warmup_steps: steps of linear rise from `peak / (warmup_steps + 1)`.
-        final_ratio: the last learning rate as a share of the peak.
+        warmup_steps: number of steps of linear rise from `peak / (warmup_steps + 1)`.
+        final_ratio: the last learning rate as a share of the peak, in [0, 1].
     """
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
@@ -23,18 +23,18 @@ class ScheduleConfig(StrictConfig):
 
 
 def scheduled_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
-    """The learning rate of a step as a share of its peak.
+    """The learning rate of a step as a share of the peak.
 
-    Linear warm-up, then half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts) or
-    a straight line (the `poly` of power 1 of segmentation).
+    A linear warm-up, then half a cosine (Loshchilov and Hutter, arXiv 1608.03983, equation 5,
+    without restarts) or a straight line (segmentation's `poly` schedule of power 1).
 
     Args:
         config: the schedule.
-        step: 0-based optimiser step.
-        num_steps: optimiser steps of the whole run.
+        step: optimizer step, from 0.
+        num_steps: number of optimizer steps of the whole run.
 
     Returns:
-        A number in (0, 1]; the peak is reached at `warmup_steps`.
+        A number in [0, 1]; it is 1 at step `warmup_steps`.
     """
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)

@@ -1,1 +1,1 @@
-"""How weights are held while they train: spectral norms, noise, low rank, freezing."""
+"""How weights are trained: spectral norms, noise, LoRA, freezing."""

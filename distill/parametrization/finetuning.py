@@ -1,10 +1,9 @@
-"""Teaching a trained student one more teacher without losing those it has.
+"""Adds a teacher to a trained student and keeps what the student has learned from the others.
 
-What is trained: the heads of the teachers that are run, the class tokens that the initial student
-does not have and, with `low_rank`, small updates of the trunk's linear layers. All else stays as it
-was, weight decay included. With a frozen trunk and the new teachers named in `student.isolated`,
-every old output stays what it was; with low-rank updates it moves, and the old teachers hold it
-where they are run along.
+Trained are the heads of the teachers that are run, the class tokens that the initial student lacks
+and, with `low_rank`, LoRA updates of the trunk's linear layers. Everything else is frozen and not
+decayed. With a frozen trunk and the new teachers named in `student.isolated`, every old output
+stays the same. With LoRA the old outputs move; running the old teachers too keeps them in place.
 """
 
 from collections.abc import Collection
@@ -14,7 +13,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from distill.parametrization.lora import add_low_rank
+from distill.parametrization.lora import add_lora
 from distill.runtime.errors import RecipeError
 from student.config import StudentInit
 from student.model import Student
@@ -23,11 +22,11 @@ from teachers.config import StrictConfig
 
 
 class FinetuningConfig(StrictConfig):
-    """What of the trunk is trained.
+    """What is trained in the trunk.
 
     Attributes:
-        trunk: `frozen`, or `low_rank`: LoRA on every linear layer of its blocks.
-        rank: of the updates.
+        trunk: `frozen`: nothing; `low_rank`: LoRA on every linear layer of the blocks.
+        rank: of the LoRA updates.
     """
 
     trunk: Literal["frozen", "low_rank"]
@@ -37,16 +36,17 @@ class FinetuningConfig(StrictConfig):
 def freeze(
     student: Student, init: StudentInit, config: FinetuningConfig, running: Collection[str]
 ) -> None:
-    """Freezes a student in place, but for what is to be trained.
+    """Freezes a student in place, except for what is to be trained.
 
     Args:
         student: with the initial weights.
         init: where they come from.
-        config: what of the trunk is trained.
-        running: the teachers that are run.
+        config: what is trained in the trunk.
+        running: names of the teachers that are run.
 
     Raises:
-        RecipeError: with a frozen trunk, tokens would read other class tokens than they did.
+        RecipeError: the trunk is frozen, and its tokens would attend to other class tokens than
+            before.
     """
     source = read_header(init.path)
     old = set(source.targets)
@@ -61,31 +61,35 @@ def freeze(
         tokens.requires_grad_(True)
         tokens.register_hook(lambda gradient: _only(gradient, fresh))
     if config.trunk == "low_rank":
-        add_low_rank(student.trunk.blocks, config.rank)
+        add_lora(student.trunk.blocks, config.rank)
 
 
 def _check_tokens(student: Student, source: StudentHeader, init: StudentInit) -> None:
-    """What the trunk's tokens read must be what they read in the file."""
+    """Refuses a student whose tokens attend to other class tokens than those of the file do.
+
+    Class tokens named in `student.isolated` are read by no other token.
+    """
     isolated = student.config.isolated
-    loose = [n for n in student.targets if n not in source.targets and n not in isolated]
-    if loose:
+    new = [n for n in student.targets if n not in source.targets and n not in isolated]
+    if new:
         raise RecipeError(
-            f"student.isolated: must name {', '.join(loose)}, new to {init.path}: other tokens "
-            "would read the new class token, and with a frozen trunk no old output would stay"
+            f"student.isolated: must name {', '.join(new)}, new to {init.path}; else other tokens "
+            "would attend to the new class token and, as the trunk is frozen, change every old "
+            "output"
         )
     gone = [n for n in source.targets if n not in student.targets]
     if gone:
         raise RecipeError(
             f"teachers: {init.path} has a class token of {', '.join(gone)}, which other tokens "
-            "read; with a frozen trunk it must stay: list the teacher, with both its "
-            "objective.weights at zero"
+            "attend to; with a frozen trunk it must stay: list the teacher, and set both its "
+            "objective.weights to zero"
         )
     before = set(source.config.isolated)
     if before != set(isolated) & set(source.targets):
         raise RecipeError(
             f"student.isolated: of the teachers in {init.path} it must name "
-            f"{', '.join(sorted(before)) or 'none'}, as that file does; with a frozen trunk no old "
-            "output would stay otherwise"
+            f"{', '.join(sorted(before)) or 'none'}, as that file does; with a frozen trunk every "
+            "old output would change otherwise"
         )
 
 

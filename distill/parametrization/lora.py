@@ -1,4 +1,4 @@
-"""Low-rank updates of frozen weights: LoRA (Hu et al., arXiv 2106.09685)."""
+"""LoRA: low-rank updates of frozen weights (Hu et al., arXiv 2106.09685)."""
 
 from collections.abc import Mapping
 
@@ -9,16 +9,16 @@ from torch.nn.utils import parametrize
 from teachers.upsamplers.precision import no_autocast
 
 
-class LowRank(nn.Module):
-    """The parametrisation of one weight: W + up down, which starts as W.
+class LoRA(nn.Module):
+    """The parametrization of one weight: W + up @ down, which starts as W.
 
     Args:
-        weight: (out, in); frozen by the caller.
+        weight: (out, in); the caller freezes it.
         rank: of the update.
 
     Attributes:
-        down: (rank, in), random at first.
-        up: (out, rank), zero at first.
+        down: (rank, in), starts random.
+        up: (out, rank), starts at zero.
     """
 
     def __init__(self, weight: Tensor, rank: int) -> None:
@@ -33,15 +33,20 @@ class LowRank(nn.Module):
             return weight + self.up @ self.down
 
 
-def add_low_rank(module: nn.Module, rank: int) -> None:
-    """Freezes the weight of every Linear in `module` and adds an update to it."""
+def add_lora(module: nn.Module, rank: int) -> None:
+    """Freezes the weight of every Linear in `module` and adds a trainable update to it."""
     for linear in [m for m in module.modules() if isinstance(m, nn.Linear)]:
         linear.weight.requires_grad_(False)
-        update = LowRank(linear.weight, rank)
+        update = LoRA(linear.weight, rank)
         parametrize.register_parametrization(linear, "weight", update, unsafe=True)
 
 
 @torch.no_grad()
-def updated_weight(weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """The updated weight from what a state dict holds of its `LowRank`."""
+def merge_lora(weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """The updated weight.
+
+    Args:
+        weight: (out, in), frozen.
+        state: the state dict of its `LoRA`.
+    """
     return weight + state["up"] @ state["down"]

@@ -1,12 +1,12 @@
-"""Spectral reparametrisation: each Linear's largest singular value is a parameter of its own.
+"""Spectral reparametrization: the largest singular value of each Linear is a parameter of its own.
 
-The effective weight is W (softplus(s) + 0.05) / sigma(W) (Zhai et al., arXiv 2303.06296, in the
-form that FeatSharp and RADIO train with). s starts where the norm is 1, which rescales the initial
-weights, or where it is the weight's own, which does not. It is a technique of training only:
-`reparametrisation.materialised` gives plain weights behind.
+The effective weight is W (softplus(s) + 0.05) / sigma(W), after Zhai et al. (arXiv 2303.06296), in
+the form that FeatSharp and RADIO train with. The norm, softplus(s) + 0.05, starts at 1, which
+rescales the initial weights, or at that of the weight, which does not. It serves training only:
+`reparametrize.plain_weights` gives plain weights afterwards.
 
-One step of power iteration in each forward pass of training keeps sigma up to date, so a module
-under activation checkpointing, which runs forward twice, must not use it.
+Each forward pass in training updates sigma by one step of power iteration. A module under
+activation checkpointing must not use it, as that runs each forward pass twice.
 """
 
 from collections.abc import Mapping
@@ -25,30 +25,31 @@ _FIRST_ITERATIONS = 15
 
 
 class SpectralScale(nn.Module):
-    """The parametrisation of one weight.
+    """The parametrization of one weight.
 
     Args:
         weight: (out, in).
-        kept: whether the norm starts as the weight's own, and not as 1. Below 0.05 it cannot stay.
+        keep_norm: whether the norm starts at that of the weight, but at least at 0.05, instead of
+            at 1.
 
     Attributes:
-        scale: (1, 1) s; weight decay on it pulls the norm towards log(2) + 0.05.
-        u: (out,) left singular vector, a buffer.
-        v: (in,) right singular vector, a buffer.
+        scale: s, (1, 1); weight decay pulls the norm towards log(2) + 0.05.
+        u: left singular vector, (out,), a buffer.
+        v: right singular vector, (in,), a buffer.
     """
 
     u: Tensor
     v: Tensor
 
-    def __init__(self, weight: Tensor, *, kept: bool = False) -> None:
+    def __init__(self, weight: Tensor, *, keep_norm: bool = False) -> None:
         super().__init__()
-        # From a generator of its own: what is built afterwards draws the same numbers without it.
+        # Its own generator: what is built afterwards must draw the same numbers as without it.
         u = torch.randn(len(weight), generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("u", F.normalize(u, dim=0).to(weight))
         self.register_buffer("v", weight.new_zeros(weight.shape[1]))
         self._iterate(weight.detach(), _FIRST_ITERATIONS)
-        norm = _norm(weight.detach(), self.u, self.v) if kept else weight.new_ones(())
-        # softplus(scale) + floor = norm; two-dimensional, like all that is decayed
+        norm = _norm(weight.detach(), self.u, self.v) if keep_norm else weight.new_ones(())
+        # solves softplus(scale) + floor = norm; two-dimensional, as only matrices are decayed
         start = (norm.double() - _FLOOR).clamp(min=_EPS).expm1().log()
         self.scale = nn.Parameter(start.to(weight.dtype).view(1, 1))
 
@@ -57,7 +58,7 @@ class SpectralScale(nn.Module):
         with no_autocast(weight):
             if self.training and torch.is_grad_enabled():
                 self._iterate(weight.detach(), 1)
-            # Copies: the next forward pass writes into the buffers before this one's backward.
+            # Copies, as another forward pass may write into the buffers before the backward pass.
             return _effective(weight, self.scale, self.u.clone(), self.v.clone())
 
     @torch.no_grad()
@@ -68,39 +69,41 @@ class SpectralScale(nn.Module):
 
 
 class SpectralRows(nn.Module):
-    """One parametrisation for each of several blocks of rows, as of queries, keys and values.
+    """Reparametrizes each of several blocks of rows by itself, such as queries, keys and values.
 
     Args:
         weight: (out, in).
-        blocks: equal parts of its rows.
-        kept: see `SpectralScale`.
+        blocks: number of blocks, of equal size.
+        keep_norm: see `SpectralScale`.
     """
 
-    def __init__(self, weight: Tensor, blocks: int, *, kept: bool) -> None:
+    def __init__(self, weight: Tensor, blocks: int, *, keep_norm: bool) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(SpectralScale(part, kept=kept) for part in weight.chunk(blocks))
+        self.blocks = nn.ModuleList(
+            SpectralScale(rows, keep_norm=keep_norm) for rows in weight.chunk(blocks)
+        )
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, (out, in)."""
-        parts = weight.chunk(len(self.blocks))
-        return torch.cat([block(part) for block, part in zip(self.blocks, parts, strict=True)])
+        rows = weight.chunk(len(self.blocks))
+        return torch.cat([block(r) for block, r in zip(self.blocks, rows, strict=True)])
 
 
 def effective_weight(weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """The effective weight from what a state dict holds of its parametrisation.
+    """The effective weight, (out, in).
 
     Args:
-        weight: (out, in) the one that is trained.
-        state: of a `SpectralScale`, or of a `SpectralRows`.
+        weight: (out, in), the one that is trained.
+        state: the state dict of its `SpectralScale` or `SpectralRows`.
     """
     if "scale" in state:
         return _effective(weight, state["scale"], state["u"], state["v"])
     blocks = sum(name.endswith(".scale") for name in state)
-    parts = [
-        _effective(part, *(state[f"blocks.{i}.{name}"] for name in ("scale", "u", "v")))
-        for i, part in enumerate(weight.chunk(blocks))
+    rows = [
+        _effective(r, *(state[f"blocks.{i}.{name}"] for name in ("scale", "u", "v")))
+        for i, r in enumerate(weight.chunk(blocks))
     ]
-    return torch.cat(parts)
+    return torch.cat(rows)
 
 
 def _norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -111,36 +114,35 @@ def _effective(weight: Tensor, scale: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return weight * ((F.softplus(scale) + _FLOOR) / _norm(weight, u, v).clamp(min=_EPS))
 
 
-def _reparametrised(linear: nn.Linear) -> bool:
+def _is_reparametrized(linear: nn.Linear) -> bool:
     if not parametrize.is_parametrized(linear, "weight"):
         return False
     chains = cast(nn.ModuleDict, linear.parametrizations)
     return any(isinstance(p, SpectralScale | SpectralRows) for p in chains["weight"].children())
 
 
-def spectral_reparametrise(module: nn.Module, *, kept: bool = False, fused: str = "") -> None:
-    """Reparametrises the weight of every Linear in `module`, in place.
+def spectral_reparametrize(module: nn.Module, *, keep_norm: bool = False, fused: str = "") -> None:
+    """Reparametrizes the weight of every Linear in `module`, in place.
 
-    Weights `NAME.weight` become `NAME.parametrizations.weight.original`; the scales are
+    A weight `NAME.weight` becomes `NAME.parametrizations.weight.original`; its scale is
     `NAME.parametrizations.weight.0.scale`.
 
     Args:
-        module: whose Linears.
-        kept: see `SpectralScale`.
-        fused: name of Linears, within their parent, whose rows are three layers in one.
+        module: which holds the Linears.
+        keep_norm: see `SpectralScale`.
+        fused: name, within their parent, of Linears whose rows are three layers in one.
 
     Raises:
-        RuntimeError: done already.
+        RuntimeError: the module is reparametrized already.
     """
     linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
-    if any(map(_reparametrised, linears.values())):
-        raise RuntimeError("spectral_reparametrise: the module is reparametrised already")
+    if any(map(_is_reparametrized, linears.values())):
+        raise RuntimeError("spectral_reparametrize: the module is reparametrized already")
     for name, linear in linears.items():
-        is_fused = bool(fused) and name.rpartition(".")[2] == fused
-        parametrisation: nn.Module = (
-            SpectralRows(linear.weight, 3, kept=kept)
-            if is_fused
-            else SpectralScale(linear.weight, kept=kept)
-        )
-        # unsafe: skips a trial run; the shape and the type stay by construction
-        parametrize.register_parametrization(linear, "weight", parametrisation, unsafe=True)
+        scale: nn.Module
+        if fused and name.rpartition(".")[2] == fused:
+            scale = SpectralRows(linear.weight, 3, keep_norm=keep_norm)
+        else:
+            scale = SpectralScale(linear.weight, keep_norm=keep_norm)
+        # unsafe: skips a trial run, as shape and type stay the same
+        parametrize.register_parametrization(linear, "weight", scale, unsafe=True)

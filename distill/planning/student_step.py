@@ -245,7 +245,7 @@ class _StandIn:
     def __init__(self, student: Student, averaged: nn.Module | None, config: EngineConfig) -> None:
         self.averaged, self.config = averaged, config
         self.window: int | None = None
-        self._module = Autocast(student, enabled=config.precision == "bf16")
+        self._module = Autocast(student, config.precision)
 
     def __call__(self, images: Tensor, window: int | None) -> StudentOutput:
         output: StudentOutput = self._module(images, self.window)

@@ -73,7 +73,7 @@ class UpsamplerWorkload(Workload):
         spec, factor = self.teacher.spec, self.trained.upsampler.factor
         views = draw_views(self.recipe.views, images, spec, factor)
         pixels = self._imitation.tensor(images, 3, *arm.resolution)
-        module = Autocast(self.trained, enabled=self.recipe.engine.precision == "bf16")
+        module = Autocast(self.trained, self.recipe.engine.precision)
         with Meter(self.trained, self.teacher) as meter, explained(arm):
             meter.inside(self.teacher, "teacher")
             meter.inside(self.trained.consistency, "consistency")

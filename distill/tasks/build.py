@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from distill.parametrization.finetuning import freeze
-from distill.parametrization.reparametrize import reparametrise
+from distill.parametrization.reparametrize import reparametrize
 from distill.runtime import distributed
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import USER_ERRORS, RecipeError
@@ -92,7 +92,7 @@ def prepare_student(
         assert isinstance(recipe.student.init, StudentInit)
         running = recipe.running(teachers)
         freeze(student, recipe.student.init, recipe.finetuning, running)
-    reparametrise(student, recipe.reparametrisation)
+    reparametrize(student, recipe.reparametrisation)
 
 
 def build_targets(

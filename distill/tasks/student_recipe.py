@@ -12,7 +12,7 @@ from distill.engine.engine_config import why_no_whole_average
 from distill.objective.objective import ObjectiveConfig
 from distill.objective.views import ShiftConfig
 from distill.parametrization.finetuning import FinetuningConfig
-from distill.parametrization.reparametrize import ReparametrisationConfig
+from distill.parametrization.reparametrize import ReparametrizationConfig
 from distill.runtime.config import load_recipe
 from distill.targets.source import TargetsConfig
 from distill.tasks.window_augmentation import WindowAugmentationConfig, fitting_windows
@@ -61,7 +61,7 @@ class StudentRecipe(TrainingRecipe):
     student: StudentConfig
     targets: TargetsConfig = TargetsConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    reparametrisation: ReparametrisationConfig = ReparametrisationConfig()
+    reparametrisation: ReparametrizationConfig = ReparametrizationConfig()
     window_augmentation: WindowAugmentationConfig = WindowAugmentationConfig()
     finetuning: FinetuningConfig | None = None
     evaluation: EvaluationConfig | None = None

@@ -10,7 +10,7 @@ from distill.engine.engine import Engine
 from distill.objective import mesa
 from distill.objective.objective import LossTerms, Objective
 from distill.objective.views import build_views, central_crop
-from distill.parametrization.reparametrize import materialised
+from distill.parametrization.reparametrize import plain_weights
 from distill.runtime import distributed
 from distill.targets.source import TargetSource
 from distill.tasks.student_encoder import StudentEncoder
@@ -95,7 +95,7 @@ class StudentTask:
         The student's metadata hold every teacher's licence, and the fingerprints of the teachers
         that are run.
         """
-        weights = materialised(self.engine.weights())
+        weights = plain_weights(self.engine.weights())
         self._objective.finish_step()
         fingerprints: dict[str, str] = {}
         for each in distributed.gather_objects(self._targets.fingerprints()):
@@ -120,7 +120,7 @@ class StudentTask:
 
     def encoder(self) -> StudentEncoder:
         """A copy of the student as exported now, at the run's largest size; all ranks call this."""
-        weights = materialised(self.engine.weights())
+        weights = plain_weights(self.engine.weights())
         student = student_of(self._config, self._specs, weights, "the run's student")
         return StudentEncoder(student.to(distributed.device()), resolution=self._resolution)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from distill.engine.engine import Engine
 from distill.engine.optimizer import ParameterGroup
 from distill.objective.objective import LossTerms
-from distill.parametrization.reparametrize import materialised
-from distill.parametrization.spectral import SpectralScale, spectral_reparametrise
+from distill.parametrization.reparametrize import plain_weights
+from distill.parametrization.spectral import SpectralScale, spectral_reparametrize
 from distill.runtime import distributed, timing
 from distill.runtime.run_folder import versions
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
@@ -95,7 +95,7 @@ def build_multi_view(recipe: UpsamplerRecipe, teacher: Teacher, phi_s: PhiS) -> 
     if recipe.spectral:
         for module in inner.modules():
             if isinstance(module, FusionBlock):
-                spectral_reparametrise(module)
+                spectral_reparametrize(module)
     return multi_view
 
 

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.engine.engine import Engine
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.optimizer import decay_groups
 from distill.runtime import distributed
 from distill.runtime.config import validate
@@ -89,7 +89,7 @@ def our_step(tree: Mapping[str, Any]) -> Step:
     student = build_student(recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
     micro_batches = recipe.step_plan(1).micro_batches(0, 0)
-    engine = Engine(
+    engine = DeepSpeedEngine(
         student, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batches[0].images
     )
     task = StudentTask(recipe, student, engine, targets)

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.engine.engine import Engine
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.optimizer import decay_groups
 from distill.objective.views import frame_size
 from distill.plan import workload_of
@@ -97,7 +97,7 @@ def student_step(tree: dict[str, Any]) -> Step:
     student = build_student(recipe, teachers)
     prepare_student(student, recipe, teachers)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
-    engine = Engine(
+    engine = DeepSpeedEngine(
         student,
         recipe.engine,
         recipe.optimizer,
@@ -118,7 +118,7 @@ def upsampler_step(tree: dict[str, Any]) -> Step:
     module = build_multi_view(recipe, teacher, any_phi_s(teacher.spec.spatial_dim))
     groups = parameter_groups(module, recipe)
     size = micro_batches[0].images
-    engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=size)
+    engine = DeepSpeedEngine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=size)
     return Step(UpsamplerTask(recipe, module, engine, teacher, fingerprint), micro_batches)
 
 

@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.engine.engine import Engine
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.optimizer import ParameterGroup
 from distill.objective.objective import LossTerms
-from distill.parametrization.reparametrize import materialised
+from distill.parametrization.reparametrize import plain_weights
 from distill.runtime import distributed
 from distill.runtime.command import command
 from distill.runtime.config import load_recipe
@@ -91,7 +91,7 @@ class TogetherTask:
     """Trains the methods with one engine."""
 
     def __init__(
-        self, recipe: ComparisonRecipe, engine: Engine, teacher: Teacher, fingerprint: str
+        self, recipe: ComparisonRecipe, engine: DeepSpeedEngine, teacher: Teacher, fingerprint: str
     ) -> None:
         self.engine, self._recipe, self._teacher = engine, recipe, teacher
         self._fingerprint = fingerprint
@@ -107,7 +107,7 @@ class TogetherTask:
         )
 
     def save(self, folder: Path) -> None:
-        weights = materialised(self.engine.weights())
+        weights = plain_weights(self.engine.weights())
         for name in self._recipe.methods if distributed.rank() == 0 else ():
             card = upsampler_card(self._recipe.of(name), self._teacher.spec, self._fingerprint)
             tensors = exported_tensors(weights, f"members.{name}.")
@@ -142,7 +142,9 @@ def assemble(recipe: ComparisonRecipe) -> Assembly:
             groups.append(ParameterGroup(f"{name}.{group.name}", *group[1:]))
     module = Together(members, encoder)
     micro_batch = plan.micro_batches(distributed.rank(), 0)[0].images
-    engine = Engine(module, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch)
+    engine = DeepSpeedEngine(
+        module, recipe.engine, recipe.optimizer, groups, micro_batch_size=micro_batch
+    )
     return Assembly(TogetherTask(recipe, engine, teacher, fingerprint), stream, plan)
 
 
