@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from distill.plan import main, workload_of
+from distill.plan import main
 from distill.planning.machine import GPUS, Gpu, Speed, link_seconds, reading_seconds
+from distill.planning.meter import Trace
+from distill.planning.run import workload_of
 from distill.planning.scaling import Scaling, measure_arms
-from distill.planning.step import Trace, Workload, count
+from distill.planning.step import Workload
 from distill.runtime.command import MISTAKE
 from distill.runtime.config import apply_overrides, load_yaml
 from distill.runtime.errors import RecipeError
@@ -46,8 +48,8 @@ def test_every_recipe_has_a_plan_without_weights(path: Path) -> None:
     for arm in {arm.name: arm for arm in (workload.arms[0], workload.arms[-1])}.values():
         trace = workload.trace(arm, 1)
         rows = workload.rows(arm)
-        assert {row.part for row in rows} == trace.parts.keys()
-        assert all(trace.parts[row.part].flops.total() > 0 for row in rows)
+        assert {row.component for row in rows} == trace.components.keys()
+        assert all(trace.components[row.component].flops.total() > 0 for row in rows)
         assert trace.peak_with_gradients >= trace.peak > 0
 
 
@@ -60,7 +62,7 @@ def test_every_recipe_has_a_plan_without_weights(path: Path) -> None:
 )
 def test_teachers_have_their_published_sizes(name: str, millions: dict[str, float]) -> None:
     workload = load(name)
-    rows = {row.part: row for row in workload.rows(workload.arms[-1])}
+    rows = {row.component: row for row in workload.rows(workload.arms[-1])}
     for teacher, due in millions.items():
         assert rows[teacher].parameters / 1e6 == pytest.approx(due, abs=0.06)
 
@@ -72,16 +74,16 @@ def test_rows_of_the_papers_table_encode_as_often_as_their_upsampler_says(
     entry = f"teachers.clip.upsampler={{kind: {kind}, factor: 3}}"
     few = ("arms={}", "run.resolution=1024", "run.batch_size=1", f"teachers={{clip: {CLIP}}}")
     plain, upsampled = load("radio_v2_5_l", *few), load("radio_v2_5_l", *few, entry)
-    rows = {row.part: row for row in upsampled.rows(upsampled.arms[0])}
+    rows = {row.component: row for row in upsampled.rows(upsampled.arms[0])}
     assert rows["clip"].passes == passes
-    assert rows["clip/upsampler"].seen == "1134x1134 px -> 81x81x1280"
+    assert rows["clip/upsampler"].shapes == "1134x1134 px -> 81x81x1280"
     bare, more = (w.trace(w.arms[0], 1).flops("clip") for w in (plain, upsampled))
     assert more == Counter({dtype: passes * flops for dtype, flops in bare.items()})
 
 
 def test_an_upsampler_that_encodes_no_tiles_costs_its_teacher_nothing_more() -> None:
     workload = load("upsampler_clip_ti", "upsampler={kind: bilinear, factor: 2}")
-    (teacher,) = [r for r in workload.rows(workload.arms[0]) if r.part == "teacher"]
+    (teacher,) = [r for r in workload.rows(workload.arms[0]) if r.component == "teacher"]
     assert teacher.passes == 1 + 5
 
 
@@ -125,7 +127,7 @@ def traced(tmp_path: Path, **sections: Any) -> tuple[Workload, Trace]:
 
 
 def total(trace: Trace, part: str) -> int:
-    return trace.parts[part].flops.total()
+    return trace.components[part].flops.total()
 
 
 def test_shifts_dropping_and_tolerated_losses_cost_no_products(tmp_path: Path) -> None:
@@ -144,10 +146,10 @@ def test_mesa_runs_the_average_forward_in_its_steps_and_keeps_it_whole(tmp_path:
     embedding = 2 * 2 * 4 * 3 * 16**2 * 32  # whose input has no gradient
     forward = (total(plain, "student") - 2 * embedding) / 3 + embedding
     assert total(trace, "moving average") == 18 / 24 * forward
-    (row,) = [row for row in workload.rows(workload.arms[0]) if row.part == "moving average"]
+    (row,) = [row for row in workload.rows(workload.arms[0]) if row.component == "moving average"]
     assert (row.passes, row.trained) == (18 / 24, False)
     found = Scaling(workload, measure_arms(workload), Speed(GPU, "fp32", 0.5))
-    assert found.on(2).memory.average == 4 * count(workload.trained)[0]
+    assert found.on(2).memory.average == 4 * sum(p.numel() for p in workload.trained.parameters())
 
 
 def test_windows_count_in_their_share_of_the_steps(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_spectral_norms_hold_each_effective_weight_and_cost_no_products(tmp_path
     workload, trace = traced(tmp_path, reparametrisation={"spectral": "trunk"})
     assert trace.flops() == plain.flops()
     matrices = 4 * 2 * 12 * 32**2  # bytes, of two blocks
-    assert trace.parts["student"].held - plain.parts["student"].held >= matrices
+    assert trace.components["student"].held - plain.components["student"].held >= matrices
     assert not workload.may_checkpoint
     scales = 2 * (3 + 3)  # q, k and v have one each
     assert sum(p.numel() for p in workload.trained.parameters()) == 54624 + scales
@@ -208,7 +210,7 @@ def test_a_frozen_trunk_has_no_gradients_of_weights_and_exchanges_the_new_heads(
     assert sharding.parameters == head + tokens
     assert sum(sharding.collectives(1)) == 2 * 4 * (head + tokens)
     memory = sharding.memory(trace, 1, accumulation=1, teachers=0)
-    assert memory.weights == 4 * count(workload.trained)[0]
+    assert memory.weights == 4 * sum(p.numel() for p in workload.trained.parameters())
     assert memory.moments == 2 * 4 * (head + tokens)
 
 
@@ -286,11 +288,11 @@ def test_the_command_prints_the_models_a_rank_and_the_hours(
     ("arguments", "message"),
     [
         (["--gpu", "h10"], "--gpu h10: unknown (did you mean 'h100'?); choose from b200, "),
-        (["--gpus", "8,x"], "--gpus 8,x: numbers of GPUs are due, such as 8,64,512"),
-        (["--gpus", "0"], "--gpus 0: numbers of GPUs are due"),
-        (["--mfu", "1.5"], "--mfu 1.5: a share of the GPU's rate, above 0 and up to 1"),
+        (["--gpus", "8,x"], "--gpus 8,x: expected numbers of GPUs, such as 8,64,512"),
+        (["--gpus", "0"], "--gpus 0: expected numbers of GPUs"),
+        (["--mfu", "1.5"], "--mfu 1.5: expected a share above 0, at most 1"),
         (["--gpus", "3"], "run.batch_size: 16 images do not divide over 3 ranks; use 15 or 18"),
-        (["task=students"], "'students' trains nothing (did you mean 'student'?); a plan is of "),
+        (["task=students"], "got 'students' (did you mean 'student'?); only trainings have a plan"),
         (["run.stepz=3"], "run.stepz: unknown key (did you mean 'steps'?)"),
         (
             ["teachers.clip.upsampler=runs/none.safetensors"],
@@ -366,10 +368,10 @@ def test_stages_count_for_the_steps_that_they_last(tmp_path: Path) -> None:
 def test_images_on_one_canvas_share_a_pass_of_their_teacher() -> None:
     workload = load("radio_v2_5_l")
     low, high = (
-        next(row for row in workload.rows(arm) if row.part == "sam") for arm in workload.arms
+        next(row for row in workload.rows(arm) if row.component == "sam") for arm in workload.arms
     )
-    assert (low.passes, low.seen) == (0.25, "1024x1024 px -> 27x27x1280")
-    assert (high.passes, high.seen) == (1, "1024x1024 px -> 64x64x1280")
+    assert (low.passes, low.shapes) == (0.25, "1024x1024 px -> 27x27x1280")
+    assert (high.passes, high.shapes) == (1, "1024x1024 px -> 64x64x1280")
 
 
 def test_every_gpu_has_a_source() -> None:

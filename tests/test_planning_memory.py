@@ -14,10 +14,10 @@ from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.engine_config import EngineConfig
 from distill.engine.optimizer import OptimizerConfig, decay_groups
 from distill.planning.memory import Sharding
-from distill.planning.step import Trace
+from distill.planning.meter import Trace
 from tests.ranks import run_on_ranks
 
-TRACE = Trace(images=2, parts={}, peak=1000, peak_with_gradients=1300)
+TRACE = Trace(images=2, components={}, peak=1000, peak_with_gradients=1300)
 
 
 def sharding(**options: Any) -> Sharding:
@@ -38,7 +38,7 @@ def test_gradients_of_earlier_micro_batches_add_to_a_later_ones_activations() ->
 
 
 def test_an_update_is_the_fullest_moment_where_images_are_few() -> None:
-    few = Trace(images=1, parts={}, peak=5, peak_with_gradients=6)
+    few = Trace(images=1, components={}, peak=5, peak_with_gradients=6)
     memory = sharding(zero_stage=1).memory(few, 1, accumulation=1, teachers=0)
     assert memory.gradients + memory.activations == 4 * 100 + 4 * 10
 

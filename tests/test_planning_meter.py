@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from distill.engine.engine import Autocast
-from distill.planning.meter import Imitation, Meter
+from distill.planning.meter import FakeWeights, Meter
 from student.config import HeadConfig, StudentConfig
 from student.model import Student
 from teachers.features import FeatureSpec
@@ -18,12 +18,12 @@ BATCH, GRID = 3, (4, 6)
 HEAD = HeadConfig(hidden_dim=20, num_layers=2)
 
 
-def imagined(**options: Any) -> tuple[Student, Imitation]:
+def faked(**options: Any) -> tuple[Student, FakeWeights]:
     config = StudentConfig(width=32, depth=2, heads=2, max_resolution=128, head=HEAD, **options)
-    imitation = Imitation()
+    fake = FakeWeights()
     with torch.device("meta"):
         student = Student(config, {"expert": SPEC})
-    return imitation.of(student).train(), imitation
+    return fake.fill(student).train(), fake
 
 
 def loss_of(student: nn.Module, images: Tensor) -> Tensor:
@@ -31,19 +31,19 @@ def loss_of(student: nn.Module, images: Tensor) -> Tensor:
     return head.spatial.square().mean() + head.summary.square().mean()
 
 
-def metered(student: Student, imitation: Imitation, precision: str = "fp32") -> Meter:
-    images = imitation.tensor(BATCH, 3, 16 * GRID[0], 16 * GRID[1])
+def metered(student: Student, fake: FakeWeights, precision: str = "fp32") -> Meter:
+    images = fake.tensor(BATCH, 3, 16 * GRID[0], 16 * GRID[1])
     with Meter(student) as meter:
-        meter.inside(student.trunk, "student")
-        meter.inside(student.heads["expert"], "heads")
+        meter.watch(student.trunk, "student")
+        meter.watch(student.heads["expert"], "heads")
         loss = loss_of(Autocast(student, precision), images)
-        meter.name("heads")
+        meter.switch_to("heads")
         loss.backward()
     return meter
 
 
 def test_flops_of_trunk_and_heads_are_those_of_their_matrices() -> None:
-    parts = metered(*imagined()).parts
+    parts = metered(*faked()).components
     cells = GRID[0] * GRID[1]
     tokens, width, mlp = cells + 1 + 4, 32, 128
     patches = 2 * BATCH * cells * 3 * 16**2 * width
@@ -56,13 +56,13 @@ def test_flops_of_trunk_and_heads_are_those_of_their_matrices() -> None:
 
 
 def test_under_autocast_the_trunk_counts_as_bf16_and_the_heads_as_float32() -> None:
-    plain, mixed = (metered(*imagined(), precision=p).parts for p in ("fp32", "bf16"))
+    plain, mixed = (metered(*faked(), precision=p).components for p in ("fp32", "bf16"))
     assert mixed["heads"].flops == plain["heads"].flops
     assert mixed["student"].flops == {torch.bfloat16: plain["student"].flops[torch.float32]}
 
 
 def test_checkpointing_computes_all_but_each_blocks_last_product_again() -> None:
-    plain, again = (metered(*imagined(activation_checkpointing=c)).parts for c in (False, True))
+    plain, again = (metered(*faked(activation_checkpointing=c)).components for c in (False, True))
     tokens, width, mlp = GRID[0] * GRID[1] + 5, 32, 128
     block = 2 * tokens * (4 * width**2 + width * mlp) + 4 * tokens**2 * width
     more = again["student"].flops[torch.float32] - plain["student"].flops[torch.float32]
@@ -70,8 +70,8 @@ def test_checkpointing_computes_all_but_each_blocks_last_product_again() -> None
 
 
 def test_gradients_end_as_large_as_the_weights_and_all_else_is_gone() -> None:
-    student, imitation = imagined()
-    meter = metered(student, imitation)
+    student, fake = faked()
+    meter = metered(student, fake)
     assert meter.gradients == sum(4 * p.numel() for p in student.parameters())
     assert meter.live < meter.peak / 20
 
@@ -93,13 +93,13 @@ def test_the_peak_is_what_a_real_step_allocates(precision: str, checkpointing: b
         loss_of(Autocast(student, precision), images).backward()
     measured = _largest_sum(profiler)
 
-    imitation = Imitation()
+    fake = FakeWeights()
     with torch.device("meta"):
-        imagined = Student(config, {"expert": SPEC})
-    imitation.of(imagined).train()
-    pixels = imitation.tensor(*shape)
-    with Meter(imagined) as meter:
-        loss_of(Autocast(imagined, precision), pixels).backward()
+        faked = Student(config, {"expert": SPEC})
+    fake.fill(faked).train()
+    pixels = fake.tensor(*shape)
+    with Meter(faked) as meter:
+        loss_of(Autocast(faked, precision), pixels).backward()
     assert meter.peak_with_gradients == pytest.approx(measured, rel=0.1)
 
 

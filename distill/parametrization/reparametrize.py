@@ -38,9 +38,9 @@ class ReparametrizationConfig(StrictConfig):
 def reparametrize(student: Student, config: ReparametrizationConfig) -> None:
     """Reparametrizes a student in place, without changing its outputs in evaluation mode."""
     if config.spectral != "none":
-        spectral_reparametrize(student.trunk.blocks, kept=True, fused="qkv")
+        spectral_reparametrize(student.trunk.blocks, keep_norm=True, fused="qkv")
     if config.spectral == "all":
-        spectral_reparametrize(student.heads, kept=True, fused="qkv")
+        spectral_reparametrize(student.heads, keep_norm=True, fused="qkv")
     if config.damp:
         add_weight_noise(student.trunk, config.damp)
 

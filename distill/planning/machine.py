@@ -1,4 +1,4 @@
-"""GPUs by name, and how long a step takes on some of them."""
+"""GPUs by name, and the time of computation, collectives and reading on them."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from distill.runtime.errors import RecipeError
 from teachers.messages import did_you_mean
 
 GB = 1e9
-LINK_SHARE = 0.8  # of a link's rate that collectives reach
-MEMORY_SHARE = 0.92  # of a GPU's memory; contexts, libraries and fragments take the rest
+LINK_SHARE = 0.8  # of a link's rate, that collectives reach
+MEMORY_SHARE = 0.92  # of a GPU's memory, that is available: contexts, libraries, fragments take 8 %
 
-# Reading a JPEG, measured on a core of a Xeon (500 x 375 px: 400 images/s, 75 Mpx/s; 3 Mpx: 138
-# Mpx/s), of photographs with twice the pixels of what the student sees.
+# Rates of reading JPEGs, measured on one core of a Xeon (500 x 375 px: 400 images/s, 75 Mpx/s;
+# 3 Mpx: 138 Mpx/s); SOURCE_PIXELS is a JPEG's number of pixels over that of the student's input.
 PIXELS_PER_S = 90e6
 IMAGES_PER_S = 400.0
 SOURCE_PIXELS = 2
@@ -24,10 +24,10 @@ class Gpu(NamedTuple):
 
     Attributes:
         half: TFLOP/s of dense bf16 products, accumulated in float32.
-        tf32: of float32 ones with ten bits of precision, which runs in bf16 or fp16 use.
-        single: of float32 ones, which runs in fp32 use.
+        tf32: TFLOP/s of TF32 products, for float32 tensors in runs in bf16 or fp16.
+        single: TFLOP/s of float32 products, for runs in fp32.
         memory: GB (10^9 bytes).
-        link: GB/s that it sends to others of its node.
+        link: GB/s that it sends to other GPUs of its node.
         node: GPUs of a usual node.
         network: GB/s that it sends to other nodes.
         source: of the numbers.
@@ -43,8 +43,8 @@ class Gpu(NamedTuple):
     source: str
 
 
-# Links in one direction, half of what data sheets add up; networks: one NIC of 400 Gb/s a GPU for
-# H100, H200 and B200, 200 Gb/s for A100 (NVIDIA's DGX systems), 100 Gb/s a node elsewhere.
+# Links in one direction, half of what data sheets give. Networks: a NIC a GPU, of 400 Gb/s with
+# H100, H200 and B200, of 200 Gb/s with A100 (NVIDIA's DGX systems); else 100 Gb/s a node.
 GPUS = {
     "b200": Gpu(2250, 1125, 75, 180, 900, 8, 50, "NVIDIA DGX B200 data sheet"),
     "h200": Gpu(989, 494, 67, 141, 450, 8, 50, "NVIDIA H200 data sheet, SXM"),
@@ -60,7 +60,7 @@ def find_gpu(name: str) -> Gpu:
     """A GPU by its name.
 
     Raises:
-        RecipeError: it is not in the table.
+        RecipeError: it is unknown.
     """
     if name.lower() not in GPUS:
         raise RecipeError(
@@ -71,12 +71,12 @@ def find_gpu(name: str) -> Gpu:
 
 
 class Speed(NamedTuple):
-    """How fast a GPU computes in a run.
+    """The speed of a GPU in a run.
 
     Attributes:
-        gpu: which.
-        precision: of the engine; see `distill.training.session`, which lets all but fp32 use TF32.
-        utilisation: share of the GPU's rates.
+        gpu: the GPU.
+        precision: of the engine; except in fp32, float32 products run in TF32.
+        utilisation: achieved share of the GPU's rates, in (0, 1].
     """
 
     gpu: Gpu
@@ -85,23 +85,29 @@ class Speed(NamedTuple):
 
     @property
     def single(self) -> float:
-        """TFLOP/s of float32 products, at full utilisation."""
+        """TFLOP/s of products of float32 tensors, at full utilisation."""
         return self.gpu.single if self.precision == "fp32" else self.gpu.tf32
 
     def seconds(self, flops: Mapping[torch.dtype, float]) -> float:
-        """Seconds of these FLOPs, each at its own precision's rate."""
+        """Seconds of FLOPs, given by precision, each at the rate of its precision."""
         rates = {torch.float32: self.single, torch.float64: self.gpu.single / 2}
         teras = sum(count / rates.get(dtype, self.gpu.half) for dtype, count in flops.items())
         return teras / 1e12 / self.utilisation
 
 
 def link_seconds(sent: float, gpu: Gpu, ranks: int) -> float:
-    """Seconds to send so many bytes, over the slowest link on the way around all ranks."""
+    """Seconds to send `sent` bytes over the slowest link of the ring around all ranks."""
     rate = gpu.link if ranks <= gpu.node else min(gpu.link, gpu.network)
     return sent / (rate * GB * LINK_SHARE)
 
 
 def reading_seconds(images: float, resolution: tuple[int, int], workers: int) -> float:
-    """Seconds to decode, crop and resize so many images by a rank's workers."""
+    """Seconds that the workers of a rank take to decode, crop and resize images.
+
+    Args:
+        images: number of them.
+        resolution: (height, width) of the student's input in pixels.
+        workers: of a rank; 0 counts as 1.
+    """
     pixels = SOURCE_PIXELS * resolution[0] * resolution[1]
     return images * max(pixels / PIXELS_PER_S, 1 / IMAGES_PER_S) / max(workers, 1)

@@ -1,16 +1,16 @@
 """Bytes that a rank holds and sends in a step, for each ZeRO stage as our engine uses it.
 
-Held against DeepSpeed 0.19.8 by `tests/quality/plan_against_runs.py`: stage 1 keeps whole gradients
-and reduces them once a step; stage 2 keeps a slice of them and reduces at every micro-batch, by
-all-reduce too; both gather the float32 weights after the step. One process shares ZeRO's float32
-weights with the module.
+Checked against DeepSpeed 0.19.8 by `tests/quality/plan_against_runs.py`: stage 1 keeps the whole
+gradients and reduces them once a step; stage 2 keeps a slice of them and reduces at every
+micro-batch, also by all-reduce; both gather the float32 weights after the step. In a single process
+the module and ZeRO share the float32 weights.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from distill.engine.engine_config import EngineConfig
-from distill.planning.step import Trace
+from distill.planning.meter import Trace
 
 _FLOAT = 4
 _MOMENTS = 2  # of AdamW and NAdam
@@ -18,17 +18,17 @@ _HALF = 2
 
 
 class Memory(NamedTuple):
-    """Bytes of a rank at its fullest.
+    """Bytes of a rank at its peak.
 
     Attributes:
         weights: of the module under the engine, frozen ones included.
-        masters: ZeRO's float32 slice of them, where it is another copy.
-        moments: of the optimiser.
+        masters: ZeRO's float32 slice of the weights, if it is a copy.
+        moments: of the optimizer.
         average: of the weights.
-        gradients: that stay where they are until the step.
-        buckets: what is flattened for a reduction or an update.
+        gradients: those that stay until the step.
+        buckets: flat copies for a reduction or an update.
         teachers: their weights.
-        activations: of a micro-batch, and gradients on their way.
+        activations: of a micro-batch, and gradients that do not stay.
     """
 
     weights: float
@@ -42,12 +42,12 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
-        """All together."""
+        """The sum of all."""
         return sum(self)
 
 
 class Collectives(NamedTuple):
-    """Bytes that a step's collectives are called with.
+    """Bytes that the collectives of a step are called with.
 
     Attributes:
         reduced: by all-reduces.
@@ -64,10 +64,10 @@ class Sharding:
 
     Attributes:
         config: stage, precision and averaging.
-        parameters: that are trained.
-        largest: elements that are flattened at once, see `optimizer.flat_size`.
+        parameters: number of trained ones.
+        largest: number of elements that are flattened at once, see `optimizer.flat_size`.
         fixed: bytes of the module's frozen weights and buffers, which every rank holds.
-        whole_average: whether every rank keeps all of the average, as MESA asks for.
+        whole_average: whether every rank keeps the whole average, as MESA needs it.
     """
 
     config: EngineConfig
@@ -81,17 +81,17 @@ class Sharding:
 
         Args:
             trace: of a micro-batch.
-            ranks: how many there are.
+            ranks: number of ranks.
             accumulation: micro-batches of one step.
-            teachers: bytes of their weights on every rank.
+            teachers: bytes of the teachers' weights on the rank.
         """
         config, whole = self.config, float(_FLOAT * self.parameters)
-        part = whole / ranks
+        mine = whole / ranks
         alone = ranks == 1 and config.zero_stage < 3 and config.precision != "fp16"
-        own_gradients = whole if config.zero_stage == 1 else part
+        own_gradients = whole if config.zero_stage == 1 else mine
         bucket = min(self.largest * _FLOAT, whole)
-        # Gradients on top of activations: all from the second micro-batch on, else those that are
-        # there when most activations still are.
+        # Gradients that add to the activations: all from the second micro-batch on, before that
+        # those that exist when the activations are at their peak.
         if accumulation > 1:
             micro_batch = trace.peak + own_gradients
         else:
@@ -99,40 +99,40 @@ class Sharding:
             micro_batch = trace.peak + extra * own_gradients / whole
         fullest = max(micro_batch, own_gradients + bucket)
         return Memory(
-            weights=self.fixed + self._weights(whole, part),
-            masters=0.0 if alone else part,
-            moments=_MOMENTS * part,
-            average=self._average(whole, part),
+            weights=self.fixed + self._weights(whole, mine),
+            masters=0.0 if alone else mine,
+            moments=_MOMENTS * mine,
+            average=self._average(whole, mine),
             gradients=own_gradients,
             buckets=bucket,
             teachers=teachers,
             activations=fullest - own_gradients,
         )
 
-    def _average(self, whole: float, part: float) -> float:
+    def _average(self, whole: float, mine: float) -> float:
         if not self.config.ema_decay:
             return 0.0
-        return self.fixed + whole if self.whole_average else part
+        return self.fixed + whole if self.whole_average else mine
 
-    def _weights(self, whole: float, part: float) -> float:
+    def _weights(self, whole: float, mine: float) -> float:
         if self.config.zero_stage < 3:
             return whole * (_HALF / _FLOAT if self.config.precision == "fp16" else 1)
-        # A slice that stays, and what is gathered: DeepSpeed lets go of it beyond 1e9 parameters.
-        return part + min(whole, 1e9 * _FLOAT)
+        # A slice that stays, and what is gathered: DeepSpeed frees what exceeds 1e9 parameters.
+        return mine + min(whole, 1e9 * _FLOAT)
 
     def collectives(self, accumulation: float) -> Collectives:
-        """Bytes that the collectives of a step are called with, whole on every rank."""
+        """Bytes that a step's collectives are called with: of the whole tensors, on any rank."""
         stage = self.config.zero_stage
         gradients = float(_FLOAT * self.parameters)
         weights = gradients * (_HALF / _FLOAT if self.config.precision == "fp16" else 1)
-        if stage == 3:  # weights for the forward and for the backward pass
+        if stage == 3:  # it gathers weights for the forward and for the backward pass
             return Collectives(0.0, accumulation * (gradients + 2 * weights))
         return Collectives(gradients * (accumulation if stage == 2 else 1), weights)
 
     def sent(self, ranks: int, accumulation: float) -> float:
-        """Bytes that a rank sends in a step, through rings (Patarasuk and Yuan 2009).
+        """Bytes that a rank sends in a step, with ring algorithms (Patarasuk and Yuan 2009).
 
-        An all-reduce of n bytes sends 2 n (ranks - 1) / ranks, a gather or a scatter half of it.
+        An all-reduce of n bytes sends 2 n (ranks - 1) / ranks, a gather or a scatter half of that.
         """
         reduced, moved = self.collectives(accumulation)
         return (ranks - 1) / ranks * (2 * reduced + moved)

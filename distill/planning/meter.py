@@ -1,8 +1,8 @@
-"""Counts what code would compute and hold, on tensors that have no memory.
+"""Counts the FLOPs and the memory of code that runs on tensors without memory.
 
-Fake tensors are torch's meta tensors that answer as if they lay on a device. Here that is the CPU,
-because the meta device itself knows neither autocast nor fused attention, and both decide what a
-step holds. Thousands of operations take a second, whatever their sizes are.
+Torch's fake tensors are meta tensors that act as if they were on a device. Here that is the CPU, as
+the meta device has neither autocast nor fused attention, and both change how much memory a step
+takes. Thousands of operations run in a second, whatever their sizes.
 """
 
 import weakref
@@ -28,12 +28,12 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
 
 
 def _attention_backward(grad: Tensor, *inputs: Any, **_: Any) -> int:
-    """Without what its kernel computes again, which torch counts for those of GPUs."""
+    """Without the product that the kernel recomputes; torch's formula for GPUs includes it."""
     return 2 * _attention(*inputs)
 
 
-# torch's own formulas, but it knows the attention kernels of GPUs only. Not its `FlopCounterMode`,
-# whose hooks keep alive what activation checkpointing has computed again.
+# Torch's formulas, and those of attention on the CPU, which torch lacks. Torch's `FlopCounterMode`
+# does not fit: its hooks keep alive what activation checkpointing has recomputed.
 _aten = torch.ops.aten
 _FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
@@ -43,14 +43,14 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 @dataclass
-class Part:
-    """What a part of a step takes.
+class Usage:
+    """The FLOPs and bytes of one component of a step.
 
     Attributes:
-        flops: by precision, of products of matrices, convolutions and attention; a multiply-add
-            counts as two.
-        held: bytes that are still there at its end.
-        peak: bytes beyond those at its start, at most.
+        flops: by precision, of matrix products, convolutions and attention; a multiply-add counts
+            as two.
+        held: bytes allocated within it that are still held at its end.
+        peak: the most bytes held within it, beyond those at its start.
     """
 
     flops: Counter[torch.dtype] = field(default_factory=Counter)
@@ -58,47 +58,72 @@ class Part:
     peak: int = 0
 
 
-class Imitation:
-    """Gives modules weights without memory, so that real code can run on them."""
+@dataclass(frozen=True)
+class Trace:
+    """One micro-batch, forward and backward.
+
+    Attributes:
+        images: in the micro-batch.
+        components: name to usage.
+        peak: the most bytes held beyond the weights, without gradients of parameters.
+        peak_with_gradients: the same with them, if they stay until the end.
+    """
+
+    images: int
+    components: dict[str, Usage]
+    peak: int
+    peak_with_gradients: int
+
+    def flops(self, *names: str) -> Counter[torch.dtype]:
+        """FLOPs of an image by precision, of the named components or else of all."""
+        total: Counter[torch.dtype] = Counter()
+        for name in names or self.components:
+            total.update(self.components[name].flops)
+        return Counter({dtype: flops // self.images for dtype, flops in total.items()})
+
+
+class FakeWeights:
+    """Gives modules weights without memory, so that their own code runs on fake tensors."""
 
     def __init__(self) -> None:
-        # Small tensors that code makes on its way are real, so that it may look at their values.
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        # Small tensors that code makes on its way are real, so that it can read their values.
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
 
-    def of(self, module: M) -> M:
+    def fill(self, module: M) -> M:
         """Replaces a module's weights in place; they may be on the meta device."""
-        with self._fake:
+        with self._mode:
             return module.to_empty(device="cpu")
 
     def tensor(self, *shape: int) -> Tensor:
-        """A float32 tensor."""
-        with self._fake:
+        """A float32 tensor without memory."""
+        with self._mode:
             return torch.empty(*shape)
 
 
 class Meter(TorchDispatchMode):
-    """Watches the operations inside its `with`.
+    """Counts the operations inside its `with` block.
 
-    What was there before is not counted. The gradients of parameters are counted apart: how long
-    they stay is the engine's business.
+    Tensors that exist before it do not count. Gradients of parameters count separately, because it
+    depends on the engine how long they stay.
 
     Args:
-        modules: whose weights were there before.
+        modules: all that run; their weights do not count.
 
     Attributes:
-        parts: by name; nested parts count for themselves and, in bytes only, for the outer one.
-        live: bytes held now, without gradients.
-        gradients: bytes of the parameters' gradients.
-        peak: the most that `live` has been.
-        peak_with_gradients: the most that both have been together.
+        components: name to usage; FLOPs count for the innermost component only, bytes also for
+            those around it.
+        live: bytes held now, without gradients of parameters.
+        gradients: bytes of the gradients of parameters.
+        peak: the largest `live` so far.
+        peak_with_gradients: the largest sum of both so far.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
-        self.parts: dict[str, Part] = {}
+        self.components: dict[str, Usage] = {}
         self.live = self.gradients = self.peak = self.peak_with_gradients = 0
         self._modules = modules
-        self._sizes: dict[int, int] = {}  # of the storages that are there, by identity
+        self._sizes: dict[int, int] = {}  # of the live storages, by identity
         self._gradients: set[int] = set()
         self._open: list[tuple[str, int, int]] = []  # name, bytes at the start, the outer peak
         self._name = ""
@@ -127,58 +152,64 @@ class Meter(TorchDispatchMode):
         if func.overloadpacket in _FORMULAS:
             flops = _FORMULAS[func.overloadpacket](*args, **kwargs, out_val=out)
             dtype = next(each.dtype for each in args if isinstance(each, Tensor))
-            self.parts.setdefault(self._name, Part()).flops[dtype] += flops
+            self.components.setdefault(self._name, Usage()).flops[dtype] += flops
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._add(leaf)
         return out
 
+    def trace(self, images: int) -> Trace:
+        """The counts so far, as those of a micro-batch of `images`."""
+        named = {name: usage for name, usage in self.components.items() if name}
+        return Trace(images, named, self.peak, self.peak_with_gradients)
+
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """What happens inside belongs to a part."""
-        outer = self.begin(name)
+    def component(self, name: str) -> Iterator[None]:
+        """Counts the block for a component."""
+        outer = self._begin(name)
         yield
-        self.end(outer)
+        self._end(outer)
 
-    def begin(self, name: str) -> str:
-        """Opens a part; returns the one that was open."""
-        outer = self._name
-        self._open.append((name, self.live, self.peak))
-        self.peak = self.live
-        self.name(name)
-        return outer
-
-    def end(self, outer: str) -> None:
-        """Closes the part that was opened last; what follows belongs to `outer`."""
-        name, start, peak = self._open.pop()
-        part = self.parts[name]
-        part.peak = max(part.peak, self.peak - start)
-        part.held += self.live - start
-        self.peak = max(self.peak, peak)
-        self.name(outer)
-
-    def name(self, name: str) -> None:
-        """From here on FLOPs count for another part."""
+    def switch_to(self, name: str) -> None:
+        """Counts the FLOPs that follow for another component."""
         self._name = name
-        self.parts.setdefault(name, Part())
+        self.components.setdefault(name, Usage())
 
-    def inside(self, module: nn.Module, name: str) -> None:
-        """Every pass of a module belongs to a part, for the time of the `with`.
+    def watch(self, module: nn.Module, name: str) -> None:
+        """Counts every pass of a module for a component, until the `with` block ends.
 
-        Its backward pass does where it returns one tensor: from the gradient of that on.
+        If the module returns a single tensor, its backward pass counts too: all that follows the
+        gradient of that tensor.
         """
         outer: list[str] = []
 
         def before(*_: Any) -> None:
-            outer.append(self.begin(name))
+            outer.append(self._begin(name))
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
-            self.end(outer.pop())
+            self._end(outer.pop())
             if isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(lambda _: self.name(name))
+                output.register_hook(lambda _: self.switch_to(name))
 
         self._handles.append(module.register_forward_pre_hook(before))
         self._handles.append(module.register_forward_hook(after))
+
+    def _begin(self, name: str) -> str:
+        """Opens a component; returns the one that was current."""
+        outer = self._name
+        self._open.append((name, self.live, self.peak))
+        self.peak = self.live
+        self.switch_to(name)
+        return outer
+
+    def _end(self, outer: str) -> None:
+        """Closes the component that was opened last, and goes on with `outer`."""
+        name, start, peak = self._open.pop()
+        usage = self.components[name]
+        usage.peak = max(usage.peak, self.peak - start)
+        usage.held += self.live - start
+        self.peak = max(self.peak, peak)
+        self.switch_to(outer)
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

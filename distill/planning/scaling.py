@@ -1,8 +1,9 @@
-"""How a recipe runs on so many GPUs: its micro-batches, memory, time, and what limits it."""
+"""Scales a recipe to a number of GPUs: micro-batches, memory, time, and what limits it."""
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,17 +12,18 @@ import torch
 from distill.engine.optimizer import flat_size
 from distill.planning.machine import GB, MEMORY_SHARE, Speed, link_seconds, reading_seconds
 from distill.planning.memory import Memory, Sharding
-from distill.planning.step import Arm, Trace, Workload, count
+from distill.planning.meter import Trace
+from distill.planning.step import Arm, Workload, num_bytes
 from distill.runtime.errors import RecipeError
 
 
 @dataclass(frozen=True)
 class ArmCost:
-    """An arm at two sizes of its micro-batch, between and beyond which its bytes are a line.
+    """An arm, traced at two sizes of its micro-batch; its memory is linear in the size.
 
     Attributes:
-        arm: whose.
-        trace: of its micro-batch.
+        arm: what was traced.
+        trace: of its own micro-batch.
         other: of another number of images.
     """
 
@@ -30,29 +32,30 @@ class ArmCost:
     other: Trace
 
     def at(self, images: float) -> Trace:
-        """The trace of a micro-batch of so many images; its parts are those of `trace`."""
+        """The trace of a micro-batch of `images`, with the components of `self.trace`."""
         x0, x1 = self.trace.images, self.other.images
         peak = _line(images, x0, self.trace.peak, x1, self.other.peak)
         known = self.trace.peak_with_gradients, self.other.peak_with_gradients
-        # Gradients matter less the more images there are, and never less than nothing.
-        together = max(peak, _line(images, x0, known[0], x1, known[1]))
-        return Trace(math.floor(images), self.trace.parts, round(peak), round(together))
+        # With more images gradients add less to the peak, but never less than nothing.
+        with_gradients = max(peak, _line(images, x0, known[0], x1, known[1]))
+        components = self.trace.components
+        return Trace(math.floor(images), components, round(peak), round(with_gradients))
 
 
 class Scaled(NamedTuple):
-    """One optimiser step on so many GPUs, on average over the sizes of its images.
+    """One optimizer step on a number of GPUs, averaged over the sizes of its images.
 
     Attributes:
-        gpus: how many.
-        micro_batches: images of a forward pass on a rank, for each arm.
-        accumulation: micro-batches of a step on a rank.
-        memory: of the fullest rank.
-        largest: micro-batches that would fit, for each arm; 0 where not even one image does.
-        compute: seconds of the slowest rank.
-        communication: seconds, after the computation as the engine does not overlap them.
-        data: seconds of reading, beside both where a rank has workers.
-        step: seconds of all.
-        hours: of all steps, and of the statistics before them.
+        gpus: number of GPUs.
+        micro_batches: images of one forward pass on one rank, for each arm.
+        accumulation: micro-batches of a step on one rank.
+        memory: of the rank that needs most.
+        largest: images of the largest micro-batch that fits, for each arm; 0 if not even one does.
+        compute: seconds of computation on the slowest rank.
+        communication: seconds of collectives, after the computation: the engine overlaps nothing.
+        data: seconds of reading images, in parallel to both if a rank has workers.
+        step: seconds of the whole step.
+        hours: of all steps, and of the teachers' statistics before them.
     """
 
     gpus: int
@@ -68,7 +71,7 @@ class Scaled(NamedTuple):
 
     @property
     def limit(self) -> str:
-        """What takes most of the time."""
+        """What takes the most time: `compute`, `communication` or `data`."""
         times = {
             "compute": self.compute,
             "communication": self.communication,
@@ -81,17 +84,17 @@ class _Placed(NamedTuple):
     """An arm on the ranks that run it."""
 
     cost: ArmCost
-    share: int  # images of a step on a rank
+    share: int  # images of a step on one rank
     micro_batch: int
 
     @property
     def passes(self) -> float:
-        """Of a rank in a step, on average."""
+        """Forward passes of one rank in a step, on average."""
         return self.cost.arm.share * self.share / self.micro_batch
 
 
 def measure_arms(workload: Workload) -> list[ArmCost]:
-    """Traces every arm at its micro-batch and at half of it (at two images where it is one)."""
+    """Traces every arm at its micro-batch and at half of it (at two images if it is one)."""
     costs = []
     for arm in workload.arms:
         images = arm.micro_batch
@@ -101,13 +104,16 @@ def measure_arms(workload: Workload) -> list[ArmCost]:
 
 
 class Scaling:
-    """A recipe's step on any number of GPUs of a kind.
+    """The step of a recipe on any number of GPUs of one kind.
 
     Args:
-        workload: its models.
+        workload: the models of the recipe.
         costs: of its arms.
         speed: of the GPUs.
-        device_type: `cpu` where the engine runs on one, whose flat tensors are smaller.
+        device_type: `cpu` for an engine on the CPU, whose flat tensors are smaller.
+
+    Attributes:
+        sharding: how the ranks split the weights.
     """
 
     def __init__(
@@ -124,18 +130,17 @@ class Scaling:
             workload.recipe.engine,
             parameters=sum(p.numel() for p in trained),
             largest=flat_size(device_type),
-            fixed=count(workload.trained)[1] - sum(p.numel() * p.element_size() for p in trained),
+            fixed=num_bytes(workload.trained) - sum(p.nbytes for p in trained),
             whole_average=workload.whole_average,
         )
 
     def on(self, gpus: int) -> Scaled:
-        """The step on so many GPUs.
+        """The step on a number of GPUs.
 
         Raises:
-            RecipeError: a batch, or the ranks of the arms, do not divide over them.
+            RecipeError: a batch or the ranks of the arms do not divide over them.
         """
         groups = self._groups(gpus)
-        placed = [each for group in groups for each in group]
         accumulation = max(sum(each.passes for each in group) for group in groups)
         compute = max(self._compute(group) for group in groups)
         sent = self.sharding.sent(gpus, accumulation)
@@ -145,21 +150,20 @@ class Scaling:
         busy = compute + communication
         step = max(busy, data) if workers else busy + data
         before = self._statistics_seconds() / gpus
-        memories = [
-            self._memory(each.cost, each.micro_batch, gpus, accumulation, group)
-            for group in groups
-            for each in group
-        ]
+        micro_batches, memories, largest = [], [], []
+        for group in groups:
+            teachers = self._teacher_bytes(group)
+            for cost, _, images in group:
+                memory = functools.partial(self._memory, cost, gpus, accumulation, teachers)
+                micro_batches.append(images)
+                memories.append(memory(images))
+                largest.append(self._largest(memory))
         return Scaled(
             gpus=gpus,
-            micro_batches=tuple(each.micro_batch for each in placed),
+            micro_batches=tuple(micro_batches),
             accumulation=accumulation,
             memory=max(memories, key=lambda memory: memory.total),
-            largest=tuple(
-                self._largest(each.cost, gpus, accumulation, group)
-                for group in groups
-                for each in group
-            ),
+            largest=tuple(largest),
             compute=compute,
             communication=communication,
             data=data,
@@ -168,7 +172,7 @@ class Scaling:
         )
 
     def _groups(self, gpus: int) -> list[list[_Placed]]:
-        """The arms that share ranks, together; one process runs all."""
+        """Groups the arms that share ranks; a single process runs all."""
         groups: dict[str, list[ArmCost]] = {}
         for cost in self._costs:
             own = gpus > 1 and cost.arm.ranks is not None
@@ -179,7 +183,7 @@ class Scaling:
             own = len(groups) > 1
             ranks = (group[0].arm.ranks or 1) * gpus // whole if own else gpus
             if (own and gpus % whole) or any(c.arm.batch_size % ranks for c in group):
-                self._workload.recipe.require_ranks(gpus)  # says what divides
+                self._workload.recipe.require_ranks(gpus)  # its message names numbers that divide
                 raise RecipeError(f"--gpus {gpus}: the arms' batches do not divide over them")
             shares = [cost.arm.batch_size // ranks for cost in group]
             pairs = list(zip(group, shares, strict=True))
@@ -187,51 +191,44 @@ class Scaling:
         return placed
 
     def _compute(self, group: Iterable[_Placed]) -> float:
-        """Seconds of a rank's products in a step."""
+        """Seconds of computation of one rank in a step."""
         flops: Counter[torch.dtype] = Counter()
         for cost, share, _ in group:
             images = cost.arm.share * share
             flops.update({d: round(n * images) for d, n in cost.trace.flops().items()})
         return self._speed.seconds(flops)
 
-    def _memory(
-        self,
-        cost: ArmCost,
-        images: float,
-        gpus: int,
-        accumulation: float,
-        group: Iterable[_Placed],
-    ) -> Memory:
+    def _teacher_bytes(self, group: Iterable[_Placed]) -> int:
+        """Bytes of the teachers' weights on a rank that runs these arms."""
         names = {name for each in group for name in each.cost.arm.routes}
-        return self.sharding.memory(
-            cost.at(images),
-            gpus,
-            accumulation=accumulation,
-            teachers=sum(count(self._workload.teachers[name])[1] for name in names),
-        )
+        return sum(num_bytes(self._workload.teachers[name]) for name in names)
 
-    def _largest(
-        self, cost: ArmCost, gpus: int, accumulation: float, group: Iterable[_Placed]
-    ) -> int:
-        """Images of the largest micro-batch that fits, found by halving."""
+    def _memory(
+        self, cost: ArmCost, gpus: int, accumulation: float, teachers: int, images: int
+    ) -> Memory:
+        trace = cost.at(images)
+        return self.sharding.memory(trace, gpus, accumulation=accumulation, teachers=teachers)
+
+    def _largest(self, memory: Callable[[int], Memory]) -> int:
+        """Images of the largest micro-batch that fits, by binary search."""
         room = self._speed.gpu.memory * GB * MEMORY_SHARE
         low, high = 0, 1 << 16
         while high - low > 1:
             middle = (low + high) // 2
-            fits = self._memory(cost, middle, gpus, accumulation, group).total <= room
+            fits = memory(middle).total <= room
             low, high = (middle, high) if fits else (low, middle)
         return low
 
     def _statistics_seconds(self) -> float:
-        """Of each teacher's passes before the first step, at its first size, on one GPU."""
+        """Seconds of the teachers' passes before the first step, at the first size, on one GPU."""
         flops: Counter[torch.dtype] = Counter()
         done: set[str] = set()
         for cost in self._costs:
             rows = self._workload.rows(cost.arm)
-            parts = {r.part for r in rows if r.part.split("/")[0] in cost.arm.routes} - done
-            if parts:
-                flops.update(cost.trace.flops(*parts))
-                done |= parts
+            names = {r.component for r in rows if r.component.split("/")[0] in cost.arm.routes}
+            if new := names - done:
+                flops.update(cost.trace.flops(*new))
+                done |= new
         images = self._workload.statistics_images
         return self._speed.seconds({dtype: images * each for dtype, each in flops.items()})
 
@@ -244,7 +241,7 @@ def _reading(group: Iterable[_Placed], workers: int) -> float:
 
 
 def _divisor(share: int, most: int) -> int:
-    """The largest divisor of a share that is at most so many."""
+    """The largest divisor of `share` that is at most `most`."""
     return max(size for size in range(1, min(share, most) + 1) if share % size == 0)
 
 

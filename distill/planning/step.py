@@ -1,16 +1,14 @@
-"""What a step of a recipe is made of, found by running its own code on fake tensors."""
+"""The optimizer step of a recipe: its models, and a trace of them on fake tensors."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from distill.planning.meter import Meter, Part
+from distill.planning.meter import FakeWeights, Meter, Trace
 from distill.runtime.errors import RecipeError
 from distill.targets.routes import RouteChoice
 from distill.training.training_recipe import TrainingRecipe
@@ -23,14 +21,14 @@ class Arm(NamedTuple):
     """Images of one size that go through some teachers and the student.
 
     Attributes:
-        key: its name in the recipe; empty where that has no arms.
+        key: the arm's name in the recipe; empty if the recipe has no arms.
         name: in tables.
-        resolution: (height, width) in pixels of its images.
-        batch_size: its images in one optimiser step, over all ranks that run it.
-        micro_batch: images of one forward pass on one rank, at most.
-        routes: teacher to route, for those that see the images.
-        share: of the steps that have this size, over the run.
-        ranks: its share of the ranks, against other arms'; None where all ranks run it.
+        resolution: (height, width) of its images in pixels.
+        batch_size: images of one optimizer step, over all ranks that run the arm.
+        micro_batch: the most images of one forward pass on one rank.
+        routes: teacher to route, for the teachers that see the images.
+        share: share of the run's steps that have this size.
+        ranks: its share of the ranks, relative to other arms'; None if all ranks run it.
     """
 
     key: str
@@ -43,58 +41,38 @@ class Arm(NamedTuple):
     ranks: int | None = None
 
 
-class Row(NamedTuple):
+class ModelRow(NamedTuple):
     """A model in the table of an arm.
 
     Attributes:
-        part: of the trace, `clip` or `clip/upsampler`.
-        parameters: how many.
-        bytes: of its weights, as they lie on every rank.
-        seen: what it is given and returns, `378x378 px -> 27x27x1280`.
-        passes: images that it sees for each of the arm's.
-        trained: whether the engine holds it.
+        component: its name in the trace, such as `clip` or `clip/upsampler`.
+        model: the model; empty for losses.
+        shapes: of its input and output, such as `378x378 px -> 27x27x1280`.
+        passes: images that it sees for each image of the arm.
+        trained: whether the engine trains it.
     """
 
-    part: str
-    parameters: int
-    bytes: int
-    seen: str
+    component: str
+    model: nn.Module
+    shapes: str = ""
     passes: float = 1
     trained: bool = True
 
-
-@dataclass(frozen=True)
-class Trace:
-    """One micro-batch of an arm, forward and backward.
-
-    Attributes:
-        images: in the micro-batch.
-        parts: of the step, by name.
-        peak: bytes beyond weights, at most, without gradients.
-        peak_with_gradients: bytes beyond weights, at most, where gradients stay.
-    """
-
-    images: int
-    parts: dict[str, Part]
-    peak: int
-    peak_with_gradients: int
-
-    def flops(self, *parts: str) -> Counter[torch.dtype]:
-        """FLOPs of an image, by precision; of all parts where none is named."""
-        total: Counter[torch.dtype] = Counter()
-        for name in parts or self.parts:
-            total.update(self.parts[name].flops)
-        return Counter({dtype: flops // self.images for dtype, flops in total.items()})
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model."""
+        return sum(p.numel() for p in self.model.parameters())
 
 
 class Workload(ABC):
     """The models of a recipe, without weights.
 
     Attributes:
-        recipe: whose.
-        trained: what the engine holds.
-        arms: of one optimiser step.
+        recipe: that of the run.
+        trained: the module that the engine trains.
+        arms: those of one optimizer step.
         teachers: by name.
+        whole_average: whether every rank keeps the whole average of the weights.
     """
 
     recipe: TrainingRecipe
@@ -109,23 +87,50 @@ class Workload(ABC):
         """Images that the teachers see before the first step, over all ranks."""
 
     @abstractmethod
-    def rows(self, arm: Arm) -> list[Row]:
-        """What the arm's images go through."""
+    def rows(self, arm: Arm) -> list[ModelRow]:
+        """The models that the arm's images go through."""
 
     @abstractmethod
     def trace(self, arm: Arm, images: int) -> Trace:
         """Runs one micro-batch of `images`.
 
         Raises:
-            RecipeError: a teacher refuses images of this size.
+            RecipeError: a teacher cannot take images of this size.
         """
 
+    def _modules(self) -> list[nn.Module]:
+        """All modules of a step."""
+        return [self.trained, *self.teachers.values()]
 
-def imagined_teacher(config: TeacherConfig, precision: str, where: str) -> Teacher:
+    def _fake_weights(self) -> FakeWeights:
+        """Gives all modules fake weights; returns the maker of fake tensors that go with them."""
+        fake = FakeWeights()
+        for module in self._modules():
+            fake.fill(module)
+        return fake
+
+    @contextmanager
+    def _metered(self, arm: Arm) -> Iterator[Meter]:
+        """Meters the block, then frees the gradients; a TeacherError becomes a RecipeError."""
+        with Meter(*self._modules()) as meter:
+            try:
+                yield meter
+            except TeacherError as error:
+                h, w = arm.resolution
+                raise RecipeError(f"{arm.name}, {h} x {w} px: {error}") from error
+        self.trained.zero_grad()
+
+
+def meta_teacher(config: TeacherConfig, precision: str, where: str) -> Teacher:
     """A teacher on the meta device.
 
+    Args:
+        config: of the teacher.
+        precision: of `targets`.
+        where: the teacher's key in the recipe, for messages.
+
     Raises:
-        RecipeError: it cannot be built; names its entry.
+        RecipeError: it cannot be built.
     """
     dtype = torch.bfloat16 if precision == "bf16" else None
     try:
@@ -140,32 +145,11 @@ def imagined_teacher(config: TeacherConfig, precision: str, where: str) -> Teach
         raise RecipeError(f"{where}: {error}{hint}") from error
 
 
-@contextmanager
-def explained(arm: Arm) -> Iterator[None]:
-    """A teacher's refusal of an arm's images as a mistake in the recipe."""
-    try:
-        yield
-    except TeacherError as error:
-        h, w = arm.resolution
-        raise RecipeError(f"{arm.name}, {h} x {w} px: {error}") from error
-
-
-def seen(size: tuple[int, int], grid: tuple[int, int], dim: int) -> str:
-    """What an encoder is given and returns, in words."""
+def encoder_shapes(size: tuple[int, int], grid: tuple[int, int], dim: int) -> str:
+    """The shapes of an encoder's input and map, for tables."""
     return f"{size[0]}x{size[1]} px -> {grid[0]}x{grid[1]}x{dim}"
 
 
-def traced(meter: Meter, images: int) -> Trace:
-    """What a meter has seen of a micro-batch."""
-    parts = {name: part for name, part in meter.parts.items() if name}
-    return Trace(images, parts, meter.peak, meter.peak_with_gradients)
-
-
-def count(module: nn.Module) -> tuple[int, int]:
-    """Parameters, and bytes of them and of the buffers."""
-    parameters = list(module.parameters())
-    tensors = [*parameters, *module.buffers()]
-    return (
-        sum(p.numel() for p in parameters),
-        sum(t.numel() * t.element_size() for t in tensors),
-    )
+def num_bytes(module: nn.Module) -> int:
+    """The bytes of a module's parameters and buffers."""
+    return sum(t.nbytes for t in [*module.parameters(), *module.buffers()])

@@ -1,4 +1,4 @@
-"""A student's step, on models without weights: its own targets, forward pass, losses, backward."""
+"""The step of a student's training: targets, forward pass, losses, backward pass."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -6,23 +6,19 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.engine.ema import AveragedModule
 from distill.engine.engine import Autocast
 from distill.engine.engine_config import EngineConfig
 from distill.objective.mesa import EMA
-from distill.planning.meter import Imitation, Meter
+from distill.planning.meter import Meter, Trace
 from distill.planning.step import (
     Arm,
-    Row,
-    Trace,
+    ModelRow,
     Workload,
-    count,
-    explained,
-    imagined_teacher,
-    seen,
-    traced,
+    encoder_shapes,
+    meta_teacher,
 )
 from distill.targets.routes import RouteChoice, Size, bare_encoder, choose_route
 from distill.targets.target_statistics import TargetStatistics
@@ -41,7 +37,12 @@ from teachers.upsamplers.upsampler import Upsampler
 
 
 def student_arms(recipe: StudentRecipe, running: Collection[str]) -> Iterator[Arm]:
-    """Every size of every arm, with the teachers that are run."""
+    """Every image size of every arm.
+
+    Args:
+        recipe: that of the run.
+        running: names of the teachers that are run.
+    """
     for name, config in recipe.placed_arms.items():
         seen_by = config.teachers or tuple(recipe.teachers)
         routes = {t: config.routes.get(t, "auto") for t in seen_by if t in running}
@@ -63,7 +64,7 @@ def student_arms(recipe: StudentRecipe, running: Collection[str]) -> Iterator[Ar
 
 
 def _share(schedule: ResolutionSchedule, size: SizeConfig, steps: int) -> float:
-    """Of a run's steps, those that draw a size, on average."""
+    """The expected share of a run's steps that draw a size."""
     edges = {0, steps, *(e for s in schedule.root for e in (s.start, s.end or steps) if e < steps)}
     total = 0.0
     for start, end in pairwise(sorted(edges)):
@@ -77,13 +78,13 @@ class StudentWorkload(Workload):
     """The student and the teachers of a recipe, without weights.
 
     Args:
-        recipe: the run's; initial weights are not read. Of a fine-tuning the file's header is,
-            which says whose class tokens are old.
+        recipe: that of the run. The file of the initial student is not read, except for its header
+            if the recipe fine-tunes: it names the teachers whose class tokens are old.
 
     Raises:
-        RecipeError: a teacher cannot be built, the student's grid is beyond its upsamplers, or the
-            recipe fine-tunes what it cannot.
-        StudentError: the student does not fit its targets, or fine-tunes a file that is not there.
+        RecipeError: a teacher cannot be built, a teacher has no route to the student's grid, or the
+            student cannot be fine-tuned like this.
+        StudentError: the student does not fit its targets, or the file to fine-tune is missing.
     """
 
     recipe: StudentRecipe
@@ -92,7 +93,7 @@ class StudentWorkload(Workload):
     def __init__(self, recipe: StudentRecipe) -> None:
         self.recipe = recipe
         self.teachers = {
-            name: imagined_teacher(config, recipe.targets.precision, f"teachers.{name}")
+            name: meta_teacher(config, recipe.targets.precision, f"teachers.{name}")
             for name, config in recipe.teachers.items()
         }
         with torch.device("meta"):
@@ -107,98 +108,95 @@ class StudentWorkload(Workload):
         for name, teacher in running.items():
             statistics = TargetStatistics(any_phi_s(teacher.spec.spatial_dim), torch.ones(()))
             targets.statistics.of[name] = statistics
-        self._engine = _StandIn(self.trained, self._average, recipe.engine)
-        engine: Any = self._engine
-        self._task = StudentTask(_plain(recipe), self.trained, engine, targets)
+        self._engine = EngineStub(self.trained, self._average, recipe.engine)
+        self._task = StudentTask(_traceable(recipe), self.trained, self._engine, targets)
         self.arms = list(student_arms(recipe, running))
-        self._imitation = Imitation()
-        for module in self._modules():
-            self._imitation.of(module)
+        self._fake = self._fake_weights()
         if recipe.engine.precision == "fp16":
             self.trained.half()
         self.trained.train()
 
-    def rows(self, arm: Arm) -> list[Row]:
+    def rows(self, arm: Arm) -> list[ModelRow]:
         """See `Workload.rows`."""
-        grid, width = self.trained.spec.grid(*arm.resolution), self.trained.spec.spatial_dim
+        spec = self.trained.spec
+        shapes = encoder_shapes(arm.resolution, spec.grid(*arm.resolution), spec.spatial_dim)
         rows = [
-            Row("student", *count(self.trained.trunk), seen(arm.resolution, grid, width)),
-            Row("heads", *count(self.trained.heads), ""),
-            Row("losses", 0, 0, ""),
+            ModelRow("student", self.trained.trunk, shapes),
+            ModelRow("heads", self.trained.heads),
+            ModelRow("losses", nn.Module()),
         ]
         if self._average is not None:
-            high = seen(arm.resolution, grid, width)
-            size = count(self._average.trunk)
-            rows.append(Row(EMA, *size, high, self._average_share, trained=False))
+            trunk = self._average.trunk
+            rows.append(ModelRow(EMA, trunk, shapes, self._average_share, trained=False))
         for name, choice in arm.routes.items():
             rows += self._teacher_rows(name, arm.resolution, choice)
         return rows
 
-    def _teacher_rows(self, name: str, size: Size, choice: RouteChoice) -> list[Row]:
+    def _teacher_rows(self, name: str, size: Size, choice: RouteChoice) -> list[ModelRow]:
         teacher = self.teachers[name]
-        encoder, dim = bare_encoder(teacher), teacher.spec.spatial_dim
+        encoder = bare_encoder(teacher)
         route = choose_route(teacher, size, self.recipe.student.patch_size, choice)
-        passes, high = route.forwards / route.images, seen(route.input_size, route.grid, dim)
+        passes = route.forwards / route.images
+        high = encoder_shapes(route.input_size, route.grid, teacher.spec.spatial_dim)
         if route.kind != "upsampler":
-            return [Row(name, *count(encoder), high, passes, trained=False)]
+            return [ModelRow(name, encoder, high, passes, trained=False)]
         spec = encoder.spec
-        low = seen(spec.resolution, spec.grid(*spec.resolution), spec.spatial_dim)
+        low = encoder_shapes(spec.resolution, spec.grid(*spec.resolution), spec.spatial_dim)
         upsampler = _upsampler(teacher, route.grid)
         return [
-            Row(name, *count(encoder), low, passes, trained=False),
-            Row(f"{name}/upsampler", *count(upsampler), high, trained=False),
+            ModelRow(name, encoder, low, passes, trained=False),
+            ModelRow(f"{name}/upsampler", upsampler, high, trained=False),
         ]
 
     def trace(self, arm: Arm, images: int) -> Trace:
         """See `Workload.trace`.
 
-        The step is one with the windows that hold most; its FLOPs are the mean over all steps.
+        Its bytes are those with the window size that takes most; its FLOPs are the mean over the
+        steps.
         """
-        pixels = self._imitation.tensor(images, 3, *arm.resolution)
+        pixels = self._fake.tensor(images, 3, *arm.resolution)
         grid = self.trained.spec.grid(*arm.resolution)
         shares = window_shares(self.recipe.window_augmentation, grid)
         alone = {w: self._alone(arm, w) for w in shares} if len(shares) > 1 else {}
         self._engine.window = max(shares, key=lambda w: alone[w].peak if alone else 0)
-        with Meter(*self._modules()) as meter, explained(arm):
+        with self._metered(arm) as meter:
             self._watch(meter, arm)
-            meter.name("losses")
+            meter.switch_to("losses")
             total = self._task.loss(pixels, _micro_batch(arm, images)).total
-            meter.name("heads")
+            meter.switch_to("heads")
             total.backward()
-        self.trained.zero_grad()
         if alone:
             flops = [(images * shares[w], each.flops("student")) for w, each in alone.items()]
-            meter.parts["student"].flops = _sum(flops)
+            meter.components["student"].flops = _weighted_sum(flops)
         if self._average is not None:
-            part = meter.parts[EMA]
-            part.flops = _sum([(self._average_share, part.flops)])
-        return traced(meter, images)
+            usage = meter.components[EMA]
+            usage.flops = _weighted_sum([(self._average_share, usage.flops)])
+        return meter.trace(images)
 
     def _alone(self, arm: Arm, window: int | None) -> Trace:
-        """An image through the student within windows, and back, without teachers and losses."""
+        """One image through the student, forward and backward, without teachers and losses."""
         self._engine.window = window
-        with Meter(*self._modules()) as meter, explained(arm):
+        with self._metered(arm) as meter:
             self._watch(meter, arm)
-            output = self._engine(self._imitation.tensor(1, 3, *arm.resolution), window)
+            output = self._engine(self._fake.tensor(1, 3, *arm.resolution), window)
             sums = [f.sum() for each in output.heads.values() for f in each if f is not None]
             torch.stack(sums).sum().backward()
-        self.trained.zero_grad()
-        return traced(meter, 1)
+        return meter.trace(1)
 
     def _watch(self, meter: Meter, arm: Arm) -> None:
-        """Gives each model a part of the step."""
-        meter.inside(self.trained.trunk, "student")
+        """Makes each model a component of the trace."""
+        meter.watch(self.trained.trunk, "student")
         for head in self.trained.heads.values():
-            meter.inside(head, "heads")
-        if self._average is not None:  # whose trunk is not called as a whole
+            meter.watch(head, "heads")
+        if self._average is not None:  # its trunk is not called as a whole
             trunk = self._average.trunk
-            for part in (trunk.embedding, *trunk.blocks, trunk.norm):
-                meter.inside(part, EMA)
+            for layer in (trunk.embedding, *trunk.blocks, trunk.norm):
+                meter.watch(layer, EMA)
         for name in arm.routes:
             teacher = self.teachers[name]
-            meter.inside(bare_encoder(teacher), name)
+            meter.watch(bare_encoder(teacher), name)
             if bare_encoder(teacher) is not teacher:
-                meter.inside(teacher, f"{name}/upsampler")
+                meter.watch(teacher, f"{name}/upsampler")
 
     def _modules(self) -> list[nn.Module]:
         average = [] if self._average is None else [self._average]
@@ -206,23 +204,23 @@ class StudentWorkload(Workload):
 
     @property
     def _average_share(self) -> float:
-        """Of the steps, those in which the average runs."""
+        """The share of the steps in which the average runs."""
         mesa = self.recipe.objective.mesa
         return max(0.0, 1 - mesa.start_step / self.recipe.run.steps) if mesa else 0.0
 
     @property
     def checkpointing(self) -> bool:
-        """Whether blocks are computed again in the backward pass."""
+        """Whether the backward pass recomputes the blocks."""
         return self.trained.trunk.activation_checkpointing
 
     @property
     def may_checkpoint(self) -> bool:
-        """Whether `student.activation_checkpointing` goes with the recipe's options."""
+        """Whether the recipe's options allow `student.activation_checkpointing`."""
         config = self.recipe.reparametrisation
         return config.spectral == "none" and not config.damp
 
     def switch_checkpointing(self) -> None:
-        """Turns activation checkpointing on, or off where it is on."""
+        """Turns activation checkpointing on or off."""
         self.trained.trunk.activation_checkpointing = not self.checkpointing
 
     @property
@@ -232,12 +230,11 @@ class StudentWorkload(Workload):
         return self.recipe.targets.statistics_images if needed else 0
 
 
-class _StandIn:
-    """What a task asks of the engine, without DeepSpeed.
+class EngineStub:
+    """An `Engine` that only runs forward passes, without DeepSpeed.
 
     Attributes:
-        averaged: see `Engine.averaged`.
-        window: of the next pass, whatever the task has drawn.
+        window: window size of the next pass, in place of the one that the task draws.
     """
 
     steps = 0
@@ -247,13 +244,22 @@ class _StandIn:
         self.window: int | None = None
         self._module = Autocast(student, config.precision)
 
-    def __call__(self, images: Tensor, window: int | None) -> StudentOutput:
-        output: StudentOutput = self._module(images, self.window)
+    def __call__(self, *inputs: Any) -> StudentOutput:
+        """See `Engine`."""
+        output: StudentOutput = self._module(inputs[0], self.window)
         return output
 
+    def _unsupported(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
 
-def _plain(recipe: StudentRecipe) -> StudentRecipe:
-    """With MESA in every step, and without what looks at values, which costs no products."""
+    train = weights = backward = step = save = load = close = _unsupported
+
+
+def _traceable(recipe: StudentRecipe) -> StudentRecipe:
+    """The recipe with MESA in every step, and without options that read values.
+
+    Fake tensors have no values; those options cost no FLOPs that count.
+    """
     mesa = recipe.objective.mesa
     changes = {
         "mesa": mesa and mesa.model_copy(update={"start_step": 0}),
@@ -264,8 +270,7 @@ def _plain(recipe: StudentRecipe) -> StudentRecipe:
     return recipe.model_copy(update={"objective": recipe.objective.model_copy(update=changes)})
 
 
-def _sum(counted: Iterable[tuple[float, Counter[torch.dtype]]]) -> Counter[torch.dtype]:
-    """FLOPs times their weights, together."""
+def _weighted_sum(counted: Iterable[tuple[float, Counter[torch.dtype]]]) -> Counter[torch.dtype]:
     total: dict[torch.dtype, float] = defaultdict(float)
     for weight, flops in counted:
         for dtype, number in flops.items():
@@ -274,13 +279,13 @@ def _sum(counted: Iterable[tuple[float, Counter[torch.dtype]]]) -> Counter[torch
 
 
 def _micro_batch(arm: Arm, images: int) -> MicroBatch:
-    """One micro-batch that is all of its step."""
+    """A micro-batch that is a whole step."""
     shares = dict.fromkeys(arm.routes, 1.0)
     return MicroBatch(arm.key, 0, images, 1.0, shares, 1.0, arm.routes)
 
 
 def _upsampler(teacher: Teacher, grid: Size) -> Upsampler:
-    """The one that runs for a grid."""
+    """The upsampler of a teacher that runs for a grid."""
     if isinstance(teacher, MultiScaleTeacher):
         return teacher.covering(grid)
     assert isinstance(teacher, UpsampledTeacher)

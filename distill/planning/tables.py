@@ -1,4 +1,4 @@
-"""A plan for a terminal: what an arm is made of, what a rank holds, how long the run takes."""
+"""The tables and lines of a plan: models of an arm, memory of a rank, time of the run."""
 
 from collections.abc import Sequence
 
@@ -15,27 +15,28 @@ from distill.planning.machine import (
     Speed,
 )
 from distill.planning.memory import Memory
+from distill.planning.meter import Trace
 from distill.planning.scaling import ArmCost, Scaled
-from distill.planning.step import Arm, Row, Trace
+from distill.planning.step import Arm, ModelRow
 
 _MB = 1e6
 
 
-def arm_table(cost: ArmCost, rows: Sequence[Row], speed: Speed) -> Table:
-    """The models that an arm's images go through, a line each.
+def arm_table(cost: ArmCost, rows: Sequence[ModelRow], speed: Speed) -> Table:
+    """The models that the images of an arm go through, one line each.
 
     Args:
         cost: of the arm.
         rows: its models.
-        speed: gives the shares of time.
+        speed: of the GPUs, for the shares of time.
     """
     arm, trace = cost.arm, cost.trace
     whole = speed.seconds(trace.flops())
     lines = []
     for row in rows:
-        part, flops = trace.parts[row.part], trace.flops(row.part)
+        usage, flops = trace.components[row.component], trace.flops(row.component)
         share = speed.seconds(flops) / whole
-        held = part.held if row.trained else part.peak
+        held = usage.held if row.trained else usage.peak
         figures = [
             _short(row.parameters / 1e6),
             _short(sum(flops.values()) / 1e9),
@@ -43,9 +44,9 @@ def arm_table(cost: ArmCost, rows: Sequence[Row], speed: Speed) -> Table:
             f"{share:.0%}",
             _short(held / trace.images / _MB),
             f"{row.passes:.3g}",
-            row.seen,
+            row.shapes,
         ]
-        lines.append((row.part, [Cell(figure) for figure in figures]))
+        lines.append((row.component, [Cell(figure) for figure in figures]))
     h, w = arm.resolution
     total = sum(trace.flops().values()) / 1e12
     return Table(
@@ -56,17 +57,17 @@ def arm_table(cost: ArmCost, rows: Sequence[Row], speed: Speed) -> Table:
             "input -> map",
         ),
         lines,
-        "GFLOP and MB are an image's: of what is trained forward and backward, and kept for the "
-        "latter; of teachers forward, and at most while they run.",
+        "GFLOP and MB are for one image. What is trained: forward and backward pass, and memory "
+        "held for the latter. Teachers: forward pass, and the most memory while it runs.",
     )
 
 
 def memory_table(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Table:
-    """What a rank holds at its fullest, a column for each number of GPUs.
+    """The peak memory of a rank, one column for each number of GPUs.
 
     Args:
-        steps: on these.
-        arms: whose micro-batches they have, and what would fit.
+        steps: one for each number of GPUs.
+        arms: those of the steps, in their order.
     """
     lines = [
         (name, [Cell(_short(getattr(step.memory, name) / GB)) for step in steps])
@@ -80,12 +81,18 @@ def memory_table(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Table:
         "GB of a rank (10^9 bytes)",
         ("", *(_gpus(step.gpus) for step in steps)),
         lines,
-        "Below: images of a micro-batch, of as many as fit.",
+        "Last lines: images of a micro-batch, and the most that would fit.",
     )
 
 
 def time_table(steps: Sequence[Scaled], batch_size: float, gpu: str) -> Table:
-    """How fast the run is, a line for each number of GPUs."""
+    """The time of a step and of the run, one line for each number of GPUs.
+
+    Args:
+        steps: one for each number of GPUs.
+        batch_size: images of a step, on average.
+        gpu: its name.
+    """
     first = steps[0]
     lines = []
     for step in steps:
@@ -113,7 +120,13 @@ def time_table(steps: Sequence[Scaled], batch_size: float, gpu: str) -> Table:
 
 
 def checkpointing_line(checkpointing: bool, cost: ArmCost, other: Trace) -> str:
-    """What the other choice of activation checkpointing would do to an arm."""
+    """What the other choice of `student.activation_checkpointing` would change.
+
+    Args:
+        checkpointing: that choice.
+        cost: of an arm as the recipe has it.
+        other: the trace of the same micro-batch with the other choice.
+    """
     peaks, flops = (
         [_short(trace.peak / GB) for trace in (other, cost.trace)],
         [_short(sum(trace.flops().values()) / 1e12) for trace in (other, cost.trace)],
@@ -126,19 +139,20 @@ def checkpointing_line(checkpointing: bool, cost: ArmCost, other: Trace) -> str:
 
 
 def assumptions(speed: Speed, workers: int) -> list[str]:
-    """What the figures take for granted, a sentence each."""
-    gpu, thin = speed.gpu, "float32" if speed.precision == "fp32" else "TF32"
+    """The assumptions behind the figures, one sentence each."""
+    gpu, arithmetic = speed.gpu, "float32" if speed.precision == "fp32" else "TF32"
     reading = f"{workers} workers a rank" if workers else "no workers: reading adds to the step"
     return [
-        f"{gpu.half:g} TFLOP/s in bf16 and {speed.single:g} of float32 products in {thin} "
+        f"{gpu.half:g} TFLOP/s in bf16 and {speed.single:g} of float32 products in {arithmetic} "
         f"({gpu.source}), {speed.utilisation:.0%} of each; heads, losses and PHI-S are float32.",
-        f"{MEMORY_SHARE:.0%} of {gpu.memory:g} GB is ours.",
-        f"Rings over {gpu.link:g} GB/s within a node of {gpu.node}, {gpu.network:g} GB/s a GPU "
-        f"between nodes, at {LINK_SHARE:.0%}; not overlapped with computing, no latency.",
-        f"Photographs of {SOURCE_PIXELS} times the student's pixels, {PIXELS_PER_S / 1e6:g} Mpx/s "
-        f"a worker, at most {IMAGES_PER_S:g} images/s; {reading}.",
-        "Not counted: power iteration, noise on weights, shifts and warps, arithmetic of optimiser "
-        "and average, checkpoints, pictures, evaluation, waiting.",
+        f"{MEMORY_SHARE:.0%} of {gpu.memory:g} GB is available.",
+        f"Ring collectives over {gpu.link:g} GB/s within a node of {gpu.node}, "
+        f"{gpu.network:g} GB/s a GPU between nodes, at {LINK_SHARE:.0%}; no overlap with "
+        "computation, no latency.",
+        f"JPEGs with {SOURCE_PIXELS} times the student's pixels, read at {PIXELS_PER_S / 1e6:g} "
+        f"Mpx/s a worker, at most {IMAGES_PER_S:g} images/s; {reading}.",
+        "Not counted: power iteration, weight noise, shifts and warps, the arithmetic of optimizer "
+        "and average, checkpoints, pictures, evaluation, ranks waiting for each other.",
     ]
 
 
@@ -147,7 +161,7 @@ def _steps(share: float) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits or so."""
+    """About three significant digits."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:.{digits}f}"
 

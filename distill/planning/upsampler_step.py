@@ -1,21 +1,16 @@
-"""An upsampler's step, on models without weights: views, both maps, their loss, backward."""
+"""The step of an upsampler's training: views, both maps, their loss, the backward pass."""
 
 import torch
 
 from distill.engine.engine import Autocast
-from distill.planning.meter import Imitation, Meter
+from distill.planning.meter import Trace
 from distill.planning.step import (
     Arm,
-    Row,
-    Trace,
+    ModelRow,
     Workload,
-    count,
-    explained,
-    imagined_teacher,
-    seen,
-    traced,
+    encoder_shapes,
+    meta_teacher,
 )
-from distill.targets.routes import RouteChoice
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from distill.tasks.upsampler_run import base_resolution
 from distill.tasks.upsampler_task import MultiView, build_multi_view, draw_views
@@ -24,10 +19,10 @@ from teachers.upsamplers.resize import scaled
 
 
 class UpsamplerWorkload(Workload):
-    """The encoder of a recipe and what is trained for it, without weights.
+    """The encoder of a recipe and the modules that are trained for it, without weights.
 
     Args:
-        recipe: the run's.
+        recipe: that of the run.
 
     Raises:
         RecipeError: the encoder or the upsampler cannot be built.
@@ -38,51 +33,44 @@ class UpsamplerWorkload(Workload):
 
     def __init__(self, recipe: UpsamplerRecipe) -> None:
         self.recipe = recipe
-        self.teacher = imagined_teacher(recipe.teacher, recipe.targets.precision, "teacher")
+        self.teacher = meta_teacher(recipe.teacher, recipe.targets.precision, "teacher")
+        self.teachers = {"teacher": self.teacher}
         spec = self.teacher.spec
         resolution = base_resolution(recipe, spec)
-        phi_s = any_phi_s(spec.spatial_dim)
         with torch.device("meta"):
-            self.trained = build_multi_view(recipe, self.teacher, phi_s)
-        run = recipe.run
-        micro_batch = run.micro_batch_size or run.batch_size
-        routes: dict[str, RouteChoice] = {"teacher": "auto"}
-        self.arms = [Arm("", "views", resolution, run.batch_size, micro_batch, routes)]
-        self.teachers = {"teacher": self.teacher}
-        self._imitation = Imitation()
-        for module in (self.teacher, self.trained):
-            self._imitation.of(module)
+            self.trained = build_multi_view(recipe, self.teacher, any_phi_s(spec.spatial_dim))
+        batch, micro_batch = recipe.run.batch_size, recipe.run.micro_batch_size
+        self.arms = [Arm("", "views", resolution, batch, micro_batch or batch, {"teacher": "auto"})]
+        self._fake = self._fake_weights()
         self.trained.train()
 
-    def rows(self, arm: Arm) -> list[Row]:
+    def rows(self, arm: Arm) -> list[ModelRow]:
         """See `Workload.rows`."""
         spec, upsampler = self.teacher.spec, self.trained.upsampler
-        native = spec.resolution
-        grid, dim = spec.grid(*native), spec.spatial_dim
+        grid, dim = spec.grid(*spec.resolution), spec.spatial_dim
         passes = upsampler.num_forwards + self.recipe.views.num_views
-        high = seen(arm.resolution, scaled(grid, upsampler.factor), dim)
-        teacher = seen(native, grid, dim)
+        high = encoder_shapes(arm.resolution, scaled(grid, upsampler.factor), dim)
+        low = encoder_shapes(spec.resolution, grid, dim)
         return [
-            Row("upsampler", *count(upsampler), high),
-            Row("consistency", *count(self.trained.consistency), ""),
-            Row("teacher", *count(self.teacher), teacher, passes, trained=False),
+            ModelRow("upsampler", upsampler, high),
+            ModelRow("consistency", self.trained.consistency),
+            ModelRow("teacher", self.teacher, low, passes, trained=False),
         ]
 
     def trace(self, arm: Arm, images: int) -> Trace:
         """See `Workload.trace`."""
         spec, factor = self.teacher.spec, self.trained.upsampler.factor
         views = draw_views(self.recipe.views, images, spec, factor)
-        pixels = self._imitation.tensor(images, 3, *arm.resolution)
+        pixels = self._fake.tensor(images, 3, *arm.resolution)
         module = Autocast(self.trained, self.recipe.engine.precision)
-        with Meter(self.trained, self.teacher) as meter, explained(arm):
-            meter.inside(self.teacher, "teacher")
-            meter.inside(self.trained.consistency, "consistency")
-            with meter.part("upsampler"):
+        with self._metered(arm) as meter:
+            meter.watch(self.teacher, "teacher")
+            meter.watch(self.trained.consistency, "consistency")
+            with meter.component("upsampler"):
                 total = module(pixels, views).total
-            meter.name("upsampler")
+            meter.switch_to("upsampler")
             total.backward()
-        self.trained.zero_grad()
-        return traced(meter, images)
+        return meter.trace(images)
 
     @property
     def statistics_images(self) -> int:

@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.optimizer import decay_groups
 from distill.objective.views import frame_size
-from distill.plan import workload_of
 from distill.planning.machine import GPUS, Speed
+from distill.planning.run import workload_of
 from distill.planning.scaling import Scaling, measure_arms
 from distill.planning.student_step import StudentWorkload
 from distill.runtime import distributed
