@@ -1,6 +1,6 @@
-"""`python -m tests.benchmarks`: every benchmark, then one table of what is due and what came.
+"""`python -m tests.benchmarks`: runs every benchmark, then prints all figures beside their targets.
 
-The exit code is 1 where a target is missed. The machine should do nothing else meanwhile.
+Exits with code 1 if a target is missed. Nothing else should run on the machine meanwhile.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from tests.benchmarks.figure import Figure
 
 
 def main() -> int:
-    """Runs the `main` of every `bench_*` module beside this one, each in its turn."""
+    """Runs the `main` of every `bench_*` module in this folder, one after the other."""
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that they start
     sys.argv = sys.argv[:1]
     figures: list[Figure] = []

@@ -1,10 +1,10 @@
-"""What a step of two arms and three teachers costs beside a bare PyTorch loop.
+"""CPU time of a step with two arms and three teachers, compared with a bare PyTorch loop.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_arms
 
-A ViT-S/16 student of four images of 224 px and one of 448 px, and three ViT-S/16 with random
-weights, of which each takes another route to the large one: four tiles, its own size, and the size
-of the student. Target: CPU time at most 1.05 of the bare loop.
+A ViT-S/16 student sees four images of 224 px and one of 448 px. Three ViT-S/16 teachers with random
+weights see the large one by different routes: in four tiles, at their own size, at the size of the
+student. Target: at most 1.05 times the CPU time of the bare loop.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ARMS = {
 
 
 def tree() -> dict[str, Any]:
-    """The recipe of the same."""
+    """The recipe of that step."""
     teacher = {"kind": "timm", "model": MODEL, "weights": "none"}
     teachers = {
         "tiled": teacher | {"upsampler": {"kind": "tile", "factor": 2}},

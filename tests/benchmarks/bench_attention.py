@@ -1,11 +1,12 @@
-"""Local attention, 7 x 7 with ALiBi on 108 x 108 cells, 16 heads of 48, beside what others do.
+"""CPU time of local attention, compared with flex_attention and with unfolded windows.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_attention
 
-`flex` is compiled flex_attention over tokens in raster order, as the public FeatSharp code calls it
-(it needs a C++ compiler, and has no backward pass on a CPU); `unfold` writes every cell's window of
-keys and values out. All take turns in one process on one thread; the ratios are medians over rounds
-of process CPU time. All three give the same numbers, which is checked first.
+Windows of 7 x 7 cells with ALiBi on 108 x 108 cells, 16 heads of 48 channels. `flex` is compiled
+flex_attention over tokens in raster order, as the public FeatSharp code calls it (it needs a C++
+compiler and has no backward pass on a CPU); `unfold` copies the keys and values of every cell's
+window. All three take turns in one process on one thread; the ratios of process CPU time are
+medians over rounds. First the script checks that all give the same numbers.
 """
 
 import argparse
@@ -26,12 +27,12 @@ SLOPES = alibi_slopes(HEADS)
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(1, h, w, heads, d) each, as in all of them."""
+    """Ours; all inputs are (1, h, w, heads, d), here and below."""
     return local_attention(q, k, v, window=WINDOW, slopes=SLOPES)
 
 
 def unfold(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every window of keys and of values as a tensor of its own, by im2col."""
+    """Copies the keys and values of every window, by im2col."""
     radius = WINDOW // 2
 
     def windows(x: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def unfold(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def raster_flex() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Compiled flex_attention; the mask is made once, outside of what is timed."""
+    """Compiled flex_attention; its mask is made once and not timed."""
 
     def near(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         rows = (query // SIDE - key // SIDE).abs()
@@ -76,7 +77,7 @@ def raster_flex() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def both_ways(inputs: list[Tensor], gradient: Tensor) -> None:
-    """Forward and backward of ours."""
+    """Forward and backward pass of ours."""
     leaves = [x.requires_grad_() for x in inputs]
     torch.autograd.grad(ours(*leaves), leaves, gradient)
     for x in inputs:

@@ -1,12 +1,12 @@
-"""FeatSharp 4x beside the 17 passes of its encoder, and beside what its multiplications cost.
+"""CPU time of FeatSharp 4x, compared with the 17 passes of its encoder and with its own FLOPs.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_featsharp
 
-A ViT-B/16 and a ViT-L/16 with random weights at 128 px, so 8 x 8 cells become 32 x 32, in float32
-on one thread. The whole forward pass takes turns in one process with a batch of 17 images through
-the encoder; the ratio is the median over rounds of process CPU time. At the encoder's rate of
-multiplications it would be one plus the fusion's and the JBU's over the encoder's: the figure is
-the excess over that.
+A ViT-B/16 and a ViT-L/16 with random weights at 128 px, so that 8 x 8 cells become 32 x 32, in
+float32 on one thread. The whole forward pass takes turns in one process with a batch of 17 images
+through the encoder; the ratio of process CPU time is the median over rounds. If FeatSharp ran at
+the encoder's FLOP/s, the ratio would be 1 plus the FLOPs of fusion and JBU over the encoder's. The
+figure is the measured ratio over that one.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MODELS = {"ViT-B": "vit_base_patch16_224", "ViT-L": "vit_large_patch16_224"}
 
 
 def build(model: str) -> tuple[FeatSharp, Teacher]:
-    """Encoder and upsampler, as a recipe with random weights has them."""
+    """Encoder and upsampler with random weights."""
     entry = {"kind": "timm", "model": model, "weights": "none"}
     teacher = build_teacher(parse_teacher(entry | {"resolution": [SIDE, SIDE]}))
     config = FeatSharpConfig(factor=(FACTOR, FACTOR), inputs=("jbu", "tiles"))
@@ -36,9 +36,9 @@ def build(model: str) -> tuple[FeatSharp, Teacher]:
 
 
 def encoder_flops(teacher: Teacher, images: Tensor) -> int:
-    """Of the encoder on a batch: products of matrices, convolutions and attention.
+    """FLOPs of the encoder on a batch: matrix products, convolutions and attention.
 
-    The last by hand, as the counter does not know the attention kernels of a CPU.
+    Attention by formula, as the counter lacks the attention kernels of the CPU.
     """
     with FlopCounterMode(display=False) as counter:
         teacher(images)
@@ -50,10 +50,10 @@ def encoder_flops(teacher: Teacher, images: Tensor) -> int:
 
 
 def featsharp_flops(featsharp: FeatSharp) -> int:
-    """What FeatSharp adds on an image, none for work that only its implementation causes.
+    """FLOPs that FeatSharp adds for an image, without overheads of the implementation.
 
-    The fusion's linear layers, 49 keys a query in its attention, and in the JBU its projection, 49
-    products of keys and 25 cells of the map at each position of each level.
+    In the fusion: linear layers, and attention with 49 keys a query. In the JBU, at each position
+    of each level: the projection, 49 products of keys, and 25 cells of the map.
     """
     h, w = featsharp.spec.grid(SIDE, SIDE)
     fusion, dim = featsharp.fusion, featsharp.spec.spatial_dim
@@ -74,7 +74,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(size: str, rounds: int) -> Figure:
-    """One encoder."""
+    """The figure of one encoder."""
     torch.manual_seed(0)
     featsharp, teacher = build(MODELS[size])
     image = torch.rand(1, 3, FACTOR * SIDE, FACTOR * SIDE)
@@ -91,7 +91,7 @@ def measure(size: str, rounds: int) -> Figure:
         f"FeatSharp 4x, {size}: {statistics.median(whole):.2f} CPU s, its {len(batch)} encoder "
         f"passes {statistics.median(alone):.2f}: {ratio:.3f} of them; {due:.3f} by multiplications"
     )
-    name = f"FeatSharp 4x, {size}: time over what its FLOPs dictate"
+    name = f"FeatSharp 4x, {size}: time over that of its FLOPs"
     return Figure(name, ratio / due, 1.15, True)
 
 

@@ -1,11 +1,11 @@
-"""What extracting features from files costs beside the bare model on images in memory.
+"""CPU time of extracting features from files, compared with the bare model on images in memory.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_features
 
 A timm ViT-B/16 of 224 px with random weights, JPEGs of 500 x 375, batches of 16. Both take turns in
-one process; the ratio is the median over rounds of process CPU time, which others on the machine
-disturb less than wall time. Decoding counts in full here, though it runs in threads beside the
-model. Target: at least 0.95 of the bare model's images a second.
+one process; the ratio of process CPU time, which other processes disturb less than wall time, is
+the median over rounds. Decoding counts in full here, though it runs in threads beside the model.
+Target: at least 0.95 times the images/s of the bare model.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MODEL, SIDE, BATCH = "vit_base_patch16_224", 224, 16
 
 
 def extraction(photographs: dict[str, bytes]) -> Callable[[], Tensor]:
-    """As `knn` and the others encode a set; each round is another set, so nothing is kept."""
+    """Encodes a set as `knn` does; each round has another name, so that no cache serves it."""
     encoder = build_teacher(
         parse_teacher({"kind": "timm", "model": MODEL, "weights": "none"}), device="cpu"
     )
@@ -36,8 +36,8 @@ def extraction(photographs: dict[str, bytes]) -> Callable[[], Tensor]:
 
 
 def bare_model(photographs: dict[str, bytes]) -> Callable[[], Tensor]:
-    """timm's model alone, on batches that are ready."""
-    import timm  # once the package `teachers` has repaired torchvision
+    """timm's model alone, on prepared batches."""
+    import timm  # after the package `teachers`, which repairs torchvision
 
     model = timm.create_model(MODEL, num_classes=0, global_pool="token").eval()
     prepare = ImagePreparation(PreparationConfig(), (SIDE, SIDE), 16)

@@ -1,11 +1,11 @@
-"""FeatSharp on a GPU beside the passes of its encoder: DFN CLIP ViT-H/14-378 and SigLIP SO400M.
+"""Time of FeatSharp on a GPU, compared with the passes of its encoder.
 
     python -m tests.benchmarks.bench_gpu_featsharp
 
-Random weights at the real sizes, 378 px, bf16, encoder and fusion compiled, TF32 for the products
-in float32, as a recipe with `targets: {precision: bf16, compile: true}` and a bf16 engine runs
-them. The whole of a teacher with its upsampler, standardised, takes turns with a batch of as many
-images through the encoder; medians of CUDA events. Measures nothing where there is no GPU.
+DFN CLIP ViT-H/14-378 and SigLIP SO400M with random weights, 378 px, bf16, encoder and fusion
+compiled, TF32 for float32 products, as in a recipe with `targets: {precision: bf16, compile: true}`
+and a bf16 engine. The teacher with its standardised upsampler takes turns with the encoder alone on
+a batch of as many images as it encodes; medians of CUDA events. Measures nothing without a GPU.
 """
 
 import argparse
@@ -33,11 +33,11 @@ ENCODERS = {
 }
 FACTORS = (2, 3, 4)
 IMAGES = {2: 16, 3: 8, 4: 4}  # of one call: 80, 80 and 68 encoder passes
-MOST = 1.20  # of the passes at 4x
+MOST = 1.20  # times the passes, at 4x
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Of a call's kernels."""
+    """The time of a call on the GPU."""
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     before.record()
     call()
@@ -47,7 +47,7 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def upsampled(teacher: Teacher, factor: int) -> UpsampledTeacher:
-    """As a trained one is carried, with random weights."""
+    """A teacher with an upsampler of random weights, in the form of a trained one."""
     config = parse_upsampler({"kind": "featsharp", "inputs": ["jbu", "tiles"], "factor": factor})
     assert config is not None
     phi_s = any_phi_s(teacher.spec.spatial_dim)
@@ -64,13 +64,13 @@ def measure(name: str, factor: int, teacher: Teacher, whole: Teacher, rounds: in
     times: list[tuple[float, float]] = []
     for number in range(rounds + 3):
         pair = milliseconds(lambda: whole(images)), milliseconds(lambda: teacher(batch))
-        if number >= 3:  # compiled by then
+        if number >= 3:  # by then it is compiled
             times.append(pair)
     ratio = statistics.median(a / b for a, b in times)
     rate, bare = (1000 * count / statistics.median(each) for each in zip(*times, strict=True))
     print(
         f"{name}, {factor}x: {rate:.1f} images/s, its {passes} passes {bare:.1f} images/s; "
-        f"{ratio:.3f} of their time",
+        f"{ratio:.3f} times their time",
         flush=True,
     )
     return ratio
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
     parser.add_argument("--rounds", type=int, default=10)
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("no GPU here: not measured")
+        print("no GPU: nothing measured")
         return []
     print(torch.cuda.get_device_name())
     torch.set_float32_matmul_precision("high")
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
             whole = upsampled(teacher, factor)
             whole.upsampler.get_submodule("inner.fusion").compile()
             ratio = measure(name, factor, teacher, whole, chosen.rounds)
-        figures.append(Figure(f"FeatSharp 4x on a GPU, {name}: of its passes", ratio, MOST, True))
+        figures.append(Figure(f"FeatSharp 4x on a GPU, {name}: over its passes", ratio, MOST, True))
     return figures
 
 

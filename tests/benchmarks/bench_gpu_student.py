@@ -1,13 +1,13 @@
-"""A student's training on a GPU at real sizes: images/s, peak memory, share of the peak FLOPs.
+"""Training a student on a GPU at real sizes: images/s, peak memory, share of the peak FLOP/s.
 
     python -m tests.benchmarks.bench_gpu_student
 
-The teachers of RADIOv2.5-L that take any size or 378 px (DFN CLIP ViT-H/14-378, SigLIP SO400M,
-DINOv2-g with registers; SAM apart), with random weights, compiled, in bf16; a ViT-L/16 of 432 px so
-that all grids are 27 x 27; 48 images a step, AdamW, ZeRO 1, EMA. The run goes through the
-`deepspeed` launcher, images from shards. Beside it, in this process, the bare work: each teacher's
-forward pass, the student's forward and backward pass and an AdamW step. FLOPs are counted by
-PyTorch's counter; they are those of matrices and attention. Measures nothing where there is no GPU.
+The teachers of RADIOv2.5-L except SAM (DFN CLIP ViT-H/14-378, SigLIP SO400M, DINOv2-g with
+registers), at 378 px, with random weights, compiled, in bf16; a ViT-L/16 of 432 px, so that all
+grids are 27 x 27; 48 images a step, AdamW, ZeRO 1, EMA. The run is started by the `deepspeed`
+launcher and reads images from shards. For comparison this process does the bare work: each
+teacher's forward pass, the student's forward and backward pass, and an AdamW step. FLOPs are those
+of matrix products and attention, by PyTorch's counter. Measures nothing without a GPU.
 """
 
 import statistics
@@ -45,7 +45,7 @@ SECTIONS = {
 
 
 def student_step(student: torch.nn.Module, images: Tensor) -> None:
-    """Forward and backward; which loss it is costs nothing beside them."""
+    """Forward and backward pass, with any loss: its cost is negligible."""
     with torch.autocast("cuda", torch.bfloat16):
         output: StudentOutput = student(images)
     maps = [head for each in output.heads.values() for head in each if head is not None]
@@ -53,7 +53,7 @@ def student_step(student: torch.nn.Module, images: Tensor) -> None:
 
 
 def flops(call: Callable[[Tensor], object], images: Tensor) -> float:
-    """Of one image."""
+    """FLOPs of one image."""
     with FlopCounterMode(display=False) as counter:
         call(images)
     return counter.get_total_flops() / len(images)
@@ -85,7 +85,7 @@ def bare(path: Path) -> tuple[float, float]:
 def main() -> list[Figure]:
     """Measures and prints; returns the figures."""
     if not torch.cuda.is_available():
-        print("no GPU here: not measured")
+        print("no GPU: nothing measured")
         return []
     torch.set_float32_matmul_precision("high")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,12 @@
-"""JAFAR and AnyUp as trained here against the form in which they are published, forward.
+"""CPU time of our JAFAR and AnyUp, compared with the published form, forward pass.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_guidance
 
-A 27 x 27 map to 108 x 108, beside a 384 px image. The public form reads the image at full size,
-pads its 1 x 1 convolutions, computes a sine for each pixel, and holds the whole attention matrix.
-Both have the same weights and take turns in one process; the ratio is the median over rounds of
-process CPU time. Read at our size, the public form gives our result, which is checked first.
+A 27 x 27 map is upsampled to 108 x 108 with an image of 384 px. The published form reads the image
+at full size, pads its 1 x 1 convolutions, computes a sine for each pixel, and holds the whole
+attention matrix. Both have the same weights and take turns in one process; the ratio of process CPU
+time is the median over rounds. First the script checks that both give the same result if the
+published form reads the image at our size.
 """
 
 import argparse
@@ -37,7 +38,7 @@ LOW, HIGH = (SIDE, SIDE), (SIDE * FACTOR, SIDE * FACTOR)
 
 
 def padded(upsampler: JAFAR | AnyUp) -> JAFAR | AnyUp:
-    """A copy whose 1 x 1 convolutions reflect no pixels at all, which copies their input."""
+    """A copy whose 1 x 1 convolutions pad by zero pixels, which copies their input."""
     public = copy.deepcopy(upsampler)
     for module in public.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
@@ -46,7 +47,7 @@ def padded(upsampler: JAFAR | AnyUp) -> JAFAR | AnyUp:
 
 
 def rotated(rotary: RotaryCoordinates, maps: Tensor) -> Tensor:
-    """Rotate-half, from the angles of every pixel."""
+    """Rotates halves of the channels by the angles of every pixel."""
     places = [(torch.arange(size) + 0.5) / size for size in maps.shape[-2:]]
     coordinates = torch.stack(torch.meshgrid(*places, indexing="ij"), -1)
     angles = (coordinates @ rotary.frequencies).repeat(1, 1, 2).permute(2, 0, 1)
@@ -105,7 +106,7 @@ def window_mask(radius: int) -> Tensor:
 def compare(
     ours: Callable[[], Tensor], public: Callable[[], Tensor], name: str, rounds: int
 ) -> float:
-    """How many times less CPU time ours takes; the first round only warms up."""
+    """CPU time of the published form over ours; the first round only warms up."""
     seconds: dict[str, list[float]] = {"ours": [], "public": []}
     for number in range(rounds + 1):
         for kind, run in (("public", public), ("ours", ours)):

@@ -1,11 +1,11 @@
-"""Joint bilateral upsampling 4x, 27 x 27 to 108 x 108 cells under 384 px guidance.
+"""Time and memory of joint bilateral upsampling, compared with unfolded neighbourhoods.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_jbu
 
-Against the same stack with unfolded neighbourhoods, on one thread, in turns in one process: the
-ratios are of medians of process CPU time. At 1152 channels the unfolded form goes through groups of
-128, as it would need 5 GB otherwise. Peak memory is what one call adds in a process of its own.
-Our result has the memory format channels_last, the unfolded form's is contiguous.
+4x, from 27 x 27 to 108 x 108 cells, with guidance of 384 px. Both forms take turns in one process
+on one thread; the ratios are of medians of process CPU time. At 1152 channels the unfolded form
+works in groups of 128, as it would need 5 GB otherwise. Peak memory is what one call adds, in a
+process of its own. Our result is in channels_last format, the unfolded form's is contiguous.
 """
 
 import argparse
@@ -30,13 +30,13 @@ Form = Callable[[JBU, Tensor, Tensor], Tensor]
 
 
 def ours(jbu: JBU, source: Tensor, guide: Tensor) -> Tensor:
-    """As the product runs it."""
+    """Our form."""
     out: Tensor = jbu(source, guide)
     return out
 
 
 def unfolded(jbu: JBU, source: Tensor, guide: Tensor) -> Tensor:
-    """The obvious form."""
+    """The form that copies every neighbourhood."""
     group = GROUP if source.shape[1] > 3 * GROUP else source.shape[1]
     for (fh, fw), level in zip(jbu.steps, jbu.levels, strict=True):
         size = (fh * source.shape[2], fw * source.shape[3])
@@ -68,13 +68,13 @@ def task(form: Form, depth: int, backward: bool, side: int = SIDE) -> Callable[[
 
 
 def agree() -> None:
-    """Both forms give the same map, or there is nothing to compare."""
+    """Checks that both forms give the same map."""
     jbu, source, guide = JBU((4, 4)), torch.randn(1, 16, SIDE, SIDE), torch.randn(1, 3, 384, 384)
     torch.testing.assert_close(ours(jbu, source, guide), unfolded(jbu, source, guide))
 
 
 def speedup(depth: int, backward: bool, rounds: int) -> float:
-    """How many times less CPU time ours takes."""
+    """CPU time of the unfolded form over ours."""
     tasks = {name: task(form, depth, backward) for name, form in FORMS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     tasks["ours"]()
@@ -94,16 +94,16 @@ def speedup(depth: int, backward: bool, rounds: int) -> float:
 
 
 def resident(key: str) -> float:
-    """MB that this process has (VmRSS) or had at most (VmHWM) in memory."""
+    """MB of memory that this process has now (VmRSS) or has had at most (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition(f"{key}:")[2].split()[0]) * 1024 / 1e6
 
 
 def added_memory(name: str) -> float:
-    """MB at most that one forward pass adds to this process; small ones warm up the libraries."""
+    """Peak MB that one forward pass adds to this process, after a small one as a warm-up."""
     warm_up, run = (task(FORMS[name], 384, False, side) for side in (2, SIDE))
     warm_up()
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
     before = resident("VmRSS")
     run()
     return resident("VmHWM") - before
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
     """Measures and prints; returns the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peak", choices=list(FORMS), help="only this one's peak memory")
+    parser.add_argument("--peak", choices=list(FORMS), help="print only its peak memory")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if chosen.peak:

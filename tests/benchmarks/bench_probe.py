@@ -1,10 +1,11 @@
-"""What a probe's step costs on cached features beside the on-line one.
+"""CPU time of a probe's step on cached features, compared with encoding at every step.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_probe
 
-Both are the linear depth probe on a ViT-S/16 at 224 px, on images in memory: on-line encodes eight
-of them each step, cached reads what it encoded once, and its figure is without that. Process CPU
-time, the median over rounds. Target: on-line at least 20 times the cached step.
+The linear depth probe on a ViT-S/16 at 224 px, on images in memory. The online mode encodes eight
+of them at each step; the cached mode reads features that were encoded once, which is not timed. The
+ratio of process CPU time is the median over rounds. Target: the online step takes at least 20 times
+the cached one.
 """
 
 import argparse
@@ -26,7 +27,7 @@ BATCH, SIDE, STRIDE, COUNT, DIM = 8, 224, 4, 32, 384
 
 
 def seconds_a_step(mode: str, steps: int, folder: Path) -> float:
-    """Process CPU time of a step, features of the cache not counted."""
+    """Process CPU time of a step, without encoding the cache."""
     teacher = build_teacher(
         parse_teacher({"kind": "timm", "model": "vit_small_patch16_224", "weights": "none"})
     )
@@ -67,10 +68,10 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
         for number in range(chosen.rounds + 1):
             online = seconds_a_step("online", 4, Path(folder))
             cached = seconds_a_step("cached", 80, Path(folder))
-            print(f"on-line {online * 1e3:.0f} ms, cached {cached * 1e3:.1f} ms of CPU a step")
+            print(f"online {online * 1e3:.0f} ms, cached {cached * 1e3:.1f} ms of CPU a step")
             if number:  # the first round only warms up
                 ratios.append(online / cached)
-    return [Figure("probe: on-line step over cached step", statistics.median(ratios), 20, False)]
+    return [Figure("probe: online step over cached step", statistics.median(ratios), 20, False)]
 
 
 if __name__ == "__main__":

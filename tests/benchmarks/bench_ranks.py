@@ -1,11 +1,11 @@
-"""How much faster two ranks are than one, one thread each.
+"""Speed of two ranks compared with one, one thread each.
 
     python -m tests.benchmarks.bench_ranks
 
-The workload of `workload.py`, 8 images a rank and step, under the `deepspeed` launcher. One and two
-ranks take turns; the speed is the median over the steps after the first three. On a machine whose
-two cores are not idle the second rank waits for the first, and this figure says little. Target: two
-ranks reach at least 1.8 times the images/s of one.
+The workload of `workload.py`, 8 images a step on each rank, under the `deepspeed` launcher. One and
+two ranks take turns; the speed is the median over the steps after the first three. The figure means
+little unless two cores are idle, as the ranks wait for each other. Target: two ranks reach at least
+1.8 times the images/s of one.
 """
 
 import statistics
@@ -20,7 +20,7 @@ STEPS, WARM_UP, ROUNDS = 8, 3, 2
 
 
 def measure(folder: Path, num_ranks: int) -> list[float]:
-    """Images a second, over all ranks, of each step after the first ones."""
+    """Images/s over all ranks, of each step after the warm-up."""
     sections = {"run": {"batch_size": BATCH * num_ranks, "dir": str(folder / f"run-{num_ranks}")}}
     launch(write_workload(folder, steps=STEPS, **sections), num_ranks)
     return [line["images_per_s"] for line in read_metrics(folder / f"run-{num_ranks}")[WARM_UP:]]

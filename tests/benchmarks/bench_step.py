@@ -1,10 +1,10 @@
-"""What one training step costs beside a bare PyTorch loop that does the same mathematics.
+"""Time and memory of a training step, compared with a bare PyTorch loop that computes the same.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_step
 
-Both take turns in one process; the ratio is the median over rounds of process CPU time, which
-others on the machine disturb less than wall time. Peak memory is each one's own, in its own
-process. Targets: CPU time at most 1.05 of the bare loop, peak memory at most 1.10 of it.
+Both take turns in one process; the ratio of process CPU time, which other processes disturb less
+than wall time, is the median over rounds. Peak memory is measured in a process for each. Targets:
+at most 1.05 times the CPU time of the bare loop, and 1.10 times its peak memory.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ARM = Arm(BATCH, SIDE, (as_they_are, as_they_are))
 
 
 def steps() -> dict[str, Callable[[], Step]]:
-    """Both, to be built."""
+    """Builders of both."""
     return {
         "ours": lambda: our_step(recipe(Path("unused"), steps=1)),
         "bare": lambda: bare_step(TEACHER, [ARM]),
@@ -40,9 +40,9 @@ def peak_memory(name: str) -> float:
 
 
 def high_water() -> float:
-    """GB of this program's largest resident set.
+    """GB of the largest resident set of this process.
 
-    Not getrusage's, which a child process starts with its parent's.
+    The value of getrusage does not serve: a child process inherits that of its parent.
     """
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
     """Measures and prints; returns the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak", choices=["ours", "bare"], help="only this one's peak memory")
+    parser.add_argument("--peak", choices=["ours", "bare"], help="print only its peak memory")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)

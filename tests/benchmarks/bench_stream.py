@@ -1,14 +1,14 @@
-"""How fast the training stream is, beside a bare loop and beside open_clip's pipeline.
+"""Speed of the training stream, compared with a bare loop and with open_clip's pipeline.
 
     python -m tests.benchmarks.bench_stream
 
 One process, no workers, one thread, the same JPEGs of 500 x 375 in the page cache, random crops to
-224 x 224. The bare loop holds the files in memory and does nothing but decode, crop, resize and
-flip. open_clip's pipeline is `open_clip_train.data.get_wds_dataset` written down, since importing
-it needs pandas; captions are left out. It is timed as it is (float images, normalised) and with its
-transform ended at uint8, as the stream does. All take turns, a round of each after the other, and
-the medians of the rounds' ratios are printed: of wall time, and of process CPU time, which others
-on the machine disturb less. Targets: at least 0.9 of the bare loop, 1.0 of open_clip.
+224 x 224. The bare loop holds the files in memory and only decodes, crops, resizes and flips.
+open_clip's pipeline repeats the stages of `open_clip_train.data.get_wds_dataset`, which cannot be
+imported without pandas; captions are left out. It is timed as it is (float images, normalised) and
+with a transform that ends at uint8, as the stream does. All take turns; the ratios of wall time and
+of process CPU time, which other processes disturb less, are medians over rounds. Targets: at least
+0.9 times the images/s of the bare loop and 1.0 times those of open_clip.
 """
 
 import argparse
@@ -40,7 +40,7 @@ PHOTOGRAPHS = {
     "sklearn": ("datasets/images", "china.jpg flower.jpg"),
 }
 SIZE, OUTPUT, BATCH = (500, 375), 224, 32
-Round = Callable[[], int]  # reads some images and says how many
+Round = Callable[[], int]  # reads some images and returns their number
 
 
 def make_photographs(num: int) -> list[bytes]:
@@ -90,7 +90,7 @@ def stream_round(shards: list[str], num: int) -> Round:
 
 
 def bare_round(photographs: list[bytes]) -> Round:
-    """Decode, crop, resize, flip; nothing else."""
+    """Decodes, crops, resizes and flips."""
     import simplejpeg
 
     how, rng = AugmentationConfig(), random.Random(0)
@@ -109,7 +109,7 @@ def bare_round(photographs: list[bytes]) -> Round:
 
 
 def open_clip_round(shards: list[str], transform: Callable[[Image.Image], torch.Tensor]) -> Round:
-    """open_clip's stages for training, with its buffer sizes; an epoch a round."""
+    """open_clip's stages for training, with its buffer sizes; one epoch a round."""
     pipeline = wds.DataPipeline(
         wds.SimpleShardList(shards),
         wds.detshuffle(bufsize=2000, initial=500, seed=0),
@@ -128,8 +128,8 @@ def open_clip_round(shards: list[str], transform: Callable[[Image.Image], torch.
 
 
 def open_clip_transforms() -> Iterator[Callable[[Image.Image], torch.Tensor]]:
-    """open_clip's own for training, with the stream's crops; and the same ended at uint8."""
-    declare_missing_operators()  # else a CPU torch cannot import the registry's torchvision
+    """open_clip's transform for training, with the stream's crops; and one that ends at uint8."""
+    declare_missing_operators()  # else torchvision does not import with a CPU torch
     from open_clip.transform import AugmentationCfg, image_transform
     from torchvision.transforms import Compose, PILToTensor
 
@@ -140,7 +140,7 @@ def open_clip_transforms() -> Iterator[Callable[[Image.Image], torch.Tensor]]:
 
 
 def measure(variants: dict[str, Round], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """(wall, CPU) seconds an image of each variant in each round; the first round only warms up."""
+    """(wall, CPU) seconds per image, by variant and round; the first round only warms up."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
@@ -153,7 +153,7 @@ def measure(variants: dict[str, Round], rounds: int) -> dict[str, list[tuple[flo
 
 
 def main() -> list[Figure]:
-    """Prints the table, and returns the two ratios of wall time that have a target."""
+    """Prints the table; returns the two ratios of wall time that have a target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--images", type=int, default=256, help="a multiple of 32")
     parser.add_argument("--rounds", type=int, default=9)

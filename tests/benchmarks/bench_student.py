@@ -1,12 +1,12 @@
-"""What an exported student costs at inference and to load, beside a timm ViT of as many tokens.
+"""Inference and loading time of an exported student, compared with a timm ViT of as many tokens.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_student
 
-A ViT-B/16 of 224 px with random weights: two class tokens and four registers here, one and five
-there. Both take turns in one process; the ratio is the median over rounds of process CPU time,
-which others on the machine disturb less than wall time. Loading is timed by the wall in a fresh
-process, once with all that it imports and once where torch and timm are imported already; the
-smallest of a few, with the file in the page cache.
+A ViT-B/16 of 224 px with random weights: the student has two class tokens and four registers, the
+timm model one and five. Both take turns in one process; the ratio of process CPU time, which other
+processes disturb less than wall time, is the median over rounds. Loading is timed by wall time in
+fresh processes, once with all imports and once after those of torch and timm; the smallest of a
+few, with the file in the page cache.
 """
 
 import argparse
@@ -49,14 +49,14 @@ def write(path: Path) -> None:
 
 
 def exported(path: Path) -> Callable[[Tensor], Tensor]:
-    """The student, as a user calls it."""
+    """The student, called as a user does."""
     model = student.load(path)
     return lambda images: model(images).backbone.spatial
 
 
 def timm_vit() -> Callable[[Tensor], Tensor]:
     """timm's model of the same shape and number of tokens, on normalised images."""
-    import timm  # once the package `teachers` has repaired torchvision
+    import timm  # after the package `teachers`, which repairs torchvision
 
     model = timm.create_model("vit_base_patch16_224", num_classes=0, reg_tokens=5).eval()
     return model.forward_features

@@ -1,13 +1,13 @@
-"""One training step of an upsampler beside the public schedule on the same modules.
+"""CPU time of an upsampler's training step, compared with the public schedule on the same modules.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_upsampler_step
 
 FeatSharp 4x for a ViT-S/16 with random weights at 128 px, two images and five views, in float32 on
-one thread: forward and backward, without the optimizer, which both would share. The public schedule
-warps each view at the full size and then shrinks it, encodes the views one by one, and sends each
-view's loss back through the whole upsampler (`retain_graph`). Both take turns in one process; the
-ratio is the median over rounds of process CPU time. That both give the same loss and gradients for
-the same views is checked first.
+one thread: forward and backward pass, without the optimizer, which is the same. The public schedule
+warps each view at the full size and then shrinks it, encodes the views one by one, and runs a
+backward pass through the whole upsampler for each view (`retain_graph`). Both take turns in one
+process; the ratio of process CPU time is the median over rounds. First the script checks that both
+give the same loss and gradients for the same views.
 """
 
 import argparse
@@ -56,14 +56,14 @@ def build() -> tuple[MultiView, Teacher, Tensor, Tensor]:
 
 
 def ours(multi_view: MultiView, images: Tensor, views: Tensor) -> Tensor:
-    """One backward pass of the sum over views."""
+    """One backward pass, from the sum over views."""
     total: Tensor = multi_view(images, views).total
     total.backward()
     return total.detach()
 
 
 def shrunk_after(images: Tensor, views: Tensor, size: tuple[int, int]) -> Tensor:
-    """Views at the full size, then at the encoder's."""
+    """Warps at the full size, then shrinks to the encoder's."""
     full = (images.shape[-2], images.shape[-1])
     return resize(warp(images, views.flatten(0, 1), full), size)
 
@@ -97,7 +97,7 @@ def public(
 
 
 def agree(multi_view: MultiView, teacher: Teacher, images: Tensor, views: Tensor) -> None:
-    """Both are the same mathematics, from the same views."""
+    """Checks that both give the same loss and gradients for the same views."""
     parameters = [p for p in multi_view.parameters() if p.requires_grad]
     results = []
     for call in (

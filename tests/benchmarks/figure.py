@@ -1,4 +1,4 @@
-"""What a benchmark reports: one figure beside its target."""
+"""The result of a benchmark: a figure and its target."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 class Figure(NamedTuple):
     """One row of the table that `python -m tests.benchmarks` prints.
 
-    `most` says whether the target is the largest value allowed, or else the smallest.
+    If `most`, the target is the largest value allowed, else the smallest.
     """
 
     name: str

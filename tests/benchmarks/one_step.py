@@ -1,7 +1,6 @@
-"""One training step twice: as `train_student` puts it together, and as a bare PyTorch loop.
+"""One training step in two forms: as `train_student` assembles it, and as a bare PyTorch loop.
 
-Every teacher sees every arm. Both do the same mathematics, which `cpu_ratio` holds them to before
-they take turns.
+Every teacher sees every arm. `cpu_ratio` checks that both forms do the same number of FLOPs.
 """
 
 import statistics
@@ -29,18 +28,16 @@ from tests.benchmarks.workload import HIDDEN, LAYERS, SIDE
 
 LR, DECAY, CLIP = 1e-4, 0.02, 1.0
 Step = Callable[[Sequence[Tensor]], None]  # of a batch of each arm, uint8 (B, 3, H, W)
-Read = Callable[
-    [nn.Module, Tensor], Tensor
-]  # a teacher's tokens (B, 1 + N, D) of normalised images
+Read = Callable[[nn.Module, Tensor], Tensor]  # a teacher's tokens (B, 1 + N, D) of images
 
 
 class Arm(NamedTuple):
-    """What the bare loop does with one batch.
+    """The batch of an arm in the bare loop.
 
     Attributes:
-        images: of a step.
-        side: height and width, in pixels.
-        reads: how each teacher sees them.
+        images: number of images of a step.
+        side: height and width in pixels.
+        reads: how each teacher encodes them.
     """
 
     images: int
@@ -66,7 +63,7 @@ def shrunk(teacher: Any, images: Tensor) -> Tensor:
 
 
 def in_tiles(teacher: Any, images: Tensor) -> Tensor:
-    """The class token of the whole, and the patches of four tiles."""
+    """The class token of the whole image, and the patches of four tiles."""
     tiles = rearrange(images, "b c (y h) (x w) -> (b y x) c h w", h=SIDE, w=SIDE)
     whole = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
     tokens = as_they_are(teacher, torch.cat([whole, tiles]))
@@ -77,8 +74,8 @@ def in_tiles(teacher: Any, images: Tensor) -> Tensor:
 
 
 def our_step(tree: Mapping[str, Any]) -> Step:
-    """The engine, the task and the targets, as `train_student` puts them together."""
-    distributed.connect(600, Path())  # one process: nothing is written
+    """The engine, the task and the targets, as `train_student` assembles them."""
+    distributed.connect(600, Path())  # a single process writes nothing
     recipe = validate(StudentRecipe, tree, "workload")
     teachers = build_teachers(recipe)
     targets = build_targets(recipe, teachers)
@@ -103,13 +100,13 @@ def our_step(tree: Mapping[str, Any]) -> Step:
 
 
 def bare_step(model: str, arms: Sequence[Arm]) -> Step:
-    """The same in plain PyTorch and timm, with nothing around it.
+    """The same step in plain PyTorch and timm.
 
     Args:
         model: timm's name of the teachers, ViTs of 224 px with a class token.
-        arms: how they read each batch.
+        arms: of the step.
     """
-    import timm  # once the package `teachers` has repaired torchvision
+    import timm  # after the package `teachers`, which repairs torchvision
 
     mean, std = (torch.full((3, 1, 1), value) for value in (0.45, 0.27))
     count, free = len(arms[0].reads), {"num_classes": 0, "dynamic_img_size": True}
@@ -151,10 +148,10 @@ def bare_step(model: str, arms: Sequence[Arm]) -> Step:
 
 
 def cpu_ratio(steps: Mapping[str, Step], batches: Sequence[Tensor], rounds: int) -> float:
-    """The median over rounds of process CPU time, `ours` over `bare`, once both are warm.
+    """The ratio of process CPU time, `ours` over `bare`: the median over rounds, after a warm-up.
 
     Raises:
-        RuntimeError: they are not the same work, by torch's count of FLOPs.
+        RuntimeError: they do not do the same number of FLOPs.
     """
     flops = {}
     for name, step in steps.items():
@@ -162,10 +159,10 @@ def cpu_ratio(steps: Mapping[str, Step], batches: Sequence[Tensor], rounds: int)
             step(batches)
         flops[name] = counter.get_total_flops()
     if len(set(flops.values())) > 1:
-        raise RuntimeError(f"not the same work, FLOPs a step: {flops}")
+        raise RuntimeError(f"expected the same FLOPs a step, got {flops}")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
-        # Who goes first changes, as the second finds another heap than the first.
+        # The order alternates, as the second finds another heap than the first.
         for name, step in sorted(steps.items(), reverse=bool(number % 2)):
             start = time.process_time()
             step(batches)
@@ -191,7 +188,7 @@ def _head(width: int, dim: int) -> nn.Module:
 
 
 def _on_grid_of(target: Tensor, prediction: Tensor) -> Tensor:
-    """Square maps (B, N, D), averaged down to the number of cells of the target's."""
+    """Square maps (B, N, D), averaged down to the target's number of cells."""
     if prediction.shape[1] == target.shape[1]:
         return prediction
     side, due = (round(x.shape[1] ** 0.5) for x in (prediction, target))
@@ -200,7 +197,7 @@ def _on_grid_of(target: Tensor, prediction: Tensor) -> Tensor:
 
 
 def _phi_s(dim: int) -> PhiS:
-    """Of random vectors: standardising costs the same whatever it was fitted to."""
+    """PHI-S of random vectors: what it was fitted to does not change its cost."""
     sums = FeatureStatistics.zeros(dim)
     sums.update(torch.randn(2 * dim, dim))
     return fit_phi_s(sums)

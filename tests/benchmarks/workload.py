@@ -1,4 +1,4 @@
-"""The workload of the step benchmarks, and how a run of it is started.
+"""The workload of the step benchmarks: its recipe, its images, and a run of it.
 
 A ViT-S/16 student of 224 px and two ViT-B/16 teachers with random weights; 8 images a step, AdamW,
 fp32, one thread.
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def recipe(folder: Path, *, steps: int, **sections: Any) -> dict[str, Any]:
-    """The workload as a recipe, over shards in `folder`; sections add to it, teachers replace."""
+    """The recipe, over shards in `folder`; sections update its own, but `teachers` replaces them."""
     tree: dict[str, Any] = {
         "task": "student",
         "run": {"dir": str(folder / "run"), "steps": steps, "resolution": SIDE},
@@ -70,9 +70,9 @@ def launch(path: Path, num_ranks: int) -> tuple[float, float]:
     """Runs a recipe under the `deepspeed` launcher.
 
     Returns:
-        Wall-clock times, in seconds since the epoch: of the launch, and of its end.
+        The wall-clock times of launch and end, in seconds since the epoch.
     """
-    # The environment's scripts first: DeepSpeed's launcher calls `python` and `ninja` by name.
+    # This environment's scripts first: DeepSpeed's launcher calls `python` and `ninja` by name.
     bins = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": bins}
     command = ["deepspeed", "--num_gpus", str(num_ranks), "--module", "distill.train_student"]
