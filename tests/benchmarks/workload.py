@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def recipe(folder: Path, *, steps: int, **sections: Any) -> dict[str, Any]:
-    """The recipe, over shards in `folder`; sections update its own, but `teachers` replaces them."""
+    """The recipe, over shards in `folder`; sections are merged in, but `teachers` replaces."""
     tree: dict[str, Any] = {
         "task": "student",
         "run": {"dir": str(folder / "run"), "steps": steps, "resolution": SIDE},
