@@ -164,7 +164,7 @@ def _shares_weights(stage: int) -> bool:
         micro_batch_size=4,
     )
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    return weights == {master.untyped_storage().data_ptr() for master in engine._masters()}
+    return weights == {master.untyped_storage().data_ptr() for master in engine._slices()}
 
 
 @pytest.mark.process
