@@ -1,7 +1,7 @@
 """Puts a student's run together: images, teachers, targets, student, engine, benchmarks."""
 
 from distill.benchmarks.during_training import TrainingBenchmarks
-from distill.engine.engine import Engine
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.optimizer import decay_groups
 from distill.objective.views import frame_size
 from distill.runtime import distributed
@@ -48,7 +48,7 @@ def assemble(recipe: StudentRecipe) -> Assembly:
         without_margin = recipe.step_plan(distributed.world_size())
         count, inherited = recipe.targets.statistics_images, inherited_statistics(recipe)
         fit_statistics(recipe, targets, without_margin, count, facts, inherited)
-    engine = Engine(
+    engine = DeepSpeedEngine(
         student,
         recipe.engine,
         recipe.optimizer,

@@ -2,7 +2,7 @@
 
 import torch
 
-from distill.engine.engine import Engine
+from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.runtime import distributed
 from distill.runtime.errors import USER_ERRORS, RecipeError
 from distill.runtime.tracking import log
@@ -44,7 +44,7 @@ def assemble(recipe: UpsamplerRecipe) -> Assembly:
     plan = recipe.step_plan(resolution, NAME, distributed.world_size())
     stream = recipe.open_stream(plan)
     module = build_multi_view(recipe, teacher, fit_phi_s_of(recipe, teacher, plan))
-    engine = Engine(
+    engine = DeepSpeedEngine(
         module,
         recipe.engine,
         recipe.optimizer,

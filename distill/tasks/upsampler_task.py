@@ -148,7 +148,7 @@ class UpsamplerTask:
 
     def save(self, folder: Path) -> None:
         """Writes the upsampler as a file for use."""
-        weights = materialised(self.engine.weights())
+        weights = plain_weights(self.engine.weights())
         if distributed.rank() == 0:
             card = upsampler_card(self._recipe, self._teacher.spec, self._fingerprint)
             save_upsampler(folder / "upsampler.safetensors", exported_tensors(weights), card)
