@@ -1,5 +1,6 @@
 """One more teacher for a trained student: what moves, and what stays to the bit."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,23 @@ from distill.parametrization.lora import LoRA
 from distill.parametrization.reparametrize import plain_weights
 from distill.runtime.distributed import seed_default_generators
 from distill.runtime.errors import RecipeError
-from student.config import StudentInit
+from student import initial
+from student.config import StudentConfig, StudentInit
 from student.model import Student
 from student.storage import save_student
 from teachers.features import FeatureSpec
-from tests.test_student_model import SPECS, TARGETS, build, tensors
+from tests.test_student_model import SMALL, SPECS, TARGETS, tensors
 from tests.test_tasks_student_task import TIMM, _recipe
 
 NEW = FeatureSpec(summary_dim=4, spatial_dim=5, **SPECS)
 FROZEN = FinetuningConfig(trunk="frozen")
 LOW_RANK = FinetuningConfig(trunk="low_rank", rank=2)
+
+
+def build(targets: Mapping[str, FeatureSpec] = TARGETS, **changes: object) -> Student:
+    """A small student with its initial weights."""
+    torch.manual_seed(0)
+    return initial.build(StudentConfig(**(SMALL | changes)), targets)
 
 
 @pytest.fixture
@@ -151,7 +159,7 @@ FILE = {"kind": "student", "path": "nowhere"}
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({}, "finetuning: trains parts of a trained student; give its file as student.init"),
+        ({}, "finetuning: needs a trained student; give its file as student.init"),
         ({"student": {"init": FILE}, "engine": {"zero_stage": 3}}, "engine.zero_stage: 3 splits"),
         (
             {"student": {"init": FILE}, "reparametrisation": {"spectral": "trunk"}},
