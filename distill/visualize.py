@@ -30,22 +30,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="a recipe (task student or upsampler), the folder of a run, one of its checkpoints, "
         "or an upsampler's file",
     )
-    parser.add_argument(
-        "others",
-        type=Path,
-        nargs="*",
-        metavar="IMAGE",
-        help="images or folders; with --bias, more upsamplers",
-    )
+    more = "images or folders; with --bias, more upsamplers"
+    parser.add_argument("others", type=Path, nargs="*", metavar="IMAGE", help=more)
     parser.add_argument(
         "--out", type=Path, default=Path("features.png"), help="the PNG to write (%(default)s)"
     )
     only = parser.add_mutually_exclusive_group()
-    only.add_argument(
-        "--resolution",
-        type=int,
-        help="of a student's input in pixels; default: the largest trained",
-    )
+    side = "of a student's input in pixels; default: the largest trained"
+    only.add_argument("--resolution", type=int, help=side)
     only.add_argument(
         "--bias", action="store_true", help="draw the position biases that upsamplers learned"
     )

@@ -8,12 +8,7 @@ _MAX_COSINE = 1 - 1e-6  # the arc cosine has an infinite slope at 1; C-RADIOv4 c
 
 
 def cosine_summary_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean of 1 - cos(prediction, target) (AM-RADIO, section 3.3).
-
-    Args:
-        prediction: (B, D).
-        target: (B, D).
-    """
+    """Mean of 1 - cos(prediction, target), both (B, D) (AM-RADIO, section 3.3)."""
     return (1 - F.cosine_similarity(prediction, target, dim=1)).mean()
 
 
@@ -24,35 +19,21 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
 
 
 def angle_summary_loss(prediction: Tensor, target: Tensor, dispersion: Tensor) -> Tensor:
-    """Mean squared angle, divided by the teacher's own angular dispersion (C-RADIOv4).
+    """Mean squared angle of (B, D) vectors over the teacher's angular dispersion (C-RADIOv4).
 
-    A constant prediction along the teacher's mean direction costs 1, for every teacher.
-
-    Args:
-        prediction: (B, D).
-        target: (B, D).
-        dispersion: () mean squared angle between the teacher's summaries and their mean direction.
+    The dispersion, (), is the mean squared angle between the teacher's summaries and their mean
+    direction: a constant prediction along it costs 1, for every teacher.
     """
     return angles(prediction, target).square().mean() / dispersion
 
 
 def mse_spatial_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error; on PHI-S targets (PHI-S, section 3) predicting zero costs 1.
-
-    Args:
-        prediction: (B, D, h, w).
-        target: (B, D, h, w).
-    """
+    """Mean squared error of maps (B, D, h, w); zero costs 1 on PHI-S targets (PHI-S, section 3)."""
     return F.mse_loss(prediction, target)
 
 
 def cosine_smooth_l1_spatial_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """0.9 (1 - cos) + 0.1 smooth-L1 with beta 2, over cells (AM-RADIO, equation 3).
-
-    Args:
-        prediction: (B, D, h, w).
-        target: (B, D, h, w).
-    """
+    """0.9 (1 - cos) + 0.1 smooth-L1 with beta 2, of maps (B, D, h, w) (AM-RADIO, equation 3)."""
     cosine = (1 - F.cosine_similarity(prediction, target, dim=1)).mean()
     return 0.9 * cosine + 0.1 * F.smooth_l1_loss(prediction, target, beta=2.0)
 
@@ -63,12 +44,9 @@ def match_grids(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     The student's head runs before this, on the student's own grid, because attention and
     normalisation do not commute with interpolation.
 
-    Args:
-        prediction: (B, D, h, w).
-        target: (B, D, h', w').
-
     Returns:
-        Both, (B, D, min(h, h'), min(w, w')), bilinear with antialiasing, half-pixel centres.
+        Both, from (B, D, h, w) and (B, D, h', w') to (B, D, min(h, h'), min(w, w')), bilinear with
+        antialiasing, half-pixel centres.
     """
     grid = [min(p, t) for p, t in zip(prediction.shape[-2:], target.shape[-2:], strict=True)]
 

@@ -32,14 +32,12 @@ class MesaConfig(StrictConfig):
 def mesa_loss(student: Tensor, average: Tensor, align: Align) -> Tensor:
     """The mean squared difference of two normalised backbone maps, ().
 
-    Args:
-        student: (B, C, h, w) float32.
-        average: (B, C, h, w) float32, of the averaged weights; without a graph.
-        align: pairs the cells that show the same place, `Views.pairs`.
+    Both are (B, C, h, w) float32, that of the averaged weights without a graph. `Views.pairs`
+    (`align`) pairs the cells that show the same place.
     """
-    pairs = align(EMA, _normalised(student), _normalised(average))
+    normalised = (
+        F.layer_norm(maps.movedim(1, -1), maps.shape[1:2]).movedim(-1, 1)
+        for maps in (student, average)
+    )
+    pairs = align(EMA, *normalised)
     return torch.stack([F.mse_loss(x, y) if y.numel() else x.sum() for x, y in pairs]).mean()
-
-
-def _normalised(maps: Tensor) -> Tensor:
-    return F.layer_norm(maps.movedim(1, -1), maps.shape[1:2]).movedim(-1, 1)

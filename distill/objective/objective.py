@@ -59,14 +59,9 @@ def _common_grid(teacher: str, prediction: Tensor, target: Tensor) -> list[Pair]
 
 
 class _Loss(NamedTuple):
-    """One loss of one teacher on one micro-batch.
+    """A `summary` or `spatial` loss of one teacher on one micro-batch, with the recipe's weight.
 
-    Attributes:
-        teacher: its name.
-        kind: `summary` or `spatial`.
-        weight: the recipe's.
-        prediction: the head's.
-        values: (1,), or (B,) with one an image; None if there is no target.
+    Its values are (1,), or (B,) with one an image; None if there is no target.
     """
 
     teacher: str

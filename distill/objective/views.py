@@ -61,12 +61,7 @@ EquivarianceConfig = Annotated[ShiftConfig | WarpConfig, Field(discriminator="ki
 
 
 class Pair(NamedTuple):
-    """The same places in a prediction and in a target.
-
-    Attributes:
-        prediction: (B, D, a, b); a and b may be zero.
-        target: (B, D, a, b).
-    """
+    """The same places in a prediction and a target, both (B, D, a, b); a and b may be zero."""
 
     prediction: Tensor
     target: Tensor
@@ -94,13 +89,8 @@ class Views(ABC):
     def pairs(self, consumer: str, prediction: Tensor, target: Tensor) -> list[Pair]:
         """Pairs the cells of the student's map with those of a consumer's at the same places.
 
-        Args:
-            consumer: of the target.
-            prediction: (B, D, h, w) the student's map.
-            target: (B, D, h', w') the consumer's map.
-
-        Returns:
-            One pair for the whole batch, or one for each image, in order.
+        The maps are (B, D, h, w) and (B, D, h', w'). There is one pair for the whole batch, or one
+        for each image, in order.
         """
 
 
@@ -184,14 +174,7 @@ class ShiftedViews(Views):
 
 
 class WarpedViews(Views):
-    """The student sees each image through a random homography, every consumer the image itself.
-
-    Args:
-        images: (B, 3, H, W).
-        config: the ranges of the homographies.
-        patch: pixels of a token.
-        generator: on the CPU.
-    """
+    """The student sees each image (B, 3, H, W) through a random homography, consumers as it is."""
 
     def __init__(
         self, images: Tensor, config: WarpConfig, patch: int, generator: torch.Generator
@@ -265,10 +248,7 @@ def _overlap(maps: Tensor, shift: Sequence[int], tokens: Sequence[int]) -> Tenso
 def _warped_pairs(prediction: Tensor, target: Tensor, homographies: Tensor) -> list[Pair]:
     """The valid cells of each image, as (1, D, n, 1).
 
-    Args:
-        prediction: (B, D, h, w).
-        target: (B, D, h', w').
-        homographies: (B, 3, 3) from the prediction's frame to the target's, on the CPU.
+    The homographies, (B, 3, 3) on the CPU, lead from the prediction's frame to the target's.
     """
     prediction, target = match_grids(prediction, target)
     size = (prediction.shape[-2], prediction.shape[-1])

@@ -19,11 +19,7 @@ _EPS = 1e-8
 
 
 class BalancingConfig(StrictConfig):
-    """The running means of the losses.
-
-    Attributes:
-        decay: of a running mean in each step.
-    """
+    """The running means of the losses, with their decay in each step."""
 
     decay: float = Field(0.99, ge=0, lt=1)
 
@@ -33,9 +29,6 @@ class Balancing:
 
     They change between two steps only, so that a step's gradient does not depend on its division
     into micro-batches.
-
-    Args:
-        config: how fast they change.
 
     Attributes:
         means: loss name to running mean, () float64; empty before the second step.
@@ -51,11 +44,9 @@ class Balancing:
         return {name: (1 / (mean + _EPS)).float() for name, mean in self.means.items()}
 
     def add(self, losses: Mapping[str, Tensor], shares: Mapping[str, float]) -> None:
-        """Adds the losses of a micro-batch to those of its step; names are the same on every rank.
+        """Adds the losses () of a micro-batch to those of its step; every rank has the same names.
 
-        Args:
-            losses: loss name to value (), times the micro-batch's share of that loss.
-            shares: loss name to that share; 0 for a loss that the micro-batch does not have.
+        They are times the micro-batch's shares, 0 for a loss that it does not have.
         """
         for name, loss in losses.items():
             share = loss.new_tensor(shares[name], dtype=torch.float64)
@@ -82,10 +73,7 @@ def kept_shares(
 ) -> list[Tensor]:
     """Drops teachers at random for each image, but never the one with the largest loss.
 
-    Args:
-        losses: of each teacher, (B,); without a graph.
-        probability: of any other teacher to be dropped.
-        generator: on the CPU.
+    The losses are those of each teacher, (B,), without a graph; the generator is on the CPU.
 
     Returns:
         The weight of each teacher for each image, (B,): 0 if it is dropped, else the number of

@@ -78,7 +78,7 @@ class StepPlan:
         teachers: names of all teachers.
         seed: of the run.
         ranks: number of processes.
-        margin: pixels by which images are larger than the student's input, along both axes.
+        margin: pixels by which images exceed the student's input, along both axes.
 
     Raises:
         RecipeError: a batch or the ranks do not divide; names numbers that do.

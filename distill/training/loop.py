@@ -40,12 +40,9 @@ class Task(Protocol):
     engine: Engine
 
     def loss(self, images: Tensor, micro_batch: MicroBatch) -> LossTerms:
-        """What one micro-batch adds to the step's loss, with a graph through the engine.
+        """What a micro-batch of images (B, 3, H, W) in [0, 1] adds to the step's loss.
 
-        Args:
-            images: (B, 3, H, W) in [0, 1].
-            micro_batch: its shares of the losses. Every micro-batch of every rank returns the same
-                loss names.
+        It has a graph through the engine, and the same loss names for every one on every rank.
         """
 
     def save(self, folder: Path) -> None:
@@ -55,10 +52,7 @@ class Task(Protocol):
         """Restores what `save` wrote; every rank calls this."""
 
     def draw(self, images: Tensor, micro_batch: MicroBatch, path: Path) -> None:
-        """Draws a picture of the progress on the images of a micro-batch.
-
-        Every rank calls this; rank 0 writes the file.
-        """
+        """Draws the progress on a micro-batch; every rank calls this, rank 0 writes the file."""
 
 
 class Benchmarks(Protocol):
@@ -72,16 +66,10 @@ class Benchmarks(Protocol):
 
 
 class Loop:
-    """Trains a task.
+    """Trains a task by the steps of a plan.
 
-    Args:
-        recipe: the run's.
-        plan: the micro-batches of each step.
-        task: what is trained.
-        tracker: gets the metrics.
-        save: writes the checkpoint of a step; every rank calls it after that step.
-        stop: becomes true when the process is asked to end.
-        benchmarks: measured during training; None for none.
+    Every rank calls `save` to write the checkpoint of a step, after that step. `stop` becomes true
+    when the process is asked to end.
     """
 
     def __init__(
@@ -161,7 +149,9 @@ class Loop:
                 terms = self._task.loss(images, micro_batch)
                 # The engine takes the mean over the ranks; the shares of all of them sum to 1.
                 self._task.engine.backward(terms.total * distributed.world_size())
-            for name, value in _named(terms).items():
+            losses = {f"loss/{name}": value for name, value in terms.losses.items()}
+            named = {"loss": terms.total.detach(), **losses, **terms.metrics}
+            for name, value in named.items():
                 sums[name] = sums.get(name, 0) + value
         values, stopping = self._share(step, sums, keys)
         lr = recipe.optimizer.lr * scheduled_ratio(recipe.schedule, step, recipe.run.steps)
@@ -187,10 +177,8 @@ class Loop:
             bad = [] if finite else [n for n, v in sums.items() if not v.isfinite()]
             self._give_up(step, bad, keys)
         if any(value for name, value in totals.items() if name.startswith(LEFT_OUT)):
-            bad = [
-                n.removeprefix(LEFT_OUT) for n, v in sums.items() if n.startswith(LEFT_OUT) and v
-            ]
-            lines = _by_rank(bad, keys)
+            own = [name for name, value in sums.items() if name.startswith(LEFT_OUT) and value]
+            lines = _by_rank([name.removeprefix(LEFT_OUT) for name in own], keys)
             log.warning("step %d: losses not finite, so left out:\n%s", step, lines)
         return totals, shared[-1] > 0
 
@@ -229,12 +217,6 @@ class Loop:
         self._task.draw(images, micro_batch, path)
         self._tracker.picture(step, "features", path)
         self._meter.restart()
-
-
-def _named(terms: LossTerms) -> dict[str, Tensor]:
-    """What a micro-batch adds to the step's metrics."""
-    losses = {f"loss/{name}": value for name, value in terms.losses.items()}
-    return {"loss": terms.total.detach(), **losses, **terms.metrics}
 
 
 def _by_rank(bad: list[str], keys: list[str]) -> str:

@@ -10,11 +10,11 @@ def share_out(batch: int, micro: int | None, ranks: int, *, batch_at: str, micro
     """The number of images of one forward pass on one rank.
 
     Args:
-        batch: images of a step, over all ranks.
+        batch: images of a step, over all ranks that share it.
         micro: the number asked for; None, or a number above a rank's share, is the whole share.
-        ranks: number of processes that share the batch.
-        batch_at: the recipe's section that has the batch size.
-        micro_at: the recipe's section that has the size of micro-batches.
+        ranks: their number.
+        batch_at: the recipe's section that has the batch size, for messages.
+        micro_at: the same for micro-batches.
 
     Raises:
         RecipeError: the batch does not divide; names sizes that do.
@@ -71,10 +71,8 @@ def place_arms(shares: Mapping[str, int | None], ranks: int) -> dict[str, range]
 def deal_lanes(shares: Mapping[str, int | None]) -> dict[str, tuple[Fraction, Fraction]]:
     """Where each arm's lanes of a stream begin and end, as shares of all lanes.
 
-    They do not depend on the number of ranks, so that a run can be resumed on another number.
-
-    Args:
-        shares: as for `place_arms`.
+    They do not depend on the number of ranks, so that a run can be resumed on another number. The
+    shares of the ranks are those of `place_arms`.
     """
     total = sum(share or 0 for share in shares.values())
     lanes, first = {}, Fraction(0)

@@ -40,14 +40,7 @@ R = TypeVar("R", bound=TrainingRecipe)
 
 
 class Assembly(NamedTuple):
-    """What a run trains, and on which images.
-
-    Attributes:
-        task: with its engine.
-        stream: the images of the training steps.
-        plan: how each step uses the images.
-        benchmarks: measured during training; None for none.
-    """
+    """What a run trains, on which images, and how each step uses them."""
 
     task: Task
     stream: TrainStream

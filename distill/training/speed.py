@@ -10,11 +10,7 @@ from distill.runtime import distributed, timing
 
 
 class SpeedMeter:
-    """Measures since it was last restarted.
-
-    Args:
-        clock: times the kinds of work of this process.
-    """
+    """Measures since it was last restarted; the clock times this process's kinds of work."""
 
     def __init__(self, clock: timing.Clock) -> None:
         self._clock = clock

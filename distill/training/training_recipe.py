@@ -4,13 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import (
-    BaseModel,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
 
 from data.config import DataConfig
 from data.stream import TrainStream
@@ -76,12 +70,7 @@ class TrainingRecipe(StrictConfig, ABC):
         """Raises RecipeError if this number of processes cannot share the run's batches."""
 
     def open_stream(self, plan: StepPlan, *, purpose: str = "") -> TrainStream:
-        """Opens this rank's images.
-
-        Args:
-            plan: what each step reads.
-            purpose: another purpose sees the images in another order; empty for training.
-        """
+        """Opens this rank's images by a plan; a purpose besides training has its own order."""
         seed = self.run.seed
         return TrainStream(
             self.data,
