@@ -61,7 +61,7 @@ class CaptionLayout(Layout):
 
 
 class CocoCaptions(CaptionLayout):
-    """COCO as it is distributed. Its val2017 has as many images as the Karpathy test split, others.
+    """COCO as it is distributed. Its val2017 is not the Karpathy test split, which is as large.
 
     Attributes:
         split: of the images.

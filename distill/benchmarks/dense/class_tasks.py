@@ -33,12 +33,12 @@ class ClassTask(PixelTask):
 
 
 class SaliencyTask(PixelTask):
-    """Salient or not: balanced binary cross entropy, and the largest F measure."""
+    """Saliency: balanced binary cross entropy, and the largest F measure."""
 
     headline = "max_f"
 
     def loss(self, predicted: Tensor, truth: Tensor, step: int) -> Tensor:
-        """Salient pixels weigh the share of the others, and the other way round."""
+        """Binary cross entropy in which each class is weighted by the share of the other."""
         known = truth != IGNORED
         logits, labels = predicted[known], truth[known]
         if not len(labels):

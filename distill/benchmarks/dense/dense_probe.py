@@ -38,7 +38,7 @@ class ProbeImages(ABC):
     Args:
         encoder: frozen, on this process's device.
         tasks: of the probe.
-        probe: reads the images; its config says how they are seen.
+        probe: reads the images; its config has the input.
 
     Attributes:
         dims: channels of each map that `encode` returns.
@@ -113,7 +113,7 @@ class Candidate(NamedTuple):
 
 
 class DenseProbe(Benchmark):
-    """A benchmark of `PixelTask`s: segmentation, depth, normals and several at once declare theirs.
+    """A benchmark of one or several `PixelTask`s, which subclasses declare.
 
     The config of a subclass has `dataset`, `probe`, `loss_stride` and `labels`, the (height,
     width) that the truth of test images is resized to, or None.
@@ -129,7 +129,7 @@ class DenseProbe(Benchmark):
 
     @abstractmethod
     def images(self, encoder: Teacher, tasks: TaskGroup) -> ProbeImages:
-        """The way of the images to an encoder."""
+        """The training views and test images for an encoder."""
 
     @abstractmethod
     def tables(self, candidates: Sequence[Candidate], best: Sequence[Candidate]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a dense probe predicts of each pixel: truth, head, loss and metrics of a task.
+"""The tasks of dense probes: truth, head, loss and metrics of what is predicted for each pixel.
 
 Truth and decoded predictions are (C, H, W). Where the truth is unknown, all its channels hold the
 task's `unknown` value: 255 for classes and saliency, 0 for depth and normals.
@@ -80,7 +80,7 @@ class PixelTask(ABC):
         return (truth != self.unknown).any(-3)
 
     def adapt(self, maps: Tensor, ratio: float, mirrored: bool) -> Tensor:
-        """The values that moving an image changes: 'to the left' in a mirror, nearer if enlarged.
+        """Changes the values that depend on how an image was moved, such as directions in a mirror.
 
         Args:
             maps: truth or decoded predictions (..., C, H, W), already moved.
@@ -144,7 +144,7 @@ class TaskGroup:
         self.unknown = torch.cat(fills)  # (C, 1, 1)
 
     def prefix(self, task: PixelTask, form: str) -> str:
-        """What distinguishes a task's results: nothing if it is alone, else `form` of its name."""
+        """`form` with the name of a task; empty if the group has only one task."""
         return form.format(task.name) if len(self.tasks) > 1 else ""
 
     def parts(self, *maps: Tensor) -> Iterable[Any]:

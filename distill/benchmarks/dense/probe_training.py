@@ -36,8 +36,8 @@ from teachers.errors import TeacherError
 Head = TypeVar("Head", bound=nn.Module)
 # An image (3, H, W) in [0, 1] and its target, each of one size for all images. They are augmented
 # with the generator where one is given.
-Sample = Callable[[int, torch.Generator | None], tuple[Tensor, Tensor]]
-Encode = Callable[[Tensor], tuple[Tensor, ...]]  # images (B, 3, H, W) to maps (B, D, h, w)
+ReadView = Callable[[int, torch.Generator | None], tuple[Tensor, Tensor]]
+EncodeImages = Callable[[Tensor], tuple[Tensor, ...]]  # images (B, 3, H, W) to maps (B, D, h, w)
 Loss = Callable[[Tensor, Tensor, int], Tensor]  # prediction, target, 0-based step
 # Numbers of B images and a 0-based step to the inputs of the heads, each (B, ...), and the targets
 # (B, ...), the same on every rank.
@@ -89,7 +89,7 @@ class ProbeConfig(StrictConfig):
         return scheduled_ratio(falling, step, self.steps)
 
 
-def online_batches(sample: Sample, encode: Encode, seed: int) -> Batches:
+def online_batches(sample: ReadView, encode: EncodeImages, seed: int) -> Batches:
     """Batches that are augmented and encoded when they are needed.
 
     Args:
@@ -109,7 +109,7 @@ def online_batches(sample: Sample, encode: Encode, seed: int) -> Batches:
 
 
 def cached_batches(
-    sample: Sample, encode: Encode, count: int, batch_size: int, folder: Path
+    sample: ReadView, encode: EncodeImages, count: int, batch_size: int, folder: Path
 ) -> Batches:
     """Batches of features that are encoded once: float16, in an unnamed temporary file.
 
@@ -147,7 +147,7 @@ def cached_batches(
 
 
 def probe_batches(
-    config: ProbeConfig, sample: Sample, encode: Encode, count: int, seed: int, folder: Path
+    config: ProbeConfig, sample: ReadView, encode: EncodeImages, count: int, seed: int, folder: Path
 ) -> Batches:
     """Batches by `config.mode`, see `online_batches` and `cached_batches`."""
     if config.mode == "online":
@@ -235,7 +235,7 @@ def _backward(loss: Tensor, group: dict[str, Any], clip: float | None) -> None:
 
 
 def _encode_shares(
-    reads: Sequence[Callable[[], tuple[Tensor, Tensor]]], encode: Encode
+    reads: Sequence[Callable[[], tuple[Tensor, Tensor]]], encode: EncodeImages
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The maps and targets of a batch, of which each rank reads and encodes its own share."""
     own = own_share(len(reads))
