@@ -31,9 +31,8 @@ class BreakEven(NamedTuple):
 def break_even(encoder: Mapping[float, float], upsampler: Mapping[float, float]) -> BreakEven:
     """Fits both laws by least squares of the relative errors, and solves for equal times.
 
-    Args:
-        encoder: number of tokens, relative to the native size, to seconds; two points or more.
-        upsampler: the same for the upsampler, above 1 only: at 1 the image is its own tile.
+    Both map tokens, relative to the native size, to seconds: the encoder two points or more, the
+    upsampler points above 1 only, as at 1 the image is its own tile.
     """
     (c, d), off_upsampler = _fit(upsampler, (0, 1))
     (a, b), off_encoder = _fit(encoder, (1, 2))

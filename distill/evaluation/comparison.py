@@ -75,17 +75,13 @@ def compare(
     config: UpsamplerEvaluationConfig,
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """Writes metrics and pictures of upsampled maps.
+    """Writes metrics and pictures of upsampled maps; everything runs in float32.
 
-    Args:
-        teacher_config: the encoder of all upsamplers; everything runs in float32.
-        methods: see `ComparisonRecipe`.
-        config: the images and views.
-        folder: for `fidelity.jsonl` and a picture for each factor, such as `panels_4x4.png`.
+    The folder gets `fidelity.jsonl`, and a picture for each factor, such as `panels_4x4.png`. For
+    the other arguments see `ComparisonRecipe`.
 
     Returns:
-        The rows of `fidelity.jsonl`, one for each file, with all facts that are needed to measure
-        them again.
+        The rows of `fidelity.jsonl`, one for each file, with all facts to measure them again.
 
     Raises:
         RecipeError: the images or the checkpoint of a run do not exist, or the files of a method
@@ -113,10 +109,8 @@ def compare(
 def evaluate_upsampler(target: Path, overrides: list[str]) -> tuple[list[dict[str, Any]], Path]:
     """Measures the upsampler of a run, `task: upsampler`.
 
-    Args:
-        target: a recipe of `train_upsampler`, the folder of a run (its newest whole checkpoint),
-            or one of its checkpoints.
-        overrides: `section.key=value` changes to the recipe.
+    The target is a recipe of `train_upsampler`, the folder of a run (its newest whole checkpoint),
+    or one of its checkpoints; the overrides, `section.key=value`, change the recipe.
 
     Returns:
         The rows of `fidelity.jsonl`, and its folder, `evaluation` in the folder of the run.
@@ -228,11 +222,7 @@ def _training(path: Path, card: UpsamplerCard) -> dict[str, Any]:
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> RichTable:
-    """A table for a terminal with a row for each method; the best of each factor is bold.
-
-    Args:
-        rows: rows of `fidelity.jsonl`, see `compare`.
-    """
+    """Rows of `fidelity.jsonl` as a table, a line for each method; the best of a factor is bold."""
     table = RichTable(
         *("factor", "method", "seeds", "images seen"),
         title="Fidelity to the encoder on held-out images (mean ± standard deviation of the seeds)",

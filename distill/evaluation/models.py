@@ -38,9 +38,6 @@ class Pixels(Teacher):
     """Mean colours of patches, a baseline that every encoder should beat.
 
     The summary is an 8 x 8 thumbnail of the image.
-
-    Args:
-        config: size of the patches.
     """
 
     Config: ClassVar[type[TeacherConfig]] = PixelsConfig
@@ -64,10 +61,9 @@ class Pixels(Teacher):
 def parse_model(value: Any) -> TeacherConfig:
     """Parses the entry of a model in a recipe.
 
-    Args:
-        value: the entry of a teacher of a built-in kind or of a user's class, with or without an
-            upsampler; `{kind: student, path: RUN}`; `{kind: pixels}`; or
-            `{recipe: FILE, teacher: NAME}`, a teacher as a student's recipe configures it.
+    It is a teacher of a built-in kind or of a user's class, with or without an upsampler;
+    `{kind: student, path: RUN}`; `{kind: pixels}`; or `{recipe: FILE, teacher: NAME}`, a teacher
+    as a student's recipe configures it.
 
     Raises:
         TeacherError: unknown kind or key, or a wrong value.
@@ -92,14 +88,11 @@ def _teacher_of(value: Mapping[str, Any]) -> TeacherConfig:
 
 
 def model_of(target: str) -> dict[str, Any]:
-    """The recipe entry of a command's TARGET, a stored student or a timm model.
-
-    Args:
-        target: the folder of a run or of a checkpoint, a student's file, or the name of a timm
-            model.
+    """The recipe entry of a command's TARGET.
 
     Raises:
-        RecipeError: none of these.
+        RecipeError: neither the folder of a run or of a checkpoint, nor a student's file, nor the
+            name of a timm model.
     """
     path = Path(target)
     if path.is_dir() or path.suffix == ".safetensors":

@@ -42,25 +42,14 @@ class Change(NamedTuple):
 
 
 class ModelChange(NamedTuple):
-    """The changes of one model.
-
-    Attributes:
-        groups: delta(g) of each group.
-        total: Delta_m.
-    """
+    """The changes of one model: delta(g) of each group, and their total Delta_m."""
 
     groups: dict[str, Change]
     total: Change
 
 
 class Changes(NamedTuple):
-    """The changes of all models against one of them.
-
-    Attributes:
-        baseline: name of that one.
-        tasks: the tasks of each group, `benchmark.metric`.
-        models: the changes of each model, the baseline included.
-    """
+    """The changes of all models, the baseline included, and each group's `benchmark.metric`s."""
 
     baseline: str
     tasks: dict[str, list[str]]
@@ -114,15 +103,10 @@ def change_table(changes: Changes) -> Table:
 
 
 def split_task(where: str, item: str, benchmarks: Iterable[str]) -> tuple[str, str | None]:
-    """Splits an item of a group into benchmark and metric; None stands for the first metric.
-
-    Args:
-        where: place of the item, for messages.
-        item: `benchmark` or `benchmark.metric`; either name may have dots.
-        benchmarks: the names of all benchmarks.
+    """Splits `benchmark.metric`, where both may have dots; None stands for the first metric.
 
     Raises:
-        RecipeError: no such benchmark.
+        RecipeError: no such benchmark; the message begins with `where`, the place of the item.
     """
     known = list(benchmarks)
     for name in sorted(known, key=len, reverse=True):
@@ -136,14 +120,9 @@ def split_task(where: str, item: str, benchmarks: Iterable[str]) -> tuple[str, s
 def require_known(where: str, name: str, known: Iterable[str], noun: str) -> None:
     """Checks that a name is among the known ones.
 
-    Args:
-        where: place of the name, for messages.
-        name: the name.
-        known: all names.
-        noun: what they name, for messages.
-
     Raises:
-        RecipeError: it is not; the message has the known names and the closest one.
+        RecipeError: it is not; the message has its place (`where`), what it names (`noun`), the
+            known names and the closest one.
     """
     known = list(known)
     if name not in known:

@@ -14,22 +14,19 @@ from distill.evaluation.suite import row_folder
 def write_report(
     folder: Path, results: Sequence[Result], tables: Sequence[Table], changes: Table | None
 ) -> Path:
-    """Writes `index.html`, one file with its pictures inside.
+    """Writes `index.html`, one file with its pictures inside, into a folder; returns its path.
 
-    Args:
-        folder: of the page.
-        results: everything that was measured.
-        tables: one for each benchmark, whose title is the benchmark's name.
-        changes: relative to a baseline; None without a baseline.
-
-    Returns:
-        Path of the page.
+    There is one table for each benchmark, whose title is the benchmark's name.
     """
     of_benchmark = _grouped(results, "benchmark")
     page = render(
         "report.html.jinja",
         title=folder.absolute().name,
-        retrained=_retrained(results),
+        retrained=[  # several weights under one name: their seeds are trainings
+            name
+            for name, own in _grouped(results, "model").items()
+            if len({result.row["fingerprint"] for result in own}) > 1
+        ],
         changes=changes,
         tables=tables,
         pictures={name: _pictures(own) for name, own in of_benchmark.items()},
@@ -50,15 +47,6 @@ def _grouped(results: Iterable[Result], key: str) -> dict[str, list[Result]]:
     for result in results:
         groups.setdefault(result.row[key], []).append(result)
     return groups
-
-
-def _retrained(results: Sequence[Result]) -> list[str]:
-    """Models with several weights: their seeds are trainings."""
-    return [
-        name
-        for name, own in _grouped(results, "model").items()
-        if len({result.row["fingerprint"] for result in own}) > 1
-    ]
 
 
 def _pictures(results: Sequence[Result]) -> dict[str, list[Picture]]:

@@ -44,23 +44,14 @@ class ReportRecipe(StrictConfig):
 
 
 class Result(NamedTuple):
-    """One measurement of a suite.
-
-    Attributes:
-        suite: the folder of the suite.
-        row: the row of `results.jsonl`.
-    """
+    """One measurement: the folder of its suite, and its row of `results.jsonl`."""
 
     suite: Path
     row: dict[str, Any]
 
 
 def read_suites(folders: Iterable[Path], may_differ: Sequence[str] = ()) -> list[Result]:
-    """Reads the results of several suites.
-
-    Args:
-        folders: the folders of the suites.
-        may_differ: names of facts that are not compared, see `ReportRecipe`.
+    """Reads the results in the folders of several suites; for `may_differ` see `ReportRecipe`.
 
     Raises:
         RecipeError: a folder has no results, two have the same measurement, or a benchmark or a
@@ -82,12 +73,7 @@ def read_suites(folders: Iterable[Path], may_differ: Sequence[str] = ()) -> list
 
 
 def facts(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """The values under some keys of a row, flattened: nested names are joined by dots.
-
-    Args:
-        row: a row of `results.jsonl`.
-        keys: such as `entry` and `protocol`.
-    """
+    """The values under keys such as `entry` of a row of `results.jsonl`, flattened with dots."""
     found: dict[str, Any] = {}
     for key in keys:
         if isinstance(row[key], Mapping) and row[key]:
@@ -147,11 +133,7 @@ def _place(result: Result) -> str:
 
 
 def results_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """A table for each benchmark, with a row for each model and a column for each metric.
-
-    Args:
-        rows: rows of `results.jsonl`, see `suite.run_suite`.
-    """
+    """For rows of `results.jsonl`, a table for each benchmark: models by metrics."""
     names = dict.fromkeys(row["benchmark"] for row in rows)
     return [_table(name, [row for row in rows if row["benchmark"] == name]) for name in names]
 

@@ -30,11 +30,9 @@ _TIMEOUT_S = 3600.0  # for which ranks wait for the slowest one
 def evaluate(target: str, overrides: list[str], suite: Path | None = None) -> None:
     """Measures a target, prints the tables and writes results, pictures and pages.
 
-    Args:
-        target: a recipe, the folder of a run, or one of its checkpoints; with a suite, see
-            `models.model_of`.
-        overrides: `section.key=value` changes to the recipe, or to the suite.
-        suite: a recipe of benchmarks that measures the target beside the suite's baseline.
+    The target is a recipe, the folder of a run, or one of its checkpoints. With a suite, a recipe
+    of benchmarks, it is one of `models.model_of`, measured beside the suite's baseline, and the
+    overrides, `section.key=value`, change the suite.
 
     Raises:
         RecipeError: no such task, or one that takes a single process runs in several.
@@ -43,7 +41,9 @@ def evaluate(target: str, overrides: list[str], suite: Path | None = None) -> No
         _benchmarks(suite, overrides, target)
         return
     path = Path(target)
-    task = _task(path, overrides)
+    tree = load_yaml(recipe_file(path))
+    apply_overrides(tree, overrides)
+    task = tree.get("task", "student")
     if task not in _TASKS:
         raise RecipeError(
             f"{path}: task: {task!r} is unknown{did_you_mean(str(task), _TASKS)}; "
@@ -52,12 +52,6 @@ def evaluate(target: str, overrides: list[str], suite: Path | None = None) -> No
     if distributed.world_size() > 1 and task != "benchmarks":
         raise RecipeError(f"task: {task} runs in one process; only benchmarks run in several")
     _TASKS[task](path, overrides)
-
-
-def _task(target: Path, overrides: list[str]) -> object:
-    tree = load_yaml(recipe_file(target))
-    apply_overrides(tree, overrides)
-    return tree.get("task", "student")
 
 
 def _student(target: Path, overrides: list[str]) -> None:

@@ -22,15 +22,12 @@ _METRICS = {
 def write_page(
     trained: Trained, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Path]
 ) -> Path:
-    """Writes `page/index.html` into the run's folder, one file with its pictures inside.
+    """Writes `page/index.html` into the run's folder, with its pictures inside; returns its path.
 
     Args:
         trained: the run.
-        rows: rows of `fidelity.jsonl`.
+        rows: those of `fidelity.jsonl`.
         panels: PNG files of feature maps by the size of the student's input, `256 x 256 px`.
-
-    Returns:
-        Path of the page.
     """
     recipe = trained.recipe
     page = render(

@@ -77,10 +77,7 @@ class SuiteRecipe(StrictConfig):
 
 
 def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
-    """Measures everything that is not measured yet.
-
-    Args:
-        recipe: the suite; the folder `recipe.dir` is made if it does not exist.
+    """Measures everything that is not measured yet, into `recipe.dir`.
 
     Returns:
         The rows of `results.jsonl` that the recipe asks for, in its order. To allow measuring it
@@ -130,12 +127,7 @@ def _with_metric_keys(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def row_folder(folder: Path, row: Mapping[str, Any]) -> Path:
-    """The folder with the pictures of one row of the results.
-
-    Args:
-        folder: the folder of the suite.
-        row: the row.
-    """
+    """The folder with the pictures of one row of the results, in the folder of the suite."""
     return folder / row["benchmark"] / row["model"] / f"seed-{row['seed']}"
 
 

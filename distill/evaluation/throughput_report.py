@@ -13,12 +13,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def throughput_table(rows: Rows, crossings: Rows) -> RichTable:
-    """A table with a row for each teacher and method and a column for each factor.
-
-    Args:
-        rows: rows of `throughput.jsonl`.
-        crossings: rows of `break_even.jsonl`.
-    """
+    """Rows of `throughput.jsonl` and of `break_even.jsonl` as a table: methods by factors."""
     factors = sorted({tuple(row["factor"]) for row in rows}, key=lambda f: (math.prod(f), f))
     table = RichTable(title="Milliseconds per image (microseconds per token)")
     for name in ("teacher", "method"):
@@ -41,15 +36,10 @@ def throughput_table(rows: Rows, crossings: Rows) -> RichTable:
 
 
 def draw_throughput(path: Path, rows: Rows, crossings: Rows) -> None:
-    """Draws the time of an image and of a token against resolution, on logarithmic axes.
+    """Draws a PNG: the time of an image and of a token against resolution, on logarithmic axes.
 
     Each teacher has a row. A dotted line marks the resolution from which an upsampler is faster
     than its encoder.
-
-    Args:
-        path: the PNG to write.
-        rows: rows of `throughput.jsonl`.
-        crossings: rows of `break_even.jsonl`.
     """
     from matplotlib.figure import Figure  # without pyplot there is no window and no global state
 

@@ -42,9 +42,8 @@ def export(
         out: the file to write; missing folders above it are made.
         format: of a student's file, one of `FORMATS`.
         heads: the teachers whose heads a student keeps; None for all.
-        teacher_space: whether the heads of a student return maps in their teachers' own spaces
-            instead of the standardised ones that they were trained in. The RADIO format always has
-            the former.
+        teacher_space: whether a student's heads return maps in their teachers' own spaces, as in
+            RADIO's format always, instead of the standardised ones that they were trained in.
         half: whether the weights of an upsampler are stored in float16.
         force: whether existing files are overwritten.
 

@@ -64,12 +64,10 @@ _UNUSED = {
 
 
 def save_radio(path: Path, file: StudentFile) -> None:
-    """Writes a student.
+    """Writes a student, usually to `*.pth.tar`.
 
-    Args:
-        path: the file to write, usually `*.pth.tar`.
-        file: the student. Readers of the format expect heads that return the teachers' own
-            spaces, so PHI-S has to be folded into them.
+    Readers of the format expect heads that return the teachers' own spaces, so PHI-S has to be
+    folded into them.
 
     Raises:
         RecipeError: the format has no place for a part of the student.
@@ -141,14 +139,6 @@ def _to_public(file: StudentFile) -> dict[str, Tensor]:
             state[f"{prefix}{teacher}.{rest}"] = value
     for name, target in file.targets.items():
         if target.summary_dim is None and file.config.head.has(name):
-            zero = _zero_head(file.config.shape.width).state_dict()
-            state |= {f"{SUMMARY_HEADS}{name}.{k}": v for k, v in zero.items()}
+            zero = MLP2(file.config.shape.width, 1, hidden_dim=1, num_layers=0).state_dict()
+            state |= {f"{SUMMARY_HEADS}{name}.{k}": v.zero_() for k, v in zero.items()}
     return {name: value.contiguous() for name, value in state.items()}
-
-
-@torch.no_grad()
-def _zero_head(width: int) -> MLP2:
-    head = MLP2(width, 1, hidden_dim=1, num_layers=0)
-    for parameter in head.parameters():
-        parameter.zero_()
-    return head

@@ -38,9 +38,6 @@ def read_radio_student(path: Path) -> StudentFile:
     Heads that are not MLPs of version v2, or differ in size from the first one, are left out with
     a warning. The others return their teachers' own spaces, which the metadata record.
 
-    Args:
-        path: see `teachers.radio_format.read_radio`.
-
     Raises:
         TeacherError: not a checkpoint of the format.
         RecipeError: its trunk is not built like that of a student.
@@ -65,11 +62,7 @@ def read_radio_student(path: Path) -> StudentFile:
 
 @torch.no_grad()
 def check_radio(path: Path, file: StudentFile) -> None:
-    """Checks that a written file returns the same as the student, bit for bit.
-
-    Args:
-        path: a file of `distill.formats.radio`.
-        file: the student that was written.
+    """Checks that a file of `distill.formats.radio` returns the same as the student, bit for bit.
 
     Raises:
         RecipeError: the format cannot hold this student.

@@ -20,11 +20,9 @@ from teachers.phi_s import PhiS, load_phi_s
 
 
 class Source(NamedTuple):
-    """A student to export.
+    """A student to export, with recipe, step and versions in the metadata of its file.
 
-    Attributes:
-        file: its weights and config; the metadata has the recipe, the step and the versions.
-        checkpoint: the folder that has the statistics of its teachers; None for a student's file.
+    Its checkpoint, the folder that has the statistics of its teachers, is None for a file.
     """
 
     file: StudentFile
@@ -32,11 +30,9 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path) -> Source:
-    """Reads a student.
+    """Reads a student: from the folder of a run or of a checkpoint, or a file.
 
-    Args:
-        path: the folder of a run or of a checkpoint, a file of `save_student`, or a model of the
-            RADIO family in its public format.
+    A file is one of `save_student`, or a model of the RADIO family in its public format.
 
     Raises:
         RecipeError: a folder without a whole checkpoint, or a RADIO model that is not built like
@@ -80,13 +76,9 @@ def _is_student(path: Path) -> bool:
 
 
 def keep_heads(file: StudentFile, names: tuple[str, ...]) -> StudentFile:
-    """The student with only some of its heads.
+    """The student with only the heads of some teachers.
 
     All class tokens stay, so the backbone and the kept heads return the same numbers, bit for bit.
-
-    Args:
-        file: the student.
-        names: the teachers whose heads are kept.
 
     Raises:
         RecipeError: no such head.
@@ -123,7 +115,13 @@ def to_teacher_space(source: Source) -> StudentFile:
                 f"the heads of this file return standardised maps, and the statistics of {name!r} "
                 "are in the checkpoints of its run; export one of these"
             )
-        state = _fold(state, name, _statistics(checkpoint, name))
+        path = checkpoint / "statistics" / f"{name}.safetensors"
+        if not path.is_file():
+            raise RecipeError(
+                f"{checkpoint} has no statistics of {name!r}, whose losses have weight zero: its "
+                "head was not trained. Choose another with --head, or none with --no-heads"
+            )
+        state = _fold(state, name, load_phi_s(path, IN_CHECKPOINT))
     return file._replace(state_dict=state, metadata=file.metadata | {"head_space": "teacher"})
 
 
@@ -131,17 +129,6 @@ def is_standardised(checkpoint: Path) -> bool:
     """Whether the heads of a run were trained towards standardised maps."""
     recipe = load_yaml(checkpoint / "recipe.yaml")
     return bool(recipe["objective"]["standardisation"] != "none")
-
-
-def _statistics(checkpoint: Path, name: str) -> PhiS:
-    """The PHI-S that standardised the maps of one teacher."""
-    path = checkpoint / "statistics" / f"{name}.safetensors"
-    if not path.is_file():
-        raise RecipeError(
-            f"{checkpoint} has no statistics of {name!r}, whose losses have weight zero: its head "
-            "was not trained. Choose another with --head, or none with --no-heads"
-        )
-    return load_phi_s(path, IN_CHECKPOINT)
 
 
 def _fold(state: Mapping[str, Tensor], name: str, phi_s: PhiS) -> dict[str, Tensor]:

@@ -25,9 +25,6 @@ def read_trained_upsampler(checkpoint: Path) -> tuple[UpsamplerCard, dict[str, T
 
     The card gains the step, the number of images seen and, if `distill.evaluate` has measured this
     checkpoint, the fidelity. It loses the paths of the run and of its shards.
-
-    Args:
-        checkpoint: the folder of a whole checkpoint.
     """
     card, tensors = read_upsampler(checkpoint / NAME)
     step = read_manifest(checkpoint)["step"]
