@@ -31,17 +31,15 @@ class CaptionLayout(Layout):
     """A set of images with captions.
 
     Attributes:
-        captions_per_image: the number of captions that are used, the first in the file; five in
-            published results. None for all.
+        captions_per_image: the first in the file; five in published results. None for all.
     """
 
     captions_per_image: PositiveInt | None = 5
 
     def load(self) -> CaptionedImages:
-        """Reads all captions, and checks that every image exists.
+        """Reads all captions.
 
-        Raises:
-            DataError: a file is missing or has another format, or an image has no caption.
+        Raises DataError where a file is missing or malformed, or an image has no caption.
         """
         names, captions = [], []
         for path, texts in self._pairs():
@@ -61,11 +59,7 @@ class CaptionLayout(Layout):
 
 
 class CocoCaptions(CaptionLayout):
-    """COCO as it is distributed. Its val2017 is not the Karpathy test split, which is as large.
-
-    Attributes:
-        split: of the images.
-    """
+    """COCO as distributed. The images of `split` val2017 are not those of the Karpathy test split."""
 
     tree: ClassVar[str] = "  annotations/captions_val2017.json\n  val2017/*.jpg"
 
@@ -89,8 +83,8 @@ class KarpathyCaptions(CaptionLayout):
     """The splits of Karpathy and Fei-Fei (2015), as JSON or as the CSV made from it.
 
     Attributes:
-        captions: the file, `dataset_flickr30k.json` or `dataset_coco.json`, or a CSV with the
-            columns filename, split and raw (a list in JSON).
+        captions: `dataset_flickr30k.json`, `dataset_coco.json`, or a CSV with the columns filename,
+            split and raw (a JSON list).
         images: the folder of the images; for `dataset_coco.json` the one with `val2014`.
         split: of the images.
     """

@@ -1,7 +1,6 @@
 """Depth sets: images with depth, and with normals where the set has them.
 
-Depth is float32 in metres, 0 where unknown; normals are unit vectors, 0 where unknown. Both are on
-the pixels of the image.
+Depth is float32 in metres, normals are unit vectors; both 0 where unknown, on the image's pixels.
 """
 
 import json
@@ -45,11 +44,9 @@ class DepthView(NamedTuple):
     Attributes:
         image: uint8 (H, W, 3), RGB.
         depth: float32 (H, W) in metres, 0 where unknown.
-        normals: float32 (H, W, 3) of unit length, 0 where unknown, the first component to the
-            right; None if there is no file.
+        normals: float32 (H, W, 3), unit vectors, 0 where unknown, x to the right; None without file.
         focal_px: focal length in pixels of this image; None if unknown.
-        centre: (row, column) of the principal point in pixels, from the top left corner of this
-            image: the centre of the stored image.
+        centre: (row, column) of the principal point in these pixels: the centre as stored.
     """
 
     image: np.ndarray
@@ -64,18 +61,10 @@ class DepthLayout(Layout):
 
     @abstractmethod
     def samples(self, split: Split) -> list[DepthSample]:
-        """The images of a split, in a fixed order.
-
-        Raises:
-            DataError: files are missing; the message shows the expected tree.
-        """
+        """The images of a split, in fixed order; DataError, with the tree, if files are missing."""
 
     def read(self, sample: DepthSample) -> DepthView:
-        """Reads an image, its depth and its normals.
-
-        Raises:
-            DataError: a file cannot be read, or the sizes differ.
-        """
+        """Reads an image, its depth and normals; DataError for unreadable files or other sizes."""
         image, depth = read_rgb(sample.image), read_depth(sample.depth, self._unit())
         normals = None if sample.normals is None else read_normals(sample.normals)
         for name, path, values in (
@@ -103,8 +92,7 @@ class FolderDepth(DepthLayout):
         test: folders of test images and of their depth.
         unit: metres of one step of the stored depth: of an 8 or 16 bit PNG, or of a `.npy` (H, W).
         focal_px: focal length in pixels; needed to compute normals from depth.
-        normals: folders of normals for training and test: PNGs that map [-1, 1] to 0 to 255, or
-            `.npy` (H, W, 3).
+        normals: folders of normals for both splits: PNGs (-1 to 1 as 0 to 255) or `.npy` (H, W, 3).
         window: the part of every image and depth that is used; None for all.
     """
 

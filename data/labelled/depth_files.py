@@ -11,12 +11,7 @@ from data.errors import DataError
 
 
 class Window(BaseModel):
-    """A rectangle of an image.
-
-    Attributes:
-        rows: first row, and one after the last.
-        columns: first column, and one after the last.
-    """
+    """A rectangle of an image, as rows and columns (first, one after the last)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,11 +29,7 @@ class Window(BaseModel):
         return self
 
     def slices(self, height: int, width: int, name: str) -> tuple[slice, slice]:
-        """The rows and columns of an image of (height, width) pixels.
-
-        Raises:
-            DataError: the image is smaller; the message has its name.
-        """
+        """The slices of an image `name` of (height, width) pixels; DataError if it is smaller."""
         if self.rows[1] > height or self.columns[1] > width:
             raise DataError(
                 f"'{name}' has {height} x {width} px, too few for the window of rows "
@@ -48,14 +39,9 @@ class Window(BaseModel):
 
 
 def read_depth(path: Path, unit: float) -> np.ndarray:
-    """Depth in metres, float32 (H, W), 0 where unknown.
+    """Depth in metres, float32 (H, W), 0 where unknown, of a grey PNG (8, 16 bit) or `.npy` (H, W).
 
-    Args:
-        path: an 8 or 16 bit grey PNG, or a `.npy` (H, W).
-        unit: metres of one step.
-
-    Raises:
-        DataError: the file cannot be read, or has another shape.
+    `unit` is the metres of a step. DataError: the file cannot be read, or is no map of depths.
     """
     values = _array(path, "depth")
     if values.ndim != 2:
@@ -64,14 +50,10 @@ def read_depth(path: Path, unit: float) -> np.ndarray:
 
 
 def read_normals(path: Path) -> np.ndarray:
-    """Unit normals, float32 (H, W, 3), 0 where unknown.
+    """Unit normals, float32 (H, W, 3), 0 where unknown: where their length is far from one.
 
-    Args:
-        path: a PNG that maps [-1, 1] to 0 to 255, or a `.npy` (H, W, 3). Vectors whose length is
-            not about 1 are unknown.
-
-    Raises:
-        DataError: the file cannot be read, or has another shape.
+    The file is a PNG whose 0 to 255 stand for -1 to 1, or a `.npy` (H, W, 3). DataError: it cannot
+    be read, or holds no vectors.
     """
     values = _array(path, "normals")
     if values.ndim != 3 or values.shape[2] != 3:

@@ -60,11 +60,7 @@ class CocoLayout(Layout):
     kind: Literal["coco"] = "coco"
 
     def load(self, split: Split) -> DetectionSet:
-        """Reads the annotations of a split, but no image; `test` is val2017.
-
-        Raises:
-            DataError: the files are missing, or not in COCO's format.
-        """
+        """The annotations of a split; `test` is val2017. DataError: files missing or malformed."""
         name = _YEAR_SPLIT[split]
         folder = self.path(name)
         path = self.path("annotations", f"instances_{name}.json")
@@ -142,16 +138,15 @@ class Placement(NamedTuple):
 def place_on_canvas(
     pixels: np.ndarray, canvas: tuple[int, int], *, flipped: bool
 ) -> tuple[np.ndarray, Placement]:
-    """Resizes an image to fit a canvas, keeping its aspect ratio, and pads right and below.
+    """Resizes an image to fit a canvas, keeping its aspect ratio, and pads right and below in grey.
 
     Args:
-        pixels: uint8 (H, W, 3).
+        pixels: uint8 (H, W, 3); resized bicubically with antialias.
         canvas: (height, width) in pixels.
         flipped: whether to mirror it left to right.
 
     Returns:
-        The canvas, uint8 (height, width, 3), with grey padding; and the placement. Resizing is
-        bicubic, with antialias.
+        The canvas, uint8 (height, width, 3), and the placement.
     """
     height, width = pixels.shape[:2]
     ratio = min(canvas[0] / height, canvas[1] / width)
@@ -166,8 +161,7 @@ def place_on_canvas(
 def read_annotated(image: AnnotatedImage) -> np.ndarray:
     """The pixels of an image, uint8 (H, W, 3).
 
-    Raises:
-        DataError: it cannot be read, or has another size than its annotations.
+    Raises DataError where it cannot be read, or its size differs from that of its marks.
     """
     pixels = read_rgb(image.path)
     if pixels.shape[:2] != image.size:

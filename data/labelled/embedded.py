@@ -1,9 +1,8 @@
 """The embedded benchmark: textured shapes on photographs, drawn by this module, with exact labels.
 
-It needs no download, so that a first run ends with a dense metric. It is synthetic: its metrics
-compare encoders with each other, or a student with itself before training, and show whether maps
-represent textures and their borders. They do not transfer to objects, scenes or real sets, and no
-paper reports them.
+It needs no download, so that a first run ends with a dense score. It is synthetic: it compares
+encoders, or a student with itself, by whether a map knows textures and where they end. It says
+nothing about objects, scenes or any real set, and no paper has figures on it.
 
 A class is a pattern. The angle, scale and outline of a shape have the same distribution for all
 classes, and its two colours are pixels of the photograph behind it, so that neither colours nor
@@ -42,41 +41,17 @@ _CONTRAST = 0.5  # smallest difference of a pattern's two colours, clipped to [0
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def _plain(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.ones_like(u)
-
-
-def _stripes(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _wave(u)
-
-
-def _checks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _wave(u / 1.4) * _wave(v / 1.4)
-
-
-def _dots(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _wave(u) + _wave(v) - 0.6
-
-
-def _rings(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _wave(np.hypot(u, v))
-
-
-def _zigzag(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _wave(u + np.abs((v / 1.5) % 1 - 0.5) * 2)
-
-
 def _wave(u: np.ndarray) -> np.ndarray:
     return np.cos(2 * math.pi * u)
 
 
 _PATTERNS: dict[str, Pattern] = {
-    "plain": _plain,
-    "stripes": _stripes,
-    "checks": _checks,
-    "dots": _dots,
-    "rings": _rings,
-    "zigzag": _zigzag,
+    "plain": lambda u, v: np.ones_like(u),
+    "stripes": lambda u, v: _wave(u),
+    "checks": lambda u, v: _wave(u / 1.4) * _wave(v / 1.4),
+    "dots": lambda u, v: _wave(u) + _wave(v) - 0.6,
+    "rings": lambda u, v: _wave(np.hypot(u, v)),
+    "zigzag": lambda u, v: _wave(u + np.abs((v / 1.5) % 1 - 0.5) * 2),
 }
 
 
@@ -106,11 +81,7 @@ class EmbeddedSegmentation(SegmentationSet):
         return [PixelSample(Path(f"{key}.jpg"), Path(f"{key}.png"), key) for key in keys]
 
     def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
-        """Draws an image and its labels; no pixel is ignored.
-
-        Raises:
-            DataError: the photographs are not installed.
-        """
+        """Draws image and labels, none ignored; DataError if the photographs are not installed."""
         image, labels = _drawn(self.seed, sample.key)
         return image.copy(), labels.copy()
 

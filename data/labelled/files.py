@@ -13,12 +13,9 @@ IGNORED = 255  # label of pixels that neither train nor count
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """The stored pixels of an image, uint8 (H, W, 3).
+    """The stored pixels of an image, uint8 (H, W, 3); DataError if it cannot be read.
 
     EXIF orientation is not applied, as labels are drawn on the stored pixels.
-
-    Raises:
-        DataError: the file cannot be read.
     """
     try:
         return np.asarray(to_rgb(open_image(path.read_bytes(), MAX_PIXELS)))
@@ -27,11 +24,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """The (height, width) in pixels of an image, from its header; that of `read_rgb`.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """(height, width) of `read_rgb`, read from the header; DataError if it cannot be read."""
     try:
         with Image.open(path) as opened:
             return opened.height, opened.width
@@ -42,8 +35,7 @@ def read_size(path: Path) -> tuple[int, int]:
 def read_indices(path: Path) -> np.ndarray:
     """The values of a label map, (H, W): grey levels, or indices of a palette.
 
-    Raises:
-        DataError: the file cannot be read, or has colour channels.
+    Raises DataError where the file cannot be read, or has colour channels.
     """
     try:
         with Image.open(path) as opened:
@@ -58,11 +50,7 @@ def read_indices(path: Path) -> np.ndarray:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The stripped lines of a list, without blank ones.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """The stripped lines of a list, without blank ones; DataError if it cannot be read."""
     try:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:

@@ -40,11 +40,7 @@ class KeypointPair(NamedTuple):
 
 
 class SPair(Layout):
-    """SPair-71k (arXiv 1908.10543) as published; errors are relative to the object's box.
-
-    Attributes:
-        split: of the pairs.
-    """
+    """SPair-71k (arXiv 1908.10543), the pairs of `split`; errors relate to the object's box."""
 
     tree: ClassVar[str] = (
         "  JPEGImages/<category>/*.jpg\n"
@@ -56,11 +52,7 @@ class SPair(Layout):
     split: Literal["trn", "val", "test"] = "test"
 
     def pairs(self) -> list[KeypointPair]:
-        """All pairs of the split, in the order of their files' names.
-
-        Raises:
-            DataError: files are missing, or an annotation is incomplete.
-        """
+        """All pairs of the split, by file name; DataError for missing or incomplete annotations."""
         return [self._pair(path) for path in self.glob("*.json", "PairAnnotation", self.split)]
 
     def _pair(self, path: Path) -> KeypointPair:
@@ -100,8 +92,7 @@ class PFWillow(Layout):
     def pairs(self) -> list[KeypointPair]:
         """All pairs of the list, in its order; the category is an image's folder.
 
-        Raises:
-            DataError: the list or an image is missing, or a line is no pair.
+        Raises DataError where the list or an image is missing, or a line is no pair.
         """
         path = self.path("test_pairs.csv")
         with path.open(newline="") as file:
@@ -139,8 +130,7 @@ class KeypointFolders(Layout):
     def pairs(self) -> list[KeypointPair]:
         """All ordered pairs of all categories.
 
-        Raises:
-            DataError: files are missing, or images of a category have different numbers of points.
+        Raises DataError for missing files or unequal numbers of points within a category.
         """
         pairs = []
         for path in self.glob("*/keypoints.json"):

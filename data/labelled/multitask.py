@@ -69,18 +69,13 @@ class PascalContextLayout(Layout):
     kind: Literal["pascal_context"]
 
     def samples(self, split: Split) -> list[str]:
-        """The names of a split's images, from its list; `test` is val.
-
-        Raises:
-            DataError: the list is missing.
-        """
+        """The names of a split's images (`test` is val); DataError if the list is missing."""
         return read_lines(self.path("ImageSets", "Context", f"{_LIST[split]}.txt"))
 
     def read(self, name: str) -> MultiTaskSample:
         """Reads one image and its labels.
 
-        Raises:
-            DataError: a file is missing, cannot be read, or has another size than the image.
+        Raises DataError where a file is missing, unreadable or of another size than the image.
         """
         image = read_rgb(self.path("JPEGImages", f"{name}.jpg"))
         saliency = read_indices(self.path("sal_distill", f"{name}.png"))
@@ -129,19 +124,11 @@ class NyudLayout(Layout):
     kind: Literal["nyud"]
 
     def samples(self, split: Split) -> list[str]:
-        """The names of a split's images, from its list; `test` is val.
-
-        Raises:
-            DataError: the list is missing.
-        """
+        """See `PascalContextLayout.samples`."""
         return read_lines(self.path("gt_sets", f"{_LIST[split]}.txt"))
 
     def read(self, name: str) -> MultiTaskSample:
-        """Reads one image and its labels.
-
-        Raises:
-            DataError: a file is missing, cannot be read, or has another size than the image.
-        """
+        """See `PascalContextLayout.read`."""
         sample = MultiTaskSample(
             name,
             read_rgb(self.path("images", f"{name}.png")),
@@ -166,14 +153,9 @@ MultiTaskLayout: TypeAlias = Annotated[
 
 
 def decode_normals(colours: np.ndarray) -> np.ndarray:
-    """Decodes surface normals from colours, which map [-1, 1] to 0 to 255.
+    """Decodes unit normals, float32 (H, W, 3), from colours, uint8 (H, W, 3): -1 to 1 as 0 to 255.
 
-    Args:
-        colours: uint8 (H, W, 3).
-
-    Returns:
-        float32 (H, W, 3) unit vectors, 0 where unknown: there, files have black or grey, vectors
-        whose length is not about 1.
+    Unknown ones are black or grey in files, of a length far from one; zero vectors here.
     """
     vectors = colours.astype(np.float32) * (2 / 255) - 1
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -21,12 +21,11 @@ class PreparationConfig(BaseModel):
     EXIF orientation is not applied, as in the published protocols (torchvision's loader).
 
     Attributes:
-        fit: `crop` takes the centre; `squash` changes the aspect ratio; `whole` keeps the aspect
-            ratio and the whole image, each side rounded to a multiple of the patch size.
-        resolution: (height, width) in pixels; for `whole` its smaller value is that of the short
-            side. None for the encoder's native resolution.
-        crop_ratio: for `crop`, the side of the crop as a share of the largest centred box: 1 in
-            RADIO's protocol, 0.875 in DINO's (224 of a short side of 256).
+        fit: `crop` takes the centre; `squash` changes the aspect ratio; `whole` keeps it and all
+            pixels, each side rounded to a multiple of the patch size.
+        resolution: (height, width) in pixels, for `whole` the smaller is the short side; None: own.
+        crop_ratio: for `crop`, its share of the largest centred box: 1 in RADIO's protocol, 0.875
+            in DINO's (224 of a short side of 256).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +47,7 @@ class ImagePreparation:
     Args:
         config: of the preparation.
         resolution: (height, width) in pixels; `config.resolution` or the encoder's own.
-        patch_size: pixels whose multiples sides are rounded to, for `whole`.
+        patch_size: for `whole`, pixels whose multiples sides are rounded to.
     """
 
     def __init__(
@@ -57,11 +56,7 @@ class ImagePreparation:
         self.config, self.resolution, self.patch_size = config, resolution, patch_size
 
     def __call__(self, data: bytes, name: str) -> np.ndarray:
-        """The pixels of an image file, uint8 (H, W, 3), RGB.
-
-        Raises:
-            DataError: the bytes are no image; the message has its name.
-        """
+        """The pixels of an image file, uint8 (H, W, 3), RGB; DataError names a bad file."""
         try:
             image = to_rgb(open_image(data, MAX_PIXELS))
         except Exception as error:  # Pillow's plugins raise exceptions of many types
@@ -90,15 +85,9 @@ class ImagePreparation:
 def read_prepared(
     names: Sequence[str], read: Callable[[str], bytes], prepare: ImagePreparation
 ) -> Iterator[np.ndarray]:
-    """The pixels of images in the order of their names, decoded ahead of their use.
+    """The pixels of images in the order of `names`, decoded in threads ahead of their use.
 
-    Args:
-        names: of the images.
-        read: returns the bytes of an image; called from several threads.
-        prepare: applied to each image.
-
-    Raises:
-        DataError: an image cannot be read.
+    `read`, the bytes of one, runs in several threads. DataError: an image cannot be used.
     """
 
     def job(name: str) -> np.ndarray:

@@ -62,8 +62,7 @@ class PascalVOC(SegmentationLayout):
     """Pascal VOC 2012: 20 classes and the background; borders of objects are ignored.
 
     Attributes:
-        train_set: `train`, 1,464 images, or `trainaug`, 10,582 images with the additional labels of
-            `SegmentationClassAug`.
+        train_set: `train`, 1,464 images, or `trainaug`, 10,582, labels in `SegmentationClassAug`.
     """
 
     tree: ClassVar[str] = (

@@ -19,13 +19,7 @@ Colour = tuple[int, int, int]
 
 
 class PixelSample(NamedTuple):
-    """The files of one image.
-
-    Attributes:
-        image: file of the image.
-        target: file of the label map.
-        key: the name in messages.
-    """
+    """The files of an image and of its label map; messages have the `key`."""
 
     image: Path
     target: Path
@@ -44,21 +38,13 @@ class SegmentationSet(BaseModel):
 
     @abstractmethod
     def samples(self, split: Split) -> list[PixelSample]:
-        """The images of a split, in a fixed order.
-
-        Raises:
-            DataError: files are missing; the message shows the expected tree.
-        """
+        """The images of a split, in fixed order; DataError, with the tree, if files are missing."""
 
     @abstractmethod
     def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
-        """Reads an image and its labels.
+        """Reads an image, uint8 (H, W, 3), RGB, and its labels, uint8 (H, W), 255 where ignored.
 
-        Returns:
-            uint8 (H, W, 3), RGB, and uint8 (H, W), 255 where ignored.
-
-        Raises:
-            DataError: a file cannot be read, the sizes differ, or a value is no class.
+        Raises DataError where a file cannot be read, the sizes differ, or a value is no class.
         """
 
 
@@ -138,19 +124,7 @@ class FolderSegmentation(SegmentationLayout):
 
 
 def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.ndarray:
-    """Maps numbers in a file to classes.
-
-    Args:
-        values: (H, W), the numbers.
-        table: number to class.
-        path: of the file, for messages.
-
-    Returns:
-        uint8 (H, W).
-
-    Raises:
-        DataError: a number is not in the table.
-    """
+    """Maps numbers (H, W) in a file to classes, uint8, by a table; DataError where it has none."""
     present = np.unique(values)
     unknown = [int(number) for number in present if int(number) not in table]
     if unknown:
