@@ -8,6 +8,7 @@ All views share one high-resolution map, so that one backward pass of the sum ru
 upsampler once, and is correct on any number of ranks.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -211,16 +212,8 @@ def _mean(errors: Tensor, mask: Tensor) -> Tensor:
     return ((errors * mask).sum((0, 2, 3)) / count).mean()
 
 
-def _squared(view: Tensor, target: Tensor) -> Tensor:
-    return (view - target).square()
-
-
-def _smooth_l1(view: Tensor, target: Tensor) -> Tensor:
-    return F.smooth_l1_loss(view, target, reduction="none")
-
-
-def _absolute(view: Tensor, target: Tensor) -> Tensor:
-    return (view - target).abs()
-
-
-_DISTANCES = {"mse": _squared, "smooth_l1": _smooth_l1, "l1": _absolute}
+_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": lambda view, target: (view - target).square(),
+    "smooth_l1": lambda view, target: F.smooth_l1_loss(view, target, reduction="none"),
+    "l1": lambda view, target: (view - target).abs(),
+}
