@@ -59,7 +59,7 @@ class CaptionLayout(Layout):
 
 
 class CocoCaptions(CaptionLayout):
-    """COCO as distributed. The images of `split` val2017 are not those of the Karpathy test split."""
+    """COCO as distributed. The images of split val2017 are not those of the Karpathy test split."""
 
     tree: ClassVar[str] = "  annotations/captions_val2017.json\n  val2017/*.jpg"
 

@@ -44,7 +44,7 @@ class DepthView(NamedTuple):
     Attributes:
         image: uint8 (H, W, 3), RGB.
         depth: float32 (H, W) in metres, 0 where unknown.
-        normals: float32 (H, W, 3), unit vectors, 0 where unknown, x to the right; None without file.
+        normals: float32 (H, W, 3), unit vectors (0: unknown), x to the right; None without a file.
         focal_px: focal length in pixels of this image; None if unknown.
         centre: (row, column) of the principal point in these pixels: the centre as stored.
     """
