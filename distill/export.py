@@ -51,17 +51,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """The command."""
     register_kinds()
-    arguments = parse_arguments()
-    out = arguments.out
-    path = export(
-        arguments.checkpoint,
-        out,
-        format=arguments.format,
-        heads=(arguments.head,) if arguments.head else () if arguments.no_heads else None,
-        teacher_space=arguments.teacher_space,
-        half=arguments.half,
-        force=arguments.force,
-    )
+    options = vars(parse_arguments())
+    out, head, no_heads = (options.pop(name) for name in ("out", "head", "no_heads"))
+    heads = (head,) if head else () if no_heads else None
+    path = export(options.pop("checkpoint"), out, heads=heads, **options)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path}")
 
 

@@ -23,12 +23,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "weights, images or a GPU.",
     )
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, see recipes/")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="changes to the recipe, such as run.micro_batch_size=8",
-    )
+    changes = "changes to the recipe, such as run.micro_batch_size=8"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=changes)
     parser.add_argument(
         "--gpu", default="h100", metavar="NAME", help=f"one of {', '.join(GPUS)}; default h100"
     )

@@ -42,14 +42,9 @@ def checkpoint_name(step: int) -> str:
 def save_checkpoint(
     root: Path, step: int, write: Callable[[Path], None], facts: dict[str, Any], *, keep: int
 ) -> Path:
-    """Writes a checkpoint on all ranks, then removes the oldest ones beyond `keep`.
+    """Writes the checkpoint of a step on all ranks, then removes the oldest ones beyond `keep`.
 
-    Args:
-        root: the folder of all checkpoints.
-        step: optimiser steps done.
-        write: called by every rank with the existing folder to write into.
-        facts: added to the manifest.
-        keep: number of checkpoints to keep, the newest ones.
+    Every rank calls `write` with the existing folder to write into; the manifest gets the facts.
 
     Returns:
         The folder, under its final name. A complete checkpoint is not written again.
@@ -126,9 +121,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
     """Restores the newest checkpoint that all ranks can read.
 
-    Args:
-        root: the folder of all checkpoints.
-        read: called by every rank with a folder; after any exception the next one is tried.
+    Every rank calls `read` with a folder; after any exception the next one is tried.
 
     Returns:
         The folder that was restored; None if there is no checkpoint.
@@ -137,7 +130,8 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
         RuntimeError: there are checkpoints, but none of them can be read.
     """
     if distributed.rank() == 0:
-        _sweep(root)
+        for leftover in [*root.glob(".tmp-*"), *root.glob(".trash-*")]:
+            shutil.rmtree(leftover)
     candidates = distributed.broadcast_object([str(p) for p in find_checkpoints(root)])
     failures = []
     for name in candidates:
@@ -181,9 +175,3 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(trash, ignore_errors=True)
         os.rename(folder, trash)
         shutil.rmtree(trash)
-
-
-def _sweep(root: Path) -> None:
-    for pattern in (".tmp-*", ".trash-*"):
-        for leftover in root.glob(pattern):
-            shutil.rmtree(leftover)

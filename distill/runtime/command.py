@@ -24,14 +24,10 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         slurm.adopt()
         try:
             main()
-        except USER_ERRORS as error:
-            # An error in a recipe is the same on every rank; bad data may be on one rank only.
+        except (*USER_ERRORS, CheckpointError) as error:
+            # Most are the same on every rank; bad data may be on one rank only.
             if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
                 print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(MISTAKE)
-        except CheckpointError as error:  # the same on every rank
-            if os.environ.get("RANK", "0") == "0":
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(FAILURE)
+            sys.exit(FAILURE if isinstance(error, CheckpointError) else MISTAKE)
 
     return wrapped

@@ -47,11 +47,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """Parses a YAML 1.2 mapping.
-
-    Args:
-        text: the YAML.
-        where: its source for messages.
+    """Parses a YAML 1.2 mapping from a source that messages name.
 
     Raises:
         RecipeError: not YAML, a duplicate key, or not a mapping.
@@ -105,12 +101,9 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def validate(model: type[Model], value: Mapping[str, Any], where: str) -> Model:
-    """Validates a mapping; errors show the path and the closest valid key.
+    """Validates a mapping from a source that messages name, such as the recipe's file.
 
-    Args:
-        model: the pydantic model to build.
-        value: the mapping.
-        where: its source for messages, such as the recipe's file name.
+    Errors show the path and the closest valid key.
 
     Raises:
         RecipeError: lists every error, one a line.

@@ -46,7 +46,7 @@ def connect(timeout_s: float, folder: Path) -> None:
     On several machines they meet at MASTER_ADDR and MASTER_PORT, which the launcher sets.
 
     Args:
-        timeout_s: seconds after which a collective fails if a rank does not join it.
+        timeout_s: after which a collective fails if a rank does not join it.
         folder: of that file, the same for all processes of the run.
     """
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it in any case
@@ -54,8 +54,7 @@ def connect(timeout_s: float, folder: Path) -> None:
     if world_size() == 1:
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     elif _on_one_machine():
-        path = folder / _meeting_place()
-        store = dist.FileStore(str(path), world_size())
+        store = dist.FileStore(str(folder / _meeting_place()), world_size())
         options |= {"store": store, "rank": rank(), "world_size": world_size()}
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
@@ -85,12 +84,7 @@ def disconnect(folder: Path) -> None:
 
 @contextmanager
 def connected(timeout_s: float, folder: Path) -> Iterator[None]:
-    """Joins the process group for the duration of the block, if there are several processes.
-
-    Args:
-        timeout_s: see `connect`.
-        folder: see `connect`.
-    """
+    """Joins the process group for the block, if there are several processes; see `connect`."""
     if world_size() == 1:
         yield
         return
@@ -132,12 +126,9 @@ def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
 
 
 class Peers(NamedTuple):
-    """The ranks of one partition, which train the same arms.
+    """The ranks of one partition, which train the same arms, and this rank's place among them.
 
-    Attributes:
-        group: torch's process group; None if this rank is alone.
-        size: number of ranks.
-        place: number of this rank among them.
+    torch's process group is None if this rank is alone.
     """
 
     group: Any = None

@@ -54,15 +54,14 @@ class TrackingConfig(StrictConfig):
 
 
 class Tracker:
-    """Writes a run's metrics and shows its progress, on rank 0 only.
+    """Writes a run's metrics to its `metrics.jsonl` and shows its progress.
 
     Args:
-        folder: the run's folder; metrics go to its `metrics.jsonl`.
+        folder: the run's folder.
         config: how often and where to report.
         recipe: the resolved recipe, for wandb.
         num_steps: steps of the whole run, for the progress bar.
-        start_step: steps done before. Metrics of later steps are deleted from the file, because
-            they will be written again.
+        start_step: steps done before. Metrics of later steps are deleted, to be written again.
         active: True on rank 0; elsewhere the tracker does nothing.
     """
 
@@ -89,7 +88,9 @@ class Tracker:
         if config.wandb != "disabled":
             self._wandb = _start_wandb(folder, config, recipe)
         if sys.stderr.isatty():
-            self._progress = _progress_bar()
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            text = TextColumn("{task.description}")
+            self._progress = Progress(*columns, text, console=Console(stderr=True))
             self._task = self._progress.add_task("train", total=num_steps, completed=start_step)
             self._progress.start()
 
@@ -114,11 +115,8 @@ class Tracker:
         """Writes and shows the metrics of training.
 
         Names are grouped by slashes, as in `loss/clip/spatial`. Values that are not finite, such
-        as the gradient norm of a step that fp16 skipped, are `null` in the file.
-
-        Args:
-            step: optimiser steps done.
-            values: with `loss`, `lr`, `grad_norm`, `images_per_s` and the shares of time.
+        as the gradient norm of a step that fp16 skipped, are `null` in the file. There must be
+        `loss`, `lr`, `grad_norm`, `images_per_s` and the shares of time.
         """
         if not self._active:
             return
@@ -131,11 +129,9 @@ class Tracker:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Writes and shows any other metrics, such as those of benchmarks during training."""
-        if not self._active:
-            return
-        self._store(step, values)
-        parts = [f"{name} {value:.4g}" for name, value in values.items()]
-        self._print(step, parts)
+        if self._active:
+            self._store(step, values)
+            self._print(step, [f"{name} {value:.4g}" for name, value in values.items()])
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -201,16 +197,6 @@ def _cut_after(path: Path, step: int) -> None:
         if values["step"] <= step:
             kept.append(line + "\n")
     write_text(path, "".join(kept))
-
-
-def _progress_bar() -> Progress:
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def _start_wandb(folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -83,7 +83,10 @@ def run_command(
         try:
             outcome = _train(recipe, assemble, stop)
         except NonFiniteError as error:
-            _fail(recipe, str(error))
+            write_status(recipe.run.dir, "failed", error=str(error))
+            if distributed.rank() == 0:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
             write_status(recipe.run.dir, "failed", error=message)
@@ -190,11 +193,3 @@ def _on_rank_0(action: Callable[[], Any]) -> None:
     error = distributed.broadcast_object(error)
     if error is not None:
         raise error
-
-
-def _fail(recipe: TrainingRecipe, message: str) -> NoReturn:
-    """Ends this process with a message on rank 0; its exit code is 1."""
-    write_status(recipe.run.dir, "failed", error=message)
-    if distributed.rank() == 0:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(1)
