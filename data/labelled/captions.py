@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, PositiveInt
 
 from data.errors import DataError
+from data.labelled.files import read_json
 from data.labelled.layout import Layout
 
 
@@ -68,7 +69,7 @@ class CocoCaptions(CaptionLayout):
 
     def _pairs(self) -> Iterator[tuple[Path, list[str]]]:
         path = self.path("annotations", f"captions_{self.split}.json")
-        stored = _read_json(path)
+        stored = read_json(path)
         try:
             captions: dict[int, list[str]] = {image["id"]: [] for image in stored["images"]}
             for entry in stored["annotations"]:
@@ -100,7 +101,7 @@ class KarpathyCaptions(CaptionLayout):
 
     def _pairs(self) -> Iterator[tuple[Path, list[str]]]:
         path, folder = self.path(self.captions), self.path(self.images)
-        entries = _read_csv(path) if path.suffix == ".csv" else _read_json(path).get("images", [])
+        entries = _read_csv(path) if path.suffix == ".csv" else read_json(path).get("images", [])
         try:
             for entry in entries:
                 if entry["split"] == self.split:
@@ -113,13 +114,6 @@ class KarpathyCaptions(CaptionLayout):
 
 
 CaptionData = Annotated[CocoCaptions | KarpathyCaptions, Field(discriminator="kind")]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"'{path}' cannot be read as JSON: {error}") from error
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:

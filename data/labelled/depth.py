@@ -112,9 +112,6 @@ class FolderDepth(DepthLayout):
     def samples(self, split: Split) -> list[DepthSample]:
         """All images of the split's folder."""
         images, depth = self.train if split == "train" else self.test
-        found = [*self.path(images).glob("*.jpg"), *self.path(images).glob("*.png")]
-        if not found:
-            self.glob("*.jpg", images)  # raises an error with the tree
         normals = None if self.normals is None else self.normals[split == "test"]
         return [
             DepthSample(
@@ -124,7 +121,7 @@ class FolderDepth(DepthLayout):
                 self.focal_px,
                 None if normals is None else self._beside(normals, image.stem),
             )
-            for image in sorted(found)
+            for image in self.image_files(images)
         ]
 
     def read(self, sample: DepthSample) -> DepthView:

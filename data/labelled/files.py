@@ -1,6 +1,8 @@
 """Readers of single files of labelled sets: images, label maps, lists."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,6 +49,18 @@ def read_indices(path: Path) -> np.ndarray:
             f"the label map '{path}': expected one channel of class numbers, got {values.shape[-1]}"
         )
     return values
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' cannot be read as JSON: {error}") from error
 
 
 def read_lines(path: Path) -> list[str]:

@@ -4,7 +4,6 @@ Points are (x, y) in pixels, as in the files; (0, 0) is the outer corner of an i
 """
 
 import csv
-import json
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from data.errors import DataError
+from data.labelled.files import read_json
 from data.labelled.layout import Layout
 from data.tar_scan import IMAGE_EXTENSIONS
 
@@ -158,10 +158,7 @@ AnyKeypoints = Annotated[SPair | PFWillow | KeypointFolders, Field(discriminator
 
 
 def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"the annotation '{path}' cannot be read ({error})") from error
+    facts = read_json(path)
     if not isinstance(facts, dict):
         raise DataError(f"the annotation '{path}': expected a mapping")
     return facts

@@ -41,3 +41,12 @@ class Layout(BaseModel):
         if not paths:
             raise DataError(f"no {pattern} in {folder}; expected under {self.root}:\n{self.tree}")
         return paths
+
+    def image_files(self, folder: str) -> list[Path]:
+        """The JPEG and PNG images in a folder below the root, sorted.
+
+        Raises:
+            DataError: there are none; the message shows the tree.
+        """
+        found = sorted([*self.path(folder).glob("*.jpg"), *self.path(folder).glob("*.png")])
+        return found or self.glob("*.jpg", folder)

@@ -149,8 +149,5 @@ def from_colours(path: Path, colours: Sequence[Colour]) -> np.ndarray:
 
 def pairs(layout: Layout, images: str, labels: str) -> list[PixelSample]:
     """All images of a folder, with the label maps of the same names in another."""
-    found = [*layout.path(images).glob("*.jpg"), *layout.path(images).glob("*.png")]
-    if not found:
-        layout.glob("*.jpg", images)  # raises an error with the tree
-    targets = layout.path(labels)
-    return [PixelSample(i, targets / f"{i.stem}.png", i.stem) for i in sorted(found)]
+    found, targets = layout.image_files(images), layout.path(labels)
+    return [PixelSample(i, targets / f"{i.stem}.png", i.stem) for i in found]
