@@ -36,13 +36,9 @@ _WIDTH = 300  # columns of a table in a file, so that no line is wrapped
 
 
 def licence_of(config: TeacherConfig) -> str:
-    """The licence of a teacher's weights, and how it may limit the use of a student.
+    """The licence of a teacher's weights, and how it may limit the use of a student, in one line.
 
-    Args:
-        config: of the teacher; a user's own class overrides its `licence`.
-
-    Returns:
-        One line; for unknown weights, where to read the licence.
+    For unknown weights, where to read it; a user's own class overrides its config's `licence`.
     """
     own = config.licence()
     if own is not None:

@@ -35,8 +35,7 @@ class Row(StrictConfig):
         summary: channels of the summary; None where there is none.
         patch: pixels of a cell.
         side: pixels of the native, square image.
-        sizes: `any`, any multiple of the patch; `asked`, the same if the recipe sets `resolution`;
-            `one`, only the size that the recipe sets as `resolution`.
+        sizes: `any` multiple of the patch; `asked`, only with `resolution` set; `one`, only that.
         pixels: the normalisation, a key of `PIXELS`.
         place: where the map is taken, as in the spec of the built teacher.
         millions: of parameters of the built teacher.

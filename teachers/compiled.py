@@ -9,13 +9,9 @@ from teachers.upsamplers.fusion import FusionBlock
 
 
 def compile_teacher(teacher: Teacher) -> Teacher:
-    """Compiles a teacher's encoder, and the fusion of its upsamplers, with `torch.compile`.
+    """Compiles a teacher's encoder and the fusion of its upsamplers in place, and returns it.
 
-    Compilation runs at the first images, and again at the first images of another size. Features
-    differ from the eager teacher's by rounding.
-
-    Args:
-        teacher: changed in place, and returned.
+    Compilation runs at the first images of each size. Features differ by rounding.
     """
     for module in teacher.modules():
         if isinstance(module, FusionBlock):

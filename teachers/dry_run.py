@@ -15,14 +15,8 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 def dry_run(teacher: Teacher) -> None:
     """Encodes two random images, then the first alone, and checks the features.
 
-    Three images in all, as large encoders are slow: of 2 x 3 cells if the teacher accepts any
-    resolution, else of its native size. On the meta device only types and shapes are checked.
-
-    Args:
-        teacher: built, on its device.
-
-    Raises:
-        TeacherError: the teacher breaks the contract of `Teacher`; names the place.
+    Three images in all, as large encoders are slow. On the meta device only types and shapes are
+    checked. TeacherError names what breaks the contract of `Teacher`.
     """
     name = type(teacher).__name__
     if not isinstance(getattr(teacher, "spec", None), FeatureSpec):

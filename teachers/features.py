@@ -31,11 +31,9 @@ class FeatureSpec:
         patch_size: input pixels per grid cell, along both axes.
         resolution: (height, width) in pixels that the encoder was trained at.
         any_resolution: whether other multiples of `patch_size` are accepted too.
-        native_grid: (h, w) cells of the map at `resolution`, where it is not
-            `resolution // patch_size`: nine 27 x 27 tiles of a 384 px SigLIP with 14 px patches
-            make 81 x 81 cells of 1152 px, not 82 x 82, because each tile leaves 6 px unused.
-        spatial_from: description of where the map is taken, `last block, after the final norm`;
-            empty if unknown. Kept wherever a spec is stored.
+        native_grid: (h, w) cells at `resolution` where it is not `resolution // patch_size`: nine
+            tiles of a 384 px SigLIP, 27 x 27 cells and 6 px unused each, make 81 x 81, not 82.
+        spatial_from: where the map is taken, `last block, after the final norm`; empty if unknown.
         summary_from: the same for the summary.
     """
 
@@ -67,8 +65,7 @@ class FeatureSpec:
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Cells (h, w) of the map for images of (height, width) pixels.
 
-        Raises:
-            ValueError: the encoder does not accept this size; names the nearest accepted one.
+        Raises ValueError, with the nearest accepted size, if the encoder does not accept this one.
         """
         if not self.accepts(height, width):
             near = self.nearest(height, width)

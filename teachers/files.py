@@ -20,14 +20,11 @@ def open_format(
         path: the file.
         what: its contents, for messages: `student`.
         format: the value that `format` must have.
-        error: the class of the exception.
+        error: raised for another file, and for a missing (KeyError) or invalid (ValidationError)
+            header entry that the block meets.
 
     Yields:
-        The open file and its header. A missing header entry (KeyError) or an invalid one
-        (ValidationError) that the block meets also becomes an `error`.
-
-    Raises:
-        ValueError: of class `error`; the file is not a safetensors file of this format.
+        The open file and its header.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -42,12 +39,7 @@ def open_format(
 
 
 def shape_mismatch(own: Mapping[str, Tensor], came: Mapping[str, Tensor]) -> str | None:
-    """Describes how the names or shapes of weights differ from the expected; None if they agree.
-
-    Args:
-        own: the expected state dict.
-        came: the one to check.
-    """
+    """How names or shapes of weights that `came` differ from the expected `own`; None if equal."""
     expected, found = ({k: tuple(v.shape) for k, v in state.items()} for state in (own, came))
     wrong = sorted(k for k in expected | found if expected.get(k) != found.get(k))
     if not wrong:

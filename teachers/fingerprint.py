@@ -13,18 +13,14 @@ _BLOCK = 1 << 24  # elements hashed at once: bounds what is copied from the devi
 
 
 def teacher_fingerprint(teacher: Teacher) -> str:
-    """A hash of the classes, their plain attributes, the spec and every weight.
+    """A hash of the classes, their plain attributes, the spec and every weight of a built teacher.
 
-    Plain attributes (numbers, strings and tuples of them) hold the options of the config. Each
-    tensor is hashed with its name, type and shape, in the order of names, so an upsampler's
-    tensors are part of its `UpsampledTeacher`. Precision counts: the same weights in bfloat16 give
-    other features. `chunk_size` and the device do not.
+    Plain attributes (numbers, strings, tuples of them) hold the options of the config. Each tensor
+    is hashed with its name, type and shape, in the order of names, so upsamplers and precision
+    count: the same weights in bfloat16 give other features. `chunk_size` and the device do not.
 
     A class that was renamed or moved keeps its fingerprints by its former full name in a class
     attribute `fingerprinted_as`: files of trained upsamplers, caches and statistics stay valid.
-
-    Args:
-        teacher: built, not on the meta device.
 
     Returns:
         64 hexadecimal digits (SHA-256). A 630 million parameter ViT-H takes a few seconds.

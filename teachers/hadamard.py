@@ -11,15 +11,12 @@ from torch import Tensor
 
 
 def hadamard(n: int) -> Tensor | None:
-    """A Hadamard matrix, if these constructions reach its size.
+    """A Hadamard matrix (n, n), if these constructions reach its size.
 
     The largest power of two is split off first (Sylvester); the rest is Paley I or II.
 
-    Args:
-        n: number of rows.
-
     Returns:
-        (n, n) float64 with entries +1 and -1 and H @ H.T = n I; None for other sizes.
+        float64 with entries +1 and -1 and H @ H.T = n I; None for other sizes.
     """
     power = n & -n
     while power:
@@ -79,14 +76,10 @@ def _is_prime(n: int) -> bool:
 
 
 def spread(variances: Tensor) -> Tensor:
-    """An orthogonal matrix Q such that Q diag(variances) Q.T has a constant diagonal.
+    """An orthogonal Q, (n, n), such that Q diag(variances) Q.T has a constant diagonal; float64.
 
-    Args:
-        variances: (n,), float64.
-
-    Returns:
-        (n, n) float64: the normalised Hadamard matrix, with entries +-n^-1/2, which works for all
-        variances; for a size without one, Givens rotations for these variances.
+    It is the normalised Hadamard matrix, with entries +-n^-1/2, which works for all variances; for
+    a size without one, Givens rotations for these.
     """
     n = len(variances)
     matrix = hadamard(n)

@@ -48,12 +48,7 @@ LICENCES = {
 
 
 def licence_text(identifier: str | None, source: str) -> str:
-    """A licence in words.
-
-    Args:
-        identifier: of the hub or of timm; None if unknown.
-        source: where the weights come from, such as `at https://...`.
-    """
+    """A hub or timm licence in words; if unknown, read it at `source`, such as `at https://...`."""
     if identifier is None or identifier == "unknown":
         return f"not known here; read it {source}"
     found = LICENCES.get(identifier)

@@ -37,14 +37,9 @@ class Mosaic:
 
     @classmethod
     def fit(cls, spec: FeatureSpec, grid: tuple[int, int]) -> Self:
-        """As many images as the canvas holds, floor(G / g) per axis, at equal distances.
+        """As many images of `grid` (h, w) cells as the canvas holds, floor(G / g) per axis, evenly.
 
-        Args:
-            spec: the encoder's.
-            grid: (h, w) cells of one image.
-
-        Raises:
-            TeacherError: fewer than two images fit.
+        Raises TeacherError where fewer than two fit into the encoder's `spec`.
         """
         h, w = spec.grid(*spec.resolution)
         tiles = h // grid[0], w // grid[1]
@@ -85,15 +80,7 @@ class Mosaic:
         return canvases
 
     def unpack(self, maps: Tensor, num: int) -> Tensor:
-        """Cuts the images' maps out of those of the canvases.
-
-        Args:
-            maps: (N, D, h, w) of the canvases.
-            num: number B of packed images.
-
-        Returns:
-            (B, D, *tile).
-        """
+        """Cuts the maps (num, D, *tile) of `num` images out of the canvases', (N, D, h, w)."""
         cut = []
         for number in range(num):
             rows, columns = self._place(number, 1)
@@ -101,12 +88,7 @@ class Mosaic:
         return torch.stack(cut)
 
     def encode(self, teacher: Teacher, images: Tensor) -> Features:
-        """Encodes images with one pass per canvas; the features have no summary.
-
-        Args:
-            teacher: the encoder whose spec was given to `fit`.
-            images: (B, 3, H, W) in [0, 1].
-        """
+        """Encodes images (B, 3, H, W) in [0, 1], one pass per canvas, without a summary."""
         canvases = self.pack(images, teacher.mean)  # zero after normalisation
         return Features(None, self.unpack(teacher(canvases).spatial, len(images)))
 

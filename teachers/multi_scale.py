@@ -46,24 +46,13 @@ class MultiScaleTeacher(Teacher):
         self.upsamplers = nn.ModuleList(by_cost)
 
     def extract(self, images: Tensor) -> Features:
-        """Upsamples to one cell per patch; see `Teacher.extract`. `images` are still in [0, 1].
-
-        Raises:
-            TeacherError: no upsampler covers the grid of these images.
-        """
+        """Upsamples images in [0, 1] to one cell per patch; see `Teacher.extract`, `covering`."""
         grid = self.spec.grid(*images.shape[-2:])
         high = self.covering(grid)(images, self.teacher).high
         return high._replace(spatial=resize(high.spatial, grid))
 
     def covering(self, grid: tuple[int, int]) -> Upsampler:
-        """The cheapest upsampler whose map has at least as many cells along both axes.
-
-        Args:
-            grid: (h, w) cells.
-
-        Raises:
-            TeacherError: there is none.
-        """
+        """The cheapest upsampler with at least `grid` (h, w) cells; TeacherError if none."""
         native = self.teacher.spec.grid(*self.teacher.spec.resolution)
         for upsampler in self.upsamplers:
             assert isinstance(upsampler, Upsampler)
