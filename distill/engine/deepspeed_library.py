@@ -21,13 +21,8 @@ _COLLECTIVES = ("all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatte
 def errors_kept(engine: Any) -> Iterator[Callable[[], None]]:
     """Collects the errors of DeepSpeed's file writer; the caller raises them after its barrier.
 
-    A rank that raised at once, at a full disk, would leave the others waiting in that barrier.
-
-    Args:
-        engine: DeepSpeed's.
-
-    Yields:
-        A function that raises the first error, if there was one.
+    A rank that raised at once, at a full disk, would leave the others waiting in that barrier. The
+    block gets a function that raises the first error, if there was one.
     """
     errors: list[Exception] = []
     writer = engine.checkpoint_engine
@@ -75,11 +70,7 @@ def _timed(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def require_precision(config: EngineConfig) -> None:
-    """Checks that the device can compute in the precision of a recipe.
-
-    Raises:
-        RecipeError: the device has no fp16.
-    """
+    """Raises RecipeError if the precision is fp16 and the device has none."""
     from deepspeed.accelerator import get_accelerator
 
     if config.precision == "fp16" and not get_accelerator().is_fp16_supported():
@@ -124,10 +115,7 @@ def _import_muon_uncompiled() -> None:
 def float32_slices(engine: Any) -> list[Tensor]:
     """This rank's slice of the float32 weights, one flat tensor for each parameter group.
 
-    They are private attributes of DeepSpeed; a test in `tests/canary` checks their names.
-
-    Args:
-        engine: DeepSpeed's.
+    They are private attributes of DeepSpeed's engine; a test in `tests/canary` checks their names.
     """
     if engine.zero_optimization_stage() == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
@@ -135,15 +123,9 @@ def float32_slices(engine: Any) -> list[Tensor]:
 
 
 def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
-    """A module's weights and persistent buffers on the CPU, by its own names.
+    """The weights in float32 and persistent buffers of a module that ZeRO has split, on the CPU.
 
-    Every rank must call this.
-
-    Args:
-        module: whose parameters ZeRO has split.
-
-    Returns:
-        Weights in float32, buffers as they are.
+    They have the module's own names. Every rank must call this.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 

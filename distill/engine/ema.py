@@ -15,14 +15,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class AveragedModule(Generic[M]):
-    """A frozen copy of a module, in evaluation mode, with the average of its weights.
+    """A frozen copy (`module`) of a module, in evaluation mode, with the average of its weights.
 
-    Args:
-        module: whose weights are averaged; DeepSpeed must not have split it yet.
-        decay: of the average, per step, in [0, 1).
-
-    Attributes:
-        module: the copy.
+    DeepSpeed must not have split the module yet. The decay, in [0, 1), is per step.
     """
 
     def __init__(self, module: M, decay: float) -> None:

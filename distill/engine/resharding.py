@@ -47,29 +47,13 @@ def join(slices: Sequence[Tensor], sizes: Sequence[int], *, from_stage_3: bool) 
 
 
 def cut_flat(whole: Tensor, rank: int, width: int) -> Tensor:
-    """The slice of a rank under ZeRO 1 and 2.
-
-    Args:
-        whole: see `join`.
-        rank: whose slice.
-        width: number of elements of a slice, the same for all ranks.
-
-    Returns:
-        (width,), padded with zeros behind the last parameter.
-    """
+    """A rank's slice (width,) of what `join` returns, under ZeRO 1 and 2, padded with zeros."""
     mine = whole[rank * width : (rank + 1) * width]
     return F.pad(mine, (0, width - len(mine)))
 
 
 def cut_parameters(whole: Tensor, sizes: Sequence[int], rank: int, ranks: int) -> Tensor:
-    """The slice of a rank under ZeRO 3, flat.
-
-    Args:
-        whole: see `join`.
-        sizes: number of elements of each parameter.
-        rank: whose slice.
-        ranks: number of ranks.
-    """
+    """A rank's flat slice of what `join` returns, under ZeRO 3, for parameters of some sizes."""
     return torch.cat([cut_flat(p, rank, -(-len(p) // ranks)) for p in whole.split(list(sizes))])
 
 

@@ -57,11 +57,7 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by its name.
-
-    Raises:
-        RecipeError: it is unknown.
-    """
+    """A GPU by its name; raises RecipeError if it is unknown."""
     if name.lower() not in GPUS:
         raise RecipeError(
             f"--gpu {name}: unknown{did_you_mean(name.lower(), GPUS)}; choose from "
@@ -71,12 +67,9 @@ def find_gpu(name: str) -> Gpu:
 
 
 class Speed(NamedTuple):
-    """The speed of a GPU in a run.
+    """The speed of a GPU in a run, at an achieved share of its rates (`utilisation`) in (0, 1].
 
-    Attributes:
-        gpu: the GPU.
-        precision: of the engine; except in fp32, float32 products run in TF32.
-        utilisation: achieved share of the GPU's rates, in (0, 1].
+    Except with the engine in fp32, float32 products run in TF32.
     """
 
     gpu: Gpu
@@ -102,12 +95,9 @@ def link_seconds(sent: float, gpu: Gpu, ranks: int) -> float:
 
 
 def reading_seconds(images: float, resolution: tuple[int, int], workers: int) -> float:
-    """Seconds that the workers of a rank take to decode, crop and resize images.
+    """Seconds in which a rank's workers (0 counts as 1) decode, crop and resize images.
 
-    Args:
-        images: number of them.
-        resolution: (height, width) of the student's input in pixels.
-        workers: of a rank; 0 counts as 1.
+    The resolution is (height, width) of the student's input in pixels.
     """
     pixels = SOURCE_PIXELS * resolution[0] * resolution[1]
     return images * max(pixels / PIXELS_PER_S, 1 / IMAGES_PER_S) / max(workers, 1)

@@ -47,12 +47,7 @@ class Memory(NamedTuple):
 
 
 class Collectives(NamedTuple):
-    """Bytes that the collectives of a step are called with.
-
-    Attributes:
-        reduced: by all-reduces.
-        moved: by gathers and scatters.
-    """
+    """Bytes of a step's collectives: reduced by all-reduces, moved by gathers and scatters."""
 
     reduced: float
     moved: float
@@ -77,13 +72,9 @@ class Sharding:
     whole_average: bool = False
 
     def memory(self, trace: Trace, ranks: int, *, accumulation: float, teachers: float) -> Memory:
-        """Bytes of a rank.
+        """Bytes of a rank, from the trace of one of the micro-batches of a step (`accumulation`).
 
-        Args:
-            trace: of a micro-batch.
-            ranks: number of ranks.
-            accumulation: micro-batches of one step.
-            teachers: bytes of the teachers' weights on the rank.
+        `teachers` are the bytes of their weights on the rank.
         """
         config, whole = self.config, float(_FLOAT * self.parameters)
         mine = whole / ranks
@@ -98,21 +89,18 @@ class Sharding:
             extra = trace.peak_with_gradients - trace.peak
             micro_batch = trace.peak + extra * own_gradients / whole
         fullest = max(micro_batch, own_gradients + bucket)
+        average = self.fixed + whole if self.whole_average else mine
+        average = average if config.ema_decay else 0.0
         return Memory(
             weights=self.fixed + self._weights(whole, mine),
             masters=0.0 if alone else mine,
             moments=_MOMENTS * mine,
-            average=self._average(whole, mine),
+            average=average,
             gradients=own_gradients,
             buckets=bucket,
             teachers=teachers,
             activations=fullest - own_gradients,
         )
-
-    def _average(self, whole: float, mine: float) -> float:
-        if not self.config.ema_decay:
-            return 0.0
-        return self.fixed + whole if self.whole_average else mine
 
     def _weights(self, whole: float, mine: float) -> float:
         if self.config.zero_stage < 3:

@@ -30,14 +30,9 @@ _TASKS = ("student", "upsampler")
 def print_plan(
     recipe: Path, overrides: Sequence[str], gpu: str, counts: Sequence[int], utilisation: float
 ) -> None:
-    """Prints the cost of each arm, and the memory and the time of a step.
+    """Prints the cost of each arm, and the memory and the time of a step on some numbers of GPUs.
 
-    Args:
-        recipe: its file.
-        overrides: changes to it, `key=value`.
-        gpu: its name.
-        counts: numbers of GPUs.
-        utilisation: share of the GPU's FLOP/s that the run achieves.
+    The utilisation is the share of the GPU's FLOP/s that the run achieves.
 
     Raises:
         RecipeError: the GPU is unknown, the recipe is invalid, or it does not divide over the GPUs.
@@ -66,11 +61,7 @@ def print_plan(
 
 
 def workload_of(tree: dict[str, Any], where: str) -> Workload:
-    """The models of a recipe, without weights.
-
-    Args:
-        tree: the recipe, with overrides applied.
-        where: its file, for messages.
+    """The models of a recipe with its overrides, without weights; `where` is for messages.
 
     Raises:
         RecipeError: it is not a valid recipe of a training.

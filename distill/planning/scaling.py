@@ -19,13 +19,7 @@ from distill.runtime.errors import RecipeError
 
 @dataclass(frozen=True)
 class ArmCost:
-    """An arm, traced at two sizes of its micro-batch; its memory is linear in the size.
-
-    Attributes:
-        arm: what was traced.
-        trace: of its own micro-batch.
-        other: of another number of images.
-    """
+    """An arm, traced at its micro-batch and at another; its memory is linear in the size."""
 
     arm: Arm
     trace: Trace
@@ -72,12 +66,7 @@ class Scaled(NamedTuple):
     @property
     def limit(self) -> str:
         """What takes the most time: `compute`, `communication` or `data`."""
-        times = {
-            "compute": self.compute,
-            "communication": self.communication,
-            "data": self.data,
-        }
-        return max(times, key=lambda name: times[name])
+        return max(("compute", "communication", "data"), key=lambda name: getattr(self, name))
 
 
 class _Placed(NamedTuple):
@@ -104,25 +93,16 @@ def measure_arms(workload: Workload) -> list[ArmCost]:
 
 
 class Scaling:
-    """The step of a recipe on any number of GPUs of one kind.
+    """The step of a recipe, with the costs of its arms, on any number of GPUs of one speed.
 
-    Args:
-        workload: the models of the recipe.
-        costs: of its arms.
-        speed: of the GPUs.
-        device_type: `cpu` for an engine on the CPU, whose flat tensors are smaller.
+    The device type is `cpu` for an engine on the CPU, whose flat tensors are smaller.
 
     Attributes:
         sharding: how the ranks split the weights.
     """
 
     def __init__(
-        self,
-        workload: Workload,
-        costs: list[ArmCost],
-        speed: Speed,
-        *,
-        device_type: str = "cuda",
+        self, workload: Workload, costs: list[ArmCost], speed: Speed, *, device_type: str = "cuda"
     ) -> None:
         self._workload, self._costs, self._speed = workload, costs, speed
         trained = [p for p in workload.trained.parameters() if p.requires_grad]
@@ -135,11 +115,7 @@ class Scaling:
         )
 
     def on(self, gpus: int) -> Scaled:
-        """The step on a number of GPUs.
-
-        Raises:
-            RecipeError: a batch or the ranks of the arms do not divide over them.
-        """
+        """The step on a number of GPUs; RecipeError if batches or arms do not divide over them."""
         groups = self._groups(gpus)
         accumulation = max(sum(each.passes for each in group) for group in groups)
         compute = max(self._compute(group) for group in groups)

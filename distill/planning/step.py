@@ -65,14 +65,10 @@ class ModelRow(NamedTuple):
 
 
 class Workload(ABC):
-    """The models of a recipe, without weights.
+    """The models of a recipe, without weights, and the arms of one optimizer step.
 
-    Attributes:
-        recipe: that of the run.
-        trained: the module that the engine trains.
-        arms: those of one optimizer step.
-        teachers: by name.
-        whole_average: whether every rank keeps the whole average of the weights.
+    `trained` is the module that the engine trains, `whole_average` whether every rank keeps the
+    whole average of its weights.
     """
 
     recipe: TrainingRecipe
@@ -92,11 +88,7 @@ class Workload(ABC):
 
     @abstractmethod
     def trace(self, arm: Arm, images: int) -> Trace:
-        """Runs one micro-batch of `images`.
-
-        Raises:
-            RecipeError: a teacher cannot take images of this size.
-        """
+        """Runs one micro-batch of `images`; RecipeError if a teacher cannot take their size."""
 
     def _modules(self) -> list[nn.Module]:
         """All modules of a step."""
@@ -122,15 +114,10 @@ class Workload(ABC):
 
 
 def meta_teacher(config: TeacherConfig, precision: str, where: str) -> Teacher:
-    """A teacher on the meta device.
-
-    Args:
-        config: of the teacher.
-        precision: of `targets`.
-        where: the teacher's key in the recipe, for messages.
+    """A teacher on the meta device, in the precision of `targets`.
 
     Raises:
-        RecipeError: it cannot be built.
+        RecipeError: it cannot be built; names its key in the recipe (`where`).
     """
     dtype = torch.bfloat16 if precision == "bf16" else None
     try:

@@ -13,13 +13,7 @@ from distill.engine.engine import Autocast
 from distill.engine.engine_config import EngineConfig
 from distill.objective.mesa import EMA
 from distill.planning.meter import Meter, Trace
-from distill.planning.step import (
-    Arm,
-    ModelRow,
-    Workload,
-    encoder_shapes,
-    meta_teacher,
-)
+from distill.planning.step import Arm, ModelRow, Workload, encoder_shapes, meta_teacher
 from distill.targets.routes import RouteChoice, Size, bare_encoder, choose_route
 from distill.targets.target_statistics import TargetStatistics
 from distill.tasks.build import build_targets, prepare_student
@@ -37,12 +31,7 @@ from teachers.upsamplers.upsampler import Upsampler
 
 
 def student_arms(recipe: StudentRecipe, running: Collection[str]) -> Iterator[Arm]:
-    """Every image size of every arm.
-
-    Args:
-        recipe: that of the run.
-        running: names of the teachers that are run.
-    """
+    """Every image size of every arm, with those of its teachers that are run."""
     for name, config in recipe.placed_arms.items():
         seen_by = config.teachers or tuple(recipe.teachers)
         routes = {t: config.routes.get(t, "auto") for t in seen_by if t in running}
@@ -149,11 +138,7 @@ class StudentWorkload(Workload):
         ]
 
     def trace(self, arm: Arm, images: int) -> Trace:
-        """See `Workload.trace`.
-
-        Its bytes are those with the window size that takes most; its FLOPs are the mean over the
-        steps.
-        """
+        """See `Workload.trace`; bytes at the window that takes most, FLOPs a mean over steps."""
         pixels = self._fake.tensor(images, 3, *arm.resolution)
         grid = self.trained.spec.grid(*arm.resolution)
         shares = window_shares(self.recipe.window_augmentation, grid)

@@ -5,15 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from distill.display.tables import Cell, Table
-from distill.planning.machine import (
-    GB,
-    IMAGES_PER_S,
-    LINK_SHARE,
-    MEMORY_SHARE,
-    PIXELS_PER_S,
-    SOURCE_PIXELS,
-    Speed,
-)
+from distill.planning import machine
+from distill.planning.machine import GB, LINK_SHARE, MEMORY_SHARE, Speed
 from distill.planning.memory import Memory
 from distill.planning.meter import Trace
 from distill.planning.scaling import ArmCost, Scaled
@@ -23,13 +16,7 @@ _MB = 1e6
 
 
 def arm_table(cost: ArmCost, rows: Sequence[ModelRow], speed: Speed) -> Table:
-    """The models that the images of an arm go through, one line each.
-
-    Args:
-        cost: of the arm.
-        rows: its models.
-        speed: of the GPUs, for the shares of time.
-    """
+    """The models that the images of an arm go through, one line each."""
     arm, trace = cost.arm, cost.trace
     whole = speed.seconds(trace.flops())
     lines = []
@@ -52,10 +39,7 @@ def arm_table(cost: ArmCost, rows: Sequence[ModelRow], speed: Speed) -> Table:
     return Table(
         f"{arm.name}: {arm.batch_size} images of {h} x {w} px {_steps(arm.share)}, "
         f"{_short(total)} TFLOP an image",
-        (
-            *("part", "M weights", "GFLOP", "in fp32", "time", "MB", "passes"),
-            "input -> map",
-        ),
+        ("part", "M weights", "GFLOP", "in fp32", "time", "MB", "passes", "input -> map"),
         lines,
         "GFLOP and MB are for one image. What is trained: forward and backward pass, and memory "
         "held for the latter. Teachers: forward pass, and the most memory while it runs.",
@@ -63,12 +47,7 @@ def arm_table(cost: ArmCost, rows: Sequence[ModelRow], speed: Speed) -> Table:
 
 
 def memory_table(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Table:
-    """The peak memory of a rank, one column for each number of GPUs.
-
-    Args:
-        steps: one for each number of GPUs.
-        arms: those of the steps, in their order.
-    """
+    """The peak memory of a rank, one column for each number of GPUs; arms are those of a step."""
     lines = [
         (name, [Cell(_short(getattr(step.memory, name) / GB)) for step in steps])
         for name in Memory._fields
@@ -86,13 +65,7 @@ def memory_table(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Table:
 
 
 def time_table(steps: Sequence[Scaled], batch_size: float, gpu: str) -> Table:
-    """The time of a step and of the run, one line for each number of GPUs.
-
-    Args:
-        steps: one for each number of GPUs.
-        batch_size: images of a step, on average.
-        gpu: its name.
-    """
+    """The time of a step, of `batch_size` images on average, and of the run, by number of GPUs."""
     first = steps[0]
     lines = []
     for step in steps:
@@ -122,10 +95,7 @@ def time_table(steps: Sequence[Scaled], batch_size: float, gpu: str) -> Table:
 def checkpointing_line(checkpointing: bool, cost: ArmCost, other: Trace) -> str:
     """What the other choice of `student.activation_checkpointing` would change.
 
-    Args:
-        checkpointing: that choice.
-        cost: of an arm as the recipe has it.
-        other: the trace of the same micro-batch with the other choice.
+    `checkpointing` is that choice, and `other` the trace of the arm's micro-batch with it.
     """
     peaks, flops = (
         [_short(trace.peak / GB) for trace in (other, cost.trace)],
@@ -149,8 +119,9 @@ def assumptions(speed: Speed, workers: int) -> list[str]:
         f"Ring collectives over {gpu.link:g} GB/s within a node of {gpu.node}, "
         f"{gpu.network:g} GB/s a GPU between nodes, at {LINK_SHARE:.0%}; no overlap with "
         "computation, no latency.",
-        f"JPEGs with {SOURCE_PIXELS} times the student's pixels, read at {PIXELS_PER_S / 1e6:g} "
-        f"Mpx/s a worker, at most {IMAGES_PER_S:g} images/s; {reading}.",
+        f"JPEGs with {machine.SOURCE_PIXELS} times the student's pixels, read at "
+        f"{machine.PIXELS_PER_S / 1e6:g} Mpx/s a worker, at most {machine.IMAGES_PER_S:g} "
+        f"images/s; {reading}.",
         "Not counted: power iteration, weight noise, shifts and warps, the arithmetic of optimizer "
         "and average, checkpoints, pictures, evaluation, ranks waiting for each other.",
     ]

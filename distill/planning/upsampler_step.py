@@ -4,13 +4,7 @@ import torch
 
 from distill.engine.engine import Autocast
 from distill.planning.meter import Trace
-from distill.planning.step import (
-    Arm,
-    ModelRow,
-    Workload,
-    encoder_shapes,
-    meta_teacher,
-)
+from distill.planning.step import Arm, ModelRow, Workload, encoder_shapes, meta_teacher
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from distill.tasks.upsampler_run import base_resolution
 from distill.tasks.upsampler_task import MultiView, build_multi_view, draw_views
@@ -20,9 +14,6 @@ from teachers.upsamplers.resize import scaled
 
 class UpsamplerWorkload(Workload):
     """The encoder of a recipe and the modules that are trained for it, without weights.
-
-    Args:
-        recipe: that of the run.
 
     Raises:
         RecipeError: the encoder or the upsampler cannot be built.
