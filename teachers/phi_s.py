@@ -88,11 +88,7 @@ class FeatureStatistics:
         self.count.copy_(total)
 
     def covariance(self) -> Tensor:
-        """(D, D), the scatter divided by the number of vectors minus one.
-
-        Raises:
-            RuntimeError: fewer than two vectors.
-        """
+        """(D, D), the scatter over the count minus one; RuntimeError for fewer than two vectors."""
         if self.count < 2:
             raise RuntimeError(f"statistics of {int(self.count)} vectors have no covariance")
         return self.scatter / (self.count - 1)
@@ -119,16 +115,9 @@ class PhiS(nn.Module):
         self.register_buffer("rotation", torch.zeros(dim, dim))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps features from the teacher's space to the standardised one.
+        """Maps features (B, D, h, w), float32, from the teacher's space to the standardised one.
 
-        Args:
-            maps: (B, D, h, w), float32.
-
-        Returns:
-            The same shape; every channel has mean 0 and variance 1 over the fitted vectors.
-
-        Raises:
-            RuntimeError: not fitted.
+        Every channel has mean 0 and variance 1 over the fitted vectors. RuntimeError until fitted.
         """
         self._require_fit()
         # Subtracting after the product would lose digits in channels with large means.
@@ -195,11 +184,7 @@ def _per_cell(matrix: Tensor, maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def any_phi_s(dim: int) -> PhiS:
-    """The identity as a fitted PHI-S, for timing and planning, where only sizes matter.
-
-    Args:
-        dim: channels D.
-    """
+    """The identity as a fitted PHI-S of `dim` channels, for timing and planning of sizes."""
     phi_s = PhiS(dim)
     phi_s.alpha.fill_(1)
     phi_s.rotation.fill_diagonal_(1)
@@ -208,16 +193,10 @@ def any_phi_s(dim: int) -> PhiS:
 
 
 def fit_phi_s(statistics: FeatureStatistics) -> PhiS:
-    """Fits PHI-S to statistics, in float64.
+    """Fits PHI-S to statistics of a teacher's maps, at least 20 vectors per channel, in float64.
 
-    Each eigenvector's sign is set so that its largest entry (the first of equal ones) is positive,
-    so the same statistics give the same rotation.
-
-    Args:
-        statistics: of the teacher's maps, from at least twenty vectors per channel.
-
-    Raises:
-        RuntimeError: fewer than two vectors, or zero variance.
+    Each eigenvector's sign makes its largest entry (the first of equal ones) positive, so that the
+    rotation is reproducible. RuntimeError: fewer than two vectors, or zero variance.
     """
     values, vectors = torch.linalg.eigh(statistics.covariance())
     values = values.clamp(min=0)  # rounding leaves rank-deficient ones slightly negative
@@ -234,13 +213,7 @@ def fit_phi_s(statistics: FeatureStatistics) -> PhiS:
 
 
 def save_phi_s(path: Path, phi_s: PhiS, fingerprint: str) -> None:
-    """Writes a fitted PHI-S, whole or not at all.
-
-    Args:
-        path: a .safetensors file; its folder exists.
-        phi_s: fitted.
-        fingerprint: of everything that the statistics depend on.
-    """
+    """Writes a fitted PHI-S atomically as .safetensors, with the fingerprint of its statistics."""
     phi_s._require_fit()
     tensors = {name: value.contiguous() for name, value in phi_s.state_dict().items()}
     with atomic(path) as partial:
@@ -248,15 +221,7 @@ def save_phi_s(path: Path, phi_s: PhiS, fingerprint: str) -> None:
 
 
 def load_phi_s(path: Path, fingerprint: str) -> PhiS:
-    """Reads a PHI-S that `save_phi_s` wrote.
-
-    Args:
-        path: the file.
-        fingerprint: the expected one.
-
-    Raises:
-        TeacherError: the file is damaged, or has another fingerprint.
-    """
+    """Reads a file of `save_phi_s`; TeacherError if damaged or of another fingerprint."""
     try:
         with safe_open(path, framework="pt") as file:
             stored = (file.metadata() or {}).get("fingerprint")

@@ -97,14 +97,9 @@ class RadioCheckpoint:
 
 
 def read_radio(path: Path) -> RadioCheckpoint:
-    """Reads a checkpoint.
+    """Reads a checkpoint: a file in the public format, or a `.safetensors` file or its folder.
 
-    Args:
-        path: a file in the public format; or a `.safetensors` file with its `config.json` beside
-            it, or their folder.
-
-    Raises:
-        TeacherError: damaged, not a RADIO checkpoint, or with unknown tensors.
+    Raises TeacherError where it is damaged, not a RADIO checkpoint, or has unknown tensors.
     """
     if not path.exists():
         raise TeacherError(f"weights: {path} is not a file or directory here")
@@ -130,9 +125,8 @@ def read_radio(path: Path) -> RadioCheckpoint:
 def to_timm(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Converts a trunk's tensors to the names and shapes of timm's NaFlexVit.
 
-    Args:
-        trunk: by public names without their prefix; the position table is (1, S * S, C), the
-            tokens are (class tokens + registers, C).
+    The public names come without prefix; the position table is (1, S * S, C), the tokens are (class
+    tokens + registers, C).
     """
     tensors = dict[str, Tensor]()
     for name, value in trunk.items():

@@ -27,9 +27,7 @@ _HALF_TOLERANCE = 0.2
 
 
 def check_teacher(teacher: Teacher) -> None:
-    """Checks everything that this project relies on, with two random images.
-
-    They have 2 x 3 cells if the teacher accepts any resolution, else its native size:
+    """Checks everything that this project relies on, with two images of `probe_images`:
 
     - the spec: shapes, channels, float32, finite numbers (`dry_run`, which precedes any training);
     - frozen: eval mode, no parameter that requires gradients;
@@ -39,13 +37,8 @@ def check_teacher(teacher: Teacher) -> None:
     - its layers, if it has any;
     - a fingerprint that running it does not change.
 
-    On the meta device only shapes and types are checked.
-
-    Args:
-        teacher: built, on its device; unchanged, but copied in between.
-
-    Raises:
-        TeacherError: the teacher breaks the contract; names the place.
+    On the meta device only shapes and types are checked. The teacher is copied in between and stays
+    unchanged. TeacherError names what breaks the contract.
     """
     dry_run(teacher)
     images = probe_images(teacher)

@@ -27,10 +27,8 @@ class TextTowerConfig(StrictConfig):
     """The model of a text tower.
 
     Attributes:
-        model: an open_clip model name, or a local directory in hub layout, with its tokenizer if
-            the model needs one.
-        weights: a pretrained tag of open_clip, a local file or directory, or `none` for random
-            weights. May be left out where `model` is a directory: its own weights.
+        model: an open_clip name, or a directory in hub layout, with its tokenizer if needed.
+        weights: as in `OpenClipConfig`.
     """
 
     model: str

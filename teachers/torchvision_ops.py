@@ -35,11 +35,7 @@ def _compiled_operators_load() -> bool:
 
 @cache
 def declare_missing_operators() -> bool:
-    """Declares `torchvision::nms` and `torchvision::qnms` if they are missing.
-
-    Returns:
-        Whether the schemas were declared here.
-    """
+    """Declares `torchvision::nms` and `qnms` if they are missing; returns whether it did."""
     if hasattr(torch.ops.torchvision, "nms") or _compiled_operators_load():
         return False
     library = torch.library.Library("torchvision", "DEF")
@@ -53,9 +49,8 @@ def declare_missing_operators() -> bool:
 def allow_plain_nms() -> None:
     """Lets `torchvision.ops.nms` call the plain implementation if there is no compiled one.
 
-    torchvision's function raises an error without its compiled library, even if the operator is
-    implemented elsewhere; its others, such as `roi_pool`, still do. Call this before a detector
-    runs.
+    Call it before a detector runs: torchvision's functions raise without its compiled library.
+    Others, such as `roi_pool`, still do.
     """
     if declare_missing_operators():
         from torchvision.ops import boxes
@@ -68,11 +63,11 @@ def plain_nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
     Args:
         dets: (N, 4) boxes, left, top, right, bottom.
-        scores: (N,).
+        scores: (N,); of equal scores, the first wins.
         iou_threshold: largest allowed intersection over union.
 
     Returns:
-        (M,) int64, indices of the kept boxes in order of score; of equal scores, the first.
+        (M,) int64, indices of the kept boxes in order of score.
     """
     order = scores.argsort(descending=True, stable=True)
     low, high = dets[order].split(2, dim=1)

@@ -14,8 +14,8 @@ from teachers.upsamplers.upsampler import UpsampledFeatures, Upsampler
 def upsampled_spec(spec: FeatureSpec, factor: tuple[int, int]) -> FeatureSpec:
     """The spec of an encoder with `spec` after its map was upsampled by `factor`.
 
-    The image grows by the same factor, so a cell still covers `patch_size` pixels. The only
-    resolution is `factor` times the encoder's native one.
+    The image grows by the same factor, so a cell still covers `patch_size` pixels; `factor`
+    times the native resolution is the only one.
     """
     return replace(
         spec,
@@ -42,11 +42,7 @@ class UpsampledTeacher(Teacher):
 
     @torch.no_grad()
     def upsample(self, images: Tensor) -> UpsampledFeatures:
-        """The encoder's own features and the upsampled ones.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1], at any size.
-        """
+        """The encoder's own features and the upsampled ones of images (B, 3, H, W) in [0, 1]."""
         return self.upsampler(images, self.teacher)
 
     def extract(self, images: Tensor) -> Features:

@@ -17,12 +17,7 @@ _PLAIN = {
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for each mistake: `run.stepz: unknown key (did you mean 'steps'?); ...`.
-
-    Args:
-        error: what `model.model_validate` raised.
-        model: for the keys that it allows.
-    """
+    """One line for each mistake in `model`: `run.stepz: unknown key (did you mean 'steps'?)`."""
     items = _without_other_branches(error.errors(include_url=False))
     return [_line(model, item) for item in items]
 

@@ -71,11 +71,7 @@ def seeded(*, loaded: bool = False) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        TeacherError: the file is missing or is not a JSON object.
-    """
+    """A JSON object from a file; TeacherError where it is missing or holds something else."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -92,12 +88,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def find_weights(path: Path, names: Sequence[str]) -> Path:
     """A weights file: `path` itself, or the file in that directory.
 
-    Args:
-        path: an existing file or directory.
-        names: file names of the hub layout, the preferred one first.
-
-    Raises:
-        TeacherError: another kind of file, or no or several files in the directory.
+    `names` are those of the hub layout, the preferred one first. TeacherError: another kind of
+    file, or no or several files in the directory.
     """
     if path.is_dir():
         for name in names:
@@ -159,15 +151,9 @@ def _not_empty(tensors: dict[str, Tensor], path: Path, prefix: str) -> dict[str,
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Loads a state dict whose names and shapes must be those of the module.
+    """Loads a state dict into a module, in its dtypes.
 
-    Args:
-        module: changed in place.
-        tensors: by name; converted to the dtypes of the module.
-        where: their origin, for the message.
-
-    Raises:
-        TeacherError: names or shapes differ.
+    Raises TeacherError, with the origin `where`, if names or shapes differ.
     """
     try:
         module.load_state_dict(tensors, strict=True)
@@ -182,12 +168,7 @@ def shorten(message: str, limit: int = 400) -> str:
 
 
 def fetch(what: str, key: str) -> str:
-    """Instructions to download something from the hub by hand.
-
-    Args:
-        what: a repository, and one of its files if that is enough.
-        key: the key of the recipe's entry that takes the path.
-    """
+    """How to download a repository or its file by hand, for the recipe's `key` with the path."""
     return (
         f"With network access, run `hf download {what} --local-dir DIR`, copy DIR here and give "
         f"that path as {key}"
@@ -195,12 +176,9 @@ def fetch(what: str, key: str) -> str:
 
 
 def download_failed(asked: str, local: str, error: Exception) -> TeacherError:
-    """The error for weights that are neither in the cache nor can be downloaded.
+    """The error for weights `asked` that are neither cached nor can be downloaded.
 
-    Args:
-        asked: the published name of the weights.
-        local: how to download them elsewhere and name that copy in a recipe.
-        error: of the library.
+    `local` says how to download them elsewhere and name that copy in a recipe.
     """
     from huggingface_hub import constants
 

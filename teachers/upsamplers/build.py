@@ -12,13 +12,10 @@ UPSAMPLERS.register("trained", "teachers.upsamplers.trained:TrainedUpsampler")
 
 
 def parse_upsampler(value: Any) -> UpsamplerConfig | None:
-    """The config of the upsampler that `kind` names; None stays None.
+    """The config of an upsampler; None stays None.
 
-    Args:
-        value: a mapping with a `kind`, or the path or name of a trained upsampler.
-
-    Raises:
-        TeacherError: unknown kind or key, wrong value.
+    `value` is a mapping with a `kind`, or the path or name of a trained upsampler. TeacherError:
+    unknown kind or key, or a wrong value.
     """
     if isinstance(value, (str, PathLike)):
         value = {"kind": "trained", "path": value}
@@ -26,11 +23,7 @@ def parse_upsampler(value: Any) -> UpsamplerConfig | None:
 
 
 def parse_upsamplers(value: Any) -> UpsamplerConfig | tuple[UpsamplerConfig, ...] | None:
-    """One upsampler's config, or a tuple of configs where a recipe has a list.
-
-    Raises:
-        TeacherError: as `parse_upsampler`, or a list that is empty or holds nothing.
-    """
+    """One upsampler's config, or a tuple for a list; TeacherError also for an empty one."""
     if not isinstance(value, (list, tuple)):
         return parse_upsampler(value)
     parsed = [parse_upsampler(each) for each in value]

@@ -104,11 +104,7 @@ class Downsampler(nn.Module, ABC):
 
 
 class BoxDownsampler(Downsampler):
-    """The plain average over each low-resolution cell.
-
-    Args:
-        factor: (fh, fw) high-resolution cells for each low-resolution cell, per axis.
-    """
+    """The plain average over each low-resolution cell of `factor` (fh, fw) cells."""
 
     def __init__(self, factor: tuple[int, int]) -> None:
         super().__init__(factor, factor)

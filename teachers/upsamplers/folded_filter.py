@@ -74,19 +74,16 @@ def _axis(source: int, target: int, radius: int) -> tuple[Tensor, Tensor]:
 
 
 def _fold(kernels: Tensor, from_rows: Tensor, from_columns: Tensor) -> Tensor:
-    """Converts kernels on interpolated cells to kernels on the cells before interpolation.
+    """Converts kernels on interpolated cells to (B, H, W, kh, kw) on those before interpolation.
 
-    Each axis is one matrix product for each row, or column, with the Kronecker product of the
-    weights and the identity. This needs more multiplications than one small product for each
-    position, but a fourth of the time.
+    Each axis is one matrix product for each row or column, with the Kronecker product of the
+    weights and the identity: more multiplications than a small product for each position, but a
+    fourth of the time.
 
     Args:
         kernels: (B, H, W, taps, taps).
         from_rows: (H, taps, kh).
         from_columns: (W, taps, kw).
-
-    Returns:
-        (B, H, W, kh, kw).
     """
     batch, height, width, taps, _ = kernels.shape
     kh, kw = from_rows.shape[2], from_columns.shape[2]

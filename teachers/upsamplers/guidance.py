@@ -8,14 +8,10 @@ from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def area_resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes by averaging the pixels of each cell along axes that shrink, else bilinearly.
+    """Resizes (B, D, H, W) by averaging the pixels of cells where axes shrink, else bilinearly.
 
     The public FeatSharp code interpolates without antialiasing here, which uses 2 x 2 of the
     16 x 16 pixels of a cell and keeps their noise.
-
-    Args:
-        images: (B, D, H, W).
-        size: the new (height, width).
     """
     height, width = images.shape[-2:]
     shrunk = (min(height, size[0]), min(width, size[1]))
@@ -27,15 +23,7 @@ def area_resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def guidance(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes images to a grid and normalises them with ImageNet's mean and standard deviation.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1], at any size.
-        size: (height, width) of the grid, in cells.
-
-    Returns:
-        (B, 3, height, width).
-    """
+    """Resizes images (B, 3, H, W) in [0, 1] to a grid, with ImageNet's normalisation."""
     pooled = area_resize(images, size)
     # Channel by channel: with tensors of constants, a GPU would wait for their copy from the CPU.
     channels = zip(pooled.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True)

@@ -46,12 +46,7 @@ def chunked_attention(
 ) -> Tensor:
     """`mean_attention` for some queries at a time; exact, and so are its gradients.
 
-    Args:
-        queries: (B, N, D).
-        keys: (B, n, D).
-        values: (B, n, C).
-        heads: number of heads; divides D.
-        weights_at_once: largest number of attention weights of one image at a time.
+    `weights_at_once` is the largest number of attention weights of one image at a time.
     """
     chunk = max(1, weights_at_once // (heads * keys.shape[1]))
     parts = [

@@ -53,13 +53,9 @@ class JBULevel(nn.Module):
             return upsample_and_filter(source, self.kernels(guidance))
 
     def kernels(self, guidance: Tensor) -> Tensor:
-        """The kernel at each position, in float32 at least, under autocast too.
+        """The kernels (B, H, W, 2 radius + 1, 2 radius + 1) of guidance (B, 3, H, W).
 
-        Args:
-            guidance: (B, 3, H, W).
-
-        Returns:
-            (B, H, W, 2 radius + 1, 2 radius + 1), positive, with sum one.
+        Positive, with sum one, in float32 at least, under autocast too.
         """
         keys = self.project(guidance.permute(0, 2, 3, 1).to(self.log_sigma.dtype))
         keys = at_least_float32(keys)

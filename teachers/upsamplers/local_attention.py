@@ -26,15 +26,9 @@ _ROWS = 8  # of the map at once, to bound memory
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
-    """Slopes 1/2, 1/2, 1/4, 1/4, 1/8, ...: one row head and one column head of each.
+    """Slopes (num_heads,) 1/2, 1/2, 1/4, 1/4, ...: a row and a column head of each.
 
     Source: the public code of FeatSharp (arXiv 2502.16025).
-
-    Args:
-        num_heads: number of heads.
-
-    Returns:
-        (num_heads,).
     """
     return 2.0 ** -((torch.arange(num_heads) + 2) // 2)
 

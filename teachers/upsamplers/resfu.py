@@ -66,16 +66,7 @@ class GuidedFilter(nn.Module):
         self.log_epsilon = nn.Parameter(torch.full((dim, 1, 1), -4.0))  # exp(-4) = 0.02
 
     def forward(self, guide: Tensor, keys: Tensor, factor: tuple[int, int]) -> Tensor:
-        """Upsamples keys with the detail of the guidance.
-
-        Args:
-            guide: (B, D, fh * h, fw * w).
-            keys: (B, D, h, w).
-            factor: (fh, fw).
-
-        Returns:
-            (B, D, fh * h, fw * w).
-        """
+        """Upsamples keys (B, D, h, w) with the detail of a guide (B, D, fh * h, fw * w)."""
         coarse = F.avg_pool2d(guide, factor)
         mean_guide, mean_keys = _box(coarse), _box(keys)
         covariance = _box(coarse * keys) - mean_guide * mean_keys
@@ -118,14 +109,11 @@ class ReSFU(SinglePassUpsampler):
             self.logits.bias.copy_((-(y * y + x * x) / 2).flatten())  # type: ignore[union-attr]
 
     def weights(self, features: Tensor, images: Tensor) -> Tensor:
-        """Weights of the 3 x 3 interpolated neighbours of each output cell.
+        """Weights (B, fh * h, fw * w, 3, 3), with sum one, of output cells' neighbours.
 
         Args:
             features: (B, D, h, w).
             images: (B, 3, H, W) in [0, 1].
-
-        Returns:
-            (B, fh * h, fw * w, 3, 3), positive and with sum one.
         """
         size = scaled((features.shape[-2], features.shape[-1]), self.factor)
         tokens = at_least_float32(rearrange(features, "b d h w -> b h w d"))

@@ -26,26 +26,13 @@ def scaled(size: tuple[int, int], factor: tuple[int, int]) -> tuple[int, int]:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing with half-pixel centres, antialiased along axes that shrink.
-
-    Args:
-        images: (B, D, H, W).
-        size: the new (height, width); the aspect ratio is not kept.
-    """
+    """Resizes (B, D, H, W) bilinearly, half-pixel centres, antialiased along axes that shrink."""
     if images.shape[-2:] == size:
         return images
     return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def enlarge(maps: Tensor, factor: tuple[int, int]) -> Tensor:
-    """Bilinear interpolation to a denser grid, half-pixel centres.
-
-    Args:
-        maps: (B, D, h, w).
-        factor: (fh, fw).
-
-    Returns:
-        (B, D, fh * h, fw * w).
-    """
+    """Interpolates (B, D, h, w) bilinearly, half-pixel centres, to (B, D, fh * h, fw * w)."""
     size = scaled((maps.shape[-2], maps.shape[-1]), factor)
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -70,12 +70,7 @@ class Standardised(Upsampler):
         return maps if self.bias is None else self.bias(maps)
 
     def standardised(self, images: Tensor, encode: Encode) -> UpsampledFeatures:
-        """Upsamples; the results are in the standardised space.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1], at any size.
-            encode: the encoder, in its own space.
-        """
+        """Upsamples images as `forward` does; the results are in the standardised space."""
 
         def encode_standardised(inputs: Tensor) -> Features:
             features = encode(inputs)

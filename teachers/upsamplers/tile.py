@@ -14,15 +14,7 @@ from teachers.upsamplers.upsampler import Encode, FactorConfig, UpsampledFeature
 
 
 def split_tiles(maps: Tensor, factor: tuple[int, int]) -> Tensor:
-    """Cuts maps into nh x nw tiles.
-
-    Args:
-        maps: (B, D, nh * h, nw * w).
-        factor: (nh, nw).
-
-    Returns:
-        (B * nh * nw, D, h, w), the tiles of an image in row-major order.
-    """
+    """Cuts (B, D, nh * h, nw * w) into tiles (B * nh * nw, D, h, w), row-major in an image."""
     return rearrange(maps, "b d (nh h) (nw w) -> (b nh nw) d h w", nh=factor[0], nw=factor[1])
 
 

@@ -38,8 +38,7 @@ class FactorConfig(UpsamplerConfig):
     """The entry of an upsampler whose factor is given in the recipe.
 
     Attributes:
-        factor: how many times denser the map becomes; one number, or [height, width]. For
-            upsamplers that encode tiles, it is the number of tiles too.
+        factor: how many times denser the map becomes, or [height, width]; the number of tiles too.
     """
 
     factor: Factor
@@ -62,10 +61,7 @@ class Upsampler(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
-        """Builds the upsampler of an encoder with `spec`.
-
-        Passes the options of the config, all but `kind`, to the constructor by name.
-        """
+        """Builds it for `spec`, with all options of the config but `kind` by name."""
         return cls(spec, **{name: value for name, value in config if name != "kind"})
 
     @abstractmethod

@@ -28,11 +28,10 @@ class ViewsConfig(StrictConfig):
     Attributes:
         num_views: views of each image.
         zoom: magnification, log-uniform in [1 / zoom, zoom].
-        perspective: [least, largest] standard deviation of the shift of each corner, as a share of
-            the side, drawn uniformly.
+        perspective: [least, largest] standard deviation of the corners' shifts, shares of a side.
         rotation_degrees: rotation about the centre, uniform in [-x, x].
-        shift_cells: step of the random shift, in cells of the high-resolution grid. The shift
-            stays within the bounding box of the view after perspective and rotation.
+        shift_cells: step of the random shift, in cells of the high-resolution grid, within the box
+            around the view after perspective and rotation.
     """
 
     num_views: PositiveInt = 5
@@ -122,11 +121,7 @@ def warp(maps: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
 def bilinear_taps(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The four base cells, and their weights, that each cell of a view is interpolated from.
 
-    `warp` to the map's own size is the sum of these cells with these weights.
-
-    Args:
-        homographies: (N, 3, 3).
-        size: (H, W) of the base and of the view.
+    `warp` to the map's own size (H, W), with homographies (N, 3, 3), is the sum of these.
 
     Returns:
         Row-major indices of the cells, int32, and their weights, which sum to one and have the
@@ -178,15 +173,7 @@ def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> 
 
 
 def valid_mask(homographies: Tensor, size: tuple[int, int]) -> Tensor:
-    """Marks the cells of a view whose centre lies inside the base.
-
-    Args:
-        homographies: (N, 3, 3).
-        size: (h, w) of the view.
-
-    Returns:
-        (N, 1, h, w), 1 or 0, in the dtype of the homographies.
-    """
+    """Marks cells of views (h, w) with a centre inside the base: (N, 1, h, w), 1 or 0."""
     places, depth = _places(homographies, size)
     inside = (places.abs() <= 1).all(-1) & (depth > 0)
     return inside[:, None].to(homographies.dtype)
