@@ -1,4 +1,4 @@
-"""The RADIO format: read as ../shared/reference/radio-format.md says that the public loader does.
+"""The RADIO format, read here as the public loader reads it.
 
 That loader is restated here, in float64, from the document alone; nothing of ours reads the file.
 """

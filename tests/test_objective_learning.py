@@ -1,4 +1,4 @@
-"""A small student learns 32 images of two random teachers by heart (radio-training.md 9.28)."""
+"""A small student learns 32 images of two random teachers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Losses against hand-computed values and invariants (radio-training.md 9, items 6 to 9)."""
+"""Losses against hand-computed values and invariants."""
 
 import math
 

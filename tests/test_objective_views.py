@@ -1,4 +1,4 @@
-"""Displaced and warped views: exact slices, their law, masks (radio-training.md 9, 11 and 12)."""
+"""Shifted and warped views: exact slices, their distribution, masks (C-RADIOv4, 2601.17237)."""
 
 from collections.abc import Sequence
 

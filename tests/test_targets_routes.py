@@ -59,7 +59,7 @@ def upsampled(factor: Size, *, free: bool = False) -> UpsampledTeacher:
     [(192, 168, 192), (256, 224, 256), (432, 378, 432), (512, 448, 512), (1152, 1008, 1152)],
 )
 def test_matched_sizes_are_the_published_ones(student: int, patch14: int, patch16: int) -> None:
-    """radio-training.md, 3.1: student pixels x teacher patch / student patch."""
+    """Student pixels x teacher patch / student patch (RADIOv2.5, 2412.07679)."""
     for patch, due in ((14, patch14), (16, patch16)):
         free = teacher((patch, patch), patch, free=True)
         route = choose_route(free, (student, student), 16)

@@ -15,7 +15,7 @@ FACTORS = list(range(1, 9))
 
 
 class PublicDownsampler(nn.Module):
-    """The public code's form, as featsharp.md 7.4 describes it; what ours departs from.
+    """The public code's form, which ours departs from.
 
     Logits from a full k x k convolution of the blurred map, a Bernoulli mask in eval too, windows
     at every f-th cell, zero padding inside the softmax.

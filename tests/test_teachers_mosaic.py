@@ -39,7 +39,7 @@ def _spec(grid: int, patch: int = 16) -> FeatureSpec:
     ],
 )
 def test_the_published_mosaics(canvas: int, grid: int, tiles: int, pitch: int) -> None:
-    """radio-training.md, 3.3."""
+    """Cells of SAM (1024 px / 16) and SAM 3 (1152 px / 16) for grids of RADIO students."""
     mosaic = Mosaic.fit(_spec(canvas), (grid, grid))
     assert (mosaic.tiles, mosaic.pitch) == ((tiles, tiles), (pitch, pitch))
     assert mosaic.num_images == tiles * tiles

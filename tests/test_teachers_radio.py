@@ -1,6 +1,6 @@
 """RADIO checkpoints: tiny ones in the public format, against a slow float64 restatement.
 
-The names and shapes are those of ../shared/reference/radio-format.md, written out once more.
+The names and shapes are those of the public loader, written out once more.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def mlp(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
 
 
 def restated(state: dict[str, Tensor], image: Tensor) -> Tensor:
-    """All tokens of one image (3, H, W) in [0, 1], in the order of radio-format.md."""
+    """All tokens of one image (3, H, W) in [0, 1], in the order of the public model."""
     pixels = (image.double() - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(
         STD
     ).double().view(3, 1, 1)
@@ -295,7 +295,7 @@ def test_a_teacher_named_twice_has_one_class_token(tmp_path: Path) -> None:
 def test_registers_fill_a_multiple_and_all_of_it_where_nothing_is_missing(
     class_tokens: int, multiple: int, registers: int, tmp_path: Path
 ) -> None:
-    """The examples of radio-training.md, section 9, item 15."""
+    """C-RADIO fills class tokens and registers up to a multiple (`register_multiple`)."""
     teachers = [{"name": f"t{i}", "type": "any"} for i in range(class_tokens)]
     state = public(trunk(tokens=class_tokens + registers))
     changes = {"register_multiple": multiple, "teachers": teachers}
