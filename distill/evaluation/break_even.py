@@ -17,11 +17,10 @@ import numpy as np
 
 
 class BreakEven(NamedTuple):
-    """The factor at which an upsampler and its encoder at the full size take the same time.
+    """The factor per axis above which an upsampler is faster than its encoder at the full size.
 
-    Attributes:
-        factor: per axis; the upsampler is faster above it. 1 if it always is, None if it never is.
-        fit_error: the largest relative error of the two fitted laws at the measured points.
+    It is 1 if the upsampler always is faster, None if it never is. `fit_error` is the largest
+    relative error of the two fitted laws at the measured points.
     """
 
     factor: float | None

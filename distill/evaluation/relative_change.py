@@ -30,11 +30,9 @@ Groups = Mapping[str, Sequence[str]]
 
 
 class Change(NamedTuple):
-    """A relative change in per cent; positive is better.
+    """A relative change in per cent, the mean over seeds; positive is better.
 
-    Attributes:
-        mean: over seeds.
-        spread: standard deviation over paired seeds; None if the seeds are not paired.
+    The spread is the standard deviation over paired seeds; None if the seeds are not paired.
     """
 
     mean: float

@@ -19,14 +19,9 @@ _UNKNOWN_LICENCE = "unknown; see the source of its weights"
 
 
 def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | None) -> str:
-    """The text of the card.
+    """The text of the card of a student as it is exported to `out`: safetensors, onnx or radio.
 
-    Args:
-        file: the student as it is exported.
-        out: its file.
-        format: of that file: safetensors, onnx or radio.
-        checkpoint: where it was trained; None for a student that came from a file, whose card has
-            the recipe but no results.
+    Without the checkpoint where it was trained, the card has the recipe but no results.
     """
     recipe = parse_yaml(file.metadata["recipe"], "recipe") if "recipe" in file.metadata else {}
     heads = [name for name in file.targets if file.config.head.has(name)]
@@ -90,15 +85,14 @@ def _results(checkpoint: Path) -> list[Sequence[str | None]]:
         (
             row["teacher"],
             "{} x {}".format(*row["resolution"]),
-            *(_three_digits(row[key]) for key in ("fidelity", "spatial_cosine", "summary_cosine")),
+            *(
+                None if row[key] is None else f"{row[key]:.3f}"
+                for key in ("fidelity", "spatial_cosine", "summary_cosine")
+            ),
         )
         for row in measured_fidelity(checkpoint)
         if row["student"] == "trained" and PurePath(row["checkpoint"]).name == checkpoint.name
     ]
-
-
-def _three_digits(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
 
 
 def _relocatable(value: Any) -> Any:

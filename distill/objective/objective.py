@@ -32,13 +32,9 @@ _SPATIAL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class LossTerms(NamedTuple):
-    """The loss of a micro-batch.
+    """The total loss () of a micro-batch, with a graph for the backward pass.
 
-    Attributes:
-        total: () with a graph, for the backward pass.
-        losses: loss name (`clip/summary`, `clip/spatial`, ...) to unweighted value, () without a
-            graph.
-        metrics: other numbers to log, () without a graph.
+    `losses`, unweighted, by names such as `clip/summary`, and `metrics` have no graph.
     """
 
     total: Tensor
@@ -89,9 +85,7 @@ class _Loss(NamedTuple):
 class Objective:
     """The loss of a student's heads against its teachers' targets.
 
-    Args:
-        config: which losses, and their weights.
-        dispersions: teacher name to angular dispersion (); needed by the `angle` loss only.
+    Only the `angle` loss needs the dispersions, () by teacher.
 
     Attributes:
         num_non_finite: losses, over all ranks, that were not finite and have been left out.

@@ -220,14 +220,10 @@ def build_views(
     consumers: Sequence[str],
     generator: torch.Generator,
 ) -> Views:
-    """Draws the views of a micro-batch.
+    """Draws the views of a micro-batch (B, 3, H, W) in [0, 1], of `frame_size`.
 
-    Args:
-        config: how views differ; None: not at all.
-        images: (B, 3, H, W) in [0, 1], of `frame_size`.
-        patch: the student's patch size in pixels.
-        consumers: names of the teachers and, with MESA, of the averaged student.
-        generator: on the CPU, so that every device draws the same.
+    The consumers are the teachers and, with MESA, the averaged student. The generator is on the
+    CPU, so that every device draws the same.
     """
     if config is None:
         return SameViews(images)

@@ -42,14 +42,12 @@ class Arm(NamedTuple):
 
 
 class ModelRow(NamedTuple):
-    """A model in the table of an arm.
+    """A model in the table of an arm, empty for losses, and whether the engine trains it.
 
     Attributes:
         component: its name in the trace, such as `clip` or `clip/upsampler`.
-        model: the model; empty for losses.
         shapes: of its input and output, such as `378x378 px -> 27x27x1280`.
         passes: images that it sees for each image of the arm.
-        trained: whether the engine trains it.
     """
 
     component: str

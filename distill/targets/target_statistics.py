@@ -41,13 +41,10 @@ class TargetStatistics(NamedTuple):
 
 
 class CalibrationBatch(NamedTuple):
-    """Images that statistics are estimated on.
+    """This rank's images (B, 3, H, W) in [0, 1], that statistics are estimated on.
 
-    Attributes:
-        images: (B, 3, H, W) in [0, 1], this rank's.
-        routes: teacher name to route, of the teachers that see the images.
-        num_before: teacher name to the number of images, over all ranks, that it saw in earlier
-            steps.
+    The routes are those of the teachers that see the images. `num_before` has the number of images
+    that each teacher saw in earlier steps, over all ranks.
     """
 
     images: Tensor
@@ -114,7 +111,7 @@ class Statistics:
 
         Args:
             ensemble: the teachers that this rank runs.
-            batches: this rank's images, step by step; read only if statistics are missing.
+            batches: this rank's images; read only if statistics are missing.
             folder: holds `<teacher>.safetensors` and `<teacher>.json`.
             facts: what an estimate depends on besides the teacher: data, sizes, number of images.
             num_images: images that each teacher sees, over all ranks, rounded up to whole steps.

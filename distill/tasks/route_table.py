@@ -18,15 +18,9 @@ _TITLES = (
 
 
 class RouteRow(NamedTuple):
-    """One teacher at one student size of one arm.
+    """One teacher at one student size of one arm, whose name is empty without arms in the recipe.
 
-    Attributes:
-        arm: its name; empty where the recipe has no arms.
-        batch_size: images of a step at this size, over all ranks.
-        student: (height, width) of the student's images in pixels.
-        student_grid: (h, w) cells of the student's map.
-        teacher: its name.
-        route: by which the teacher is run.
+    The batch size is over all ranks, `student` (height, width) in pixels, `student_grid` in cells.
     """
 
     arm: str

@@ -90,10 +90,8 @@ class Loop:
     def run(self, batches: Iterator[Batch], start_step: int, start_images: int) -> Outcome:
         """Trains from a step to the end, or until the process is asked to stop.
 
-        Args:
-            batches: this rank's micro-batches, from `start_step` on.
-            start_step: optimiser steps done before.
-            start_images: images that they read, over all ranks.
+        The batches are this rank's from that step on; earlier steps read `start_images` images
+        over all ranks.
 
         Raises:
             NonFiniteError: a loss or gradient was NaN or infinite.
