@@ -186,7 +186,7 @@ def test_nan_stops_the_run_with_the_keys_of_the_batch(finished: Path, tmp_path: 
     "entry, message",
     [
         ({"kind": "featsharp", "factor": 2, "num_heads": 7}, "num_heads: 7 heads do not divide"),
-        ({"kind": "s2", "factor": 2, "beta": None}, "of 64 to 128 channels has no stand"),
+        ({"kind": "s2", "factor": 2, "beta": None}, "from 64 to 128 channels cannot run in stand"),
     ],
 )
 def test_an_upsampler_that_does_not_fit_its_encoder_is_a_mistake_in_the_recipe(
