@@ -19,6 +19,8 @@ from teachers.build import parse_teacher
 from tests.tiny_export import TARGETS, build, write_run
 from tests.tiny_run import DEADLOCK_S, REPOSITORY, environment
 
+pytestmark = pytest.mark.process  # of one test, but for all the page's exports take long
+
 TEXT = (REPOSITORY / "student" / "README.md").read_text()
 # What a user without the trainer does not have.
 WITHOUT = (
@@ -56,7 +58,6 @@ def test_the_commands_leave_every_file_and_its_card(folder: Path) -> None:
         assert (folder / f"{name}.md").is_file()
 
 
-@pytest.mark.process
 def test_the_code_runs_without_the_trainer(folder: Path) -> None:
     script = WITHOUT + "\n".join(blocks("python"))
     done = subprocess.run(
