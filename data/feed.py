@@ -1,9 +1,13 @@
-"""The interface of the two modes of the training stream: indexed and in lanes."""
+"""The interface of the two modes of the training stream, indexed and in lanes, and its workers."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
 from data.batch import Batch
+from data.config import DataConfig
 from data.errors import DataError
 
 Position = dict[str, Any]
@@ -29,3 +33,26 @@ class Feed(Protocol):
         An error that ends the run is yielded in place of a micro-batch. With each comes the
         position after its step where it completes one, else None.
         """
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def load_in_workers(
+    dataset: Dataset, config: DataConfig, sampler: Sampler[Any] | None = None
+) -> Iterator[Any]:
+    """Iterates over a dataset of whole batches in `config.workers` processes."""
+    workers = config.workers
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=_as_is,
+            num_workers=workers,
+            prefetch_factor=config.prefetch if workers else None,
+            multiprocessing_context=config.worker_start if workers else None,
+            generator=torch.Generator(),  # by default it draws from the one of training
+        )
+    )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from data.decode import BadImage
 from data.errors import DataError, similar_path
@@ -36,6 +36,12 @@ class ImageFiles:
     ignored: dict[str, int]
     damaged: tuple[tuple[str, str], ...]
     read: Callable[[str], bytes]
+
+    def readable(self, source: Path) -> Self:
+        """Itself; DataError names the first damaged file of `source`, if any."""
+        for name, reason in self.damaged[:1]:
+            raise DataError(f"'{source}', {name}: {reason}")
+        return self
 
 
 class _Listing:

@@ -9,7 +9,7 @@ import torch
 from data.config import MAX_PIXELS
 from data.decode import BadImage, ImageReader, choose_decoder
 from data.errors import DataError
-from data.gather import ImageFiles, open_images
+from data.gather import open_images
 from data.manifest import load_manifest
 from data.tar_scan import IMAGE_EXTENSIONS
 
@@ -60,16 +60,10 @@ def _files(path: Path) -> Iterator[tuple[str, str, bytes]]:
     for archive in shards or [path]:
         with open_images(archive) as files:
             prefix = "" if archive.is_dir() else f"{archive.name}/"
-            for name in _whole(files, archive).sizes:
+            for name in files.readable(archive).sizes:
                 place = f"{archive}/{name}"
                 try:
                     data = files.read(name)
                 except (BadImage, OSError) as error:
                     raise DataError(f"the image '{place}': {error}") from error
                 yield prefix + name, place, data
-
-
-def _whole(files: ImageFiles, archive: Path) -> ImageFiles:
-    for name, reason in files.damaged[:1]:
-        raise DataError(f"'{archive}', {name}: {reason}")
-    return files

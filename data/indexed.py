@@ -11,10 +11,9 @@ from data.batch import Batch
 from data.config import DataConfig
 from data.decode import ImageReader
 from data.errors import DataError
-from data.feed import Position
+from data.feed import Position, load_in_workers
 from data.index import load_index
 from data.layout import Slice, StepLayout
-from data.loader import load_in_workers
 from data.mixture import Mixture
 from data.plan import SourcePlan
 from data.reader import IndexedSource, MicroBatches

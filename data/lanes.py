@@ -18,10 +18,9 @@ from data.batch import BadSample, Batch
 from data.config import DataConfig
 from data.decode import ImageReader
 from data.errors import DataError
-from data.feed import Position
+from data.feed import Position, load_in_workers
 from data.lane_reader import LaneSource, StreamedSource
 from data.layout import StepLayout, SubBatch
-from data.loader import load_in_workers
 from data.mixture import Mixture
 from data.shards import unique_names
 from data.tar_stream import check_url

@@ -61,7 +61,7 @@ class ClassFolders(Layout):
         archive = self.root.is_file()
         source, prefix = (self.root, f"{folder}/") if archive else (self.path(folder), "")
         with open_images(source) as files:
-            found = self._by_class(_whole(files, source), prefix, folder)
+            found = self._by_class(files.readable(source), prefix, folder)
             known = sorted(found)[: self.num_classes] if classes is None else list(classes)
             unknown = sorted(found.keys() - set(known))
             if classes is not None and self.num_classes is None and unknown:
@@ -93,12 +93,6 @@ class ClassFolders(Layout):
                 f"no image in {folder} of {self.root}; expected under {self.root}:\n{self.tree}"
             )
         return found
-
-
-def _whole(files: ImageFiles, source: Path) -> ImageFiles:
-    for name, reason in files.damaged[:1]:
-        raise DataError(f"'{source}', {name}: {reason}")
-    return files
 
 
 def read_class_names(path: Path, classes: Sequence[str]) -> list[str]:
