@@ -271,7 +271,7 @@ B32 = {"kind": "dfn_clip", "model": "ViT-B-32"}
         ),
         (B32, "weights: None is neither a tag.*choose one of .*laion2b"),
         (B32 | {"weights": "laion2b_s34b_b79"}, "did you mean 'laion2b_s34b_b79k'"),
-        (B32 | {"weights": "openai"}, "trained with QuickGELU, and model 'ViT-B-32' is not"),
+        (B32 | {"weights": "openai"}, "trained with QuickGELU, unlike model 'ViT-B-32'"),
         (B32 | {"weights": __file__}, "weights are read from .safetensors"),
         ({"kind": "dfn_clip", "model": "ViT-B-16-SigLIP", "weights": "none"}, "has a timm tower"),
         ({"kind": "dfn_clip", "model": "coca_ViT-B-32", "weights": "none"}, "no map of patch"),
