@@ -147,7 +147,7 @@ def test_what_the_format_cannot_hold_is_not_written(
 
 def test_what_is_neither_a_run_nor_a_file_of_a_known_format_is_refused(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(1)}, tmp_path / "x.pth")
-    with pytest.raises(TeacherError, match="no RADIO checkpoint"):
+    with pytest.raises(TeacherError, match="not a RADIO checkpoint"):
         export_student(tmp_path / "x.pth", tmp_path / "s")
     with pytest.raises(TeacherError, match="gone is not a file or directory"):
         export_student(tmp_path / "gone", tmp_path / "s")
