@@ -80,7 +80,7 @@ def test_siglip_2_by_name_gives_its_tokenizer_canonical_text(
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(TeacherError, match="tokenizer of 'ViT-B-16-SigLIP2' requires .*pip install"):
+    with pytest.raises(TeacherError, match="'ViT-B-16-SigLIP2' requires .*pip install"):
         tower("ViT-B-16-SigLIP2", "none")
 
 
