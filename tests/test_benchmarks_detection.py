@@ -339,7 +339,7 @@ def test_a_batch_smaller_than_the_ranks_is_refused(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(RecipeError, match="batch_size: 4 images for 8 ranks"):
+    with pytest.raises(RecipeError, match="batch_size: expected .* each of 8 ranks, got 4"):
         measured(shapes, tmp_path, colours(), steps=1)
 
 
