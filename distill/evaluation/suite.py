@@ -113,11 +113,13 @@ def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The rows of a folder's `results.jsonl`; none if nothing was measured yet."""
-    return [_with_metric_keys(row) for row in read_json_lines(folder / RESULTS)]
+    return [_updated(row) for row in read_json_lines(folder / RESULTS)]
 
 
-def _with_metric_keys(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with today's metric names: older built-in benchmarks wrote `AP small`."""
+def _updated(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with today's names: older versions wrote `AP small`, and a class for `pixels`."""
+    if row["encoder"]["kind"] == "distill.evaluation.models:Pixels":
+        row["encoder"]["kind"] = "pixels"
     if not BENCHMARKS.is_built_in(row["entry"]["kind"]):
         return row
     return row | {
