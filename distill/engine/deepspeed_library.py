@@ -21,8 +21,13 @@ _COLLECTIVES = ("all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatte
 def errors_kept(engine: Any) -> Iterator[Callable[[], None]]:
     """Collects the errors of DeepSpeed's file writer; the caller raises them after its barrier.
 
-    A rank that raised at once, at a full disk, would leave the others waiting in that barrier. The
-    block gets a function that raises the first error, if there was one.
+    A rank that raised at once, at a full disk, would leave the others waiting in that barrier.
+
+    Args:
+        engine: DeepSpeed's.
+
+    Yields:
+        A function that raises the first error, if there was one.
     """
     errors: list[Exception] = []
     writer = engine.checkpoint_engine
@@ -70,7 +75,11 @@ def _timed(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def require_precision(config: EngineConfig) -> None:
-    """Raises RecipeError if the precision is fp16 and the device has none."""
+    """Checks that the device can compute in the precision of a recipe.
+
+    Raises:
+        RecipeError: the device has no fp16.
+    """
     from deepspeed.accelerator import get_accelerator
 
     if config.precision == "fp16" and not get_accelerator().is_fp16_supported():

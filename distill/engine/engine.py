@@ -56,14 +56,19 @@ class Engine(Protocol):
     def step(self, lr: float) -> StepResult:
         """Clips the gradient, updates the weights and their average, and clears the gradient.
 
-        The learning rate is that before the `lr_scale` of each parameter group.
+        Args:
+            lr: learning rate of this step, before the `lr_scale` of each parameter group.
         """
         ...
 
     def weights(self, *, average: bool = True) -> dict[str, Tensor]:
         """Gathers the module's float32 weights, under its own names, on the CPU of every rank.
 
-        They are the moving average, if there is one and it is wanted. Every rank must call this.
+        Every rank must call this.
+
+        Args:
+            average: whether to return the moving average, if there is one, instead of the
+                current weights.
         """
         ...
 
@@ -75,14 +80,19 @@ class Engine(Protocol):
         """
 
     def load(self, folder: Path, *, ranks: int) -> None:
-        """Restores what `save` wrote on `ranks` ranks, maybe others than now, but no options."""
+        """Restores what `save` wrote, except for the options that the recipe sets.
+
+        Args:
+            folder: of a checkpoint.
+            ranks: number of ranks that wrote it; it may differ from the number of ranks now.
+        """
 
     def close(self) -> None:
         """Frees hooks and buffers."""
 
 
 class Autocast(nn.Module):
-    """Runs a module, whose first input is a tensor, under bfloat16 autocast if in bf16."""
+    """Calls a module on a tensor, under bfloat16 autocast if the precision is bf16."""
 
     def __init__(self, module: nn.Module, precision: str) -> None:
         super().__init__()

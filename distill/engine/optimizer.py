@@ -17,9 +17,12 @@ _FLAT_SIZE_ON_GPU = 128 << 20  # its allocator reuses any size, and few large co
 
 
 def flat_size(device_type: str | None = None) -> int:
-    """The most elements of a flat tensor of ZeRO, and of gradients that are reduced at a time.
+    """The largest number of elements that ZeRO puts into one flat tensor.
 
-    The device type is `cpu` or another; None for that of this process.
+    It holds for weights and moments, and for the gradients that are reduced at a time.
+
+    Args:
+        device_type: `cpu` or another; None for that of this process.
     """
     on_cpu = (device_type or distributed.device().type) == "cpu"
     return FLAT_SIZE if on_cpu else _FLAT_SIZE_ON_GPU
@@ -66,7 +69,10 @@ def decay_groups(
 ) -> list[ParameterGroup]:
     """Splits the trainable parameters of a module into those with and without weight decay.
 
-    Vectors and the parameters named by `no_decay` have none.
+    Args:
+        module: whose parameters.
+        optimizer: its options; they name the decay.
+        no_decay: names of parameters without decay, besides all vectors.
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

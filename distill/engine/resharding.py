@@ -47,7 +47,13 @@ def join(slices: Sequence[Tensor], sizes: Sequence[int], *, from_stage_3: bool) 
 
 
 def cut_flat(whole: Tensor, rank: int, width: int) -> Tensor:
-    """A rank's slice (width,) of what `join` returns, under ZeRO 1 and 2, padded with zeros."""
+    """A rank's slice under ZeRO 1 and 2, (width,), with zeros behind the last parameter.
+
+    Args:
+        whole: see `join`.
+        rank: whose slice.
+        width: number of elements of a slice, the same for all ranks.
+    """
     mine = whole[rank * width : (rank + 1) * width]
     return F.pad(mine, (0, width - len(mine)))
 

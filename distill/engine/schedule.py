@@ -28,7 +28,10 @@ def scheduled_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
     A linear warm-up, then half a cosine (Loshchilov and Hutter, arXiv 1608.03983, equation 5,
     without restarts) or a straight line (segmentation's `poly` schedule of power 1).
 
-    The step counts from 0, of `num_steps` in the whole run.
+    Args:
+        config: the schedule.
+        step: optimizer step, from 0.
+        num_steps: number of optimizer steps of the whole run.
 
     Returns:
         A number in [0, 1]; it is 1 at step `warmup_steps`.

@@ -17,10 +17,11 @@ import numpy as np
 
 
 class BreakEven(NamedTuple):
-    """The factor per axis above which an upsampler is faster than its encoder at the full size.
+    """The factor at which an upsampler and its encoder at the full size take the same time.
 
-    It is 1 if the upsampler always is faster, None if it never is. `fit_error` is the largest
-    relative error of the two fitted laws at the measured points.
+    Attributes:
+        factor: per axis; the upsampler is faster above it. 1 if it always is, None if it never is.
+        fit_error: the largest relative error of the two fitted laws at the measured points.
     """
 
     factor: float | None
@@ -30,8 +31,9 @@ class BreakEven(NamedTuple):
 def break_even(encoder: Mapping[float, float], upsampler: Mapping[float, float]) -> BreakEven:
     """Fits both laws by least squares of the relative errors, and solves for equal times.
 
-    Both map tokens, relative to the native size, to seconds: the encoder two points or more, the
-    upsampler points above 1 only, as at 1 the image is its own tile.
+    Args:
+        encoder: number of tokens, relative to the native size, to seconds; two points or more.
+        upsampler: the same for the upsampler, above 1 only: at 1 the image is its own tile.
     """
     (c, d), off_upsampler = _fit(upsampler, (0, 1))
     (a, b), off_encoder = _fit(encoder, (1, 2))

@@ -75,13 +75,17 @@ def compare(
     config: UpsamplerEvaluationConfig,
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """Writes metrics and pictures of upsampled maps; everything runs in float32.
+    """Writes metrics and pictures of upsampled maps.
 
-    The folder gets `fidelity.jsonl`, and a picture for each factor, such as `panels_4x4.png`. For
-    the other arguments see `ComparisonRecipe`.
+    Args:
+        teacher_config: the encoder of all upsamplers; everything runs in float32.
+        methods: see `ComparisonRecipe`.
+        config: the images and views.
+        folder: for `fidelity.jsonl` and a picture for each factor, such as `panels_4x4.png`.
 
     Returns:
-        The rows of `fidelity.jsonl`, one for each file, with all facts to measure them again.
+        The rows of `fidelity.jsonl`, one for each file, with all facts that are needed to measure
+        them again.
 
     Raises:
         RecipeError: the images or the checkpoint of a run do not exist, or the files of a method
@@ -109,8 +113,10 @@ def compare(
 def evaluate_upsampler(target: Path, overrides: list[str]) -> tuple[list[dict[str, Any]], Path]:
     """Measures the upsampler of a run, `task: upsampler`.
 
-    The target is a recipe of `train_upsampler`, the folder of a run (its newest whole checkpoint),
-    or one of its checkpoints; the overrides, `section.key=value`, change the recipe.
+    Args:
+        target: a recipe of `train_upsampler`, the folder of a run (its newest whole checkpoint),
+            or one of its checkpoints.
+        overrides: `section.key=value` changes to the recipe.
 
     Returns:
         The rows of `fidelity.jsonl`, and its folder, `evaluation` in the folder of the run.

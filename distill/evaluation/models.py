@@ -61,9 +61,10 @@ class Pixels(Teacher):
 def parse_model(value: Any) -> TeacherConfig:
     """Parses the entry of a model in a recipe.
 
-    It is a teacher of a built-in kind or of a user's class, with or without an upsampler;
-    `{kind: student, path: RUN}`; `{kind: pixels}`; or `{recipe: FILE, teacher: NAME}`, a teacher
-    as a student's recipe configures it.
+    Args:
+        value: the entry of a teacher of a built-in kind or of a user's class, with or without an
+            upsampler; `{kind: student, path: RUN}`; `{kind: pixels}`; or
+            `{recipe: FILE, teacher: NAME}`, a teacher as a student's recipe configures it.
 
     Raises:
         TeacherError: unknown kind or key, or a wrong value.

@@ -30,9 +30,11 @@ Groups = Mapping[str, Sequence[str]]
 
 
 class Change(NamedTuple):
-    """A relative change in per cent, the mean over seeds; positive is better.
+    """A relative change in per cent; positive is better.
 
-    The spread is the standard deviation over paired seeds; None if the seeds are not paired.
+    Attributes:
+        mean: over seeds.
+        spread: standard deviation over paired seeds; None if the seeds are not paired.
     """
 
     mean: float
@@ -47,7 +49,7 @@ class ModelChange(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """The changes of all models, the baseline included, and each group's `benchmark.metric`s."""
+    """The changes of all models, the baseline included, and the tasks of each group."""
 
     baseline: str
     tasks: dict[str, list[str]]
@@ -101,10 +103,15 @@ def change_table(changes: Changes) -> Table:
 
 
 def split_task(where: str, item: str, benchmarks: Iterable[str]) -> tuple[str, str | None]:
-    """Splits `benchmark.metric`, where both may have dots; None stands for the first metric.
+    """Splits an item of a group into benchmark and metric; None stands for the first metric.
+
+    Args:
+        where: place of the item, for messages.
+        item: `benchmark` or `benchmark.metric`; either name may have dots.
+        benchmarks: the names of all benchmarks.
 
     Raises:
-        RecipeError: no such benchmark; the message begins with `where`, the place of the item.
+        RecipeError: no such benchmark.
     """
     known = list(benchmarks)
     for name in sorted(known, key=len, reverse=True):

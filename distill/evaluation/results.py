@@ -73,7 +73,7 @@ def read_suites(folders: Iterable[Path], may_differ: Sequence[str] = ()) -> list
 
 
 def facts(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """The values under keys such as `entry` of a row of `results.jsonl`, flattened with dots."""
+    """The values under some keys of a row of `results.jsonl`; dots join nested names."""
     found: dict[str, Any] = {}
     for key in keys:
         if isinstance(row[key], Mapping) and row[key]:
@@ -133,7 +133,7 @@ def _place(result: Result) -> str:
 
 
 def results_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """For rows of `results.jsonl`, a table for each benchmark: models by metrics."""
+    """A table of models by metrics for each benchmark in rows of `results.jsonl`."""
     names = dict.fromkeys(row["benchmark"] for row in rows)
     return [_table(name, [row for row in rows if row["benchmark"] == name]) for name in names]
 

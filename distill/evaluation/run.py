@@ -30,9 +30,11 @@ _TIMEOUT_S = 3600.0  # for which ranks wait for the slowest one
 def evaluate(target: str, overrides: list[str], suite: Path | None = None) -> None:
     """Measures a target, prints the tables and writes results, pictures and pages.
 
-    The target is a recipe, the folder of a run, or one of its checkpoints. With a suite, a recipe
-    of benchmarks, it is one of `models.model_of`, measured beside the suite's baseline, and the
-    overrides, `section.key=value`, change the suite.
+    Args:
+        target: a recipe, the folder of a run, or one of its checkpoints; with a suite, see
+            `models.model_of`.
+        overrides: `section.key=value` changes to the recipe, or to the suite.
+        suite: a recipe of benchmarks that measures the target beside the suite's baseline.
 
     Raises:
         RecipeError: no such task, or one that takes a single process runs in several.

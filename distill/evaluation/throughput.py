@@ -77,10 +77,13 @@ class ThroughputRecipe(StrictConfig):
 
 
 class Case(NamedTuple):
-    """One point of a curve: a model (`encoder` or an upsampler), and the size of its images.
+    """One point of a curve: a model and the size of its images.
 
-    The factor (fh, fw) is relative to the native resolution. `passes` counts those of the encoder
-    at its native resolution; None for the encoder at another.
+    Attributes:
+        method: `encoder`, or the name of an upsampler.
+        factor: (fh, fw), size of the images relative to the native resolution.
+        teacher: the model to call.
+        passes: passes of the encoder at its native resolution; None for the encoder at another.
     """
 
     method: str

@@ -13,7 +13,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def throughput_table(rows: Rows, crossings: Rows) -> RichTable:
-    """Rows of `throughput.jsonl` and of `break_even.jsonl` as a table: methods by factors."""
+    """A table of methods by factors, from rows of `throughput.jsonl` and `break_even.jsonl`."""
     factors = sorted({tuple(row["factor"]) for row in rows}, key=lambda f: (math.prod(f), f))
     table = RichTable(title="Milliseconds per image (microseconds per token)")
     for name in ("teacher", "method"):

@@ -19,7 +19,7 @@ _UNKNOWN_LICENCE = "unknown; see the source of its weights"
 
 
 def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | None) -> str:
-    """The text of the card of a student as it is exported to `out`: safetensors, onnx or radio.
+    """The text of the card of a student that is exported to `out` as safetensors, onnx or radio.
 
     Without the checkpoint where it was trained, the card has the recipe but no results.
     """

@@ -39,9 +39,11 @@ class _Outputs(nn.Module):
 
 @torch.no_grad()
 def save_onnx(path: Path, student: Student) -> float:
-    """Writes a student in float32, after comparing it with PyTorch at two sizes, one not square.
+    """Writes a student, after comparing the graph with PyTorch at two sizes, one not square.
 
-    Weights of more than 1.5 GiB go to `*.data` beside the file.
+    Args:
+        path: the file to write; weights of more than 1.5 GiB go to `*.data` beside it.
+        student: in float32.
 
     Returns:
         The largest absolute difference of an output from PyTorch.

@@ -64,10 +64,12 @@ _UNUSED = {
 
 
 def save_radio(path: Path, file: StudentFile) -> None:
-    """Writes a student, usually to `*.pth.tar`.
+    """Writes a student.
 
-    Readers of the format expect heads that return the teachers' own spaces, so PHI-S has to be
-    folded into them.
+    Args:
+        path: the file to write, usually `*.pth.tar`.
+        file: the student. Readers of the format expect heads that return the teachers' own
+            spaces, so PHI-S has to be folded into them.
 
     Raises:
         RecipeError: the format has no place for a part of the student.

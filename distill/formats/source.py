@@ -20,9 +20,11 @@ from teachers.phi_s import PhiS, load_phi_s
 
 
 class Source(NamedTuple):
-    """A student to export, with recipe, step and versions in the metadata of its file.
+    """A student to export.
 
-    Its checkpoint, the folder that has the statistics of its teachers, is None for a file.
+    Attributes:
+        file: its weights and config; the metadata has the recipe, the step and the versions.
+        checkpoint: the folder that has the statistics of its teachers; None for a student's file.
     """
 
     file: StudentFile
@@ -30,9 +32,11 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path) -> Source:
-    """Reads a student: from the folder of a run or of a checkpoint, or a file.
+    """Reads a student.
 
-    A file is one of `save_student`, or a model of the RADIO family in its public format.
+    Args:
+        path: the folder of a run or of a checkpoint, a file of `save_student`, or a model of the
+            RADIO family in its public format.
 
     Raises:
         RecipeError: a folder without a whole checkpoint, or a RADIO model that is not built like

@@ -19,10 +19,14 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
 
 
 def angle_summary_loss(prediction: Tensor, target: Tensor, dispersion: Tensor) -> Tensor:
-    """Mean squared angle of (B, D) vectors over the teacher's angular dispersion (C-RADIOv4).
+    """Mean squared angle, divided by the teacher's own angular dispersion (C-RADIOv4).
 
-    The dispersion, (), is the mean squared angle between the teacher's summaries and their mean
-    direction: a constant prediction along it costs 1, for every teacher.
+    A constant prediction along the teacher's mean direction costs 1, for every teacher.
+
+    Args:
+        prediction: (B, D).
+        target: (B, D).
+        dispersion: () mean squared angle between the teacher's summaries and their mean direction.
     """
     return angles(prediction, target).square().mean() / dispersion
 

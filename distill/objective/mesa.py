@@ -32,8 +32,10 @@ class MesaConfig(StrictConfig):
 def mesa_loss(student: Tensor, average: Tensor, align: Align) -> Tensor:
     """The mean squared difference of two normalised backbone maps, ().
 
-    Both are (B, C, h, w) float32, that of the averaged weights without a graph. `Views.pairs`
-    (`align`) pairs the cells that show the same place.
+    Args:
+        student: (B, C, h, w) float32.
+        average: (B, C, h, w) float32, of the averaged weights; without a graph.
+        align: pairs the cells that show the same place, `Views.pairs`.
     """
     normalised = (
         F.layer_norm(maps.movedim(1, -1), maps.shape[1:2]).movedim(-1, 1)

@@ -32,9 +32,13 @@ _SPATIAL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class LossTerms(NamedTuple):
-    """The total loss () of a micro-batch, with a graph for the backward pass.
+    """The loss of a micro-batch.
 
-    `losses`, unweighted, by names such as `clip/summary`, and `metrics` have no graph.
+    Attributes:
+        total: () with a graph, for the backward pass.
+        losses: loss name (`clip/summary`, `clip/spatial`, ...) to unweighted value, () without a
+            graph.
+        metrics: other numbers to log, () without a graph.
     """
 
     total: Tensor
@@ -85,7 +89,9 @@ class _Loss(NamedTuple):
 class Objective:
     """The loss of a student's heads against its teachers' targets.
 
-    Only the `angle` loss needs the dispersions, () by teacher.
+    Args:
+        config: which losses, and their weights.
+        dispersions: teacher name to angular dispersion (); needed by the `angle` loss only.
 
     Attributes:
         num_non_finite: losses, over all ranks, that were not finite and have been left out.

@@ -174,7 +174,7 @@ class ShiftedViews(Views):
 
 
 class WarpedViews(Views):
-    """The student sees each image (B, 3, H, W) through a random homography, consumers as it is."""
+    """The student sees each image (B, 3, H, W) through a random homography, consumers unchanged."""
 
     def __init__(
         self, images: Tensor, config: WarpConfig, patch: int, generator: torch.Generator
@@ -220,10 +220,14 @@ def build_views(
     consumers: Sequence[str],
     generator: torch.Generator,
 ) -> Views:
-    """Draws the views of a micro-batch (B, 3, H, W) in [0, 1], of `frame_size`.
+    """Draws the views of a micro-batch.
 
-    The consumers are the teachers and, with MESA, the averaged student. The generator is on the
-    CPU, so that every device draws the same.
+    Args:
+        config: how views differ; None: not at all.
+        images: (B, 3, H, W) in [0, 1], of `frame_size`.
+        patch: the student's patch size in pixels.
+        consumers: names of the teachers and, with MESA, of the averaged student.
+        generator: on the CPU, so that every device draws the same.
     """
     if config is None:
         return SameViews(images)

@@ -44,9 +44,11 @@ class Balancing:
         return {name: (1 / (mean + _EPS)).float() for name, mean in self.means.items()}
 
     def add(self, losses: Mapping[str, Tensor], shares: Mapping[str, float]) -> None:
-        """Adds the losses () of a micro-batch to those of its step; every rank has the same names.
+        """Adds the losses of a micro-batch to those of its step; names are the same on every rank.
 
-        They are times the micro-batch's shares, 0 for a loss that it does not have.
+        Args:
+            losses: loss name to value (), times the micro-batch's share of that loss.
+            shares: loss name to that share; 0 for a loss that the micro-batch does not have.
         """
         for name, loss in losses.items():
             share = loss.new_tensor(shares[name], dtype=torch.float64)
@@ -73,7 +75,10 @@ def kept_shares(
 ) -> list[Tensor]:
     """Drops teachers at random for each image, but never the one with the largest loss.
 
-    The losses are those of each teacher, (B,), without a graph; the generator is on the CPU.
+    Args:
+        losses: of each teacher, (B,); without a graph.
+        probability: of any other teacher to be dropped.
+        generator: on the CPU.
 
     Returns:
         The weight of each teacher for each image, (B,): 0 if it is dropped, else the number of

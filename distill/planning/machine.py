@@ -57,7 +57,11 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by its name; raises RecipeError if it is unknown."""
+    """A GPU by its name.
+
+    Raises:
+        RecipeError: it is unknown.
+    """
     if name.lower() not in GPUS:
         raise RecipeError(
             f"--gpu {name}: unknown{did_you_mean(name.lower(), GPUS)}; choose from "
@@ -67,9 +71,12 @@ def find_gpu(name: str) -> Gpu:
 
 
 class Speed(NamedTuple):
-    """The speed of a GPU in a run, at an achieved share of its rates (`utilisation`) in (0, 1].
+    """The speed of a GPU in a run.
 
-    Except with the engine in fp32, float32 products run in TF32.
+    Attributes:
+        gpu: the GPU.
+        precision: of the engine; except in fp32, float32 products run in TF32.
+        utilisation: achieved share of the GPU's rates, in (0, 1].
     """
 
     gpu: Gpu
@@ -95,9 +102,12 @@ def link_seconds(sent: float, gpu: Gpu, ranks: int) -> float:
 
 
 def reading_seconds(images: float, resolution: tuple[int, int], workers: int) -> float:
-    """Seconds in which a rank's workers (0 counts as 1) decode, crop and resize images.
+    """Seconds that the workers of a rank take to decode, crop and resize images.
 
-    The resolution is (height, width) of the student's input in pixels.
+    Args:
+        images: number of them.
+        resolution: (height, width) of the student's input in pixels.
+        workers: of a rank; 0 counts as 1.
     """
     pixels = SOURCE_PIXELS * resolution[0] * resolution[1]
     return images * max(pixels / PIXELS_PER_S, 1 / IMAGES_PER_S) / max(workers, 1)

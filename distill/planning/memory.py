@@ -72,9 +72,13 @@ class Sharding:
     whole_average: bool = False
 
     def memory(self, trace: Trace, ranks: int, *, accumulation: float, teachers: float) -> Memory:
-        """Bytes of a rank, from the trace of one of the micro-batches of a step (`accumulation`).
+        """Bytes of a rank.
 
-        `teachers` are the bytes of their weights on the rank.
+        Args:
+            trace: of a micro-batch.
+            ranks: number of ranks.
+            accumulation: micro-batches of one step.
+            teachers: bytes of the teachers' weights on the rank.
         """
         config, whole = self.config, float(_FLOAT * self.parameters)
         mine = whole / ranks

@@ -19,7 +19,7 @@ from distill.runtime.errors import RecipeError
 
 @dataclass(frozen=True)
 class ArmCost:
-    """An arm, traced at its micro-batch and at another; its memory is linear in the size."""
+    """An arm, traced at two sizes of its micro-batch; its memory is linear in the size."""
 
     arm: Arm
     trace: Trace
@@ -93,9 +93,13 @@ def measure_arms(workload: Workload) -> list[ArmCost]:
 
 
 class Scaling:
-    """The step of a recipe, with the costs of its arms, on any number of GPUs of one speed.
+    """The step of a recipe on any number of GPUs of one kind.
 
-    The device type is `cpu` for an engine on the CPU, whose flat tensors are smaller.
+    Args:
+        workload: the models of the recipe.
+        costs: of its arms.
+        speed: of the GPUs.
+        device_type: `cpu` for an engine on the CPU, whose flat tensors are smaller.
 
     Attributes:
         sharding: how the ranks split the weights.
@@ -115,7 +119,11 @@ class Scaling:
         )
 
     def on(self, gpus: int) -> Scaled:
-        """The step on a number of GPUs; RecipeError if batches or arms do not divide over them."""
+        """The step on a number of GPUs.
+
+        Raises:
+            RecipeError: a batch or the ranks of the arms do not divide over them.
+        """
         groups = self._groups(gpus)
         accumulation = max(sum(each.passes for each in group) for group in groups)
         compute = max(self._compute(group) for group in groups)

@@ -42,12 +42,14 @@ class Arm(NamedTuple):
 
 
 class ModelRow(NamedTuple):
-    """A model in the table of an arm, empty for losses, and whether the engine trains it.
+    """A model in the table of an arm.
 
     Attributes:
         component: its name in the trace, such as `clip` or `clip/upsampler`.
+        model: the model; empty for losses.
         shapes: of its input and output, such as `378x378 px -> 27x27x1280`.
         passes: images that it sees for each image of the arm.
+        trained: whether the engine trains it.
     """
 
     component: str
@@ -63,10 +65,14 @@ class ModelRow(NamedTuple):
 
 
 class Workload(ABC):
-    """The models of a recipe, without weights, and the arms of one optimizer step.
+    """The models of a recipe, without weights.
 
-    `trained` is the module that the engine trains, `whole_average` whether every rank keeps the
-    whole average of its weights.
+    Attributes:
+        recipe: that of the run.
+        trained: the module that the engine trains.
+        arms: those of one optimizer step.
+        teachers: by name.
+        whole_average: whether every rank keeps the whole average of the weights.
     """
 
     recipe: TrainingRecipe
@@ -86,7 +92,11 @@ class Workload(ABC):
 
     @abstractmethod
     def trace(self, arm: Arm, images: int) -> Trace:
-        """Runs one micro-batch of `images`; RecipeError if a teacher cannot take their size."""
+        """Runs one micro-batch of `images`.
+
+        Raises:
+            RecipeError: a teacher cannot take images of this size.
+        """
 
     def _modules(self) -> list[nn.Module]:
         """All modules of a step."""
@@ -115,7 +125,7 @@ def meta_teacher(config: TeacherConfig, precision: str, where: str) -> Teacher:
     """A teacher on the meta device, in the precision of `targets`.
 
     Raises:
-        RecipeError: it cannot be built; names its key in the recipe (`where`).
+        RecipeError: it cannot be built; the message names its key in the recipe (`where`).
     """
     dtype = torch.bfloat16 if precision == "bf16" else None
     try:

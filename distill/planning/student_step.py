@@ -31,7 +31,7 @@ from teachers.upsamplers.upsampler import Upsampler
 
 
 def student_arms(recipe: StudentRecipe, running: Collection[str]) -> Iterator[Arm]:
-    """Every image size of every arm, with those of its teachers that are run."""
+    """Every image size of every arm, with the arm's teachers that are run (`running`)."""
     for name, config in recipe.placed_arms.items():
         seen_by = config.teachers or tuple(recipe.teachers)
         routes = {t: config.routes.get(t, "auto") for t in seen_by if t in running}
@@ -138,7 +138,11 @@ class StudentWorkload(Workload):
         ]
 
     def trace(self, arm: Arm, images: int) -> Trace:
-        """See `Workload.trace`; bytes at the window that takes most, FLOPs a mean over steps."""
+        """See `Workload.trace`.
+
+        Its bytes are those with the window size that takes most; its FLOPs are the mean over the
+        steps.
+        """
         pixels = self._fake.tensor(images, 3, *arm.resolution)
         grid = self.trained.spec.grid(*arm.resolution)
         shares = window_shares(self.recipe.window_augmentation, grid)

@@ -47,7 +47,7 @@ def arm_table(cost: ArmCost, rows: Sequence[ModelRow], speed: Speed) -> Table:
 
 
 def memory_table(steps: Sequence[Scaled], arms: Sequence[Arm]) -> Table:
-    """The peak memory of a rank, one column for each number of GPUs; arms are those of a step."""
+    """The peak memory of a rank, a column for each number of GPUs; `arms` are those of a step."""
     lines = [
         (name, [Cell(_short(getattr(step.memory, name) / GB)) for step in steps])
         for name in Memory._fields

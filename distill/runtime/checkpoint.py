@@ -42,9 +42,14 @@ def checkpoint_name(step: int) -> str:
 def save_checkpoint(
     root: Path, step: int, write: Callable[[Path], None], facts: dict[str, Any], *, keep: int
 ) -> Path:
-    """Writes the checkpoint of a step on all ranks, then removes the oldest ones beyond `keep`.
+    """Writes a checkpoint on all ranks, then removes the oldest ones beyond `keep`.
 
-    Every rank calls `write` with the existing folder to write into; the manifest gets the facts.
+    Args:
+        root: the folder of all checkpoints.
+        step: optimiser steps done.
+        write: called by every rank with the existing folder to write into.
+        facts: added to the manifest.
+        keep: number of checkpoints to keep, the newest ones.
 
     Returns:
         The folder, under its final name. A complete checkpoint is not written again.
@@ -121,7 +126,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
     """Restores the newest checkpoint that all ranks can read.
 
-    Every rank calls `read` with a folder; after any exception the next one is tried.
+    Args:
+        root: the folder of all checkpoints.
+        read: called by every rank with a folder; after any exception the next one is tried.
 
     Returns:
         The folder that was restored; None if there is no checkpoint.

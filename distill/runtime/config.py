@@ -47,7 +47,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """Parses a YAML 1.2 mapping from a source that messages name.
+    """Parses a YAML 1.2 mapping from a source that messages name (`where`).
 
     Raises:
         RecipeError: not YAML, a duplicate key, or not a mapping.
@@ -101,7 +101,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def validate(model: type[Model], value: Mapping[str, Any], where: str) -> Model:
-    """Validates a mapping from a source that messages name, such as the recipe's file.
+    """Validates a mapping from a source that messages name (`where`), such as a file name.
 
     Errors show the path and the closest valid key.
 

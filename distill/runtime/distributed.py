@@ -46,7 +46,7 @@ def connect(timeout_s: float, folder: Path) -> None:
     On several machines they meet at MASTER_ADDR and MASTER_PORT, which the launcher sets.
 
     Args:
-        timeout_s: after which a collective fails if a rank does not join it.
+        timeout_s: seconds after which a collective fails if a rank does not join it.
         folder: of that file, the same for all processes of the run.
     """
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it in any case

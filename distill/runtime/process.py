@@ -67,8 +67,10 @@ def watchdog(seconds: float | None) -> Iterator[None]:
     """Ends the process, with every thread's trace, if the block hangs.
 
     The block hangs if it neither ends nor calls `reset_watchdog` for `seconds`. However it ends,
-    the limit of the block around it starts anew; there is none outside of all blocks. None sets no
-    limit, for work of unknown length.
+    the limit of the block around it starts anew; there is none outside of all blocks.
+
+    Args:
+        seconds: the limit; None sets none, for work of unknown length.
     """
     global _limit_s
     outer, _limit_s = _limit_s, seconds

@@ -10,8 +10,10 @@ _T = TypeVar("_T")
 
 
 def tracked(items: Sequence[_T], what: str) -> Iterable[_T]:
-    """This rank's items; rank 0 shows a bar on a terminal and lines in a log, for all ranks.
+    """The items; rank 0 shows a bar on a terminal and plain lines in a log, other ranks nothing.
 
-    `what` names the work, as in "encoding".
+    Args:
+        items: of this rank; rank 0 stands for the others.
+        what: names the work, as in "encoding".
     """
     return track(items, what) if distributed.rank() == 0 else items

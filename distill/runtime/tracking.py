@@ -115,8 +115,11 @@ class Tracker:
         """Writes and shows the metrics of training.
 
         Names are grouped by slashes, as in `loss/clip/spatial`. Values that are not finite, such
-        as the gradient norm of a step that fp16 skipped, are `null` in the file. There must be
-        `loss`, `lr`, `grad_norm`, `images_per_s` and the shares of time.
+        as the gradient norm of a step that fp16 skipped, are `null` in the file.
+
+        Args:
+            step: optimiser steps done.
+            values: with `loss`, `lr`, `grad_norm`, `images_per_s` and the shares of time.
         """
         if not self._active:
             return

@@ -40,7 +40,7 @@ class Ensemble:
         return dict(self._fingerprints)
 
     def place(self, placement: Mapping[str, Placement], peers: distributed.Peers) -> None:
-        """Moves named teachers from host memory to their places; peers run the same arms."""
+        """Moves teachers from host memory to their `placement`; `peers` run the same arms."""
         self.fingerprints()  # while the weights are whole
         for name, where in placement.items():
             if name in self.teachers:

@@ -27,8 +27,11 @@ _ALIGNMENT = 256  # bytes, as torch aligns what it allocates on a GPU
 def place_teacher(teacher: Teacher, placement: Placement, peers: distributed.Peers) -> None:
     """Moves a teacher to this process's device, but its blocks' weights to where they wait.
 
-    The teacher is in host memory, with its weights, and is changed in place. The peers are the
-    ranks that run it in step with this one: equally often, on equally many images.
+    Args:
+        teacher: in host memory, with its weights; changed in place.
+        placement: where the blocks' weights wait.
+        peers: the ranks that run the teacher in step with this one: equally often, on equally many
+            images.
     """
     keep = _in_host_memory if placement == "offloaded" else _split_over(peers)
     for block in blocks_of(bare_encoder(teacher)):
@@ -37,7 +40,7 @@ def place_teacher(teacher: Teacher, placement: Placement, peers: distributed.Pee
 
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:
-    """The modules that move one at a time: the encoder if its lists have under half its bytes."""
+    """The modules that move one at a time; the encoder if its lists hold under half its weights."""
     blocks = [block for block in _members(encoder) if _size(block)]
     enough = sum(map(_size, blocks)) > _size(encoder) / 2
     return blocks if enough else [encoder]

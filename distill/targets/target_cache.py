@@ -100,7 +100,11 @@ def _encoded(spatial: Tensor, precision: CachePrecision) -> dict[str, Tensor]:
 
 
 class TargetCache:
-    """Reads what `CacheWriter` wrote; raises RecipeError if the folder holds no complete cache."""
+    """Reads the folder of a cache that `CacheWriter` wrote.
+
+    Raises:
+        RecipeError: the folder holds no complete cache.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

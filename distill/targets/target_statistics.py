@@ -30,10 +30,12 @@ IN_CHECKPOINT = "checkpoint"  # stands for the fingerprint in a checkpoint's fil
 
 
 class TargetStatistics(NamedTuple):
-    """The statistics of one teacher: PHI-S, which standardises its maps, and its dispersion.
+    """The statistics of one teacher.
 
-    The latter, (), is the mean squared angle in radians of the summaries to their mean direction;
-    1 for a teacher without a summary.
+    Attributes:
+        phi_s: standardises its maps.
+        dispersion: () mean squared angle, in radians squared, of the summaries to their mean
+            direction; 1 for a teacher without a summary.
     """
 
     phi_s: PhiS
@@ -41,10 +43,13 @@ class TargetStatistics(NamedTuple):
 
 
 class CalibrationBatch(NamedTuple):
-    """This rank's images (B, 3, H, W) in [0, 1], that statistics are estimated on.
+    """Images that statistics are estimated on.
 
-    The routes are those of the teachers that see the images. `num_before` has the number of images
-    that each teacher saw in earlier steps, over all ranks.
+    Attributes:
+        images: (B, 3, H, W) in [0, 1], this rank's.
+        routes: teacher name to route, of the teachers that see the images.
+        num_before: teacher name to the number of images, over all ranks, that it saw in earlier
+            steps.
     """
 
     images: Tensor
@@ -178,7 +183,8 @@ def _estimate(
 class StatisticsPass:
     """Collects one teacher's statistics on one rank, then merges those of all ranks.
 
-    A rank that does not run the teacher contributes nothing.
+    Args:
+        spec: the teacher's. A rank that does not run the teacher contributes nothing.
     """
 
     def __init__(self, spec: FeatureSpec) -> None:

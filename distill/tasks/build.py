@@ -100,9 +100,14 @@ def build_targets(
     teachers: Mapping[str, Teacher],
     names: Collection[str] | None = None,
 ) -> LiveTargets:
-    """The targets of a recipe, still without statistics, from all of its teachers.
+    """The targets of a recipe, still without statistics.
 
-    Those outside `names` (None: all) and those whose losses all have weight zero are not run.
+    Teachers whose losses all have weight zero are never run.
+
+    Args:
+        recipe: the student's.
+        teachers: all of its teachers.
+        names: of the teachers that this rank runs; None for all.
 
     Raises:
         RecipeError: all weights are zero, or a teacher has no route to a size of the student.

@@ -65,7 +65,9 @@ def group_of(name: str, route: Route, size: Size) -> str:
 class CachedTargets:
     """The targets of a recipe from its cache, see `TargetSource`.
 
-    Of the recipe's teachers only the specs are read; they may be on the meta device.
+    Args:
+        recipe: names the cache.
+        teachers: all of its teachers, for their specs; they may be on the meta device.
 
     Raises:
         RecipeError: the cache was written for other teachers, views or sizes; names the difference.
@@ -128,8 +130,12 @@ class CachedTargets:
 def write_cache(recipe: StudentRecipe, folder: Path, precision: CachePrecision) -> None:
     """Writes the targets of every image of the run's steps, each of its views once.
 
-    Every rank calls this and writes its share of the folder, which is absent or empty; rank 0
-    prints the number of views of each group. The precision is that of the maps.
+    Every rank calls this and writes its share; rank 0 prints the number of views of each group.
+
+    Args:
+        recipe: gives teachers, images, sizes, routes and steps.
+        folder: of the cache; absent or empty.
+        precision: of the maps.
 
     Raises:
         RecipeError: a cache cannot hold the recipe's targets, or the folder is not empty.

@@ -59,7 +59,11 @@ def draw_student(
 
 
 def is_upsampler(target: Path) -> bool:
-    """Whether a target is a trained upsampler, or a recipe, run or checkpoint of one."""
+    """Whether a target is a trained upsampler, or a recipe, run or checkpoint of one.
+
+    Raises:
+        RecipeError: the target is a folder without a recipe.
+    """
     return _is_file(target) or load_yaml(recipe_file(target)).get("task") == "upsampler"
 
 
@@ -72,8 +76,9 @@ def _is_file(target: Path) -> bool:
 def find_upsampler(target: Path) -> Path:
     """The file of an upsampler; of a run, that of its newest complete checkpoint.
 
-    The target is the file, the name of a shipped one, a recipe of `train_upsampler`, or the folder
-    of a run or of a checkpoint.
+    Args:
+        target: the file, the name of a shipped one, a recipe of `train_upsampler`, or the folder
+            of a run or of a checkpoint.
 
     Raises:
         RecipeError: the target is of another task, or has no complete checkpoint yet.
@@ -86,7 +91,9 @@ def find_upsampler(target: Path) -> Path:
 
 @torch.no_grad()
 def draw_upsampler(path: Path, target: Path, images: Sequence[Path]) -> None:
-    """Draws a row for each image (files or folders): the encoder's and the upsampler's maps.
+    """Draws a row for each image: the encoder's maps and the upsampler's, in common colours.
+
+    The images are files or folders of them; for the target see `find_upsampler`.
 
     Raises:
         RecipeError: see `find_upsampler`.
@@ -107,8 +114,12 @@ def stages(upsampler: TrainedUpsampler, teacher: Teacher, images: Tensor) -> dic
     """The maps that lead to an upsampled map, and that map; all in the encoder's own space.
 
     Enlarged maps start from the encoder's map as the upsampler sees it, without the encoder's fixed
-    pattern; `raw` has the pattern. The images, (B, 3, H, W) in [0, 1], have the factor times the
-    encoder's resolution; the upsampler is on the teacher's device.
+    pattern; `raw` has the pattern.
+
+    Args:
+        upsampler: on the teacher's device.
+        teacher: its encoder.
+        images: (B, 3, H, W) in [0, 1], of the factor times the encoder's resolution.
 
     Returns:
         Title to map (B, D, h, w): the encoder's, the encoder's at the size of the images (or of
@@ -139,7 +150,11 @@ def draw_biases(path: Path, targets: Sequence[Path]) -> None:
     """Draws the position biases that upsamplers learned, side by side, each in colours of its own.
 
     The title has the root mean square of the bias's deviation from its mean over cells, in units of
-    the standard deviation of the encoder's features. The targets are those of `find_upsampler`.
+    the standard deviation of the encoder's features.
+
+    Args:
+        path: the PNG to write.
+        targets: see `find_upsampler`.
 
     Raises:
         RecipeError: see `find_upsampler`, or an upsampler learned no position bias.

@@ -18,9 +18,15 @@ _TITLES = (
 
 
 class RouteRow(NamedTuple):
-    """One teacher at one student size of one arm, whose name is empty without arms in the recipe.
+    """One teacher at one student size of one arm.
 
-    The batch size is over all ranks, `student` (height, width) in pixels, `student_grid` in cells.
+    Attributes:
+        arm: its name; empty where the recipe has no arms.
+        batch_size: images of a step at this size, over all ranks.
+        student: (height, width) of the student's images in pixels.
+        student_grid: (h, w) cells of the student's map.
+        teacher: its name.
+        route: by which the teacher is run.
     """
 
     arm: str
@@ -34,7 +40,9 @@ class RouteRow(NamedTuple):
 def route_rows(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> list[RouteRow]:
     """A row for every teacher that any loss needs, at every size of every arm that it is in.
 
-    The teachers are those of the recipe; they may be on the meta device.
+    Args:
+        recipe: the student's.
+        teachers: every teacher of the recipe by its name; they may be on the meta device.
 
     Raises:
         RecipeError: a teacher has no such route to a size; names the reason and a cure.

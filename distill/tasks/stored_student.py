@@ -56,7 +56,11 @@ class StoredStudent(StudentEncoder):
 
     @classmethod
     def from_config(cls, config: StoredStudentConfig) -> Self:
-        """Loads the student; raises RecipeError if there is no checkpoint, or no such head."""
+        """Loads the student.
+
+        Raises:
+            RecipeError: there is no checkpoint, or no such head.
+        """
         found = cls(_load(config), head=config.head, resolution=config.resolution)
         found.config = config
         return found

@@ -13,10 +13,13 @@ from teachers.teacher import Teacher
 
 
 class StudentEncoder(Teacher):
-    """A student, frozen in place, with the interface of a teacher: its backbone or one head.
+    """A frozen student with the interface of a teacher.
 
-    The resolution, (height, width) in pixels, is what a benchmark takes as the native one; None is
-    the largest that the position table covers.
+    Args:
+        student: frozen in place, so nothing may train it.
+        head: the teacher whose head is used; None for the backbone.
+        resolution: (height, width) in pixels that a benchmark takes as the native one; None for
+            the largest that the position table covers.
 
     Raises:
         RecipeError: there is no such head, or a side of its cells is no whole number of pixels.

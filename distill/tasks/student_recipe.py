@@ -116,7 +116,11 @@ class StudentRecipe(TrainingRecipe):
         return max(sizes, key=lambda size: size[0] * size[1])
 
     def step_plan(self, ranks: int, *, margin: int = 0) -> StepPlan:
-        """The micro-batches of each of `ranks` processes; arguments and errors of `StepPlan`."""
+        """The micro-batches of each of `ranks` processes; for the margin see `StepPlan`.
+
+        Raises:
+            RecipeError: the processes cannot share the batches.
+        """
         teachers, seed = list(self.teachers), self.run.seed
         return StepPlan(self.placed_arms, teachers, seed=seed, ranks=ranks, margin=margin)
 

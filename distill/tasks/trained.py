@@ -23,9 +23,11 @@ class Trained(NamedTuple):
 
 
 def find_trained(target: Path, overrides: list[str]) -> Trained:
-    """Finds a checkpoint by a recipe's file, or by the folder of a run or of a checkpoint.
+    """Finds a checkpoint: of a run, the newest complete one.
 
-    Of a run it is the newest complete one. The overrides, `section.key=value`, change the recipe.
+    Args:
+        target: a recipe's file, a run's folder or a checkpoint's folder.
+        overrides: `section.key=value` changes to the recipe.
 
     Raises:
         RecipeError: the target is none of the three, or the run has no complete checkpoint yet.
@@ -52,7 +54,9 @@ def recipe_file(target: Path) -> Path:
 def find_run(target: Path, run: Path) -> tuple[Path, Path]:
     """The folder of a run, and the checkpoint that the target names: the newest, or itself.
 
-    A target that is a recipe's file names the folder `run`; the others are folders.
+    Args:
+        target: a recipe's file, a run's folder or a checkpoint's folder.
+        run: the folder that the recipe names, for a target that is a file.
 
     Raises:
         RecipeError: the run has no complete checkpoint yet.

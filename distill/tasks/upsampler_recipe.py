@@ -49,8 +49,10 @@ class UpsamplerOptimizer(OptimizerConfig):
 class RatesConfig(StrictConfig):
     """Learning rates of parameter groups, relative to `optimizer.lr`; FeatSharp's published ones.
 
-    They are those of joint bilateral upsampling inside another upsampler (`guidance`), of the
-    scales of spectral reparametrisation, and of the uncertainty network.
+    Attributes:
+        guidance: of joint bilateral upsampling inside another upsampler.
+        spectral: of the scales of spectral reparametrisation.
+        uncertainty: of the uncertainty network.
     """
 
     guidance: NonNegativeFloat = 0.2

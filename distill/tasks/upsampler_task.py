@@ -35,7 +35,10 @@ from teachers.upsamplers.views import ViewsConfig, sample_homographies, warp_ima
 class MultiView(nn.Module):
     """An upsampler and its loss, which has weights too, as one module with one forward pass.
 
-    The teacher, a frozen encoder, is kept out of the parameters and the checkpoints.
+    Args:
+        upsampler: what is trained.
+        consistency: the loss, with its downsampler and uncertainty network.
+        teacher: the frozen encoder; kept out of the parameters and the checkpoints.
     """
 
     def __init__(self, upsampler: Standardised, consistency: Consistency, teacher: Teacher) -> None:
@@ -178,7 +181,11 @@ def draw_views(
 ) -> Tensor:
     """Draws random views, (B, n, 3, 3) on the CPU, from torch's default generator.
 
-    They are views of B images (`batch`) for the spec of an encoder and the factor of an upsampler.
+    Args:
+        config: the ranges.
+        batch: images B.
+        spec: of the encoder.
+        factor: of the upsampler.
     """
     grid = scaled(spec.grid(*spec.resolution), factor)
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -188,7 +195,9 @@ def draw_views(
 def exported_tensors(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """The weights of a `MultiView` that an upsampler's file has, by their names there.
 
-    They are without reparametrisation; their names have a prefix if the module is part of another.
+    Args:
+        weights: name to weight, without reparametrisation.
+        prefix: of the names, if the module is part of another.
     """
     own = {f"{prefix}upsampler.": "", f"{prefix}consistency.downsampler.": "downsampler."}
     return {

@@ -28,8 +28,9 @@ def fit_statistics(
         recipe: the run's.
         targets: the teachers that this rank runs; gets the statistics of all teachers.
         plan: the sizes at which each teacher sees the images.
-        num_images: see `Statistics.fit`, as for `inherited`.
+        num_images: images that each teacher sees, over all ranks.
         facts: what the statistics depend on, besides teachers, images and their number.
+        inherited: see `Statistics.fit`.
     """
     stream = recipe.open_stream(plan, purpose="statistics")
     facts = {"stream": stream.state()["identity"], "images": num_images, **facts}

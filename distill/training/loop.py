@@ -40,9 +40,12 @@ class Task(Protocol):
     engine: Engine
 
     def loss(self, images: Tensor, micro_batch: MicroBatch) -> LossTerms:
-        """What a micro-batch of images (B, 3, H, W) in [0, 1] adds to the step's loss.
+        """What one micro-batch adds to the step's loss, with a graph through the engine.
 
-        It has a graph through the engine, and the same loss names for every one on every rank.
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            micro_batch: its shares of the losses. Every micro-batch of every rank returns the same
+                loss names.
         """
 
     def save(self, folder: Path) -> None:
@@ -66,10 +69,16 @@ class Benchmarks(Protocol):
 
 
 class Loop:
-    """Trains a task by the steps of a plan.
+    """Trains a task.
 
-    Every rank calls `save` to write the checkpoint of a step, after that step. `stop` becomes true
-    when the process is asked to end.
+    Args:
+        recipe: the run's.
+        plan: the micro-batches of each step.
+        task: what is trained.
+        tracker: gets the metrics.
+        save: writes the checkpoint of a step; every rank calls it after that step.
+        stop: becomes true when the process is asked to end.
+        benchmarks: measured during training; None for none.
     """
 
     def __init__(
@@ -90,8 +99,10 @@ class Loop:
     def run(self, batches: Iterator[Batch], start_step: int, start_images: int) -> Outcome:
         """Trains from a step to the end, or until the process is asked to stop.
 
-        The batches are this rank's from that step on; earlier steps read `start_images` images
-        over all ranks.
+        Args:
+            batches: this rank's micro-batches, from `start_step` on.
+            start_step: optimiser steps done before.
+            start_images: images that they read, over all ranks.
 
         Raises:
             NonFiniteError: a loss or gradient was NaN or infinite.

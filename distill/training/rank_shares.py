@@ -12,9 +12,9 @@ def share_out(batch: int, micro: int | None, ranks: int, *, batch_at: str, micro
     Args:
         batch: images of a step, over all ranks that share it.
         micro: the number asked for; None, or a number above a rank's share, is the whole share.
-        ranks: their number.
+        ranks: number of processes.
         batch_at: the recipe's section that has the batch size, for messages.
-        micro_at: the same for micro-batches.
+        micro_at: the recipe's section that has the size of micro-batches, for messages.
 
     Raises:
         RecipeError: the batch does not divide; names sizes that do.

@@ -93,7 +93,12 @@ class ResolutionSchedule(RootModel[tuple[SizeConfig, ...]]):
         return first.size if not others and first == SizeConfig(size=first.size) else None
 
     def draw(self, step: int, *purpose: int | str) -> SizeConfig:
-        """The size of a step; its number, the run's seed and the arm's name seed the draw."""
+        """The size of a step.
+
+        Args:
+            step: number of the optimiser step.
+            purpose: seeds the draw together with the step: the run's seed and the arm's name.
+        """
         active = [size for size in self.root if size.at(step)]
         point = distributed.derive_seed(*purpose, "resolution", step) / 2**63
         for size in active[:-1]:

@@ -55,10 +55,14 @@ def run_command(
     assemble: Callable[[R], Assembly],
     preview: Callable[[R], str] | None = None,
 ) -> None:
-    """The body of a training command, with its module as the user types it, and its help.
+    """The body of a training command.
 
-    Every rank calls `load`, to read a recipe's file with overrides, and `assemble`. A dry run
-    prints the `preview` after the resolved recipe.
+    Args:
+        module: as the user types it, `distill.train_student`.
+        description: for `--help`.
+        load: reads a recipe's file and applies overrides.
+        assemble: builds the task and opens the stream; every rank calls it.
+        preview: what a dry run prints after the resolved recipe; None for nothing.
     """
     arguments = _parse(module, description)
     with importing():  # the libraries of the teachers that the recipe names

@@ -70,7 +70,7 @@ class TrainingRecipe(StrictConfig, ABC):
         """Raises RecipeError if this number of processes cannot share the run's batches."""
 
     def open_stream(self, plan: StepPlan, *, purpose: str = "") -> TrainStream:
-        """Opens this rank's images by a plan; a purpose besides training has its own order."""
+        """Opens this rank's images for a plan; a purpose other than training has its own order."""
         seed = self.run.seed
         return TrainStream(
             self.data,
