@@ -14,15 +14,19 @@ _NAMED = 5  # samples that a message names
 def tolerated(share: float, seen: int) -> float:
     """The largest number of bad samples among `seen` that is consistent with a share of `share`.
 
-    The expected number plus three standard deviations of a Poisson count plus three: one bad sample
-    among the first ten does not end a run, over a long run the share decides. 0 allows none.
+    It is the expected number plus three standard deviations of a Poisson count plus three. One bad
+    sample in the first ten does not end a run; later, the share decides. A share of 0 allows none.
     """
     expected = share * seen
     return expected + 3 * math.sqrt(expected) + 3 if share else 0.0
 
 
 def check_share(bad: int, seen: int, share: float, examples: Iterable[BadSample]) -> None:
-    """Raises DataError, with counts and first names, if more samples are bad than `tolerated`."""
+    """Stops a run that has more bad samples than it tolerates.
+
+    Raises:
+        DataError: more of `seen` samples are bad than `tolerated`; with counts and first names.
+    """
     if bad > tolerated(share, seen):
         names = "\n".join(f"  {describe(sample)}" for sample in list(examples)[:_NAMED])
         raise DataError(

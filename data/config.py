@@ -73,14 +73,15 @@ class DataConfig(BaseModel):
             output. Up to twice as fast on large photographs; changes the pixels slightly.
         max_pixels: images with more pixels count as bad samples and are not decoded. At most
             Pillow's own limit, which holds for the whole process and every decoder.
-        max_bad_share: fraction of distinct bad samples above which the run stops, see `BadCounter`.
+        max_bad_share: the run stops when clearly more than this fraction of the distinct samples
+            seen is bad (see `data.bad.BadCounter`); 0 stops at the first.
         shuffle_window: shards (when streaming, hundreds of samples of a lane) shuffled together.
         verify_checksums: compare each shard with the SHA-256 of its manifest while indexing.
         index_dir: where the index of local shards is cached; None is the run's folder.
         allow_pipe: allow `pipe:` URLs, which run shell commands.
         lanes: streaming only: independent sequences of shards, a multiple of ranks x workers and a
-            divisor of the global batch size. Decides the order of samples: keep it over a run. Arms
-            with ranks of their own have their share of the lanes each.
+            divisor of the global batch size. It decides the order of the samples, so keep it over
+            a run. Arms with ranks of their own have their share of the lanes each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

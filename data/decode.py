@@ -40,7 +40,11 @@ class BadImage(Exception):
 
 
 def choose_decoder(asked: Literal["auto", "pil", "simplejpeg"]) -> Decoder:
-    """The JPEG decoder for `data.decoder`; raises DataError if simplejpeg is set but missing."""
+    """The JPEG decoder for a setting of `data.decoder`.
+
+    Raises:
+        DataError: simplejpeg is set but not installed.
+    """
     installed = importlib.util.find_spec("simplejpeg") is not None
     if asked == "simplejpeg" and not installed:
         raise DataError(
@@ -153,7 +157,11 @@ def _shrink(box: Box, resolution: tuple[int, int]) -> int:
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Opens an image file by its header; BadImage for an unknown format or too many pixels."""
+    """Opens an image file; reads its header only.
+
+    Raises:
+        BadImage: the format is unknown, or the image has more pixels than allowed.
+    """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.UnidentifiedImageError as error:
@@ -165,8 +173,8 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a plain JPEG, read from its header without Pillow (30 times faster).
 
-    None for images that Pillow must read: other formats, CMYK, and those with Exif or XMP, which
-    may turn the image.
+    Returns None for images that Pillow must read: other formats, CMYK, and those with Exif or XMP,
+    which may turn the image.
     """
     at, size = 2, None
     if data[:2] != b"\xff\xd8":

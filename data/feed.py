@@ -30,8 +30,9 @@ class Feed(Protocol):
     def batches(self, position: Position) -> Iterator[tuple[Batch | DataError, Position | None]]:
         """Micro-batches of this rank from `position`, the start of a step, without end.
 
-        An error that ends the run is yielded in place of a micro-batch. With each comes the
-        position after its step where it completes one, else None.
+        Yields:
+            A micro-batch, or the error that ends the run; and, where the micro-batch completes a
+            step, the position after it, else None.
         """
 
 

@@ -36,7 +36,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, atomically; ValueError for numbers that are not finite."""
+    """Writes one JSON object a line, atomically.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot hold.
+    """
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 

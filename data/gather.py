@@ -28,8 +28,8 @@ class ImageFiles:
         sizes: image name to bytes of its file, sorted by name.
         ignored: extension that is not an image's to number of files, sorted.
         damaged: (name, reason) of files that cannot be read.
-        read: an image's bytes by name; thread-safe. BadImage if only this file cannot be read, else
-            OSError.
+        read: returns the bytes of an image by its name; callable from several threads. Raises
+            BadImage where only this file cannot be read, OSError where the source cannot.
     """
 
     sizes: dict[str, int]

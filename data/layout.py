@@ -73,8 +73,8 @@ class StepLayout:
     Attributes:
         sub_batches: step number to its sub-batches, in the global order of their samples.
         all: every sub-batch that a step can have; they are checked before a run.
-        identity: JSON-able facts that decide the samples and sizes of a step; not the number of
-            ranks or the micro-batch sizes.
+        identity: JSON-able facts that decide how many samples of which size a step reads. The
+            number of ranks and the micro-batch sizes are not among them.
     """
 
     sub_batches: Callable[[int], Sequence[SubBatch]]
@@ -99,7 +99,11 @@ class StepLayout:
 def fixed_layout(
     *, resolution: tuple[int, int], batch_size: int, micro_batch_size: int, ranks: int = 1
 ) -> StepLayout:
-    """A layout that is the same in every step, see `SubBatch`; `ranks` is their number."""
+    """A layout that is the same in every step: one size, see `SubBatch`, shared by all ranks.
+
+    Raises:
+        DataError: the batch size is not a multiple of micro-batch size x ranks.
+    """
     sub = SubBatch(
         resolution=resolution,
         batch_size=batch_size,

@@ -37,7 +37,11 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Reads the manifest, complete or not, or None; DataError where the file is not a manifest."""
+    """Reads the whole manifest, complete or not; None where there is none.
+
+    Raises:
+        DataError: the file is not such a manifest.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -60,9 +64,10 @@ def store_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 class Journal:
-    """Digest and number in the source of every sample written so far.
+    """Digest and number in the source of every sample written so far; also locks the folder.
 
-    It locks the folder; DataError where another process has.
+    Raises:
+        DataError: another process has locked the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +80,11 @@ class Journal:
             raise DataError(f"another data.write_shards is writing into '{folder}'") from None
 
     def load(self, samples: int) -> list[tuple[bytes, int]]:
-        """Reads the first `samples` records, deletes later ones; DataError if there are fewer."""
+        """Reads the records of the first `samples` samples and deletes those after them.
+
+        Raises:
+            DataError: there are fewer records.
+        """
         self._file.seek(0)
         data = self._file.read(samples * _RECORD.size)
         if len(data) < samples * _RECORD.size:

@@ -34,7 +34,7 @@ class Photograph(NamedTuple):
         author: who made it.
         licence: as the package states it.
         source: its origin, as the package states it.
-        scales: sides of the square crops, as shares of the shorter side; () if held out, uncropped.
+        scales: sides of the square crops, as fractions of the shorter side; empty if held out.
     """
 
     library: str
@@ -77,7 +77,8 @@ def windows(width: int, height: int, scales: tuple[float, ...]) -> list[tuple[in
 def write_photographs(out: Path) -> tuple[int, int]:
     """Writes `photographs/`, `held-out/` and `LICENCES.md`; overwrites earlier files.
 
-    Returns the numbers of crops and of held-out photographs.
+    Returns:
+        Number of crops and of held-out photographs.
 
     Raises:
         DataError: a package or one of its photographs is missing, or the folder cannot be written.
@@ -100,7 +101,11 @@ def write_photographs(out: Path) -> tuple[int, int]:
 
 
 def photograph_path(photograph: Photograph) -> Path:
-    """Its path in the installed package; DataError where the package or the file is missing."""
+    """The path of a photograph in its installed package.
+
+    Raises:
+        DataError: the package is not installed, or does not contain it.
+    """
     spec = importlib.util.find_spec(photograph.library)
     if spec is None or spec.origin is None:
         raise DataError(

@@ -45,7 +45,7 @@ def write_shards(source: Path, out: Path, options: WriteOptions) -> Manifest:
     The same call continues an interrupted run and leaves a complete one unchanged.
 
     Raises:
-        DataError: no usable image, other files in `out`, another process there, or a full disk.
+        DataError: no usable image, other files or another writer in `out`, or the disk is full.
     """
     if out.resolve().is_relative_to(source.resolve()):
         raise DataError(f"the output '{out}' lies inside the source '{source}'")

@@ -24,8 +24,8 @@ def list_shards(patterns: Sequence[str], *, allow_pipe: bool = False) -> list[st
         allow_pipe: whether `pipe:` URLs, which are shell commands, are allowed.
 
     Raises:
-        DataError: a pattern matches nothing or is malformed, a shard is named twice, or a pipe is
-            not allowed.
+        DataError: a pattern matches nothing or has unbalanced braces, a shard is named twice, or a
+            pipe is not allowed.
     """
     found: list[str] = []
     for pattern in patterns:
@@ -76,7 +76,10 @@ def _local(name: str) -> list[str]:
 def unique_names(shards: Sequence[str]) -> list[str]:
     """Unique names of shards: the last components of their paths, equally many, as few as possible.
 
-    Keys and states hold names, so that a dataset can move; DataError if two sources share a shard.
+    Keys and states hold names instead of paths, so that a dataset can move to another folder.
+
+    Raises:
+        DataError: a shard belongs to two sources.
     """
     parts = [_identity(shard).split("/") for shard in shards]
     for depth in range(1, max(map(len, parts)) + 1):

@@ -93,7 +93,11 @@ class TrainStream:
         return self._counter.bad
 
     def batches(self) -> Iterator[Batch]:
-        """Micro-batches, without end; DataError where more are bad than `max_bad_share` allows."""
+        """Micro-batches from the current position on, without end.
+
+        Raises:
+            DataError: more samples are bad than `max_bad_share` allows.
+        """
         for batch, position in self._feed.batches(self._position):
             if isinstance(batch, DataError):
                 raise batch

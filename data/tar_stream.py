@@ -38,7 +38,11 @@ class StreamedImage(NamedTuple):
 
 
 def check_url(shard: str) -> None:
-    """Raises DataError, with a cure, for a URL whose scheme webdataset cannot open."""
+    """Raises an error for a URL that webdataset cannot open.
+
+    Raises:
+        DataError: the scheme is unknown; lists the known ones, and how to use object stores.
+    """
     scheme = _scheme(shard)
     known = sorted({"file", *gopen_schemes} - {"__default__"})
     if scheme in ("", *known):
@@ -55,8 +59,12 @@ def read_shard(
 ) -> Iterator[StreamedImage | BadSample]:
     """Yields the images of a shard in its own order, and its defects where they occur.
 
-    A stream that breaks off yields the images before the break, then one `BadSample`. `url` may be
-    a local path; `name` is for keys; `allow_pipe` says whether the URL may run a shell command.
+    A stream that breaks off yields the images before the break, then one `BadSample`.
+
+    Args:
+        url: of the shard, or its local path.
+        name: of the shard, for keys.
+        allow_pipe: whether the URL may run a shell command.
     """
     try:
         file = _open(url, allow_pipe)

@@ -35,7 +35,7 @@ class Row(StrictConfig):
         summary: channels of the summary; None where there is none.
         patch: pixels of a cell.
         side: pixels of the native, square image.
-        sizes: `any` multiple of the patch; `asked`, only with `resolution` set; `one`, only that.
+        sizes: `any` multiple of the patch; `asked`, if `resolution` is set; `one`, only that size.
         pixels: the normalisation, a key of `PIXELS`.
         place: where the map is taken, as in the spec of the built teacher.
         millions: of parameters of the built teacher.

@@ -16,7 +16,10 @@ def dry_run(teacher: Teacher) -> None:
     """Encodes two random images, then the first alone, and checks the features.
 
     Three images in all, as large encoders are slow. On the meta device only types and shapes are
-    checked. TeacherError names what breaks the contract of `Teacher`.
+    checked.
+
+    Raises:
+        TeacherError: the teacher breaks the contract of `Teacher`; names the place.
     """
     name = type(teacher).__name__
     if not isinstance(getattr(teacher, "spec", None), FeatureSpec):

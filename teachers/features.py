@@ -65,7 +65,8 @@ class FeatureSpec:
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Cells (h, w) of the map for images of (height, width) pixels.
 
-        Raises ValueError, with the nearest accepted size, if the encoder does not accept this one.
+        Raises:
+            ValueError: the encoder does not accept this size; names the nearest accepted one.
         """
         if not self.accepts(height, width):
             near = self.nearest(height, width)

@@ -20,11 +20,14 @@ def open_format(
         path: the file.
         what: its contents, for messages: `student`.
         format: the value that `format` must have.
-        error: raised for another file, and for a missing (KeyError) or invalid (ValidationError)
-            header entry that the block meets.
+        error: the class of the exception.
 
     Yields:
         The open file and its header.
+
+    Raises:
+        ValueError: of class `error`; the file has another format, or a header entry that the block
+            reads is missing (KeyError) or invalid (ValidationError).
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -25,11 +25,12 @@ class HFConfig(TeacherConfig):
     """A model of transformers.
 
     Attributes:
-        model: a repository on the hub, `facebook/dinov2-base`, or a local directory of that layout.
+        model: a repository on the hub, `facebook/dinov2-base`, or a local directory of the same
+            layout (`config.json`, `preprocessor_config.json` and the weights).
         weights: None for those of the repository or directory, or `none` for random weights.
-        summary: `pool`, the model's `pooler_output`; `cls`, its first token; `none`; or `auto`, the
-            first of them that it has.
-        resolution: (height, width) in pixels to interpolate the positions to; None for the model's.
+        summary: `pool`, the model's `pooler_output`; `cls`, its first token; `none`; or `auto`,
+            the first of these that the model has.
+        resolution: (height, width) in pixels to interpolate positions to; None for the model's own.
     """
 
     kind: str = "hf"
@@ -42,7 +43,7 @@ class HFConfig(TeacherConfig):
 class HFTeacher(Teacher):
     """A vision model of transformers; its map is `last_hidden_state`.
 
-    After the final norm for ViT, DINOv2 and SigLIP, before it (it is the pooled token's) for CLIP.
+    It is taken after the final norm for ViT, DINOv2 and SigLIP, but before it for CLIP.
 
     Args:
         config: model, weights and summary.

@@ -38,7 +38,8 @@ class Registry:
     def register(self, kind: str, path: str) -> None:
         """Adds a built-in kind by the path `module:Class` of a class on an upper floor.
 
-        Raises ValueError where the kind is taken by another class.
+        Raises:
+            ValueError: the kind is taken by another class.
         """
         if self.table.setdefault(kind, path) != path:
             raise ValueError(f"{self.noun} kind {kind!r} is already {self.table[kind]}")
@@ -48,7 +49,11 @@ class Registry:
         return kind in self.table
 
     def resolve(self, kind: str) -> Any:
-        """The class that `kind` names; TeacherError if it does not exist or is incomplete."""
+        """The class that `kind` names.
+
+        Raises:
+            TeacherError: there is no such class, or it is incomplete.
+        """
         path = self.table.get(kind, kind)
         module_name, _, class_name = path.partition(":")
         if not (module_name and class_name):

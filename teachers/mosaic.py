@@ -39,7 +39,8 @@ class Mosaic:
     def fit(cls, spec: FeatureSpec, grid: tuple[int, int]) -> Self:
         """As many images of `grid` (h, w) cells as the canvas holds, floor(G / g) per axis, evenly.
 
-        Raises TeacherError where fewer than two fit into the encoder's `spec`.
+        Raises:
+            TeacherError: fewer than two images fit into the encoder's canvas.
         """
         h, w = spec.grid(*spec.resolution)
         tiles = h // grid[0], w // grid[1]

@@ -46,13 +46,21 @@ class MultiScaleTeacher(Teacher):
         self.upsamplers = nn.ModuleList(by_cost)
 
     def extract(self, images: Tensor) -> Features:
-        """Upsamples images in [0, 1] to one cell per patch; see `Teacher.extract`, `covering`."""
+        """Upsamples images in [0, 1] to one cell per patch; see `Teacher.extract`.
+
+        Raises:
+            TeacherError: no upsampler covers the grid of these images.
+        """
         grid = self.spec.grid(*images.shape[-2:])
         high = self.covering(grid)(images, self.teacher).high
         return high._replace(spatial=resize(high.spatial, grid))
 
     def covering(self, grid: tuple[int, int]) -> Upsampler:
-        """The cheapest upsampler with at least `grid` (h, w) cells; TeacherError if none."""
+        """The cheapest upsampler whose map has at least `grid` (h, w) cells along both axes.
+
+        Raises:
+            TeacherError: there is none.
+        """
         native = self.teacher.spec.grid(*self.teacher.spec.resolution)
         for upsampler in self.upsamplers:
             assert isinstance(upsampler, Upsampler)

@@ -46,7 +46,8 @@ class OpenClipSource:
 def find_source(model: str, weights: str | None) -> OpenClipSource:
     """Finds a model; both arguments are as in `OpenClipConfig`.
 
-    Raises TeacherError where there is none, or its pixel normalisation is ambiguous.
+    Raises:
+        TeacherError: there is no such model, or its pixel normalisation is ambiguous.
     """
     shipped = SHIPPED / model
     folder = shipped if (shipped / _CONFIG_NAME).is_file() else Path(model)
@@ -74,7 +75,8 @@ def find_source(model: str, weights: str | None) -> OpenClipSource:
 def locate_weights(source: OpenClipSource) -> Path | None:
     """The weights file, downloaded if `weights` is a tag; None for random or meta weights.
 
-    Raises TeacherError where there are none, or they cannot be downloaded.
+    Raises:
+        TeacherError: no such weights, or they cannot be downloaded.
     """
     weights, folder = source.weights, source.folder
     if weights == "none":

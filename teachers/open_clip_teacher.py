@@ -29,12 +29,14 @@ class OpenClipConfig(TeacherConfig):
     """The vision tower of any open_clip model.
 
     Attributes:
-        model: an open_clip name, a teacher that this package ships, or a directory in hub layout.
-        weights: an open_clip tag, a local file or directory, or `none` for random weights. Needed
-            unless `model` is a directory.
+        model: an open_clip model name, a small teacher that this package ships, or a local
+            directory in hub layout (`open_clip_config.json` beside the weights).
+        weights: a pretrained tag of open_clip, a local file or directory, or `none` for random
+            weights. May be left out where `model` is a directory: its own weights.
         resolution: (height, width) in pixels to interpolate positions to; None for the trained one.
-        summary: `embedding`, which the text tower is compared with; `cls`, a CLIP ViT's class token
-            before that projection; or `pool`, a SigLIP's attention pool, its embedding.
+        summary: `embedding`, the image embedding that the text tower is compared with; `cls`, a
+            CLIP ViT's class token before the projection to it; or `pool`, what a SigLIP's
+            attention pool returns, which is its embedding.
     """
 
     kind: str = "open_clip"

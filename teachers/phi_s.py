@@ -88,7 +88,11 @@ class FeatureStatistics:
         self.count.copy_(total)
 
     def covariance(self) -> Tensor:
-        """(D, D), the scatter over the count minus one; RuntimeError for fewer than two vectors."""
+        """(D, D), the scatter divided by the number of vectors minus one.
+
+        Raises:
+            RuntimeError: fewer than two vectors.
+        """
         if self.count < 2:
             raise RuntimeError(f"statistics of {int(self.count)} vectors have no covariance")
         return self.scatter / (self.count - 1)
@@ -117,7 +121,10 @@ class PhiS(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Maps features (B, D, h, w), float32, from the teacher's space to the standardised one.
 
-        Every channel has mean 0 and variance 1 over the fitted vectors. RuntimeError until fitted.
+        Every channel of the result has mean 0 and variance 1 over the fitted vectors.
+
+        Raises:
+            RuntimeError: not fitted.
         """
         self._require_fit()
         # Subtracting after the product would lose digits in channels with large means.
@@ -195,8 +202,10 @@ def any_phi_s(dim: int) -> PhiS:
 def fit_phi_s(statistics: FeatureStatistics) -> PhiS:
     """Fits PHI-S to statistics of a teacher's maps, at least 20 vectors per channel, in float64.
 
-    Each eigenvector's sign makes its largest entry (the first of equal ones) positive, so that the
-    rotation is reproducible. RuntimeError: fewer than two vectors, or zero variance.
+    The largest entry of each eigenvector (the first of equals) is positive, which fixes its sign.
+
+    Raises:
+        RuntimeError: fewer than two vectors, or zero variance.
     """
     values, vectors = torch.linalg.eigh(statistics.covariance())
     values = values.clamp(min=0)  # rounding leaves rank-deficient ones slightly negative
@@ -221,7 +230,11 @@ def save_phi_s(path: Path, phi_s: PhiS, fingerprint: str) -> None:
 
 
 def load_phi_s(path: Path, fingerprint: str) -> PhiS:
-    """Reads a file of `save_phi_s`; TeacherError if damaged or of another fingerprint."""
+    """Reads a PHI-S that `save_phi_s` wrote with this fingerprint.
+
+    Raises:
+        TeacherError: the file is damaged, or has another fingerprint.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             stored = (file.metadata() or {}).get("fingerprint")

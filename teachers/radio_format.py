@@ -97,9 +97,14 @@ class RadioCheckpoint:
 
 
 def read_radio(path: Path) -> RadioCheckpoint:
-    """Reads a checkpoint: a file in the public format, or a `.safetensors` file or its folder.
+    """Reads a checkpoint.
 
-    Raises TeacherError where it is damaged, not a RADIO checkpoint, or has unknown tensors.
+    Args:
+        path: a file in the public format; or a `.safetensors` file with its `config.json` beside
+            it, or their folder.
+
+    Raises:
+        TeacherError: damaged, not a RADIO checkpoint, or with unknown tensors.
     """
     if not path.exists():
         raise TeacherError(f"weights: {path} is not a file or directory here")

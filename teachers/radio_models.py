@@ -89,7 +89,8 @@ PUBLISHED: dict[str, tuple[RadioArchitecture, int]] = {
 def build_trunk(architecture: RadioArchitecture) -> NaFlexVit:
     """The network of an architecture, with random weights from a fixed seed.
 
-    Raises TeacherError where the model is unknown to timm and the family, or not a plain ViT.
+    Raises:
+        TeacherError: the model is neither in timm nor of the family, or is not a plain ViT.
     """
     name, kwargs = _timm_model(architecture)
     side = architecture.table_side

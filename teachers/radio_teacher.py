@@ -29,10 +29,11 @@ class RadioConfig(TeacherConfig):
     """A model of the RADIO family.
 
     Attributes:
-        model: a published name, `radio_v2.5-l`; None for others, with `weights` and `resolution`.
-        weights: a file in the public format, a `.safetensors` file with its `config.json`, or their
-            folder; or `none` for random weights.
-        summary: teachers whose class tokens form the summary; None for the published ones.
+        model: a published name, `radio_v2.5-l`; None for any other checkpoint in the public
+            format, which needs `weights` and `resolution`.
+        weights: a local file in the public format; a `.safetensors` file of the hub with its
+            `config.json` beside it, or their folder; or `none` for random weights.
+        summary: the teachers whose class tokens are concatenated; None for the published ones.
         resolution: (height, width) in pixels, multiples of the patch; None for the published one.
     """
 

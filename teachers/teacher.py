@@ -30,8 +30,9 @@ class TeacherConfig(StrictConfig):
     Attributes:
         kind: a built-in name, or the import path `package.module:Class` of a user's class.
         chunk_size: images per pass of the encoder; None for all of a batch. Bounds memory.
-        upsampler: a mapping with a kind, or the path or name of a trained one; a list of different
-            factors gives the map at every resolution, see `MultiScaleTeacher`. None for none.
+        upsampler: upsamples the teacher's map: a mapping with a kind, or the path or name of a
+            trained one. A list of different factors gives the map at every resolution, see
+            `MultiScaleTeacher`. None for the encoder's own map.
     """
 
     kind: str

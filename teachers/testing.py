@@ -37,8 +37,10 @@ def check_teacher(teacher: Teacher) -> None:
     - its layers, if it has any;
     - a fingerprint that running it does not change.
 
-    On the meta device only shapes and types are checked. The teacher is copied in between and stays
-    unchanged. TeacherError names what breaks the contract.
+    On the meta device only shapes and types are checked. The teacher is copied, and unchanged.
+
+    Raises:
+        TeacherError: the teacher breaks the contract; names the place.
     """
     dry_run(teacher)
     images = probe_images(teacher)

@@ -27,7 +27,8 @@ _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 def build_network(model: str, weights: str | None, resolution: tuple[int, int] | None) -> Any:
     """A timm model without its classifier; the arguments are as in `TimmConfig`.
 
-    Raises TeacherError for unknown models, weights that do not fit, or no feature maps.
+    Raises:
+        TeacherError: no such model or weights, weights that do not fit, or no feature maps.
     """
     name, kwargs = _name(model), dict[str, Any]()
     if resolution is not None:

@@ -24,14 +24,16 @@ class TimmConfig(TeacherConfig):
     """A timm model.
 
     Attributes:
-        model: a timm name, `vit_small_patch14_dinov2.lvd142m`, tag optional, or a hub directory.
-        weights: None for the published ones, a local file or directory, or `none` for random ones.
+        model: a timm name with or without its tag, `vit_small_patch14_dinov2.lvd142m`, or a local
+            directory in hub layout (`config.json` beside the weights).
+        weights: None for those that timm publishes under that name (or that the directory holds),
+            a local file or directory, or `none` for random weights.
         features: `norm`, the last map after the model's final norm; or the number of a block (a
             stage of a CNN), before that norm, counted from 0, or from the end if negative.
-        summary: `cls`, the class token after the final norm; `pool`, the classifier's input, by the
-            model's own pooling; `none`; or `auto`, the first of them that the model has.
-        resolution: (height, width) in pixels, to which a ViT's or SAM's positions are interpolated;
-            allows any multiple of the patch size. None for that of the weights.
+        summary: `cls`, the class token after the final norm; `pool`, the pooled input of the
+            classifier; `none`; or `auto`, the class token if there is one, else the pooling.
+        resolution: native (height, width) in pixels, which also allows any multiple of the patch
+            size; positions of ViTs and SAM are interpolated. None for that of the weights.
     """
 
     kind: str = "timm"

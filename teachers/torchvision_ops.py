@@ -63,11 +63,11 @@ def plain_nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
     Args:
         dets: (N, 4) boxes, left, top, right, bottom.
-        scores: (N,); of equal scores, the first wins.
+        scores: (N,).
         iou_threshold: largest allowed intersection over union.
 
     Returns:
-        (M,) int64, indices of the kept boxes in order of score.
+        (M,) int64, indices of the kept boxes in order of score; of equal scores, the first.
     """
     order = scores.argsort(descending=True, stable=True)
     low, high = dets[order].split(2, dim=1)

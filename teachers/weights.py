@@ -71,7 +71,11 @@ def seeded(*, loaded: bool = False) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; TeacherError where it is missing or holds something else."""
+    """A JSON object from a file.
+
+    Raises:
+        TeacherError: the file is missing or is not a JSON object.
+    """
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -88,8 +92,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def find_weights(path: Path, names: Sequence[str]) -> Path:
     """A weights file: `path` itself, or the file in that directory.
 
-    `names` are those of the hub layout, the preferred one first. TeacherError: another kind of
-    file, or no or several files in the directory.
+    Args:
+        names: file names of the hub layout, the preferred one first.
+
+    Raises:
+        TeacherError: another kind of file, or no or several files in the directory.
     """
     if path.is_dir():
         for name in names:
@@ -153,7 +160,8 @@ def _not_empty(tensors: dict[str, Tensor], path: Path, prefix: str) -> dict[str,
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Loads a state dict into a module, in its dtypes.
 
-    Raises TeacherError, with the origin `where`, if names or shapes differ.
+    Raises:
+        TeacherError: names or shapes differ; the message has their origin, `where`.
     """
     try:
         module.load_state_dict(tensors, strict=True)

@@ -32,15 +32,17 @@ class CaptionLayout(Layout):
     """A set of images with captions.
 
     Attributes:
-        captions_per_image: the first in the file; five in published results. None for all.
+        captions_per_image: the number of captions that are used, the first in the file; five in
+            published results. None for all.
     """
 
     captions_per_image: PositiveInt | None = 5
 
     def load(self) -> CaptionedImages:
-        """Reads all captions.
+        """Reads all captions, and checks that every image exists.
 
-        Raises DataError where a file is missing or malformed, or an image has no caption.
+        Raises:
+            DataError: a file is missing or has another format, or an image has no caption.
         """
         names, captions = [], []
         for path, texts in self._pairs():
@@ -84,8 +86,8 @@ class KarpathyCaptions(CaptionLayout):
     """The splits of Karpathy and Fei-Fei (2015), as JSON or as the CSV made from it.
 
     Attributes:
-        captions: `dataset_flickr30k.json`, `dataset_coco.json`, or a CSV with the columns filename,
-            split and raw (a JSON list).
+        captions: the file, `dataset_flickr30k.json` or `dataset_coco.json`, or a CSV with the
+            columns filename, split and raw (a list in JSON).
         images: the folder of the images; for `dataset_coco.json` the one with `val2014`.
         split: of the images.
     """

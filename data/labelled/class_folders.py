@@ -52,10 +52,12 @@ class ClassFolders(Layout):
     def open(self, split: Split, classes: Sequence[str] | None = None) -> Iterator[ClassImages]:
         """Lists a split; its images can be read until the context ends.
 
-        Labels count in `classes`, such as those of the other split, or in this one's own if None.
+        Args:
+            split: train or test.
+            classes: of the other split, which number the labels; None for this split's own.
 
         Raises:
-            DataError: no such folder, or an image without a class or of none of `classes`.
+            DataError: the folder is missing, or an image has no class or one not in `classes`.
         """
         folder = "train" if split == "train" else self.test
         archive = self.root.is_file()
@@ -99,8 +101,9 @@ def read_class_names(path: Path, classes: Sequence[str]) -> list[str]:
     """The names of classes.
 
     Args:
-        path: tab-separated, with a header: folders in the first column, comma-separated names in
-            `name`, of which the first counts. Or a name a line, in the order of the folders.
+        path: a table with tabs between its columns and a header: the first column has the classes'
+            folders, the column `name` their names, comma-separated, of which the first counts. Or
+            a plain list of names, in the sorted order of the folders.
         classes: the classes' folders.
 
     Raises:

@@ -44,9 +44,10 @@ class DepthView(NamedTuple):
     Attributes:
         image: uint8 (H, W, 3), RGB.
         depth: float32 (H, W) in metres, 0 where unknown.
-        normals: float32 (H, W, 3), unit vectors (0: unknown), x to the right; None without a file.
+        normals: float32 (H, W, 3) of unit length, 0 where unknown, the first component to the
+            right; None if there is no file.
         focal_px: focal length in pixels of this image; None if unknown.
-        centre: (row, column) of the principal point in these pixels: the centre as stored.
+        centre: (row, column) of the principal point in pixels: the centre of the stored image.
     """
 
     image: np.ndarray
@@ -61,10 +62,18 @@ class DepthLayout(Layout):
 
     @abstractmethod
     def samples(self, split: Split) -> list[DepthSample]:
-        """The images of a split, in fixed order; DataError, with the tree, if files are missing."""
+        """The images of a split, in a fixed order.
+
+        Raises:
+            DataError: files are missing; the message shows the expected tree.
+        """
 
     def read(self, sample: DepthSample) -> DepthView:
-        """Reads an image, its depth and normals; DataError for unreadable files or other sizes."""
+        """Reads an image, its depth and its normals.
+
+        Raises:
+            DataError: a file cannot be read, or the sizes differ.
+        """
         image, depth = read_rgb(sample.image), read_depth(sample.depth, self._unit())
         normals = None if sample.normals is None else read_normals(sample.normals)
         for name, path, values in (

@@ -29,7 +29,11 @@ class Window(BaseModel):
         return self
 
     def slices(self, height: int, width: int, name: str) -> tuple[slice, slice]:
-        """The slices of an image `name` of (height, width) pixels; DataError if it is smaller."""
+        """The rows and columns of an image of (height, width) pixels.
+
+        Raises:
+            DataError: the image is smaller; the message has its name.
+        """
         if self.rows[1] > height or self.columns[1] > width:
             raise DataError(
                 f"'{name}' has {height} x {width} px, too few for the window of rows "
@@ -41,7 +45,10 @@ class Window(BaseModel):
 def read_depth(path: Path, unit: float) -> np.ndarray:
     """Depth in metres, float32 (H, W), 0 where unknown, of a grey PNG (8, 16 bit) or `.npy` (H, W).
 
-    `unit` is the metres of a step. DataError: the file cannot be read, or is no map of depths.
+    `unit` is the metres of one step of the stored depth.
+
+    Raises:
+        DataError: the file cannot be read, or has another shape.
     """
     values = _array(path, "depth")
     if values.ndim != 2:
@@ -52,8 +59,10 @@ def read_depth(path: Path, unit: float) -> np.ndarray:
 def read_normals(path: Path) -> np.ndarray:
     """Unit normals, float32 (H, W, 3), 0 where unknown: where their length is far from one.
 
-    The file is a PNG whose 0 to 255 stand for -1 to 1, or a `.npy` (H, W, 3). DataError: it cannot
-    be read, or holds no vectors.
+    The file is a PNG that maps [-1, 1] to 0 to 255, or a `.npy` (H, W, 3).
+
+    Raises:
+        DataError: the file cannot be read, or has another shape.
     """
     values = _array(path, "normals")
     if values.ndim != 3 or values.shape[2] != 3:

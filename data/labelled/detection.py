@@ -60,7 +60,11 @@ class CocoLayout(Layout):
     kind: Literal["coco"] = "coco"
 
     def load(self, split: Split) -> DetectionSet:
-        """The annotations of a split; `test` is val2017. DataError: files missing or malformed."""
+        """Reads the annotations of a split, but no image; `test` is val2017.
+
+        Raises:
+            DataError: the files are missing, or not in COCO's format.
+        """
         name = _YEAR_SPLIT[split]
         folder = self.path(name)
         path = self.path("annotations", f"instances_{name}.json")
@@ -161,7 +165,8 @@ def place_on_canvas(
 def read_annotated(image: AnnotatedImage) -> np.ndarray:
     """The pixels of an image, uint8 (H, W, 3).
 
-    Raises DataError where it cannot be read, or its size differs from that of its marks.
+    Raises:
+        DataError: it cannot be read, or has another size than its annotations.
     """
     pixels = read_rgb(image.path)
     if pixels.shape[:2] != image.size:

@@ -1,8 +1,9 @@
 """The embedded benchmark: textured shapes on photographs, drawn by this module, with exact labels.
 
-It needs no download, so that a first run ends with a dense score. It is synthetic: it compares
-encoders, or a student with itself, by whether a map knows textures and where they end. It says
-nothing about objects, scenes or any real set, and no paper has figures on it.
+It needs no download, so that a first run ends with a dense metric. It is synthetic: its metrics
+compare encoders with each other, or a student with itself before training, and show whether maps
+represent textures and their borders. They do not transfer to objects, scenes or real sets, and no
+paper reports them.
 
 A class is a pattern. The angle, scale and outline of a shape have the same distribution for all
 classes, and its two colours are pixels of the photograph behind it, so that neither colours nor
@@ -81,7 +82,11 @@ class EmbeddedSegmentation(SegmentationSet):
         return [PixelSample(Path(f"{key}.jpg"), Path(f"{key}.png"), key) for key in keys]
 
     def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
-        """Draws image and labels, none ignored; DataError if the photographs are not installed."""
+        """Draws an image and its labels; no pixel is ignored.
+
+        Raises:
+            DataError: the photographs are not installed.
+        """
         image, labels = _drawn(self.seed, sample.key)
         return image.copy(), labels.copy()
 

@@ -15,9 +15,12 @@ IGNORED = 255  # label of pixels that neither train nor count
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """The stored pixels of an image, uint8 (H, W, 3); DataError if it cannot be read.
+    """The stored pixels of an image, uint8 (H, W, 3).
 
     EXIF orientation is not applied, as labels are drawn on the stored pixels.
+
+    Raises:
+        DataError: the file cannot be read.
     """
     try:
         return np.asarray(to_rgb(open_image(path.read_bytes(), MAX_PIXELS)))
@@ -26,7 +29,11 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of `read_rgb`, read from the header; DataError if it cannot be read."""
+    """The (height, width) in pixels of an image, from its header; that of `read_rgb`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         with Image.open(path) as opened:
             return opened.height, opened.width
@@ -37,7 +44,8 @@ def read_size(path: Path) -> tuple[int, int]:
 def read_indices(path: Path) -> np.ndarray:
     """The values of a label map, (H, W): grey levels, or indices of a palette.
 
-    Raises DataError where the file cannot be read, or has colour channels.
+    Raises:
+        DataError: the file cannot be read, or has colour channels.
     """
     try:
         with Image.open(path) as opened:
@@ -64,7 +72,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The stripped lines of a list, without blank ones; DataError if it cannot be read."""
+    """The stripped lines of a list, without blank ones.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:

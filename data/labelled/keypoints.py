@@ -52,7 +52,11 @@ class SPair(Layout):
     split: Literal["trn", "val", "test"] = "test"
 
     def pairs(self) -> list[KeypointPair]:
-        """All pairs of the split, by file name; DataError for missing or incomplete annotations."""
+        """All pairs of the split, in the order of their files' names.
+
+        Raises:
+            DataError: files are missing, or an annotation is incomplete.
+        """
         return [self._pair(path) for path in self.glob("*.json", "PairAnnotation", self.split)]
 
     def _pair(self, path: Path) -> KeypointPair:
@@ -92,7 +96,8 @@ class PFWillow(Layout):
     def pairs(self) -> list[KeypointPair]:
         """All pairs of the list, in its order; the category is an image's folder.
 
-        Raises DataError where the list or an image is missing, or a line is no pair.
+        Raises:
+            DataError: the list or an image is missing, or a line is no pair.
         """
         path = self.path("test_pairs.csv")
         with path.open(newline="") as file:
@@ -130,7 +135,8 @@ class KeypointFolders(Layout):
     def pairs(self) -> list[KeypointPair]:
         """All ordered pairs of all categories.
 
-        Raises DataError for missing files or unequal numbers of points within a category.
+        Raises:
+            DataError: files are missing, or images of a category have different numbers of points.
         """
         pairs = []
         for path in self.glob("*/keypoints.json"):

@@ -25,7 +25,11 @@ class Layout(BaseModel):
     root: Path
 
     def path(self, *parts: str) -> Path:
-        """A file or folder below the root; DataError, with the tree, if it is missing."""
+        """The path of a file or folder below the root.
+
+        Raises:
+            DataError: it is missing; the message shows the tree.
+        """
         path = self.root.joinpath(*parts)
         if not path.exists():
             raise DataError(f"there is no {path}; expected under {self.root}:\n{self.tree}")
@@ -34,7 +38,8 @@ class Layout(BaseModel):
     def glob(self, pattern: str, *parts: str) -> list[Path]:
         """The files in a folder below the root that match a pattern, sorted; `**/` recurses.
 
-        Raises DataError, with the tree, if there are none.
+        Raises:
+            DataError: there are none; the message shows the tree.
         """
         folder = self.path(*parts)
         paths = sorted(path for path in folder.glob(pattern) if path.is_file())

@@ -69,13 +69,18 @@ class PascalContextLayout(Layout):
     kind: Literal["pascal_context"]
 
     def samples(self, split: Split) -> list[str]:
-        """The names of a split's images (`test` is val); DataError if the list is missing."""
+        """The names of a split's images, from its list; `test` is val.
+
+        Raises:
+            DataError: the list is missing.
+        """
         return read_lines(self.path("ImageSets", "Context", f"{_LIST[split]}.txt"))
 
     def read(self, name: str) -> MultiTaskSample:
         """Reads one image and its labels.
 
-        Raises DataError where a file is missing, unreadable or of another size than the image.
+        Raises:
+            DataError: a file is missing, cannot be read, or has another size than the image.
         """
         image = read_rgb(self.path("JPEGImages", f"{name}.jpg"))
         saliency = read_indices(self.path("sal_distill", f"{name}.png"))

@@ -33,9 +33,12 @@ _PART_NUMBER = {
 
 
 def read_voc_classes(path: Path) -> np.ndarray:
-    """Pascal VOC's classes from a map of 459, uint8 (H, W); DataError for other files.
+    """Pascal VOC's classes from a map of 459 classes, uint8 (H, W).
 
-    Classes that VOC has not are background; pixels without a label are ignored.
+    Other classes become background; pixels without a label are ignored.
+
+    Raises:
+        DataError: the file is no such map.
     """
     labels = np.asarray(_read_mat(path, "LabelMap"))
     if labels.ndim != 2 or labels.size == 0 or not 0 <= labels.max() <= _CONTEXT_CLASSES:
@@ -50,8 +53,13 @@ def read_parts(path: Path | None, size: tuple[int, ...]) -> np.ndarray:
     """The parts of all people in an image, uint8 (H, W); later people cover earlier ones.
 
     An image in which no person has a part is ignored as a whole, as in all work on this set.
-    `path` is None without an annotation, `size` is (H, W) in pixels. DataError: the file is no
-    annotation of parts, or has other sizes or parts.
+
+    Args:
+        path: the image's annotation; None if it has none.
+        size: (H, W) of the image in pixels.
+
+    Raises:
+        DataError: the file has no annotation of parts, or other sizes or parts.
     """
     out = np.zeros(size, np.uint8)
     for thing in [] if path is None else _listed(_read_mat(path, "anno")["objects"]):

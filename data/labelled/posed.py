@@ -56,10 +56,18 @@ class PosedLayout(Layout):
 
     @abstractmethod
     def pairs(self) -> list[tuple[FrameFiles, FrameFiles]]:
-        """All pairs that may be matched; DataError where something of the tree is missing."""
+        """All pairs that may be matched.
+
+        Raises:
+            DataError: files are missing.
+        """
 
     def load(self, files: FrameFiles) -> Frame:
-        """Reads a frame, the image resized to the depth map; DataError if a file is unreadable."""
+        """Reads a frame; the image is resized to the size of the depth map.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
         raw = read_indices(files.depth)
         depth = np.where(raw == _UNKNOWN, 0, raw) / 1000
         image = Image.fromarray(read_rgb(files.image))

@@ -21,11 +21,12 @@ class PreparationConfig(BaseModel):
     EXIF orientation is not applied, as in the published protocols (torchvision's loader).
 
     Attributes:
-        fit: `crop` takes the centre; `squash` changes the aspect ratio; `whole` keeps it and all
-            pixels, each side rounded to a multiple of the patch size.
-        resolution: (height, width) in pixels, for `whole` the smaller is the short side; None: own.
-        crop_ratio: for `crop`, its share of the largest centred box: 1 in RADIO's protocol, 0.875
-            in DINO's (224 of a short side of 256).
+        fit: `crop` takes the centre; `squash` changes the aspect ratio; `whole` keeps the aspect
+            ratio and the whole image, each side rounded to a multiple of the patch size.
+        resolution: (height, width) in pixels; for `whole` its smaller value is that of the short
+            side. None for the encoder's native resolution.
+        crop_ratio: for `crop`, the side of the crop as a share of the largest centred box: 1 in
+            RADIO's protocol, 0.875 in DINO's (224 of a short side of 256).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,7 +88,11 @@ def read_prepared(
 ) -> Iterator[np.ndarray]:
     """The pixels of images in the order of `names`, decoded in threads ahead of their use.
 
-    `read`, the bytes of one, runs in several threads. DataError: an image cannot be used.
+    Args:
+        read: returns the bytes of an image; called from several threads.
+
+    Raises:
+        DataError: an image cannot be read.
     """
 
     def job(name: str) -> np.ndarray:

@@ -62,7 +62,7 @@ class PascalVOC(SegmentationLayout):
     """Pascal VOC 2012: 20 classes and the background; borders of objects are ignored.
 
     Attributes:
-        train_set: `train`, 1,464 images, or `trainaug`, 10,582, labels in `SegmentationClassAug`.
+        train_set: `train`, 1,464 images; `trainaug`, 10,582 with those of `SegmentationClassAug`.
     """
 
     tree: ClassVar[str] = (

@@ -38,13 +38,18 @@ class SegmentationSet(BaseModel):
 
     @abstractmethod
     def samples(self, split: Split) -> list[PixelSample]:
-        """The images of a split, in fixed order; DataError, with the tree, if files are missing."""
+        """The images of a split, in a fixed order.
+
+        Raises:
+            DataError: files are missing; the message shows the expected tree.
+        """
 
     @abstractmethod
     def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
         """Reads an image, uint8 (H, W, 3), RGB, and its labels, uint8 (H, W), 255 where ignored.
 
-        Raises DataError where a file cannot be read, the sizes differ, or a value is no class.
+        Raises:
+            DataError: a file cannot be read, the sizes differ, or a value is no class.
         """
 
 
@@ -124,7 +129,11 @@ class FolderSegmentation(SegmentationLayout):
 
 
 def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.ndarray:
-    """Maps numbers (H, W) in a file to classes, uint8, by a table; DataError where it has none."""
+    """Maps the numbers (H, W) of a file to classes, uint8 (H, W), by `table`.
+
+    Raises:
+        DataError: a number is not in the table; the message has the file's `path`.
+    """
     present = np.unique(values)
     unknown = [int(number) for number in present if int(number) not in table]
     if unknown:

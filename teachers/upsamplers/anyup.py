@@ -61,7 +61,8 @@ class AnyUpConfig(FactorConfig):
     """AnyUp.
 
     Attributes:
-        radius: cells attended to on either side; the paper's tenth is 2.7 cells of a 27 x 27 map.
+        radius: low-resolution cells that an output cell attends to on either side. The paper's
+            tenth of the image is 2.7 cells of a 27 x 27 map.
     """
 
     kind: str = "anyup"

@@ -14,8 +14,11 @@ UPSAMPLERS.register("trained", "teachers.upsamplers.trained:TrainedUpsampler")
 def parse_upsampler(value: Any) -> UpsamplerConfig | None:
     """The config of an upsampler; None stays None.
 
-    `value` is a mapping with a `kind`, or the path or name of a trained upsampler. TeacherError:
-    unknown kind or key, or a wrong value.
+    Args:
+        value: a mapping with a `kind`, or the path or name of a trained upsampler.
+
+    Raises:
+        TeacherError: unknown kind or key, or a wrong value.
     """
     if isinstance(value, (str, PathLike)):
         value = {"kind": "trained", "path": value}
@@ -23,7 +26,11 @@ def parse_upsampler(value: Any) -> UpsamplerConfig | None:
 
 
 def parse_upsamplers(value: Any) -> UpsamplerConfig | tuple[UpsamplerConfig, ...] | None:
-    """One upsampler's config, or a tuple for a list; TeacherError also for an empty one."""
+    """One upsampler's config, or a tuple of configs where a recipe has a list.
+
+    Raises:
+        TeacherError: as `parse_upsampler`, or a list that is empty or holds nothing.
+    """
     if not isinstance(value, (list, tuple)):
         return parse_upsampler(value)
     parsed = [parse_upsampler(each) for each in value]

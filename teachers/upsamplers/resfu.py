@@ -109,7 +109,7 @@ class ReSFU(SinglePassUpsampler):
             self.logits.bias.copy_((-(y * y + x * x) / 2).flatten())  # type: ignore[union-attr]
 
     def weights(self, features: Tensor, images: Tensor) -> Tensor:
-        """Weights (B, fh * h, fw * w, 3, 3), with sum one, of output cells' neighbours.
+        """Weights (B, fh * h, fw * w, 3, 3) of each cell's neighbours, positive, with sum one.
 
         Args:
             features: (B, D, h, w).

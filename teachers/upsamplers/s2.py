@@ -20,7 +20,8 @@ class S2Config(FactorConfig):
     """Two scales.
 
     Attributes:
-        beta: weight of the tiles, 1 - beta of the interpolated map; None concatenates the channels.
+        beta: weight of the tiles; the interpolated map has 1 - beta. None concatenates both,
+            unweighted, to twice the encoder's channels.
     """
 
     kind: str = "s2"

@@ -71,7 +71,11 @@ class TrainedUpsampler(Standardised):
 
     @classmethod
     def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
-        """Loads the upsampler of an encoder with `spec`; TeacherError for others or no file."""
+        """Loads the upsampler of an encoder with `spec`.
+
+        Raises:
+            TeacherError: no such file, or it was trained for an encoder with another spec.
+        """
         upsampler = load_upsampler(config.path)
         if upsampler.spec != spec:
             raise TeacherError(
@@ -82,7 +86,11 @@ class TrainedUpsampler(Standardised):
         return upsampler
 
     def check_encoder(self, fingerprint: str) -> None:
-        """Raises TeacherError if the float32 encoder has another fingerprint than in training."""
+        """Checks the fingerprint of an encoder in float32, see `teacher_fingerprint`.
+
+        Raises:
+            TeacherError: the upsampler was trained for an encoder with other weights or options.
+        """
         if fingerprint != self.card.fingerprint:
             own = {k: v for k, v in self.card.teacher.items() if v is not None}
             raise TeacherError(
@@ -120,7 +128,11 @@ def save_upsampler(
 def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
     """Loads an upsampler, in eval mode, on the CPU, in float32.
 
-    `path` is a file of `save_upsampler`, or the name of an upsampler that ships; else TeacherError.
+    Args:
+        path: a file of `save_upsampler`, or the name of an upsampler that ships.
+
+    Raises:
+        TeacherError: there is no such file, or it is not one of `save_upsampler`.
     """
     found = _find(Path(path))
     card, tensors = read_upsampler(found)
@@ -137,7 +149,8 @@ def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
 def load_downsampler(path: str | PathLike[str]) -> AttentionDownsampler:
     """Loads the downsampler trained with an upsampler (see `load_upsampler`), in eval mode.
 
-    Raises TeacherError where there is no such file, or none in it that fits its card.
+    Raises:
+        TeacherError: there is no such file, or it has no downsampler that fits its card.
     """
     found = _find(Path(path))
     card, tensors = read_upsampler(found)
@@ -173,7 +186,11 @@ def _find(path: Path) -> Path:
 
 
 def read_upsampler(path: Path) -> tuple[UpsamplerCard, dict[str, Tensor]]:
-    """Card and tensors of a file of `save_upsampler`, float32, CPU; TeacherError for others."""
+    """The card and the tensors of a file of `save_upsampler`, in float32 on the CPU.
+
+    Raises:
+        TeacherError: it is not one.
+    """
     with open_format(path, "upsampler", FORMAT, TeacherError) as (file, header):
         card = UpsamplerCard.model_validate_json(header["card"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -38,7 +38,8 @@ class FactorConfig(UpsamplerConfig):
     """The entry of an upsampler whose factor is given in the recipe.
 
     Attributes:
-        factor: how many times denser the map becomes, or [height, width]; the number of tiles too.
+        factor: how many times denser the map becomes; one number, or [height, width]. For
+            upsamplers that encode tiles, it is the number of tiles too.
     """
 
     factor: Factor

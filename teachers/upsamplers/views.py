@@ -28,10 +28,11 @@ class ViewsConfig(StrictConfig):
     Attributes:
         num_views: views of each image.
         zoom: magnification, log-uniform in [1 / zoom, zoom].
-        perspective: [least, largest] standard deviation of the corners' shifts, shares of a side.
+        perspective: [least, largest] standard deviation of the shift of each corner, as a share of
+            the side, drawn uniformly.
         rotation_degrees: rotation about the centre, uniform in [-x, x].
-        shift_cells: step of the random shift, in cells of the high-resolution grid, within the box
-            around the view after perspective and rotation.
+        shift_cells: step of the random shift, in cells of the high-resolution grid. The shift
+            stays within the bounding box of the view after perspective and rotation.
     """
 
     num_views: PositiveInt = 5
