@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from teachers.build import build_teacher, parse_teacher
+from teachers.build import TEACHERS, build_teacher, parse_teacher
 from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.fingerprint import teacher_fingerprint
+from teachers.multi_scale import MultiScaleTeacher
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.tile import TileConfig
@@ -265,3 +266,25 @@ def test_a_fingerprint_is_stable_and_changes_with_all_that_features_depend_on() 
         name(upsampler={"kind": "bilinear", "factor": [2, 1]}),
     }
     assert len(names) == 9
+
+
+def test_a_renamed_class_keeps_its_fingerprint_and_its_subclasses_have_their_own() -> None:
+    class Renamed(Good):
+        fingerprinted_as = f"{Good.__module__}.{Good.__qualname__}"
+
+    class Derived(Renamed):
+        pass
+
+    def fingerprint(kind: type[Teacher]) -> str:
+        torch.manual_seed(0)
+        return teacher_fingerprint(kind())  # type: ignore[call-arg]
+
+    assert fingerprint(Renamed) == fingerprint(Good) != fingerprint(Derived)
+
+
+def test_classes_that_moved_are_fingerprinted_by_their_former_names() -> None:
+    assert MultiScaleTeacher.fingerprinted_as == "teachers.matched.MatchedTeacher"
+    assert TEACHERS.resolve("open_clip").fingerprinted_as.endswith("_tower.OpenClipTower")
+    for kind, name in (("dfn_clip", "DFNCLIP"), ("siglip", "SigLIP")):
+        found = TEACHERS.resolve(kind)
+        assert f"{found.__module__}.{found.__name__}" == f"teachers.open_clip_teacher.{name}"
