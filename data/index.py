@@ -88,8 +88,8 @@ def load_index(
 ) -> ShardIndex:
     """Reads the index of some shards from `directory`, or builds it and stores it there.
 
-    The first process on a machine builds it while the others wait, again when the size or
-    modification time of a shard or a folder's manifest has changed.
+    The first process on a machine builds it while the others wait. It is built again when the size
+    or modification time of a shard, or a folder's manifest, has changed.
 
     Args:
         paths: local tar files.

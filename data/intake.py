@@ -47,7 +47,7 @@ def take_image(data: bytes, *, max_side: int | None, quality: int) -> Sample | L
 
     Args:
         data: bytes of a JPEG, PNG or WebP file.
-        max_side: largest side in pixels; larger images become JPEGs of that size. None: no limit.
+        max_side: largest side in pixels; larger images become JPEGs of that size. None keeps all.
         quality: of those JPEGs, 1 to 100.
     """
     if not data:

@@ -65,7 +65,7 @@ class LaneSource:
         return [*self._start, self._taken]
 
     def read(self, resolution: tuple[int, int], bad: list[BadSample]) -> tuple[str, np.ndarray]:
-        """The key and the pixels, uint8 (H, W, 3), of the next sample; bad ones go to `bad`.
+        """The key and the pixels, uint8 (H, W, 3), of the next sample; appends bad ones to `bad`.
 
         Raises:
             DataError: as many consecutive shards as the source has contain no usable sample.

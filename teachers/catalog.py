@@ -38,7 +38,7 @@ _WIDTH = 300  # columns of a table in a file, so that no line is wrapped
 def licence_of(config: TeacherConfig) -> str:
     """The licence of a teacher's weights, and how it may limit the use of a student, in one line.
 
-    For unknown weights, where to read it; a user's own class overrides its config's `licence`.
+    For unknown weights it says where to read the licence. A user's own config overrides `licence`.
     """
     own = config.licence()
     if own is not None:

@@ -11,7 +11,7 @@ from teachers.upsamplers.fusion import FusionBlock
 def compile_teacher(teacher: Teacher) -> Teacher:
     """Compiles a teacher's encoder and the fusion of its upsamplers in place, and returns it.
 
-    Compilation runs at the first images of each size. Features differ by rounding.
+    Compilation runs at the first images of each size. Features differ from eager ones by rounding.
     """
     for module in teacher.modules():
         if isinstance(module, FusionBlock):

@@ -42,7 +42,7 @@ def open_format(
 
 
 def shape_mismatch(own: Mapping[str, Tensor], came: Mapping[str, Tensor]) -> str | None:
-    """How names or shapes of weights that `came` differ from the expected `own`; None if equal."""
+    """Describes how names or shapes of `came` differ from the expected `own`; None if equal."""
     expected, found = ({k: tuple(v.shape) for k, v in state.items()} for state in (own, came))
     wrong = sorted(k for k in expected | found if expected.get(k) != found.get(k))
     if not wrong:

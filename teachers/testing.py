@@ -37,7 +37,7 @@ def check_teacher(teacher: Teacher) -> None:
     - its layers, if it has any;
     - a fingerprint that running it does not change.
 
-    On the meta device only shapes and types are checked. The teacher is copied, and unchanged.
+    On the meta device only shapes and types are checked. The teacher stays unchanged.
 
     Raises:
         TeacherError: the teacher breaks the contract; names the place.

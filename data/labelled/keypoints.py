@@ -40,7 +40,7 @@ class KeypointPair(NamedTuple):
 
 
 class SPair(Layout):
-    """SPair-71k (arXiv 1908.10543), the pairs of `split`; errors relate to the object's box."""
+    """SPair-71k (arXiv 1908.10543), pairs of `split`; errors are relative to the object's box."""
 
     tree: ClassVar[str] = (
         "  JPEGImages/<category>/*.jpg\n"

@@ -160,7 +160,7 @@ MultiTaskLayout: TypeAlias = Annotated[
 def decode_normals(colours: np.ndarray) -> np.ndarray:
     """Decodes unit normals, float32 (H, W, 3), from colours, uint8 (H, W, 3): -1 to 1 as 0 to 255.
 
-    Unknown ones are black or grey in files, of a length far from one; zero vectors here.
+    Unknown normals, black or grey in files (of a length far from one), become zero vectors.
     """
     vectors = colours.astype(np.float32) * (2 / 255) - 1
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)

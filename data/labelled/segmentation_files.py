@@ -19,7 +19,7 @@ Colour = tuple[int, int, int]
 
 
 class PixelSample(NamedTuple):
-    """The files of an image and of its label map; messages have the `key`."""
+    """The files of an image and of its label map; `key` is its name in messages."""
 
     image: Path
     target: Path

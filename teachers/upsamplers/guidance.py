@@ -23,7 +23,7 @@ def area_resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def guidance(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes images (B, 3, H, W) in [0, 1] to a grid, with ImageNet's normalisation."""
+    """Resizes images (B, 3, H, W) in [0, 1] to `size` cells, with ImageNet's normalisation."""
     pooled = area_resize(images, size)
     # Channel by channel: with tensors of constants, a GPU would wait for their copy from the CPU.
     channels = zip(pooled.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True)

@@ -55,7 +55,7 @@ class JBULevel(nn.Module):
     def kernels(self, guidance: Tensor) -> Tensor:
         """The kernels (B, H, W, 2 radius + 1, 2 radius + 1) of guidance (B, 3, H, W).
 
-        Positive, with sum one, in float32 at least, under autocast too.
+        They are positive, with sum one, and in float32 at least, under autocast too.
         """
         keys = self.project(guidance.permute(0, 2, 3, 1).to(self.log_sigma.dtype))
         keys = at_least_float32(keys)

@@ -147,7 +147,7 @@ def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:
 
 
 def load_downsampler(path: str | PathLike[str]) -> AttentionDownsampler:
-    """Loads the downsampler trained with an upsampler (see `load_upsampler`), in eval mode.
+    """Loads the downsampler of an upsampler (see `load_upsampler`), in eval mode, on the CPU.
 
     Raises:
         TeacherError: there is no such file, or it has no downsampler that fits its card.

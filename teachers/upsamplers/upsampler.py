@@ -62,7 +62,7 @@ class Upsampler(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, config: Any, spec: FeatureSpec) -> Self:
-        """Builds it for `spec`, with all options of the config but `kind` by name."""
+        """Builds the upsampler for `spec`; passes the config's options but `kind` by name."""
         return cls(spec, **{name: value for name, value in config if name != "kind"})
 
     @abstractmethod
