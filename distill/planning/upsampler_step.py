@@ -28,8 +28,9 @@ class UpsamplerWorkload(Workload):
         self.teachers = {"teacher": self.teacher}
         spec = self.teacher.spec
         resolution = base_resolution(recipe, spec)
+        phi_s = any_phi_s(spec.spatial_dim)  # its values are read, so not on the meta device
         with torch.device("meta"):
-            self.trained = build_multi_view(recipe, self.teacher, any_phi_s(spec.spatial_dim))
+            self.trained = build_multi_view(recipe, self.teacher, phi_s)
         batch, micro_batch = recipe.run.batch_size, recipe.run.micro_batch_size
         self.arms = [Arm("", "views", resolution, batch, micro_batch or batch, {"teacher": "auto"})]
         self._fake = self._fake_weights()
