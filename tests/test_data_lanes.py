@@ -176,6 +176,7 @@ def test_sources_are_mixed_by_weight(folder: Path) -> None:
     assert sum(key < "004" for key in keys) == 768  # of 1024
 
 
+@pytest.mark.process
 def test_pipes_are_refused_and_run_only_where_allowed(folder: Path) -> None:
     pipes = [f"pipe:cat {folder}/{number:03}.tar" for number in range(SHARDS)]
     with pytest.raises(DataError, match="is a shell command; set data.allow_pipe=true"):
@@ -249,6 +250,7 @@ def _flip_second_header(data: bytes) -> bytes:
     return data[:at] + b"?" + data[at + 1 :]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "spoil, keys, reason",
     [
@@ -276,6 +278,7 @@ def test_a_damaged_stream_yields_what_is_whole_and_one_reason(
         assert reason in reasons[0]
 
 
+@pytest.mark.process
 def test_a_command_that_fails_behind_its_data_is_counted_and_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(_whole())
     *images, last = read_shard(f"pipe:cat {tmp_path}/a.tar; exit 3", "a.tar", allow_pipe=True)

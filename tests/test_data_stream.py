@@ -101,6 +101,7 @@ def test_an_epoch_holds_each_sample_once_and_the_next_has_another_order(shards: 
     assert first != second
 
 
+@pytest.mark.process
 def test_a_spawned_worker_reads_the_same_pixels(shards: Path, tmp_path: Path) -> None:
     config = _config(shards, workers=1, worker_start="spawn", index_dir=tmp_path / "index")
     assert _run(config, 1)[0] == _run(_config(shards), 1)[0]

@@ -6,10 +6,13 @@ Each test says what would break here.
 from importlib import metadata
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from tests.ranks import run_on_ranks
+
+pytestmark = pytest.mark.process
 
 
 def test_the_version_is_the_one_that_was_measured() -> None:
