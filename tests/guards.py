@@ -1,7 +1,8 @@
 """A pytest plugin that fails tests which start processes unmarked or leave the watchdog armed.
 
 `make check` leaves out the tests with the marker `process`. A test without it that starts a process
-fails, so that the marker is never forgotten. Plain forks, as of a DataLoader's workers, are free.
+fails, so that the marker is never forgotten. Plain forks, as of a DataLoader's workers, and calls
+of git, which take milliseconds, are free.
 """
 
 import faulthandler
@@ -24,18 +25,22 @@ class Guards:
         self._num_starts = 0
         self._starting_fixtures: set[object] = set()
         self._watchdog_armed = False
-        _call_before(subprocess.Popen, "__init__", self._note_start)
+        _call_before(subprocess.Popen, "__init__", self._note_command)
         _call_before(SpawnProcess, "start", self._note_start)
         _call_before(ForkServerProcess, "start", self._note_start)
         for name, armed in (("dump_traceback_later", True), ("cancel_dump_traceback_later", False)):
             _call_before(faulthandler, name, functools.partial(self._note, armed))
 
-    def _note_start(self) -> None:
+    def _note_command(self, _: Any, command: Any, *arguments: Any, **options: Any) -> None:
+        if isinstance(command, str) or command[0] != "git":
+            self._note_start()
+
+    def _note_start(self, *_: Any) -> None:
         self._num_starts += 1
         if self._test is not None and self._test.get_closest_marker("process") is None:
             raise RuntimeError(f"this test starts a process; {_MARK_IT}")
 
-    def _note(self, armed: bool) -> None:
+    def _note(self, armed: bool, *_: Any, **options: Any) -> None:
         self._watchdog_armed = armed
 
     @pytest.hookimpl(wrapper=True)
@@ -71,12 +76,12 @@ class Guards:
             pytest.fail("the watchdog is still armed")
 
 
-def _call_before(owner: Any, name: str, before: Callable[[], None]) -> None:
+def _call_before(owner: Any, name: str, before: Callable[..., None]) -> None:
     function = getattr(owner, name)
 
     @functools.wraps(function)
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        before()
+        before(*arguments, **options)
         return function(*arguments, **options)
 
     setattr(owner, name, wrapped)
