@@ -1,6 +1,6 @@
-"""Facts about DeepSpeed 0.19.8 that the engine relies on: a release that changes one fails.
+"""Facts about DeepSpeed 0.19.8 that the engine relies on.
 
-Each test says what would break here.
+A test that fails after an upgrade names what has to change here.
 """
 
 from importlib import metadata
