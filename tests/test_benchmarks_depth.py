@@ -17,33 +17,15 @@ from distill.benchmarks.dense.geometry import GeometryImages
 from distill.benchmarks.dense.pixel_task import TaskGroup
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
-from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
+from tests.doubles import Denormalising, MeanColours
 from tests.ranks import run_on_ranks
 
 COUNT, HEIGHT, WIDTH = 6, 24, 32
 
 
-class Layered(Teacher):
-    """Four layers: mean colours of 4 px, and powers of them."""
-
-    num_layers = 4
-
-    def __init__(self) -> None:
-        spec = FeatureSpec(
-            summary_dim=None,
-            spatial_dim=3,
-            patch_size=4,
-            resolution=(HEIGHT, WIDTH),
-            any_resolution=True,
-        )
-        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
-
-    def extract(self, images: Tensor) -> Features:
-        return Features(None, self.extract_layers(images, [3])[0])
-
-    def extract_layers(self, images: Tensor, indices: Any) -> list[Tensor]:
-        return [nn.functional.avg_pool2d(images, 4) ** (i + 1) for i in indices]
+def colours() -> MeanColours:
+    return MeanColours(4, (HEIGHT, WIDTH), any_resolution=True)
 
 
 def pixels(patch: int = 4) -> Pixels:
@@ -93,13 +75,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("depth"))
 
 
-class Fixed(nn.Module):
-    """A head that predicts a channel of the map, in metres."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps[:, :1] * 0.25 + 0.5  # undoes the normalisation of `Pixels`
-
-
 def ramp(height: int, width: int, axis: int) -> Tensor:
     length = (height, width)[axis]
     along = (torch.arange(length) + 0.5) / length
@@ -118,7 +93,7 @@ def test_a_linear_ramp_survives_encoding_the_probe_and_enlarging(
 ) -> None:
     """Half-pixel centres throughout; padding is cut off before anything is resized."""
     chosen = benchmark(root, flip_average=flip_average, depth_range=(0.001, 2))
-    came = images(chosen).predict([Fixed()], ramp(height, width, axis), size)[0][0]
+    came = images(chosen).predict([Denormalising(1)], ramp(height, width, axis), size)[0][0]
     due = ramp(*size, axis)[0]
     scale = size[axis] / (height, width)[axis]
     rim = round(8 * scale)  # where cells are clamped, or hold padding
@@ -129,7 +104,7 @@ def test_a_linear_ramp_survives_encoding_the_probe_and_enlarging(
 
 def test_images_are_resized_for_encoders_of_one_size(root: Path) -> None:
     seen = images(benchmark(root, input={"size": "native"}, depth_range=(0.001, 2)))
-    came = seen.predict([Fixed()], ramp(2 * HEIGHT, 2 * WIDTH, 1), (HEIGHT, WIDTH))[0][0]
+    came = seen.predict([Denormalising(1)], ramp(2 * HEIGHT, 2 * WIDTH, 1), (HEIGHT, WIDTH))[0][0]
     due = ramp(HEIGHT, WIDTH, 1)[0]
     assert seen.input_size == (HEIGHT, WIDTH)
     assert torch.allclose(came[:, 8:-8], due[:, 8:-8], atol=1e-5)
@@ -175,7 +150,7 @@ def test_a_probe_beats_the_mean_map_where_colours_say_the_depth(
     tmp_path: Path, mode: str, head: dict[str, Any]
 ) -> None:
     chosen = benchmark(write(tmp_path), probe={"mode": mode, "steps": 150}, head=head)
-    figures, protocol = chosen.measure(Layered(), 0, tmp_path)
+    figures, protocol = chosen.measure(colours(), 0, tmp_path)
     assert next(iter(figures)) == "rmse_per_image"
     assert figures["rmse_per_image"] < 0.7 * figures["mean_map_rmse_per_image"]
     everything = json.loads((tmp_path / "figures.json").read_text())

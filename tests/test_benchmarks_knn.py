@@ -18,24 +18,17 @@ from distill.benchmarks.classification.knn import find_nearest, vote
 from distill.benchmarks.classification.summaries import Encoding, SummaryConfig, accuracy
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
-from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
 from tests.class_tree import write_colours
-from tests.doubles import Curved
+from tests.doubles import Curved, MeanColours
 
 CPU = torch.device("cpu")
 TEMPERATURE = 0.07
 
 
-class Mapped(Teacher):
+def colours() -> MeanColours:
     """No summary, one size only."""
-
-    def __init__(self) -> None:
-        spec = FeatureSpec(summary_dim=None, spatial_dim=3, patch_size=4, resolution=(8, 8))
-        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
-
-    def extract(self, images: Tensor) -> Features:
-        return Features(None, torch.nn.functional.avg_pool2d(images, 4))
+    return MeanColours(4, (8, 8))
 
 
 def pixels() -> Pixels:
@@ -150,12 +143,12 @@ def test_nothing_is_encoded_twice_until_weights_change(tmp_path: Path) -> None:
     root, encoder = write_colours(tmp_path), Curved()
     first = encode(encoder, root, batch_size=15)
     assert torch.equal(encode(encoder, root, batch_size=15), first)
-    assert encoder.seen == [15]
+    assert encoder.batches == [15]
     encode(encoder, root, batch_size=15, features="mean")
-    assert encoder.seen == [15, 15]
+    assert encoder.batches == [15, 15]
     encoder.net.weight.data.mul_(2)
     changed = encode(encoder, root, batch_size=15, features="mean")
-    assert encoder.seen == [15, 15, 15]
+    assert encoder.batches == [15, 15, 15]
     assert changed.shape == (15, 8)
 
 
@@ -168,21 +161,29 @@ def test_accuracy_counts_every_row_alike() -> None:
 
 def test_an_encoder_without_a_summary_is_read_by_its_mean(tmp_path: Path) -> None:
     root = write_colours(tmp_path)
-    assert Encoding(Mapped(), SummaryConfig(kind="knn")).protocol == {
+    assert Encoding(colours(), SummaryConfig(kind="knn")).protocol == {
         "resolution": [8, 8],
         "features": "mean",
     }
-    assert encode(Mapped(), root).shape == (15, 3)
-    with pytest.raises(TeacherError, match="features: both, but Mapped has no summary; set mean"):
-        encode(Mapped(), root, features="both")
+    assert encode(colours(), root).shape == (15, 3)
+    with pytest.raises(TeacherError, match="both, but MeanColours has no summary; set mean"):
+        encode(colours(), root, features="both")
 
 
 @pytest.mark.parametrize(
     "encoder, images, message",
     [
-        (Mapped(), {"resolution": [12, 8]}, r"takes no images of 12 x 8 px; .* is \[8, 8\]"),
+        (
+            colours(),
+            {"resolution": [12, 8]},
+            r"takes no images of 12 x 8 px; .* is \[8, 8\]",
+        ),
         (pixels(), {"resolution": [15, 17]}, r"no images of 15 x 17 px; .* is \[16, 16\]"),
-        (Mapped(), {"fit": "whole"}, "Mapped takes 8 x 8 px only; take crop or squash"),
+        (
+            colours(),
+            {"fit": "whole"},
+            "MeanColours takes 8 x 8 px only; take crop or squash",
+        ),
     ],
 )
 def test_a_size_that_the_encoder_does_not_take_is_refused(

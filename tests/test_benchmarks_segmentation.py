@@ -29,7 +29,7 @@ from distill.benchmarks.dense.pixel_samples import (
 )
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
-from tests.doubles import SPEC, Curved
+from tests.doubles import SPEC, Curved, Denormalising
 from tests.ranks import run_on_ranks
 
 COLOURS = np.array([[250, 20, 30], [20, 240, 40], [30, 10, 230]], np.uint8)
@@ -216,13 +216,6 @@ def test_whole_and_slide_agree_where_the_image_is_one_window() -> None:
     assert torch.allclose(whole, slid, atol=1e-6)
 
 
-class Fixed(torch.nn.Module):
-    """A head whose logits are the colours of the map, one class a channel."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps * 0.25 + 0.5  # undoes the normalisation of `Pixels`
-
-
 @pytest.mark.parametrize("size", [(21, 27), (42, 54), (7, 9)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_linear_ramp_survives_up_to_the_grid_that_is_counted(
@@ -234,7 +227,7 @@ def test_a_linear_ramp_survives_up_to_the_grid_that_is_counted(
         along = (torch.arange((height, width)[axis]) + 0.5) / (height, width)[axis]
         return along.view((-1, 1) if axis == 0 else (1, -1)).expand(3, height, width)
 
-    (came,) = predict(pixels(4), [Fixed()], ramp(21, 27), seen(), size, 1)
+    (came,) = predict(pixels(4), [Denormalising(3)], ramp(21, 27), seen(), size, 1)
     inner: list[slice] = [slice(None)] * 3
     rim = -(-8 * size[axis] // (21, 27)[axis])  # cells are clamped there, or hold padding
     inner[1 + axis] = slice(rim, -rim)

@@ -34,29 +34,16 @@ from teachers.upsamplers.standardised import Standardised
 from teachers.upsamplers.trained import UpsamplerCard, save_upsampler
 from teachers.upsamplers.upsampler import Encode, UpsampledFeatures, Upsampler
 from teachers.upsamplers.views import valid_mask, warp, warp_images
+from tests.doubles import MeanColours
 from tests.tiny_run import write_images
 
 NATIVE, PATCH = (24, 32), 4
 EXPERT = {"kind": "timm", "model": "test_vit", "weights": "none", "resolution": [32, 32]}
 
 
-class _Cells(Teacher):
-    """The mean colour of each cell: a larger image has a denser map, and no other."""
-
-    def __init__(self, *, any_resolution: bool = True) -> None:
-        spec = FeatureSpec(
-            summary_dim=None,
-            spatial_dim=3,
-            patch_size=PATCH,
-            resolution=NATIVE,
-            any_resolution=any_resolution,
-        )
-        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
-        self.seen = 0
-
-    def extract(self, images: Tensor) -> Features:
-        self.seen += len(images)
-        return Features(None, F.avg_pool2d(images, PATCH))
+def _cells(*, any_resolution: bool = True) -> MeanColours:
+    """A larger image has a denser map, and no other."""
+    return MeanColours(PATCH, NATIVE, any_resolution=any_resolution)
 
 
 class _Dense(Upsampler):
@@ -116,12 +103,12 @@ def _measure(
     inner: Upsampler, images: Tensor, views: Tensor, teacher: Teacher | None = None, batch: int = 8
 ) -> UpsamplingFidelity:
     candidates = {"it": _candidate(inner, images)}
-    return measure_upsamplers(candidates, teacher or _Cells(), images, views, batch)["it"]
+    return measure_upsamplers(candidates, teacher or _cells(), images, views, batch)["it"]
 
 
 def test_the_best_constant_has_fidelity_1() -> None:
     images, cells = _images(5), 5 * 6 * 8
-    figures = _measure(_Dense(_Cells().spec, (2, 2), gain=0), images, _still(5, 2))
+    figures = _measure(_Dense(_cells().spec, (2, 2), gain=0), images, _still(5, 2))
     unbiased = cells / (cells - 1)  # PHI-S divides by one cell less, as covariances do
     assert figures[:2] == pytest.approx((unbiased, unbiased), rel=1e-5)
 
@@ -129,20 +116,20 @@ def test_the_best_constant_has_fidelity_1() -> None:
 @pytest.mark.parametrize("std", [0.5, 2.0])
 def test_noise_of_std_s_has_fidelity_1_over_s_squared_and_a_box_averages_it(std: float) -> None:
     images = _images(60)
-    figures = _measure(_Dense(_Cells().spec, (2, 2), noise=std), images, _still(60))
+    figures = _measure(_Dense(_cells().spec, (2, 2), noise=std), images, _still(60))
     assert figures.true == pytest.approx(1 / std**2, rel=0.03)
     assert figures.box == figures.own == pytest.approx(4 / std**2, rel=0.03)
 
 
 def test_a_perfect_upsampler_of_a_box_consistent_encoder_is_as_good_as_rounding_allows() -> None:
-    figures = _measure(_Dense(_Cells().spec, (2, 2)), _images(3), _still(3, 2))
+    figures = _measure(_Dense(_cells().spec, (2, 2)), _images(3), _still(3, 2))
     assert min(figures.own, figures.box) > 1e9
     assert figures.true is not None
     assert figures.true > 1e9
 
 
 def test_warped_views_are_measured_as_a_step_by_step_reference_over_valid_cells_does() -> None:
-    teacher, factor = _Cells(), (3, 2)
+    teacher, factor = _cells(), (3, 2)
     images = _images(5, factor)
     views = held_out_views(
         UpsamplerEvaluationConfig(images=Path("x"), num_views=2), 5, teacher.spec
@@ -170,17 +157,17 @@ def test_warped_views_are_measured_as_a_step_by_step_reference_over_valid_cells_
 
 def test_own_takes_the_downsampler_that_was_learned_along() -> None:
     images = _images(3)
-    box = _candidate(_Dense(_Cells().spec, (2, 2), noise=1.0), images)
+    box = _candidate(_Dense(_cells().spec, (2, 2), noise=1.0), images)
     learned = AttentionDownsampler(3, (2, 2))
     figures = measure_upsamplers(
-        {"it": UpsamplerPair(box.upsampler, learned)}, _Cells(), images, _still(3), 8
+        {"it": UpsamplerPair(box.upsampler, learned)}, _cells(), images, _still(3), 8
     )["it"]
     assert figures.own != pytest.approx(figures.box, rel=0.01)
 
 
 def test_every_method_sees_the_same_views_which_depend_on_the_seed_alone() -> None:
     config = UpsamplerEvaluationConfig(images=Path("x"), num_views=3)
-    spec, images = _Cells().spec, _images(4)
+    spec, images = _cells().spec, _images(4)
     torch.manual_seed(1)
     views = held_out_views(config, 4, spec)
     torch.manual_seed(2)
@@ -188,17 +175,18 @@ def test_every_method_sees_the_same_views_which_depend_on_the_seed_alone() -> No
     other = config.model_copy(update={"seed": 1})
     assert not torch.equal(views, held_out_views(other, 4, spec))
     candidates = {name: _candidate(_Dense(spec, (2, 2)), images) for name in "ab"}
-    teacher = _Cells()
+    teacher = _cells()
     figures = measure_upsamplers(candidates, teacher, images, views, 3)
     assert figures["a"] == figures["b"]
-    assert teacher.seen == 4 * (3 + 1 + 2)  # views, the true map, and once for each method
+    # The views, the true map, and once for each method.
+    assert sum(map(len, teacher.seen)) == 4 * (3 + 1 + 2)
 
 
 @pytest.mark.parametrize("factor, any_resolution", [((2, 2), False), ((1, 1), True)])
 def test_there_is_no_true_map_at_factor_1_or_where_the_encoder_takes_one_size(
     factor: tuple[int, int], any_resolution: bool
 ) -> None:
-    teacher = _Cells(any_resolution=any_resolution)
+    teacher = _cells(any_resolution=any_resolution)
     high = torch.randn(1, 3, 6 * factor[0], 8 * factor[1])
     candidates = {"it": _candidate(_Fixed(teacher.spec, factor, high), _images(2, factor))}
     figures = measure_upsamplers(candidates, teacher, _images(2, factor), _still(2), 8)["it"]
@@ -212,12 +200,12 @@ def test_a_jump_at_the_seams_is_seen_against_alike_places_elsewhere() -> None:
         torch.arange(16) % 2
     )  # 1.5 within a cell of the encoder, 0.5 between
     high = columns.expand(1, 3, 6, 16)
-    figures = _measure(_Fixed(_Cells().spec, (1, 2), high), _images(2, (1, 2)), _still(2))
+    figures = _measure(_Fixed(_cells().spec, (1, 2), high), _images(2, (1, 2)), _still(2))
     assert figures.seam_ratio == pytest.approx((2.5 / 0.5) ** 2)
 
 
 def test_maps_that_are_not_finite_are_refused() -> None:
-    inner = _Dense(_Cells().spec, (2, 2), gain=float("nan"))
+    inner = _Dense(_cells().spec, (2, 2), gain=float("nan"))
     with pytest.raises(RuntimeError, match="the maps are not finite"):
         _measure(inner, _images(2), _still(2))
 
@@ -226,7 +214,7 @@ def test_views_that_see_nothing_of_their_image_are_refused() -> None:
     away = _still(2).clone()
     away[..., 0, 2] = 5.0
     with pytest.raises(RuntimeError, match="no cell of any view"):
-        _measure(_Dense(_Cells().spec, (2, 2)), _images(2), away)
+        _measure(_Dense(_cells().spec, (2, 2)), _images(2), away)
 
 
 # The commands, on runs whose upsamplers were never trained.

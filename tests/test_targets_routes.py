@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
@@ -13,29 +12,15 @@ from distill.targets.routes import RouteChoice, choose_route
 from distill.tasks.route_table import route_rows, route_table
 from distill.tasks.student_recipe import StudentRecipe
 from teachers.errors import TeacherError
-from teachers.features import Features, FeatureSpec
+from teachers.features import FeatureSpec
 from teachers.multi_scale import MultiScaleTeacher
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.s2 import S2
 from teachers.upsamplers.tile import Tile
+from tests.doubles import Patches
 
 Size = tuple[int, int]
-
-
-class Patches(Teacher):
-    """One linear map per patch; counts the images of its passes, by their size."""
-
-    def __init__(self, spec: FeatureSpec) -> None:
-        super().__init__(spec, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-        torch.manual_seed(0)
-        self.net = nn.Conv2d(3, spec.spatial_dim, spec.patch_size, spec.patch_size)
-        self.seen: list[tuple[int, ...]] = []
-
-    def extract(self, images: Tensor) -> Features:
-        self.seen.append((len(images), *images.shape[2:]))
-        summary = None if self.spec.summary_dim is None else images.mean((2, 3))
-        return Features(summary, self.net(images))
 
 
 def teacher(resolution: Size, patch: int, *, free: bool = False, summary: bool = True) -> Patches:

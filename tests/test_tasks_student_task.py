@@ -124,7 +124,7 @@ class Spoiled(Curved):
         self.spoiled: int | None = None
 
     def extract(self, images: Tensor) -> Features:
-        before = sum(self.seen)
+        before = sum(self.batches)
         summary, spatial = super().extract(images)
         assert summary is not None
         if self.spoiled is not None and before <= self.spoiled < before + len(images):
@@ -185,7 +185,7 @@ def test_a_step_of_two_arms_runs_what_its_table_says_and_every_pass_counts() -> 
     assert due == {"tiled": 2 + 5, "fixed": 2 + 1, "free": 2 + 1}
     losses = _step(recipe, teachers)
     right = losses()
-    assert {name: sum(encoder.seen) for name, encoder in encoders.items()} == due
+    assert {name: sum(encoder.batches) for name, encoder in encoders.items()} == due
     for name, encoder in encoders.items():
         for encoder.spoiled in range(due[name]):
             encoder.seen.clear()

@@ -158,7 +158,7 @@ def test_the_encoder_is_no_part_of_the_module_and_runs_once_a_batch() -> None:
     recipe = read()
     module, teacher = build(recipe)
     module(*batch(recipe, module))
-    assert teacher.seen == [4 * (1 + 2 * 3 + 3)]  # whole, tiles, views
+    assert teacher.batches == [4 * (1 + 2 * 3 + 3)]  # whole, tiles, views
     assert not any("net" in name or "teacher" in name for name in module.state_dict())
 
 
@@ -212,7 +212,7 @@ def test_an_upsampler_may_call_its_encoder_more_than_once() -> None:
     module.upsampler.inner = Twice(SPEC, inner.factor)
     teacher.seen.clear()
     again, same = module.upsample(images, homographies)
-    assert teacher.seen == [4 * (1 + 3), 4]
+    assert teacher.batches == [4 * (1 + 3), 4]
     assert torch.equal(again.high.spatial, due.high.spatial)
     assert torch.equal(same, targets)
 

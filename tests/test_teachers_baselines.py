@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers import anyup, jafar
 from teachers.upsamplers.anyup import AnyUp, ChannelSignature
@@ -29,8 +28,10 @@ from teachers.upsamplers.resfu import GuidedFilter, ReSFU
 from teachers.upsamplers.s2 import S2
 from teachers.upsamplers.sapa import SAPA
 from teachers.upsamplers.upsampler import Upsampler
+from tests.doubles import Patches
 
 SPEC = FeatureSpec(summary_dim=None, spatial_dim=5, patch_size=4, resolution=(16, 24))
+WITH_SUMMARY = replace(SPEC, summary_dim=3)
 LOW, FACTOR, HIGH = (4, 6), (2, 3), (8, 18)
 GUIDED = ["sapa", "resfu", "jafar", "anyup"]
 
@@ -70,23 +71,11 @@ class Watch(TorchDispatchMode):
         return out
 
 
-class Patches(Teacher):
-    """One linear map per patch."""
-
-    def __init__(self) -> None:
-        super().__init__(replace(SPEC, summary_dim=3), mean=(0, 0, 0), std=(1, 1, 1))
-        torch.manual_seed(0)
-        self.net = nn.Conv2d(3, 5, 4, 4)
-
-    def extract(self, images: Tensor) -> Features:
-        return Features(images.mean((2, 3)), self.net(images))
-
-
 # s2
 
 
 def test_s2_is_one_part_interpolated_map_and_four_parts_tiles() -> None:
-    teacher, images = Patches(), torch.rand(2, 3, 32, 72)
+    teacher, images = Patches(WITH_SUMMARY), torch.rand(2, 3, 32, 72)
     mixed = UpsampledTeacher(teacher, S2.from_config(S2.Config(kind="s2", factor=FACTOR), SPEC))
     low, high = mixed.upsample(images)
     smooth = F.interpolate(low.spatial, HIGH, mode="bilinear")
@@ -96,7 +85,7 @@ def test_s2_is_one_part_interpolated_map_and_four_parts_tiles() -> None:
 
 
 def test_s2_concatenated_promises_and_returns_both_maps_side_by_side() -> None:
-    teacher, images = Patches(), torch.rand(2, 3, 32, 72)
+    teacher, images = Patches(WITH_SUMMARY), torch.rand(2, 3, 32, 72)
     config = parse_upsampler({"kind": "s2", "factor": FACTOR, "beta": None})
     assert config is not None
     joined = UpsampledTeacher(teacher, build_upsampler(config, teacher.spec))
@@ -191,7 +180,7 @@ def test_under_autocast_every_softmax_is_in_float32_and_little_changes(kind: str
 
 @pytest.mark.parametrize("kind", [*GUIDED, "s2"])
 def test_a_teacher_cast_to_half_precision_takes_its_upsampler_along(kind: str) -> None:
-    teacher, images = Patches(), torch.rand(1, 3, 32, 72)
+    teacher, images = Patches(WITH_SUMMARY), torch.rand(1, 3, 32, 72)
     upsampled = UpsampledTeacher(teacher, build(kind).float())
     due = upsampled(images).spatial
     came = upsampled.cast(torch.bfloat16)(images).spatial

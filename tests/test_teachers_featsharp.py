@@ -112,7 +112,7 @@ def test_it_costs_the_encoder_passes_it_says_in_one_call(
     teacher, upsampler = Curved(), awake(build(factor, **options))
     high = upsampler(image(2, upsampler.factor), teacher).high
     assert upsampler.num_forwards == due
-    assert teacher.seen == [2 * due]
+    assert teacher.batches == [2 * due]
     assert high.spatial.shape[-2:] == (GRID[0] * upsampler.factor[0], GRID[1] * upsampler.factor[1])
 
 

@@ -2,25 +2,15 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from teachers.errors import TeacherError
-from teachers.features import Features, FeatureSpec
+from teachers.features import FeatureSpec
 from teachers.mosaic import Mosaic
-from teachers.teacher import Teacher
+from tests.doubles import MeanColours
 
 
-class PatchMean(Teacher):
-    """The mean colour of each 4 px patch of what it is given; keeps what that was."""
-
-    def __init__(self, resolution: tuple[int, int] = (32, 48)) -> None:
-        spec = FeatureSpec(summary_dim=None, spatial_dim=3, patch_size=4, resolution=resolution)
-        super().__init__(spec, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-        self.seen: list[Tensor] = []
-
-    def extract(self, images: Tensor) -> Features:
-        self.seen.append(images)
-        return Features(None, torch.nn.functional.avg_pool2d(images, 4))
+def mean_colours(resolution: tuple[int, int] = (32, 48)) -> MeanColours:
+    return MeanColours(4, resolution, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
 def _spec(grid: int, patch: int = 16) -> FeatureSpec:
@@ -50,7 +40,7 @@ def test_the_published_mosaics(canvas: int, grid: int, tiles: int, pitch: int) -
 def test_each_image_gets_the_map_that_it_would_have_alone(
     grid: tuple[int, int], count: int
 ) -> None:
-    teacher = PatchMean()
+    teacher = mean_colours()
     mosaic = Mosaic.fit(teacher.spec, grid)
     images = torch.rand(count, 3, 4 * grid[0], 4 * grid[1])
     alone = torch.nn.functional.avg_pool2d((images - teacher.mean) / teacher.std, 4)
@@ -61,7 +51,7 @@ def test_each_image_gets_the_map_that_it_would_have_alone(
 
 
 def test_what_stays_empty_is_zero_behind_the_encoders_own_normalisation() -> None:
-    teacher = PatchMean((32, 32))
+    teacher = mean_colours((32, 32))
     Mosaic.fit(teacher.spec, (3, 3)).encode(teacher, torch.ones(1, 3, 12, 12))
     (seen,) = teacher.seen
     assert seen[:, :, :12, :12].abs().min() > 0.1
@@ -70,7 +60,7 @@ def test_what_stays_empty_is_zero_behind_the_encoders_own_normalisation() -> Non
 
 
 def test_larger_images_are_shrunk_to_their_tile() -> None:
-    teacher = PatchMean((32, 32))
+    teacher = mean_colours((32, 32))
     images = torch.rand(4, 3, 1, 1).expand(-1, -1, 64, 48)
     maps = Mosaic.fit(teacher.spec, (4, 3)).encode(teacher, images).spatial
     colours = (images[:, :, :1, :1] - teacher.mean) / teacher.std

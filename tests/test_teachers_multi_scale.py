@@ -3,37 +3,22 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
-from teachers.features import Features, FeatureSpec
+from teachers.features import FeatureSpec
 from teachers.multi_scale import MultiScaleTeacher
-from teachers.teacher import Teacher
 from teachers.testing import check_teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.s2 import S2
 from teachers.upsamplers.tile import Tile
+from tests.doubles import Patches
 
 SPEC = FeatureSpec(summary_dim=3, spatial_dim=5, patch_size=4, resolution=(8, 12))
 
 
-class Patches(Teacher):
-    """One linear map per patch, which tiles reproduce exactly; keeps the batches it saw."""
-
-    def __init__(self) -> None:
-        super().__init__(SPEC, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-        torch.manual_seed(0)
-        self.net = nn.Conv2d(3, 5, 4, 4)
-        self.seen: list[int] = []
-
-    def extract(self, images: Tensor) -> Features:
-        self.seen.append(len(images))
-        return Features(images.mean((2, 3)), self.net(images))
-
-
 def tiles(*factors: tuple[int, int]) -> MultiScaleTeacher:
-    return MultiScaleTeacher(Patches(), [Tile(SPEC, factor) for factor in factors])
+    return MultiScaleTeacher(Patches(SPEC), [Tile(SPEC, factor) for factor in factors])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +35,7 @@ def test_the_cheapest_upsampler_that_covers_the_grid_runs(
     encoder = teacher.teacher
     assert isinstance(encoder, Patches)
     passes = 1 if factor == (1, 1) else 1 + factor[0] * factor[1]
-    assert encoder.seen == [2 * passes]
+    assert encoder.batches == [2 * passes]
 
 
 def test_where_a_factor_hits_the_grid_the_map_is_that_of_the_upsampled_teacher() -> None:
@@ -86,7 +71,7 @@ def test_lists_that_make_no_sense_are_refused() -> None:
     with pytest.raises(TeacherError, match=r"different factors, got \[\[2, 2\], \[2, 2\]\]"):
         tiles((2, 2), (2, 2))
     with pytest.raises(TeacherError, match="keep the encoder's channels"):
-        MultiScaleTeacher(Patches(), [S2(SPEC, (2, 2), beta=None)])
+        MultiScaleTeacher(Patches(SPEC), [S2(SPEC, (2, 2), beta=None)])
     with pytest.raises(TeacherError, match="expected a list of upsamplers"):
         parse_teacher({"kind": "timm", "model": "test_vit", "upsampler": []})
 

@@ -2,27 +2,23 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.teacher import Teacher
 from teachers.testing import check_teacher
+from tests.doubles import Patches
 
 SPEC = FeatureSpec(
-    summary_dim=4, spatial_dim=4, patch_size=8, resolution=(16, 16), any_resolution=True
+    summary_dim=3, spatial_dim=4, patch_size=8, resolution=(16, 16), any_resolution=True
 )
 
 
-class Good(Teacher):
-    def __init__(self) -> None:
-        super().__init__(SPEC, mean=(0, 0, 0), std=(1, 1, 1))
-        torch.manual_seed(0)
-        self.net = nn.Conv2d(3, 4, 8, 8)
+class Good(Patches):
+    """Passes the check; the classes below each break one promise."""
 
-    def extract(self, images: Tensor) -> Features:
-        maps = self.net(images)
-        return Features(maps.mean((2, 3)), maps)
+    def __init__(self) -> None:
+        super().__init__(SPEC)
 
 
 class Numbering(Good):

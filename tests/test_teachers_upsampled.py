@@ -3,33 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.teacher import Teacher
 from teachers.testing import check_teacher
 from teachers.upsampled import UpsampledTeacher, upsampled_spec
 from teachers.upsamplers.bilinear import Bilinear
 from teachers.upsamplers.build import build_upsampler, parse_upsampler
 from teachers.upsamplers.resize import resize
 from teachers.upsamplers.tile import Tile, join_tiles, split_tiles
+from tests.doubles import Patches
 
 SPEC = FeatureSpec(summary_dim=3, spatial_dim=5, patch_size=4, resolution=(8, 12))
-
-
-class Patches(Teacher):
-    """One linear map per patch: shift-invariant. Keeps the batches it saw."""
-
-    def __init__(self, chunk_size: int | None = None, spec: FeatureSpec = SPEC) -> None:
-        super().__init__(spec, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), chunk_size=chunk_size)
-        torch.manual_seed(0)
-        self.net = nn.Conv2d(3, 5, spec.patch_size, spec.patch_size)
-        self.seen: list[int] = []
-
-    def extract(self, images: Tensor) -> Features:
-        self.seen.append(len(images))
-        return Features(images.mean((2, 3)), self.net(images))
 
 
 FACTORS = [(1, 1), (2, 2), (2, 3), (3, 1)]
@@ -39,7 +24,7 @@ FACTORS = [(1, 1), (2, 2), (2, 3), (3, 1)]
 def test_tiles_of_a_shift_invariant_encoder_are_its_map_of_the_full_image(
     factor: tuple[int, int],
 ) -> None:
-    teacher = Patches()
+    teacher = Patches(SPEC)
     tiled = UpsampledTeacher(teacher, Tile(SPEC, factor))
     images = torch.rand(2, 3, *tiled.spec.resolution)
     full = teacher.net((images - teacher.mean) / teacher.std)
@@ -64,18 +49,18 @@ def test_tiles_come_image_by_image_and_row_by_row() -> None:
 
 @pytest.mark.parametrize("factor, due", [((1, 1), 1), ((2, 2), 5), ((2, 3), 7), ((4, 1), 5)])
 def test_an_image_costs_itself_and_its_tiles_in_one_call(factor: tuple[int, int], due: int) -> None:
-    teacher = Patches()
+    teacher = Patches(SPEC)
     upsampler = Tile(SPEC, factor)
     UpsampledTeacher(teacher, upsampler)(torch.rand(3, 3, 8 * factor[0], 12 * factor[1]))
-    assert teacher.seen == [3 * due]
+    assert teacher.batches == [3 * due]
     assert upsampler.num_forwards == due
 
 
 def test_whole_images_and_tiles_share_the_chunks_and_chunks_change_nothing() -> None:
-    chunked, images = Patches(chunk_size=4), torch.rand(2, 3, 16, 24)
+    chunked, images = Patches(SPEC, chunk_size=4), torch.rand(2, 3, 16, 24)
     high = UpsampledTeacher(chunked, Tile(SPEC, (2, 2)))(images)
-    assert chunked.seen == [4, 4, 2]
-    whole = UpsampledTeacher(Patches(), Tile(SPEC, (2, 2)))(images)
+    assert chunked.batches == [4, 4, 2]
+    whole = UpsampledTeacher(Patches(SPEC), Tile(SPEC, (2, 2)))(images)
     torch.testing.assert_close(high.spatial, whole.spatial)
     torch.testing.assert_close(high.summary, whole.summary)
 
@@ -84,7 +69,7 @@ def test_whole_images_and_tiles_share_the_chunks_and_chunks_change_nothing() -> 
 def test_summary_and_low_map_are_those_of_the_shrunk_whole_image(
     kind: type[Tile] | type[Bilinear],
 ) -> None:
-    teacher = Patches()
+    teacher = Patches(SPEC)
     upsampled = UpsampledTeacher(teacher, kind(SPEC, (2, 3)))
     images = torch.rand(2, 3, 16, 36)
     due = teacher(F.interpolate(images, (8, 12), mode="bilinear", antialias=True))
@@ -121,7 +106,7 @@ def test_the_grid_of_an_encoder_with_unused_pixels_is_that_of_its_tiles() -> Non
 
 def test_an_upsampled_teacher_with_unused_pixels_keeps_its_promise() -> None:
     spec = FeatureSpec(summary_dim=3, spatial_dim=5, patch_size=4, resolution=(11, 15))
-    upsampled = UpsampledTeacher(Patches(spec=spec), Tile(spec, (4, 3)))
+    upsampled = UpsampledTeacher(Patches(spec), Tile(spec, (4, 3)))
     check_teacher(upsampled)
     assert upsampled(torch.rand(1, 3, 44, 45)).spatial.shape == (1, 5, 8, 9)
 

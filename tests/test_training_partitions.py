@@ -24,8 +24,8 @@ from distill.tasks.student_task import StudentTask
 from distill.training.arms import MicroBatch, StepPlan
 from student.model import Student
 from teachers.features import FeatureSpec
+from tests.doubles import Patches
 from tests.ranks import run_on_ranks
-from tests.test_targets_routes import Patches
 
 pytestmark = pytest.mark.process
 
