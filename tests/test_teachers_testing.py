@@ -93,7 +93,7 @@ def test_what_precedes_any_training_is_part_of_the_check() -> None:
         def extract(self, images: Tensor) -> Features:
             return Features(None, super().extract(images).spatial)
 
-    with pytest.raises(TeacherError, match=r"Liar fails on .*summary of shape None.*\(2, 4\)"):
+    with pytest.raises(TeacherError, match=r"Liar fails on .*summary of shape None.*\(2, 3\)"):
         check_teacher(Liar())
 
 
