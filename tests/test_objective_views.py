@@ -270,7 +270,11 @@ def test_without_views_of_their_own_all_see_the_images_themselves() -> None:
     [
         (ShiftConfig, {"kind": "shift", "std": 0}, "greater than 0"),
         (ShiftConfig, {"kind": "shift", "limit": 0}, "greater than 0"),
-        (WarpConfig, {"kind": "homography", "perspective": (0.05, 0.01)}, "expected .least, largest"),
+        (
+            WarpConfig,
+            {"kind": "homography", "perspective": (0.05, 0.01)},
+            "expected .least, largest",
+        ),
         (WarpConfig, {"kind": "homography", "flip": 2}, "less than or equal to 1"),
     ],
 )
