@@ -140,9 +140,10 @@ class Layout(BaseModel):
     def _refuse_absent(self, images: str, only: Sequence[str], found: Mapping[str, Path]) -> None:
         absent = [name for name in only if name not in found]
         if absent:
+            hint = similar_path(self.root / images / f"{absent[0]}.jpg")
             raise self.missing(
                 f"{images} has no {shown(absent[0])}.jpg, which is in the list of the set "
-                f"({len(absent)} of {len(only)} are missing){did_you_mean(absent[0], found)}"
+                f"({len(absent)} of {len(only)} are missing){hint}"
             )
 
 
