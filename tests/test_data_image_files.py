@@ -218,7 +218,7 @@ def test_a_listed_image_is_found_in_any_case_and_the_list_keeps_its_order(
 @pytest.mark.parametrize(
     "listed, message",
     [
-        ("a\nbird\n", r"JPEGImages has no bird.jpg, which is in the list .* 1 of 2 .*'bird1.jpg'"),
+        ("a\nbird\n", r"JPEGImages has no bird.jpg, which is in the list .*1 of 2 .*'bird1.jpg'"),
         ("a\na\n", r"the list of the images in .*JPEGImages has 'a' more than once"),
         ("y" * 4000, r"has no y{50,}\.\.\.y{50,}.jpg, which is in the list"),
     ],
