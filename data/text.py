@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 import sys
+from pathlib import PurePath
 
 _LONGEST = 200  # characters of a name in a message
 
@@ -53,6 +54,11 @@ def as_file_name(name: str) -> str:
         return name
     digest = hashlib.sha256(_bytes(name)).hexdigest()[:12]
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:80]}-{digest}"
+
+
+def as_path(name: str) -> PurePath:
+    """A relative path for a name, in which slashes separate folders; see `as_file_name`."""
+    return PurePath(*map(as_file_name, name.split("/")))
 
 
 def _bytes(name: str) -> bytes:
