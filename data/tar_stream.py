@@ -8,8 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from typing import IO, NamedTuple
-from urllib.parse import urlparse
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlparse
 
 from webdataset import utils
 from webdataset.gopen import gopen, gopen_schemes, set_options
@@ -101,7 +100,9 @@ def _scheme(shard: str) -> str:
 def _open(url: str, allow_pipe: bool) -> IO[bytes]:
     scheme = _scheme(url)
     if scheme in ("", "file"):
-        return open(url2pathname(urlparse(url).path) if scheme else url, "rb")
+        # A path may have bytes that are not UTF-8.
+        path = unquote(urlparse(url).path, errors="surrogateescape") if scheme else url
+        return open(path, "rb")
     before = utils.enforce_security
     strict = bool(int(os.environ.get("WDS_SECURE", "0")))
     utils.enforce_security = strict or not allow_pipe  # $GOPEN_REWRITE can turn URLs into pipes

@@ -17,7 +17,7 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
     "\ud800-\udfff]"
 )
-_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\x00-\x1f\x7f]+")
+_FILE_NAME = re.compile("(?!\\.{1,2}$)[^/\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]+")
 _LONGEST_FILE_NAME = 120  # bytes; file systems allow 255, and files beside it have longer names
 
 

@@ -51,7 +51,7 @@ class CaptionLayout(Layout):
             if not texts:
                 raise DataError(f"the image '{shown(path)}' has no caption")
             names.append(str(path))
-            captions.append(texts[: self.captions_per_image])
+            captions.append([_readable(text) for text in texts[: self.captions_per_image]])
         if not names:
             raise self.missing("no image with captions")
         return CaptionedImages(names, captions, lambda name: Path(name).read_bytes())
@@ -117,6 +117,11 @@ class KarpathyCaptions(CaptionLayout):
 
 
 CaptionData = Annotated[CocoCaptions | KarpathyCaptions, Field(discriminator="kind")]
+
+
+def _readable(text: str) -> str:
+    """The text with halves of characters, which no tokenizer takes, replaced."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
