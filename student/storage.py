@@ -25,6 +25,7 @@ from teachers.files import open_format, shape_mismatch
 FORMAT = "featsharp-distill student 1"
 
 _Targets = TypeAdapter(dict[str, FeatureSpec])
+_Metadata = TypeAdapter(dict[str, str])
 
 
 class StudentHeader(NamedTuple):
@@ -81,7 +82,9 @@ def save_student(
         raise RuntimeError("save_student: mean and std are not resolved; pass Student.config")
     config = config.model_copy(update={"init": None})
     with torch.device("meta"):
-        _check_state(Student(config, targets), state_dict, "save_student")
+        wrong = _why_not(Student(config, targets), state_dict, "save_student")
+    if wrong:
+        raise RuntimeError(wrong)
     header = {
         "format": FORMAT,
         "config": config.model_dump_json(exclude_none=True),
@@ -123,15 +126,16 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
     with open_format(path, "student", FORMAT, StudentError) as (file, header):
         config = StudentConfig.model_validate_json(header["config"])
         targets = _Targets.validate_json(header["targets"])
-        yield file, StudentHeader(config, targets, json.loads(header["metadata"]))
+        metadata = _Metadata.validate_json(header["metadata"])
+        yield file, StudentHeader(config, targets, metadata)
 
 
 def load_student(path: str | PathLike[str]) -> Student:
     """Loads a student, in eval mode, on the CPU, in the dtype it was saved in.
 
     Raises:
-        StudentError: there is no such file, or it is not one of `save_student`.
-        RuntimeError: the file's weights are not those of the student it describes.
+        StudentError: there is no such file, it is not one of `save_student`, or its weights are not
+            those of the student it describes.
     """
     config, targets, state, _ = read_student(path)
     return student_of(config, targets, state, f"student {path}")
@@ -152,15 +156,17 @@ def student_of(
         where: origin of the weights, for messages.
 
     Raises:
-        RuntimeError: the weights are not those of such a student.
+        StudentError: the weights are not those of such a student.
     """
     with torch.device("meta"):
         student = Student(config.model_copy(update={"init": None}), targets)
-    _check_state(student, state_dict, where)
+    if wrong := _why_not(student, state_dict, where):
+        raise StudentError(wrong)
     student.load_state_dict(state_dict, assign=True)
     return student.eval()
 
 
-def _check_state(student: Student, state: Mapping[str, Tensor], where: str) -> None:
-    if wrong := shape_mismatch(student.state_dict(), state):
-        raise RuntimeError(f"{where}: {wrong}")
+def _why_not(student: Student, state: Mapping[str, Tensor], where: str) -> str | None:
+    """Why a state dict is not the student's; None if it is."""
+    wrong = shape_mismatch(student.state_dict(), state)
+    return f"{where}: {wrong}" if wrong else None

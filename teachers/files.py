@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from data.files import lfs_hint
 
 
 @contextmanager
@@ -38,7 +41,9 @@ def open_format(
                 )
             yield file, header
     except (SafetensorError, ValidationError, KeyError) as reason:
-        raise error(f"{what} {path}: not a valid {what} file: {reason}") from reason
+        raise error(
+            f"{what} {path}: not a valid {what} file: {reason}{lfs_hint(Path(path))}"
+        ) from reason
 
 
 def shape_mismatch(own: Mapping[str, Tensor], came: Mapping[str, Tensor]) -> str | None:
