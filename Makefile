@@ -1,4 +1,4 @@
-# make check       lint, types and the tests that start no process: for the edit loop, 2 minutes
+# make check       lint, types and the tests that are short and start no process: for the edit loop, 2 minutes
 # make test        all tests that need no GPU
 # make test-gpu    the tests that need one
 # make bench       speed and memory
@@ -44,7 +44,7 @@ check:
 	$(MAKE) --jobs types check-tests
 
 check-tests: setup
-	$(PYTEST) --quiet -m "not process"
+	$(PYTEST) --quiet -m "not process and not long"
 
 test: setup .venv/.kernels
 	$(PYTEST)

@@ -145,7 +145,10 @@ def test_the_term_of_gradients_is_added_by_its_weight() -> None:
 
 
 @pytest.mark.parametrize("mode", ["online", "cached"])
-@pytest.mark.parametrize("head", [{"kind": "linear"}, {"kind": "dpt", "hidden_dim": 8}])
+@pytest.mark.parametrize(
+    "head",
+    [{"kind": "linear"}, pytest.param({"kind": "dpt", "hidden_dim": 8}, marks=pytest.mark.long)],
+)
 def test_a_probe_beats_the_mean_map_where_colours_say_the_depth(
     tmp_path: Path, mode: str, head: dict[str, Any]
 ) -> None:

@@ -299,6 +299,7 @@ def test_two_ranks_have_one_ranks_gradients_and_figures(shapes: Path, tmp_path: 
 # The benchmark
 
 
+@pytest.mark.long
 def test_ap_on_an_easy_set_rises_well_above_zero(shapes: Path, tmp_path: Path) -> None:
     fresh = measured(shapes, tmp_path, colours(), steps=1).metrics
     trained, protocol = measured(shapes, tmp_path, colours(), steps=70)

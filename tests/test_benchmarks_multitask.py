@@ -138,6 +138,7 @@ def test_every_task_of_nyud_reaches_its_optimum_and_unknown_pixels_do_not_count(
     }
 
 
+@pytest.mark.long
 def test_every_task_of_pascal_context_reaches_its_optimum(tmp_path: Path) -> None:
     root = write_pascal(tmp_path / "set")
     figures, protocol = measure("pascal_context", root, tmp_path / "out", loss_stride=2)
@@ -199,6 +200,7 @@ def write_ramps(root: Path) -> Path:
     return root
 
 
+@pytest.mark.long
 def test_a_mirrored_image_has_mirrored_normals(tmp_path: Path) -> None:
     """What faces left is seen in mirrored images only, and learned from their normals only."""
     root = write_ramps(tmp_path / "set")

@@ -51,6 +51,7 @@ def test_splits_and_seeds_differ_and_reading_again_does_not() -> None:
     assert (image.dtype, labels.dtype) == (np.uint8, np.uint8)
 
 
+@pytest.mark.long
 def test_every_class_has_its_share_and_no_colour_of_its_own() -> None:
     found = parsed()
     images, labels = zip(*(found.read(s) for s in found.samples("train")[:60]), strict=True)

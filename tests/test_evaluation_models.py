@@ -45,6 +45,7 @@ def test_a_head_shows_no_layers(tmp_path: Path) -> None:
         encoder(tmp_path, head="clip").layers(torch.rand(1, 3, 8, 20), [0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", [None, "clip"])
 def test_a_student_teaches_by_its_kind(tmp_path: Path, head: str | None) -> None:
     expected, images = encoder(tmp_path, head), torch.rand(2, 3, 8, 12)

@@ -37,6 +37,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", SIZES)
 def test_one_graph_returns_what_the_student_does_at_every_size(
     exported: Path, size: tuple[int, int, int]
@@ -52,6 +53,7 @@ def test_one_graph_returns_what_the_student_does_at_every_size(
         torch.testing.assert_close(torch.from_numpy(actual[name]), value, atol=1e-4, rtol=0)
 
 
+@pytest.mark.long
 def test_inputs_and_outputs_have_names_and_free_sizes(exported: Path) -> None:
     graph = session(exported / "s.onnx")
     (images,) = graph.get_inputs()
@@ -63,6 +65,7 @@ def test_inputs_and_outputs_have_names_and_free_sizes(exported: Path) -> None:
     assert shapes == expected
 
 
+@pytest.mark.long
 def test_one_head_in_its_teachers_space(exported: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"heads": ("siglip",), "teacher_space": True}
     folded = export(exported, tmp_path / "s", **options)
@@ -75,12 +78,14 @@ def test_one_head_in_its_teachers_space(exported: Path, tmp_path: Path) -> None:
     assert names == ["summary", "spatial", "siglip_summary", "siglip_spatial"]
 
 
+@pytest.mark.long
 def test_the_graph_names_no_place_of_this_machine(exported: Path) -> None:
     graph = onnx.load(exported / "s.onnx")
     assert not [node for node in graph.graph.node if node.metadata_props]
     assert str(Path(__file__).parent.parent).encode() not in (exported / "s.onnx").read_bytes()
 
 
+@pytest.mark.long
 def test_a_graph_that_differs_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ EVERYTHING = {
 TRAINED = ReparametrizationConfig(spectral="all", damp=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "reparametrisation", "attention"),
     [({}, ReparametrizationConfig(), 0), (EVERYTHING, TRAINED, 1)],

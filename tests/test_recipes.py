@@ -119,6 +119,7 @@ def test_the_routes_of_two_arms_are_those_that_the_page_shows() -> None:
     assert shown.startswith(preview(recipe) + "\n```")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TEACHERS)
 def test_the_teacher_is_the_published_one(name: str) -> None:
     teacher, due = teacher_of(name), TEACHERS[name]
@@ -133,6 +134,7 @@ def test_the_teacher_is_the_published_one(name: str) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TEACHERS)
 def test_a_full_size_step_reaches_every_parameter(name: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -154,6 +156,7 @@ def test_a_full_size_step_reaches_every_parameter(name: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TEACHERS)
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_a_recipe_takes_every_factor_and_gives_its_grid(name: str, factor: int) -> None:

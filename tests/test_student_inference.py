@@ -29,6 +29,7 @@ def assert_same(student: Student, run: Callable[[Tensor], dict[str, Tensor]]) ->
             torch.testing.assert_close(came[name], value, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_torch_export_makes_one_program_for_every_size(student: Student) -> None:
     batch, rows, columns = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
     sizes = {"images": {0: batch, 2: 4 * rows, 3: 4 * columns}}

@@ -74,6 +74,7 @@ def store(folder: Path, teacher: Teacher) -> None:
     save_file(tensors, folder / "open_clip_model.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "value, width, summary, side, millions, mean, std",
     [

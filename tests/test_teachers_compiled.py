@@ -11,6 +11,7 @@ from teachers.fingerprint import teacher_fingerprint
 from teachers.upsampled import UpsampledTeacher
 
 
+@pytest.mark.long
 def test_encoder_and_fusion_are_compiled_once_and_give_the_same_features(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

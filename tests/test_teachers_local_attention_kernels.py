@@ -10,6 +10,8 @@ pytest.importorskip("triton", reason="needs Triton, which is for Linux: make tes
 
 from teachers.upsamplers import local_attention_kernels as kernels
 
+pytestmark = pytest.mark.long  # Triton interprets slowly
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -48,6 +48,7 @@ def build(model: str, device: str | None = None, **options: Any) -> Any:
     return build_teacher(parse_teacher(entry), device=device)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tower", TOWERS)
 def test_a_tower_keeps_the_contract_and_gives_open_clips_own_embedding(
     tower: str, tmp_path: Path
@@ -76,6 +77,7 @@ def test_a_norm_behind_the_pool_is_not_of_the_map(tmp_path: Path) -> None:
     torch.testing.assert_close(teacher(images).spatial, due)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "model, width, summary, patch, side, layers",
     [

@@ -479,6 +479,7 @@ def test_on_meta_a_published_model_needs_no_file_and_an_unknown_one_reads_it(fil
     assert unknown.spec == build(file).spec
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_model_is_what_its_spec_says(name: str) -> None:
     teacher = build("none", "meta", model=name, resolution=None)
@@ -491,6 +492,7 @@ def test_a_published_model_is_what_its_spec_says(name: str) -> None:
     assert teacher.spec.resolution == (side, side)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(n for n in PUBLISHED if n.startswith("c-")))
 def test_c_radio_is_timms_model_of_that_name_tensor_for_tensor(name: str) -> None:
     family, size = name.removeprefix("c-radio_").split("-")

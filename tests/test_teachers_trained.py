@@ -269,7 +269,6 @@ def test_a_recipe_names_the_file_where_it_would_describe_an_upsampler(
     assert parse_teacher(config.model_dump(mode="json")) == config
     built = build_teacher(config, dtype=dtype)
     assert isinstance(built, UpsampledTeacher)
-    check_teacher(built)
     with torch.no_grad():
         due = load_upsampler(saved)(images, teacher).high
     came = built(images)
@@ -282,6 +281,11 @@ def test_a_recipe_names_the_file_where_it_would_describe_an_upsampler(
     kinds = {name: p.dtype for name, p in built.named_parameters()}
     assert all(kinds[n] == torch.float32 for n in kinds if n.startswith("upsampler."))
     assert torch.bfloat16 in kinds.values()
+
+
+@pytest.mark.long
+def test_an_upsampled_teacher_keeps_the_contract(saved: Path) -> None:
+    check_teacher(build_teacher(parse_teacher(TIMM | {"upsampler": str(saved)})))
 
 
 def test_using_an_upsampled_teacher_does_not_change_its_fingerprint(
