@@ -3,11 +3,13 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data.errors import DataError, similar_path
 from data.image_files import is_hidden, warn_once
+from data.manifest import MANIFEST, read_manifest
 from data.text import shown
 
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -25,13 +27,31 @@ def is_tar(path: Path) -> bool:
 
 
 def tar_files(folder: Path) -> list[Path]:
-    """The tar files of a folder, sorted; warns of compressed ones, which are no shards."""
+    """The tar files of a folder, sorted; warns of compressed ones, which are no shards.
+
+    Raises:
+        DataError: the folder lacks a shard that its manifest lists.
+    """
     names = sorted(folder.iterdir())
     found = [path for path in names if is_tar(path)]
+    if found:
+        _refuse_missing(folder, {path.name for path in found})
     compressed = [path.name for path in names if _COMPRESSED.search(path.name)]
     if found and compressed:
         warn_once(folder, f"left out {_unpack(compressed)}")
     return found
+
+
+def _refuse_missing(folder: Path, found: Collection[str]) -> None:
+    listed: list[str] = []
+    with suppress(DataError):  # not ours; the index says so
+        listed = [shard["name"] for shard in (read_manifest(folder) or {"shards": []})["shards"]]
+    missing = sorted(set(listed) - set(found))
+    if missing:
+        raise DataError(
+            f"'{shown(folder)}' lacks '{shown(missing[0])}' ({len(missing)} of {len(listed)} "
+            f"shards of its {MANIFEST}); copy it again, or name the shards to use"
+        )
 
 
 def _unpack(compressed: Sequence[str]) -> str:

@@ -433,6 +433,22 @@ def test_shards_are_found_in_any_case_and_others_named(
     assert "left out 1 compressed archives ('2.tar.gz')" in caplog.text
 
 
+def test_a_shard_that_the_manifest_lists_and_nobody_copied_is_missed(tmp_path: Path) -> None:
+    """Silence would train on a part of the set."""
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"set/{number}.png")
+    assert write_shards([str(tmp_path / "set"), str(tmp_path / "out"), "--target-size", "9KB"]) == 0
+    assert len(list_shards([str(tmp_path / "out")])) == 3
+    (tmp_path / "out/000001.tar").unlink()
+    with pytest.raises(DataError, match=r"lacks '000001.tar' \(1 of 3 shards of its manifest"):
+        list_shards([str(tmp_path / "out")])
+    with pytest.raises(DataError, match="lacks '000001.tar'"):
+        load_images(tmp_path / "out", (8, 8))
+    assert len(list_shards([str(tmp_path / "out/*.tar")])) == 2
+
+
 @pytest.mark.parametrize(
     "data, message",
     [

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from data.errors import DataError
 from data.labelled.depth_files import read_depth, read_normals
 from data.labelled.files import read_rgb, read_size
+from data.labelled.multitask import PascalContextLayout
+from data.labelled.pascal_context import read_voc_classes
 from data.labelled.pixel_values import read_colours, read_indices, read_levels, read_steps
+from data.labelled.posed import FrameFiles, ScanNet, SevenScenes
 from data.labelled.segmentation_files import from_colours, renumbered
 
 VALUES = np.array([[0, 1, 2], [3, 1, 0]], np.uint8)
@@ -404,3 +408,79 @@ def test_size_and_pixels_are_those_stored_whatever_the_orientation(
     exif[0x0112] = orientation
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
     assert read_size(tmp_path / "a.jpg") == read_rgb(tmp_path / "a.jpg").shape[:2] == (4, 8)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.full((2, 3), -1, np.int16),
+        np.full((2, 3), 460, np.uint16),
+        np.full((2, 3), 0.5),
+        np.full((2, 3), np.nan),
+        np.full((2, 3), 1 + 1j),
+        np.zeros((2, 3, 2)),
+    ],
+    ids=str,
+)
+def test_maps_of_matlab_hold_numbers_of_classes(tmp_path: Path, labels: np.ndarray) -> None:
+    """Minus one would be the last class."""
+    savemat(tmp_path / "a.mat", {"LabelMap": labels})
+    with pytest.raises(DataError, match="expected a LabelMap of classes 0 to 459"):
+        read_voc_classes(tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (np.full((2, 3), 21, np.uint8), "expected 0 to 20 or 255, got 21"),
+        (np.full((2, 3), 256, np.uint16), "expected 0 to 20 or 255, got 256"),
+    ],
+)
+def test_classes_of_several_tasks_do_not_wrap_round(
+    tmp_path: Path, values: np.ndarray, message: str
+) -> None:
+    """256 in 8 bits is the background."""
+    (tmp_path / "semseg/VOC12").mkdir(parents=True)
+    Image.fromarray(values).save(tmp_path / "semseg/VOC12/a.png")
+    layout = PascalContextLayout(kind="pascal_context", root=tmp_path)
+    with pytest.raises(DataError, match=message):
+        layout._semseg("a")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (_saved(Image.new("F", (3, 2), 1.5), "TIFF"), "whole numbers of 16 bits, got float32"),
+        (_palette(VALUES), "a palette of colours"),
+        (_png(1, 0, BITS[1]), "got one bit"),
+    ],
+)
+def test_depth_of_posed_frames_is_in_whole_millimetres(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "frame-0.depth.png"
+    path.write_bytes(content)
+    picture = tmp_path / "frame-0.color.png"
+    Image.new("RGB", (3, 2)).save(picture)
+    layout = SevenScenes(kind="seven_scenes", root=tmp_path)
+    with pytest.raises(DataError, match=message):
+        layout.load(FrameFiles(picture, path, np.eye(4), 500.0))
+
+
+@pytest.mark.parametrize(
+    "names, matrix, message",
+    [
+        (np.zeros((1, 3), int), np.eye(3), r"`name`: expected whole numbers \(N, 4\)"),
+        (np.zeros((1, 4)), np.eye(3), r"got float64 \(1, 4\)"),
+        (np.zeros((1, 4), int), np.eye(2), r"expected 3 x 3 finite numbers, got float64 \(2, 2\)"),
+        (np.zeros((1, 4), int), np.full((3, 3), np.nan), "expected 3 x 3 finite numbers"),
+        (np.zeros((1, 4), int), np.eye(3) > 0, "got bool"),
+    ],
+)
+def test_lists_of_posed_frames_are_checked(
+    tmp_path: Path, names: np.ndarray, matrix: np.ndarray, message: str
+) -> None:
+    np.savez(tmp_path / "test.npz", name=names)
+    np.savez(tmp_path / "intrinsics.npz", scene0000_00=matrix)
+    with pytest.raises(DataError, match=message):
+        ScanNet(kind="scannet", root=tmp_path).pairs()

@@ -2,6 +2,7 @@
 
 import json
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -74,6 +75,9 @@ class CocoCaptions(CaptionLayout):
         stored = read_json(path)
         try:
             captions: dict[int, list[str]] = {image["id"]: [] for image in stored["images"]}
+            if len(captions) < len(stored["images"]):
+                twice = Counter(image["id"] for image in stored["images"]).most_common(1)[0][0]
+                raise DataError(f"'{path}': two images have the id {twice}")
             for entry in stored["annotations"]:
                 captions[entry["image_id"]].append(entry["caption"].strip())
             for image in stored["images"]:

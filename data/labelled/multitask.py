@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from data.errors import DataError
+from data.image_files import warn_once
 from data.labelled import pascal_context
 from data.labelled.depth_files import read_depth
 from data.labelled.files import IGNORED, read_lines, read_rgb
@@ -88,7 +89,10 @@ class PascalContextLayout(Layout):
             DataError: a file is missing, cannot be read, or has another size than the image.
         """
         image = read_rgb(self.path("JPEGImages", f"{name}.jpg"))
-        saliency = read_levels(self.path("sal_distill", f"{name}.png"), "saliency")
+        path = self.path("sal_distill", f"{name}.png")
+        saliency = read_levels(path, "saliency")
+        if saliency.max() == 1:
+            warn_once(path.parent, f"'{path.name}' has levels 0 and 1; salient is above 127")
         sample = MultiTaskSample(
             name,
             image,

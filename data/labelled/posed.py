@@ -143,11 +143,23 @@ class ScanNet(PosedLayout):
         intrinsics = _load_npz(self.path("intrinsics.npz"))
         if "name" not in names:
             raise DataError(f"{self.root / 'test.npz'} has no `name`; expected:\n{self.tree}")
+        listed = names["name"]
+        if listed.dtype.kind not in "iu" or listed.ndim != 2 or listed.shape[1] != 4:
+            raise DataError(
+                f"{self.root / 'test.npz'}: `name`: expected whole numbers (N, 4), got "
+                f"{listed.dtype} {listed.shape}; expected:\n{self.tree}"
+            )
         pairs = []
-        for scene, scan, first, second in names["name"].tolist():
+        for scene, scan, first, second in listed.tolist():
             folder = f"scene{scene:04d}_{scan:02d}"
             if folder not in intrinsics:
                 raise DataError(f"{self.root / 'intrinsics.npz'} has no {folder}")
+            matrix = intrinsics[folder]
+            if matrix.dtype.kind not in "iuf" or matrix.size != 9 or not np.isfinite(matrix).all():
+                raise DataError(
+                    f"{self.root / 'intrinsics.npz'}: {folder}: expected 3 x 3 finite numbers, got "
+                    f"{matrix.dtype} {matrix.shape}"
+                )
             views = [self._view(folder, n, intrinsics[folder]) for n in (first, second)]
             pairs.append((views[0], views[1]))
         return pairs
