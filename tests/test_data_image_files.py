@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from data.config import DataConfig
 from data.errors import DataError
@@ -160,6 +160,22 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path, names: tuple[str, st
     first, second = sorted(names)
     with pytest.raises(DataError, match=f"in' has both '{first}' and '{second}'"):
         folder(tmp_path).samples("test")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"classes": ["x", "y", "x"]}, "classes: 'x' occurs twice"),
+        ({"colours": [[1, 2, 3], [1, 2, 3]]}, r"colours: \(1, 2, 3\) occurs twice"),
+        ({"colours": [[0, 0, 300], [0, 1, 44]]}, "less than or equal to 255"),
+        ({"ignored": [0]}, "ignored: 0 is the number of 'x'"),
+    ],
+)
+def test_classes_that_would_be_one_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        segmentation("folder", tmp_path, **({"classes": ["x", "y"]} | changes))
 
 
 def depth_set(root: Path, *depths: str) -> FolderDepth:

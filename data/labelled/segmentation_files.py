@@ -4,6 +4,7 @@ Label maps have classes 0 .. K-1, and 255 for pixels that neither train nor coun
 """
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
@@ -17,7 +18,8 @@ from data.labelled.layout import Layout, Split
 from data.labelled.pixel_values import read_colours, read_indices
 from data.text import shown
 
-Colour = tuple[int, int, int]
+_Level = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[_Level, _Level, _Level]
 
 
 class PixelSample(NamedTuple):
@@ -107,6 +109,16 @@ class FolderSegmentation(SegmentationLayout):
         if self.colours is not None and len(self.colours) != len(self.classes):
             raise ValueError(
                 f"colours: {len(self.colours)} colours for {len(self.classes)} classes"
+            )
+        for key, values in (("classes", self.classes), ("colours", self.colours or ())):
+            twice = [value for value, times in Counter(values).items() if times > 1]
+            if twice:
+                raise ValueError(f"{key}: {twice[0]!r} occurs twice")
+        numbers = range(self.first, self.first + len(self.classes))
+        both = [number for number in self.ignored if number in numbers and number != IGNORED]
+        if both and self.colours is None:
+            raise ValueError(
+                f"ignored: {both[0]} is the number of {self.classes[both[0] - self.first]!r}"
             )
         return self
 
