@@ -47,6 +47,8 @@ class TarWalk:
                     break
                 if self._source.unread is not None and self._source.unread < member.offset:
                     yield self._gap(end, member.offset)
+                if member.offset_data + member.size > following:
+                    member.sparse = b""  # it states another size than is stored
                 self._source.unread, self._inside, end = None, member, following
                 if self._source.ends_before(_end_of_data(member)):
                     self.broken = self._cut()

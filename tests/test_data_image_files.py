@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -139,6 +140,20 @@ def test_an_image_without_a_label_map_is_refused_with_the_tree(tmp_path: Path) -
     assert "2 of 3 images in in have no label map (png) (there is b.bmp, which is not read)" in text
     assert f"for 'b.jpg' there is no {tmp_path}/out/b.png; expected under" in text
     assert "annotations/validation/*.png" in text
+
+
+def test_a_pipe_and_a_broken_link_are_no_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reading a pipe waits for ever."""
+    picture(tmp_path / "in/a.jpg")
+    labels(tmp_path / "out/a.png")
+    os.mkfifo(tmp_path / "in/b.jpg")
+    (tmp_path / "in/c.jpg").symlink_to("nowhere")
+    (tmp_path / "in/d.jpg").symlink_to("a.jpg")
+    labels(tmp_path / "out/d.png")
+    assert [s.key for s in folder(tmp_path).samples("test")] == ["a", "d"]
+    assert "left out 2 .jpg (b.jpg, c.jpg)" in caplog.text
 
 
 def test_a_label_map_without_its_image_is_named(

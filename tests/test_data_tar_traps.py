@@ -144,6 +144,14 @@ TRAPS = {
     "a sparse member of old": Trap(
         old_sparse("s.jpg") + member("b.jpg", B) + END, {"b": B}, {"s": "link or special file"}
     ),
+    "a member of another size than is stored": Trap(
+        pax("a.bin", b"x", **{"GNU.sparse.realsize": "100000"})
+        + pax("s.jpg", A, **{"GNU.sparse.size": "99999"})
+        + member("b.jpg", B)
+        + END,
+        {"b": B},
+        {"a": "there is a .bin", "s": "link or special file"},
+    ),
     "links": Trap(
         member("a.jpg", A)
         + link("h.jpg", "a.jpg", tarfile.LNKTYPE)

@@ -106,7 +106,7 @@ class FolderDepth(DepthLayout):
     """
 
     tree: ClassVar[str] = (
-        "  {train,test}/rgb/*.jpg, *.png or *.webp      {train,test}/depth/*.png or *.npy or *.tif\n"
+        "  {train,test}/rgb/*.jpg (or png, webp)      {train,test}/depth/*.png or *.npy or *.tif\n"
         "(or the folders of `train` and `test`)"
     )
 

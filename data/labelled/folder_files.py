@@ -29,7 +29,7 @@ def files_by_name(
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for entry in entries:
         stem, _, extension = entry.name.rpartition(".")
-        if is_hidden(entry.name) or entry.is_dir() or extension.lower() not in extensions:
+        if is_hidden(entry.name) or not entry.is_file() or extension.lower() not in extensions:
             if not entry.is_dir() or is_hidden(entry.name) or _holds(entry.path, extensions):
                 left_out.append(entry.name)
             continue
