@@ -4,6 +4,7 @@ Names are paths relative to the source, so that a folder and an archive of it gi
 """
 
 import os
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -18,6 +19,8 @@ from data.errors import DataError, similar_path
 from data.image_files import IMAGES, PICTURES, count_kinds, extension_of, is_image, report_left_out
 from data.tar_walk import TarWalk
 from data.text import shown
+
+_ENCRYPTED = 1  # of the flags of a zip's member
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,8 @@ def _open_zip(path: Path) -> Iterator[ImageFiles]:
             raise DataError(f"'{path}' cannot be read as a zip: {error}") from error
         for member in archive.infolist():
             if not member.is_dir():
-                listing.add(member.filename, member.file_size, member)
+                damage = _zip_damage(member)
+                listing.add(member.filename, member.file_size, member, damage)
 
         def read(name: str) -> bytes:
             try:
@@ -167,6 +171,13 @@ def _open_zip(path: Path) -> Iterator[ImageFiles]:
                 raise BadImage(f"{type(error).__name__}: {error}") from error
 
         yield listing.files(read)
+
+
+def _zip_damage(member: zipfile.ZipInfo) -> str | None:
+    """Why a member cannot be read, as far as its header tells."""
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "a link or special file inside the archive"
+    return "encrypted with a password" if member.flag_bits & _ENCRYPTED else None
 
 
 @contextmanager

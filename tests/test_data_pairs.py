@@ -170,3 +170,25 @@ def test_a_folder_a_zip_and_a_tar_give_the_same_images(tmp_path: Path) -> None:
             found.append((names, images.labels, images.classes, data))
     assert found[0][0] == ["cat/1.JPG", "cat/v1.0.jpeg", "dog/größe.webp", "dog/猫.png"]
     assert all(each == found[0] for each in found)
+
+
+def test_links_and_secrets_of_archives_are_named_before_they_are_read(tmp_path: Path) -> None:
+    """A zip and a tar of a link give no image, and say the same."""
+    link = zipfile.ZipInfo("a.jpg")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+    secret = zipfile.ZipInfo("a.jpg")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr(secret, JPEG)
+    raw = bytearray((tmp_path / "b.zip").read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "b.zip").write_bytes(raw)
+    reason = "a link or special file inside the archive"
+    for name, due in (("a.zip", reason), ("a.tar", reason), ("b.zip", "encrypted with a passw")):
+        with pytest.raises(DataError, match=f"{name}', a.jpg: {due}"):
+            load_images(tmp_path / name, (8, 8))

@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from data.batch import Batch
-from data.text import shown
 from distill.runtime import distributed, timing
 from distill.runtime.errors import RecipeError
 from distill.runtime.process import reset_watchdog, watchdog
@@ -213,4 +212,4 @@ def _finish(
         facts = {**cache_facts(recipe), "precision": precision, "views": counts}
         write_header(folder, {**facts, "fingerprints": fingerprints})
         for group, count in sorted(counts.items()):
-            print(f"{shown(group)}: {count} views", flush=True)
+            print(f"{group}: {count} views", flush=True)

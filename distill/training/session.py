@@ -19,7 +19,6 @@ import torch
 
 from data.files import write_text
 from data.stream import TrainStream, merge_states
-from data.text import printable
 from distill.runtime import distributed
 from distill.runtime.checkpoint import read_manifest, restore_latest, save_checkpoint
 from distill.runtime.config import dump_yaml
@@ -86,7 +85,7 @@ def run_command(
         except NonFiniteError as error:
             write_status(recipe.run.dir, "failed", error=str(error))
             if distributed.rank() == 0:
-                print(f"error: {printable(error)}", file=sys.stderr, flush=True)
+                print(f"error: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
