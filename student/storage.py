@@ -25,7 +25,6 @@ from teachers.files import open_format, shape_mismatch
 FORMAT = "featsharp-distill student 1"
 
 _Targets = TypeAdapter(dict[str, FeatureSpec])
-_Metadata = TypeAdapter(dict[str, str])
 
 
 class StudentHeader(NamedTuple):
@@ -126,8 +125,18 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
     with open_format(path, "student", FORMAT, StudentError) as (file, header):
         config = StudentConfig.model_validate_json(header["config"])
         targets = _Targets.validate_json(header["targets"])
-        metadata = _Metadata.validate_json(header["metadata"])
-        yield file, StudentHeader(config, targets, metadata)
+        yield file, StudentHeader(config, targets, _metadata(header["metadata"], path))
+
+
+def _metadata(text: str, path: str | PathLike[str]) -> dict[str, str]:
+    """The further entries; by Python's reader, as pydantic's takes no text of any bytes."""
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise StudentError(f"student {path}: not a valid student file: {error}") from error
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise StudentError(f"student {path}: not a valid student file: metadata are no texts")
+    return metadata
 
 
 def load_student(path: str | PathLike[str]) -> Student:
