@@ -250,6 +250,15 @@ def test_classes_of_any_names_keep_their_numbers(tmp_path: Path) -> None:
         assert images.labels == list(range(len(FILES)))
 
 
+def test_a_set_in_a_folder_of_any_name_has_an_identity() -> None:
+    """By which its features are kept."""
+    layout = ClassFolders(root=Path("caf\udce9"))
+    assert json.loads(layout.model_dump_json())["root"] == "caf\\udce9"
+    assert layout.model_dump(mode="json")["root"] == "caf\\udce9"
+    plain = ClassFolders(root=Path("größe"))
+    assert json.loads(plain.model_dump_json())["root"] == "größe"
+
+
 def test_lines_of_json_hold_any_names(tmp_path: Path) -> None:
     rows = [{"model": name, name: 1.0} for name in NAMES.values()]
     write_json_lines(tmp_path / "rows.jsonl", rows)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 from data.errors import DataError, did_you_mean, similar_path
 from data.image_files import (
@@ -35,6 +35,11 @@ class Layout(BaseModel):
     tree: ClassVar[str]
 
     root: Path
+
+    @field_serializer("root", when_used="json")
+    def _as_text(self, root: Path) -> str:
+        """The path; with bytes that are not UTF-8 escaped, which JSON cannot hold."""
+        return str(root).encode("utf-8", "backslashreplace").decode()
 
     def path(self, *parts: str) -> Path:
         """The path of a file or folder below the root.
