@@ -112,9 +112,9 @@ def check_same_model(
         TeacherError: it states another activation or tower, which need not show in the weights.
     """
     quick = [bool(each.get("quick_gelu", False)) for each in (ours, theirs)]
-    pairs: list[tuple[str, Any, Any]] = [("quick_gelu", *quick)]
+    pairs: list[tuple[str, Any, Any]] = [("quick_gelu", quick[0], quick[1])]
     towers = [asdict(CLIPVisionCfg(**each["vision_cfg"])) for each in (ours, theirs)]
-    pairs += [(f"vision_cfg.{key}", *(tower[key] for tower in towers)) for key in towers[0]]
+    pairs += [(f"vision_cfg.{key}", towers[0][key], towers[1][key]) for key in towers[0]]
     for key, own, stated in pairs:
         local = "local-dir:" in f"{own}{stated}"  # the same model by another path
         if own != stated and not local and key.removeprefix("vision_cfg.") not in _HARMLESS:
