@@ -1,11 +1,13 @@
 """Words for a user: the hint for a misspelt word, and what is said once in a process."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 _LOG = logging.getLogger("teachers")
 _said: set[str] = set()
+_hushed: list[bool] = []
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
@@ -18,7 +20,18 @@ def say_once(message: str, key: str | None = None) -> None:
     """Warns of a choice, an assumption or an oddity; one message of a key, or text, a process."""
     if (key or message) not in _said:
         _said.add(key or message)
-        _LOG.warning("%s", message)
+        if not any(_hushed):
+            _LOG.warning("%s", message)
+
+
+@contextmanager
+def hushed(active: bool) -> Iterator[None]:
+    """Says nothing within the block if `active`: on ranks of which another one says the same."""
+    _hushed.append(active)
+    try:
+        yield
+    finally:
+        _hushed.pop()
 
 
 def took(where: str, chosen: str, candidates: Iterable[str], why: str = "") -> None:

@@ -70,7 +70,10 @@ def _split(stored: dict[str, Any], by: str, folder: Path | None) -> tuple[dict[s
     name = vision_cfg.get("timm_model_name") or ""
     if folder is not None and name.startswith("local-dir:"):  # relative to the folder
         vision_cfg["timm_model_name"] = f"local-dir:{folder / name.removeprefix('local-dir:')}"
-    preprocess = {k: v for k, v in (stored.get("preprocess_cfg") or {}).items() if v is not None}
+    given = stored.get("preprocess_cfg") or {}
+    if not isinstance(given, dict):
+        raise TeacherError(f"{by}: preprocess_cfg: expected a mapping, got {given!r}")
+    preprocess = {key: value for key, value in given.items() if value is not None}
     return model_cfg, Stated(by, preprocess, quick_gelu=bool(model_cfg.get("quick_gelu", False)))
 
 

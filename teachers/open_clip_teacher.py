@@ -24,7 +24,7 @@ from teachers.messages import say_once
 from teachers.open_clip_source import OpenClipSource, find_source, locate_weights
 from teachers.pixels import NormalisedConfig, Pixels, choose_pixels
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.weights import load_strictly, read_tensors, seeded, without_storage
+from teachers.weights import load_strictly, read_tensors, seeded, shorten, without_storage
 
 
 class OpenClipConfig(NormalisedConfig):
@@ -93,12 +93,7 @@ class OpenClipTeacher(Teacher):
 
     def __init__(self, config: OpenClipConfig) -> None:
         source = find_source(config.model, config.weights)
-        # The weights of the tower alone, which open_clip takes in training, are not wanted.
-        vision_cfg = deepcopy(source.model_cfg["vision_cfg"]) | {"timm_model_pretrained": False}
-        with seeded(loaded=config.weights != "none"):
-            visual: Any = _build_vision_tower(
-                source.model_cfg["embed_dim"], vision_cfg, source.model_cfg.get("quick_gelu", False)
-            )
+        visual = _build_tower(source)
         self._check_tower(visual, config)
         path = locate_weights(source)
         if path is not None:
@@ -179,6 +174,21 @@ class SigLIP(OpenClipTeacher):
 
     Config: ClassVar[type[TeacherConfig]] = SigLIPConfig
     token_list = True
+
+
+def _build_tower(source: OpenClipSource) -> Any:
+    """The vision tower, with random weights only where these stay."""
+    # The weights of the tower alone, which open_clip takes in training, are not wanted.
+    vision_cfg = deepcopy(source.model_cfg["vision_cfg"]) | {"timm_model_pretrained": False}
+    quick_gelu = source.model_cfg.get("quick_gelu", False)
+    try:
+        with seeded(loaded=source.weights != "none"):
+            return _build_vision_tower(source.model_cfg["embed_dim"], vision_cfg, quick_gelu)
+    except Exception as error:  # what a config states may break open_clip or timm anywhere
+        raise TeacherError(
+            f"model: open_clip builds no tower of {source.model!r}: {type(error).__name__}: "
+            f"{shorten(str(error))}"
+        ) from error
 
 
 def _pixels(source: OpenClipSource, config: OpenClipConfig) -> Pixels:

@@ -84,16 +84,15 @@ def choose_pixels(
     chosen, guessed = dict[str, Sequence[float]](), list[str]()
     for key in ("mean", "std"):
         own, theirs = getattr(config, key), stated.get(key)
-        theirs = None if theirs is None else _colour(key, theirs, f"{where}: {source}")
         if own is not None:
-            if theirs is not None and not _close(own, theirs):
+            if theirs is not None and not _same(own, theirs):
                 say_once(
                     f"{where}: {key} {_show(own)} of the entry is taken; {source} states "
                     f"{_show(theirs)}"
                 )
             chosen[key] = own
         elif theirs is not None:
-            chosen[key] = theirs
+            chosen[key] = _colour(key, theirs, f"{where}: {source}")
         elif assumed is None:
             raise TeacherError(
                 f"{where}: {source} states no {key}, and there is none to assume; set mean and std "
@@ -116,9 +115,8 @@ def _usual_name(pixels: Pixels) -> str:
 
 
 def _colour(key: str, value: Any, where: str) -> Colour:
-    """A stated value as three numbers; one number stands for three."""
-    if isinstance(value, int | float):
-        value = [value] * 3
+    """A stated value as three numbers."""
+    value = _three(value)
     problem = _problem(key, value)
     if problem:
         raise TeacherError(f"{where}: {key}: {problem}; set it in the entry")
@@ -140,9 +138,20 @@ def _problem(key: str, value: Any) -> str | None:
     return None
 
 
+def _three(value: Any) -> Any:
+    """One number stands for three."""
+    return [value] * 3 if isinstance(value, int | float) else value
+
+
+def _same(own: Sequence[float], theirs: Any) -> bool:
+    return _problem("mean", _three(theirs)) is None and _close(own, _three(theirs))
+
+
 def _close(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(abs(a - b) < 1e-4 for a, b in zip(one, other, strict=True))
 
 
-def _show(colour: Sequence[float]) -> str:
+def _show(colour: Any) -> str:
+    if _problem("mean", colour) is not None:
+        return str(colour)
     return f"[{', '.join(f'{each:.4g}' for each in colour)}]"

@@ -51,7 +51,7 @@ def build_network(model: str, weights: str | None, resolution: tuple[int, int] |
         weights = str(_folder(name))
     if resolution is not None:
         with torch.device("meta"):
-            probe: Any = timm.create_model(name, pretrained=False)
+            probe = _create(name, model, weights, {"pretrained": False})
         if hasattr(probe, "dynamic_img_size"):
             kwargs["dynamic_img_size"] = True
         elif not resamples(probe) and probe.pretrained_cfg.get("fixed_input_size", False):
@@ -142,6 +142,15 @@ def _named(model: str) -> str:
             f"model: {model!r} is neither a timm model nor a directory"
             f"{did_you_mean(architecture, timm.list_models())}; see timm.list_models()"
         )
+    if "." in model and ":" not in model:
+        tagged = timm.list_models(f"{model.partition('.')[0]}.*", pretrained=True)
+        try:
+            timm.get_pretrained_cfg(model)
+        except RuntimeError:
+            raise TeacherError(
+                f"model: timm has no tag of {model!r}{did_you_mean(model, tagged)}; choose one of "
+                f"{tagged}"
+            ) from None
     return model
 
 
@@ -173,7 +182,7 @@ def _local_weights(model: str, weights: str, name: str) -> dict[str, Any]:
         return {}
     tensors = read_tensors(path, order=TIMM_SETS)
     with torch.device("meta"), seeded(loaded=True):
-        probe: Any = timm.create_model(name, pretrained=False)
+        probe = _create(name, model, weights, {"pretrained": False})
     known = timm.get_pretrained_cfg(probe.pretrained_cfg.get("architecture", ""))
     classifier = probe.pretrained_cfg.get("classifier") or getattr(known, "classifier", None)
     head = tensors.get(f"{classifier}.weight") if isinstance(classifier, str) else None
@@ -191,8 +200,8 @@ def _create(name: str, model: str, weights: str | None, kwargs: dict[str, Any]) 
         raise download_failed(
             f"{asked} with its published weights", _how_to_fetch(model), error
         ) from None
-    except RuntimeError as error:
-        origin = weights or "its published weights"
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+        origin = weights or "its published weights"  # a config may break timm anywhere
         raise TeacherError(f"{asked} from {origin}: {shorten(str(error))}") from None
 
 

@@ -169,7 +169,11 @@ def read_tensors(path: Path, *, prefix: str = "", order: Sequence[str] = ()) -> 
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise TeacherError(f"{path} cannot be read: {error}") from None
     state = choose_state(loaded, str(path), order)
-    tensors = {_bare(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        _bare(key): value
+        for key, value in state.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
     kept = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
     return _not_empty(kept, path, prefix, [k for k, v in state.items() if isinstance(v, Mapping)])
 

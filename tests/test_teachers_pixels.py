@@ -196,6 +196,7 @@ def test_what_is_no_normalisation_is_refused_in_a_source_and_in_an_entry(
         build(kind="open_clip", model=folder)
     with pytest.raises(TeacherError, match="mean|std"):
         parse_teacher({"kind": "open_clip", "model": folder, **preprocess})
+    assert pixels(build(kind="open_clip", model=folder, mean=MEAN, std=STD)) == (MEAN, STD)
 
 
 def test_a_config_that_states_half_or_null_leaves_the_rest_to_be_said(
@@ -231,6 +232,54 @@ def test_a_config_that_describes_no_model_is_one_message(
     folder = clip(tmp_path / "clip", **changes)
     with pytest.raises(TeacherError, match=message):
         build(kind="open_clip", model=folder)
+
+
+@pytest.mark.parametrize(
+    "vision, message",
+    [
+        ({"timm_model_name": "no_such_model"}, "builds no tower of .*Unknown model"),
+        ({"timm_model_name": "hf-hub:org/name"}, "builds no tower of .*LocalEntryNotFoundError"),
+        ({"patch_size": 0}, "builds no tower of .*ZeroDivisionError"),
+    ],
+)
+def test_a_tower_that_cannot_be_built_is_one_message(
+    vision: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = clip(tmp_path / "clip", vision_cfg=vision)
+    with pytest.raises(TeacherError, match=message):
+        build(kind="open_clip", model=folder)
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"model": "vit_tiny_patch16_224.augreg_in21"}, "no tag of .*did you mean .*augreg_in21k'"),
+        ({"model": "hf-hub:org/name", "resolution": [64, 64]}, "not in the cache"),
+        ({"model": "zoo:name"}, "Unknown model source 'zoo'"),
+    ],
+)
+@pytest.mark.parametrize("weights", [None, "none"])
+def test_a_name_that_timm_does_not_know_is_one_message(
+    entry: dict[str, Any], weights: str | None, message: str
+) -> None:
+    with pytest.raises(TeacherError, match=message):
+        build(kind="timm", weights=weights, **entry)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"architecture": "no_such_model"}, r"Unknown model \(no_such_model\)"),
+        ({"architecture": TIMM, "pretrained_cfg": {"new_option": 1}}, "argument 'new_option'"),
+        ({"architecture": TIMM, "model_args": {"new_option": 1}, "pretrained_cfg": {}}, "new_opt"),
+    ],
+)
+def test_a_config_that_timm_does_not_understand_is_one_message(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TeacherError, match=message):
+        build(kind="timm", model=str(tmp_path), weights="none")
 
 
 def test_a_tower_is_never_initialised_from_a_download(tmp_path: Path) -> None:
