@@ -1,4 +1,4 @@
-"""Reads a file of a timm model for a student's initial weights, and what is stated of its pixels."""
+"""Reads a file of a timm model for initial weights, and what is stated of its pixels."""
 
 import argparse
 import json

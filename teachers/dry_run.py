@@ -32,6 +32,12 @@ def dry_run(teacher: Teacher) -> None:
         if getattr(type(teacher), method) is not getattr(Teacher, method):
             raise TeacherError(f"{name} overrides {method}; implement extract only")
     _check_licence(type(teacher).Config, name)
+    mean, std = teacher.normalization
+    if not (len(mean) == len(std) == 3 and max(map(abs, (*mean, *std))) <= 2 and min(std) > 0):
+        raise TeacherError(
+            f"{name}: mean {mean} and std {std}: expected three numbers each for images in [0, 1], "
+            "std positive; divide values for 0..255 by 255"
+        )
     images = probe_images(teacher)
     both = encode(teacher, images)
     if both.spatial.requires_grad or any(p.requires_grad for p in teacher.parameters()):

@@ -108,6 +108,7 @@ class OpenClipTeacher(Teacher):
             _spec(visual, config.summary), mean=mean, std=std, chunk_size=config.chunk_size
         )
         self.visual = visual
+        self.weights_file = path  # no part of the fingerprint: where weights lie changes nothing
         self.num_layers = _num_layers(visual)
         if not self.token_list:
             self.normed = _norms_tokens(visual)

@@ -47,6 +47,7 @@ class TextTower(nn.Module):
     Attributes:
         tokenizer: open_clip's, from texts to token numbers (N, context).
         dim: D of the vectors.
+        weights_file: what was read; None for random weights.
 
     Raises:
         TeacherError: no such model, weights without a text tower, or a missing tokenizer.
@@ -55,7 +56,7 @@ class TextTower(nn.Module):
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
         source = find_source(config.model, config.weights)
-        path = locate_weights(source)
+        self.weights_file = path = locate_weights(source)
         self.dim: int = source.model_cfg["embed_dim"]
         text_cfg = source.model_cfg.get("text_cfg")
         if not isinstance(text_cfg, dict):

@@ -90,6 +90,9 @@ def pixels_of(config: NormalisedConfig, model: str, weights: str | None, network
     if registered is not None:
         tag = "" if "." in model or not registered.tag else f".{registered.tag}"
         assumed = Pixels(registered.mean, registered.std), f"that of timm's {model}{tag}"
+        others = [timm.get_pretrained_cfg(each) for each in timm.list_pretrained(f"{model}.*")]
+        if any(each is not None and each.mean != registered.mean for each in others):
+            assumed = assumed[0], f"{assumed[1]} though other weights of that name have another"
     stated: Any = network.pretrained_cfg
     source = f"timm's {model}"
     if folder is not None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from distill.benchmarks.classification.text_side import TextConfig, load_text_tower
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.normalization import IMAGENET_MEAN, OPENAI_MEAN, OPENAI_STD
@@ -339,6 +340,16 @@ def test_the_config_beside_the_weights_decides_under_a_name_of_timm(
     assert said() == []
 
 
+def test_a_name_whose_published_weights_differ_says_that_too(tmp_path: Path, said: Said) -> None:
+    network = timm.create_model("vit_base_patch16_224", depth=1)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_base_patch16_224", "model_args": {"depth": 1}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {"tag": "me"}}))
+    build(kind="timm", model="vit_base_patch16_224", weights=str(tmp_path))
+    (line,) = said()
+    assert "vit_base_patch16_224.augreg2_in21k_ft_in1k though other weights of that" in line
+
+
 def test_a_config_beside_the_weights_of_another_architecture_is_refused(tmp_path: Path) -> None:
     file = timm_file(tmp_path / "timm", architecture="vit_small_patch16_224")
     with pytest.raises(TeacherError, match=f"architecture 'vit_small_patch16_224'.*is '{TIMM}'"):
@@ -380,6 +391,20 @@ def test_tokenizer_files_that_are_not_read_are_said(tmp_path: Path, said: Said) 
     (line,) = said()
     assert "tokenizer CLIP's own assumed" in line
     assert "names no hf_tokenizer_name" in line
+
+
+def test_a_text_tower_from_other_weights_than_the_encoders_is_said(
+    tmp_path: Path, said: Said
+) -> None:
+    class Text(TextConfig):
+        kind: str = "text"
+
+    folders = [clip(tmp_path / name) for name in ("one", "other")]
+    encoder = build(kind="dfn_clip", model=folders[0])
+    for model in (folders[0], f"local-dir:{folders[0]}", folders[1]):
+        load_text_tower(Text.model_validate({"text": {"model": model}}), encoder)
+    (line,) = said()
+    assert line.startswith(f"text {folders[1]}: from {folders[1]}/open_clip_model.safetensors, but")
 
 
 def test_a_tokenizer_with_more_words_than_the_tower_is_refused(tmp_path: Path) -> None:
