@@ -24,6 +24,7 @@ from teachers.open_clip_stated import (
     repository_states,
     tag_states,
 )
+from teachers.pixels import say_conflict
 from teachers.weights import download_failed, fetch, find_weights, on_meta, weights_in
 
 SHIPPED = Path(__file__).parent / "small"
@@ -82,6 +83,8 @@ def find_source(model: str, weights: str | None) -> OpenClipSource:
         return source
     model_cfg, stated = folder_states(beside)  # the weights' own source decides
     check_same_model(model, source.model_cfg, model_cfg, beside / CONFIG_NAME)
+    own = source.stated
+    say_conflict(f"open_clip {model}", stated.preprocess, stated.by, own.preprocess, own.by)
     return OpenClipSource(model, weights, source.model_cfg, stated, source.folder)
 
 

@@ -109,6 +109,18 @@ def choose_pixels(
     return Pixels(chosen["mean"], chosen["std"])
 
 
+def say_conflict(
+    where: str, taken: Mapping[str, Any], by: str, other: Mapping[str, Any], other_by: str
+) -> None:
+    """Says where two sources state different normalisations, of which the first is taken."""
+    for key in ("mean", "std"):
+        ours, theirs = _three(taken.get(key)), _three(other.get(key))
+        if ours is not None and theirs is not None and not _same(ours, theirs):
+            say_once(
+                f"{where}: {key} {_show(ours)} of {by} is taken; {other_by} states {_show(theirs)}"
+            )
+
+
 def _usual_name(pixels: Pixels) -> str:
     usual = (name for name, known in _NAMES.items() if all(map(_close, known, pixels)))
     return next((f" ({name})" for name in usual), "")
@@ -143,8 +155,9 @@ def _three(value: Any) -> Any:
     return [value] * 3 if isinstance(value, int | float) else value
 
 
-def _same(own: Sequence[float], theirs: Any) -> bool:
-    return _problem("mean", _three(theirs)) is None and _close(own, _three(theirs))
+def _same(own: Any, theirs: Any) -> bool:
+    pair = _three(own), _three(theirs)
+    return all(_problem("mean", each) is None for each in pair) and _close(*pair)
 
 
 def _close(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -14,7 +14,7 @@ from teachers.errors import TeacherError
 from teachers.files import TIMM_SETS
 from teachers.messages import did_you_mean, took
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD
-from teachers.pixels import NormalisedConfig, Pixels, choose_pixels
+from teachers.pixels import NormalisedConfig, Pixels, choose_pixels, say_conflict
 from teachers.weights import (
     download_failed,
     fetch,
@@ -98,9 +98,21 @@ def pixels_of(config: NormalisedConfig, model: str, weights: str | None, network
     if folder is not None:
         stored = read_json(folder / _CONFIG_NAME)
         stated, source = stored.get("pretrained_cfg", stored), str(folder / _CONFIG_NAME)
+        own, by = _stated_by_name(model)
+        say_conflict(f"timm {model}", stated, source, own, by)
     elif weights not in (None, "none") and "." not in model and ":" not in model:
         stated, source = {}, f"weights {weights!r}"  # a name without a tag states none
     return choose_pixels(f"timm {model}", config, stated, source, assumed, random=weights == "none")
+
+
+def _stated_by_name(model: str) -> tuple[dict[str, Any], str]:
+    """What a model's name alone states: the config of its directory, or its published tag."""
+    folder = _folder(_named(model))
+    if folder is not None:
+        stored = read_json(folder / _CONFIG_NAME)
+        return stored.get("pretrained_cfg", stored), str(folder / _CONFIG_NAME)
+    published = timm.get_pretrained_cfg(model) if "." in model and ":" not in model else None
+    return (published.to_dict() if published else {}), f"timm's {model}"
 
 
 def _name(model: str, weights: str | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import student as package
 from student.config import HeadConfig, StudentConfig
@@ -145,10 +145,10 @@ def test_a_file_that_states_no_pixels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "student.safetensors"
     save(build(), path)
     with safe_open(path, "pt") as file:
-        header, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
+        header = file.metadata()
     config = json.loads(header["config"])
     del config["mean"], config["std"]
-    save_file(tensors, path, header | {"config": json.dumps(config)})
+    save_file(load_file(path), path, header | {"config": json.dumps(config)})
     with pytest.raises(StudentError, match="its config states no mean and std"):
         load_student(path)
 

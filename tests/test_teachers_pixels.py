@@ -210,6 +210,18 @@ def test_a_config_that_states_half_or_null_leaves_the_rest_to_be_said(
     assert "std [0.2686, 0.2613, 0.2758] assumed, open_clip's default (OpenAI's)" in line
 
 
+def test_a_config_beside_the_weights_wins_over_that_of_the_models_folder(
+    tmp_path: Path, said: Said
+) -> None:
+    one, other = (
+        clip(tmp_path / name, preprocess_cfg={"mean": mean})
+        for name, mean in (("one", MEAN), ("other", [0.5] * 3))
+    )
+    assert pixels(build(kind="open_clip", model=one, weights=other)) == ([0.5] * 3, STD)
+    (line,) = said()
+    assert f"mean [0.5, 0.5, 0.5] of {other}/open_clip_config.json is taken; {one}/" in line
+
+
 def test_a_size_that_the_tower_does_not_have_is_said(tmp_path: Path, said: Said) -> None:
     folder = clip(tmp_path / "clip", preprocess_cfg={"size": 32})
     assert build(kind="open_clip", model=folder).spec.resolution == (SIDE, SIDE)
@@ -337,7 +349,12 @@ def test_the_config_beside_the_weights_decides_under_a_name_of_timm(
     by_folder = build(kind="timm", model=str(Path(file).parent))
     images = torch.rand(1, 3, 224, 224)
     assert torch.equal(teacher(images).spatial, by_folder(images).spatial)
-    assert said() == []
+    lines = said()
+    assert [line.split(": ")[1].split(" of ")[0] for line in lines] == [
+        "mean [0.1, 0.2, 0.3]",
+        "std [0.4, 0.5, 0.6]",
+    ]
+    assert all(f"timm's {TIMM}.augreg_in21k states [0.5, 0.5, 0.5]" in line for line in lines)
 
 
 def test_a_name_whose_published_weights_differ_says_that_too(tmp_path: Path, said: Said) -> None:
