@@ -48,6 +48,8 @@ def read_preprocessing(
     """
     mixin = transformers.image_processing_base.ImageProcessingMixin
     stored, _ = fetched(_FILES[1], lambda: mixin.get_image_processor_dict(model))
+    if not isinstance(stored, Mapping):
+        raise TeacherError(f"model: the {_FILES[1]} of {model}: expected a mapping, got {stored!r}")
     here = [name for name in _FILES if (Path(model) / name).is_file()]
     source = f"the {_FILES[1]} of {model}"
     if len(here) == 2 and "image_processor" in (Path(model) / here[0]).read_text(encoding="utf-8"):
@@ -57,7 +59,7 @@ def read_preprocessing(
     options = {key: stored[key] if key in stored else defaults.get(key) for key in _KEYS}
     if kind is None and "do_normalize" not in stored:
         options["do_normalize"] = True
-    scale, shift = _scale(options), 1.0 if options["rescale_offset"] else 0.0
+    scale, shift = _scale(options, source), 1.0 if options["rescale_offset"] else 0.0
     flips = bool(options["do_flip_channel_order"])
     if not options["do_normalize"]:
         pixels = _for_unit_images([0.0] * 3, [1.0] * 3, scale, shift)
@@ -119,12 +121,14 @@ def _defaults(transformers: Any, model: str) -> Mapping[str, Any]:
     return {key: getattr(processor, key, None) for key in _KEYS}
 
 
-def _scale(options: Mapping[str, Any]) -> float:
+def _scale(options: Mapping[str, Any], source: str) -> float:
     """What images in [0, 1] are multiplied by; transformers starts from 0..255."""
     if options["do_rescale"] is False:
         return 255.0
     factor = options["rescale_factor"]
-    scale = 1.0 if factor is None else 255.0 * float(factor)
+    if factor is not None and not (isinstance(factor, int | float) and factor > 0):
+        raise TeacherError(f"model: {source}: rescale_factor: expected above 0, got {factor!r}")
+    scale = 1.0 if factor is None else 255.0 * factor
     return 1.0 if abs(scale - 1) < 1e-6 else scale
 
 

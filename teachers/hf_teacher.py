@@ -9,10 +9,12 @@ from importlib import import_module
 from inspect import signature
 from math import isqrt
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveInt
+from safetensors import SafetensorError
 from torch import Tensor
 
 from teachers.errors import TeacherError
@@ -23,6 +25,11 @@ from teachers.pixels import NormalisedConfig, choose_pixels
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.weights import download_failed, fetch, on_meta, seeded, shorten, weights_in
 
+# What transformers raises for files that are missing, damaged or of another kind.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+    *(SafetensorError, UnpicklingError),
+)
 _WEIGHT_NAMES = (  # transformers' own order
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -147,7 +154,7 @@ def _fetched(model: str, what: str, read: Callable[[], Any]) -> Any:
     """The result of `read`, which reads a repository or directory; its errors as one message."""
     try:
         return read()
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         if Path(model).is_dir() or not isinstance(error, OSError):
             raise TeacherError(f"model: {what} of {model}: {shorten(str(error))}") from None
         asked = f"{what} of Hugging Face's {model!r}"

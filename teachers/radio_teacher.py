@@ -18,6 +18,7 @@ from torch import Tensor
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.messages import did_you_mean, say_once
+from teachers.pixels import say_conflict
 from teachers.radio_format import RadioArchitecture, RadioCheckpoint, read_radio
 from teachers.radio_models import PUBLISHED, build_trunk, repository
 from teachers.teacher import Teacher, TeacherConfig
@@ -70,6 +71,9 @@ class RadioTeacher(Teacher):
             spec, mean=architecture.mean, std=architecture.std, chunk_size=config.chunk_size
         )
         if checkpoint and published:
+            ours, theirs = ({"mean": a.mean, "std": a.std} for a in (architecture, published))
+            by = f"{config.model} as published"
+            say_conflict(f"radio {config.model}", ours, str(config.weights), theirs, by)
             with torch.device("meta"):
                 expected = _spec(config, published, build_trunk(published))
             if spec != expected:

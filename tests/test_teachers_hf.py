@@ -314,3 +314,48 @@ def test_an_entrys_pixels_stand_for_what_nobody_states(tmp_path: Path) -> None:
     preprocessor(tmp_path)
     teacher = build(tmp_path, mean=MEAN, std=STD)
     assert teacher.normalization == (tuple(MEAN), tuple(STD))
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ([1], "preprocessor_config.json of .*(mapping|list)"),
+        ({"rescale_factor": 0}, "rescale_factor: expected above 0, got 0"),
+        ({"rescale_factor": "1/255"}, "rescale_factor: expected above 0, got '1/255'"),
+        ({"image_mean": "half"}, "mean: expected three numbers"),
+        ({"image_mean": [127.5] * 3}, r"mean: is for images in \[0, 1\]"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order and do_normalize"),
+    ],
+)
+def test_a_preprocessing_that_cannot_be_is_one_message(
+    content: Any, message: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    if isinstance(content, dict):
+        content = {"image_mean": MEAN, "image_std": STD} | content
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(TeacherError, match=message):
+        build(tmp_path)
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_damaged_weights_are_one_message(name: str, tmp_path: Path) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(b"no weights")
+    with pytest.raises(TeacherError, match=f"model: the weights of {tmp_path}: "):
+        build(tmp_path)
+
+
+@needs_transformers
+def test_the_newer_of_two_preprocessing_files_is_said_to_be_taken(
+    tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    newer = {"image_processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(newer))
+    assert build(tmp_path).normalization == ((0.5,) * 3, (0.5,) * 3)
+    (line,) = said()
+    assert "took processor_config.json of [processor_config.json, preprocessor_config" in line

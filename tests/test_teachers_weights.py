@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from distill.formats.source import read_source
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.files import OPEN_CLIP_SETS, TIMM_SETS
+from teachers.messages import hushed, say_once
 from teachers.timm_source import timm
+from teachers.upsamplers.trained import SHIPPED, load_upsampler
 from teachers.weights import find_weights, read_tensors, weights_in
 from tests.tiny_clip import write_tiny_clip
 
@@ -227,3 +230,39 @@ def test_weights_that_are_not_finite_are_one_message(tmp_path: Path) -> None:
     )
     with pytest.raises(TeacherError, match=message):
         build_teacher(parse_teacher({"kind": "dfn_clip", "model": str(tmp_path)}))
+
+
+def test_a_file_with_the_name_of_an_upsampler_that_ships_is_said_to_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "clip_ti16_128_featsharp_2x"
+    own = SHIPPED / "clip_ti16_128_featsharp_4x.safetensors"
+    assert load_upsampler(name).factor == (2, 2)
+    assert said() == []
+    Path(name).write_bytes(own.read_bytes())
+    assert load_upsampler(name).factor == (4, 4)
+    (line,) = said()
+    assert line.startswith(
+        f"upsampler {name}: took the file of [the file, the upsampler that ships"
+    )
+
+
+def test_ranks_that_another_one_speaks_for_say_nothing(said: Said) -> None:
+    with hushed(False), hushed(True):
+        say_once("one")
+    say_once("one")
+    with hushed(False):
+        say_once("two")
+    assert said() == ["two"]
+
+
+def test_a_run_with_the_config_of_a_radio_model_says_what_it_is_taken_for(
+    tmp_path: Path, said: Said
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(TeacherError, match="no weights file"):
+        read_source(tmp_path)
+    (line,) = said()
+    assert line.startswith(f"{tmp_path}: took its config.json of [its config.json, its checkpoin")
