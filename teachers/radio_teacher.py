@@ -149,11 +149,10 @@ def _spec(
     patch = architecture.patch_size
     published = (PUBLISHED[config.model][1],) * 2 if config.model else None
     resolution = config.resolution or published or stated
-    if stated and resolution != stated:
-        whose = "of the entry" if config.resolution else f"published for {config.model}"
+    if stated and published and stated != published and config.resolution is None:
         say_once(
-            f"radio {config.model or config.weights}: resolution {list(resolution or ())} {whose} "
-            f"is taken; the config.json beside {config.weights} states {list(stated)}"
+            f"radio {config.model}: resolution {list(published)}, as published, is taken; the "
+            f"config.json beside {config.weights} states {list(stated)}"
         )
     if resolution is None:
         raise TeacherError(

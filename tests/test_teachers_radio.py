@@ -19,6 +19,7 @@ from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from teachers.radio_format import read_radio
 from teachers.radio_models import PUBLISHED, build_trunk, timm
 from teachers.testing import check_teacher
 
@@ -253,7 +254,7 @@ def test_timms_own_reader_of_the_hubs_files_agrees(tmp_path: Path) -> None:
 
 
 def test_the_hubs_config_states_the_size_and_what_is_not_followed_is_said(
-    tmp_path: Path, said: Callable[[], list[str]]
+    tmp_path: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = hub(tmp_path / "hub", trunk())
     path = folder / "config.json"
@@ -262,9 +263,12 @@ def test_the_hubs_config_states_the_size_and_what_is_not_followed_is_said(
     assert build(str(folder), resolution=None).spec.resolution == (16, 24)
     assert build(str(folder), "meta", resolution=None).spec.resolution == (16, 24)
     assert said() == []
-    assert build(str(folder)).spec.resolution == (8, 12)
+    small = read_radio(folder).architecture
+    monkeypatch.setitem(PUBLISHED, "radio_v2.5-b", (small, 32))
+    named = build(str(folder), model="radio_v2.5-b", resolution=None)
+    assert named.spec.resolution == (32, 32)
     (line,) = said()
-    assert "resolution [8, 12] of the entry is taken; the config.json beside" in line
+    assert line.startswith("radio radio_v2.5-b: resolution [32, 32], as published, is taken; the ")
     assert line.endswith("states [16, 24]")
     path.write_text(json.dumps(config | {"vitdet_window_size": 16}))
     build(str(folder))
