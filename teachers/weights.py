@@ -215,7 +215,8 @@ def check_finite(module: nn.Module) -> None:
     """
     wrong = []
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+        floating = tensor.is_floating_point() and tensor.element_size() > 1  # no minimum of float8
+        if tensor.is_meta or not floating or not tensor.numel():
             continue
         low, high = (float(each) for each in tensor.detach().aminmax())  # NaN if any value is
         mask = not isinstance(tensor, nn.Parameter)  # infinite where nothing is to be seen
