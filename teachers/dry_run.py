@@ -32,12 +32,7 @@ def dry_run(teacher: Teacher) -> None:
         if getattr(type(teacher), method) is not getattr(Teacher, method):
             raise TeacherError(f"{name} overrides {method}; implement extract only")
     _check_licence(type(teacher).Config, name)
-    mean, std = teacher.normalization
-    if not (len(mean) == len(std) == 3 and max(map(abs, (*mean, *std))) <= 2 and min(std) > 0):
-        raise TeacherError(
-            f"{name}: mean {mean} and std {std}: expected three numbers each for images in [0, 1], "
-            "std positive; divide values for 0..255 by 255"
-        )
+    _check_pixels(teacher, name)
     images = probe_images(teacher)
     both = encode(teacher, images)
     if both.spatial.requires_grad or any(p.requires_grad for p in teacher.parameters()):
@@ -62,6 +57,16 @@ def dry_run(teacher: Teacher) -> None:
             raise TeacherError(f"{what} {_reason(differ(teacher, one, again))}")
     if torch.equal(both.spatial[0], both.spatial[1]):
         raise TeacherError(f"{name}.extract: two different images have the same map")
+
+
+def _check_pixels(teacher: Teacher, name: str) -> None:
+    """The normalisation is one of images in [0, 1]."""
+    mean, std = teacher.normalization
+    if not (len(mean) == len(std) == 3 and max(map(abs, (*mean, *std))) <= 2 and min(std) > 0):
+        raise TeacherError(
+            f"{name}: mean {mean} and std {std}: expected three numbers each for images in [0, 1], "
+            "std positive; divide values for 0..255 by 255"
+        )
 
 
 def _check_licence(config: type[TeacherConfig], name: str) -> None:

@@ -50,10 +50,7 @@ def read_preprocessing(
     stored, _ = fetched(_FILES[1], lambda: mixin.get_image_processor_dict(model))
     if not isinstance(stored, Mapping):
         raise TeacherError(f"model: the {_FILES[1]} of {model}: expected a mapping, got {stored!r}")
-    here = [name for name in _FILES if (Path(model) / name).is_file()]
-    source = f"the {_FILES[1]} of {model}"
-    if len(here) == 2 and "image_processor" in (Path(model) / here[0]).read_text(encoding="utf-8"):
-        took(f"hf {model}: preprocessing", here[0], here, "transformers' choice")
+    source = f"the {_file(model)} of {model}"
     kind = stored.get("image_processor_type") or stored.get("feature_extractor_type")
     defaults = _defaults(transformers, model) if kind else {}
     options = {key: stored[key] if key in stored else defaults.get(key) for key in _KEYS}
@@ -77,6 +74,15 @@ def read_preprocessing(
     stated = {key: value for key, (value, name) in pairs.items() if value and name in stored}
     assumed = (Pixels(mean, std), f"the default of {kind}") if mean and std else None
     return Preprocessing(source, stated, assumed, flips, _size(stored))
+
+
+def _file(model: str) -> str:
+    """The file that transformers reads; says which, where a directory has both."""
+    here = [name for name in _FILES if (Path(model) / name).is_file()]
+    if _FILES[0] in here and b'"image_processor"' in (Path(model) / _FILES[0]).read_bytes():
+        took(f"hf {model}: preprocessing", _FILES[0], here, "transformers' choice")
+        return _FILES[0]
+    return _FILES[1]
 
 
 def choose_size(
