@@ -26,7 +26,7 @@ from teachers.weights import (
     shorten,
 )
 
-_LOCAL = "local-dir:"
+_LOCAL, _HUB = "local-dir:", "hf-hub:"
 _CONFIG_NAME = "config.json"
 _WEIGHT_NAMES = (  # timm's own order
     "model.safetensors",
@@ -221,8 +221,12 @@ def _create(name: str, model: str, weights: str | None, kwargs: dict[str, Any]) 
 
 
 def _how_to_fetch(model: str) -> str:
+    if model.startswith(_HUB):
+        return fetch(model.removeprefix(_HUB), "model")
     published = timm.get_pretrained_cfg(model)
     if published is None or not published.hf_hub_id:
         return f"Copy its {_WEIGHT_NAMES[0]} here and give that path as weights"
     file = published.hf_hub_filename or _WEIGHT_NAMES[0]
-    return fetch(f"{published.hf_hub_id} {file}", "weights")
+    # The config beside the file states what a name without a tag does not.
+    config = "" if "." in model else f" {_CONFIG_NAME}"
+    return fetch(f"{published.hf_hub_id} {file}{config}", "weights")

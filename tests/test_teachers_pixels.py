@@ -267,7 +267,7 @@ def test_a_tower_that_cannot_be_built_is_one_message(
     "entry, message",
     [
         ({"model": "vit_tiny_patch16_224.augreg_in21"}, "no tag of .*did you mean .*augreg_in21k'"),
-        ({"model": "hf-hub:org/name", "resolution": [64, 64]}, "not in the cache"),
+        ({"model": "hf-hub:org/name", "resolution": [64, 64]}, "hf download org/name .* as model"),
         ({"model": "zoo:name"}, "Unknown model source 'zoo'"),
     ],
 )
