@@ -214,4 +214,9 @@ class StudentConfig(_Config):
             raise ValueError("mean and std must be set together; set both or none")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std {self.std} must be positive in every channel")
+        for key, value in (("mean", self.mean), ("std", self.std)):
+            if value is not None and not all(abs(each) <= 2 for each in value):
+                raise ValueError(
+                    f"{key} {value} is for images in [0, 1]; divide values for 0..255 by 255"
+                )
         return self

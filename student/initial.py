@@ -14,7 +14,6 @@ from einops import rearrange
 from timm.layers import Mlp, resample_abs_pos_embed, resample_patch_embed
 from timm.layers.activations import GELUTanh
 from timm.models import VisionTransformer
-from timm.models import load_state_dict as load_timm_state
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -22,9 +21,10 @@ from student.config import Colour, Shape, StudentConfig, StudentInit, TimmInit
 from student.errors import StudentError
 from student.model import Student
 from student.storage import StudentFile, read_student
+from student.timm_file import read_timm_file, say_default_tag, timm_pixels
 from student.trunk import Trunk
 from teachers.features import FeatureSpec
-from teachers.messages import did_you_mean
+from teachers.messages import did_you_mean, say_once
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,9 @@ def build(config: StudentConfig, targets: Mapping[str, FeatureSpec]) -> Student:
         mean, std = _from_student(student, config, config.init)
     else:
         return student
+    for key, own, theirs in (("mean", config.mean, mean), ("std", config.std, std)):
+        if own is not None and any(abs(a - b) > 1e-4 for a, b in zip(own, theirs, strict=True)):
+            say_once(f"student.{key}: {list(own)} is taken; student.init has {list(theirs)}")
     student.set_normalisation(config.mean or mean, config.std or std)
     return student
 
@@ -70,8 +73,7 @@ def _from_timm(trunk: Trunk, config: StudentConfig, init: TimmInit) -> tuple[Col
     state |= _take_prefix(source, prefix, own, where)
     _check_fit(own, state, source, where)
     trunk.load_state_dict(state)
-    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-    return tuple(mean), tuple(std)
+    return timm_pixels(init, model.pretrained_cfg, where, assumes=config.mean is None)
 
 
 def _load_timm(init: TimmInit, where: str) -> Any:
@@ -79,6 +81,7 @@ def _load_timm(init: TimmInit, where: str) -> Any:
         hint = did_you_mean(init.model.split(".")[0], timm.list_models())
         raise StudentError(f"{where}: timm has no such model{hint}")
     if init.weights == "hub":
+        say_default_tag(init.model, where)
         try:
             return timm.create_model(init.model, pretrained=True)
         except (OSError, RuntimeError) as error:
@@ -89,7 +92,7 @@ def _load_timm(init: TimmInit, where: str) -> Any:
     if not init.weights.is_file():
         raise StudentError(f"{where}: student.init.weights: no such file: {init.weights}")
     model = timm.create_model(init.model, num_classes=0)
-    state = load_timm_state(str(init.weights))
+    state = read_timm_file(init.weights, where)
     try:
         model.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")})
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from student.heads import Head
 from student.trunk import Trunk
 from teachers.features import Features, FeatureSpec
 from teachers.messages import did_you_mean
-from teachers.normalization import OPENAI_MEAN, OPENAI_STD
+from teachers.normalization import OPENAI_MEAN, OPENAI_STD, warn_of_range
 
 
 class StudentOutput(NamedTuple):
@@ -157,6 +157,7 @@ class Student(nn.Module):
             raise StudentError(str(error)) from None
 
     def _normalise(self, images: Tensor) -> Tensor:
+        warn_of_range(images, self)
         # Not buffers: a cast of the whole module to bfloat16 would round them.
         mean, std = (
             torch.tensor(c, device=images.device).view(3, 1, 1) for c in (self.mean, self.std)

@@ -124,6 +124,8 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
         raise StudentError(f"student {path}: there is no such file")
     with open_format(path, "student", FORMAT, StudentError) as (file, header):
         config = StudentConfig.model_validate_json(header["config"])
+        if config.mean is None or config.std is None:  # no default in the place of an answer
+            raise StudentError(f"student {path}: its config states no mean and std")
         targets = _Targets.validate_json(header["targets"])
         yield file, StudentHeader(config, targets, _metadata(header["metadata"], path))
 

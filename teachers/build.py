@@ -1,6 +1,6 @@
 """Builds teachers from recipe entries; the table of teacher kinds."""
 
-from contextlib import nullcontext
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.build import build_upsampler
 from teachers.upsamplers.trained import TrainedUpsampler
 from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
+from teachers.weights import check_finite
+
+_NO_OP = ".*copying from a non-meta parameter.*is a no-op"
 
 TEACHERS = Registry(
     noun="teacher",
@@ -56,18 +59,47 @@ def build_teacher(
         dtype: precision of the encoder's matrices, see `Teacher.cast`; None for float32.
 
     Raises:
-        TeacherError: the model or its weights are missing, or do not fit.
+        TeacherError: the model or its weights are missing, do not fit, or are not finite.
     """
     meta = device is not None and torch.device(device).type == "meta"
-    with torch.device("meta") if meta else nullcontext():
-        teacher: Teacher = TEACHERS.resolve(config.kind).from_config(config)
+    teacher = _construct(config, meta=meta)
     if config.chunk_size is not None:  # a user's own class may ignore it
         teacher.chunk_size = config.chunk_size
     if config.upsampler is not None:
         teacher = _upsampled(teacher, config.upsampler)
     if dtype is not None:
         teacher = teacher.cast(dtype)
-    return (teacher if device is None else teacher.to(device)).freeze()
+    teacher = (teacher if device is None else teacher.to(device)).freeze()
+    check_finite(teacher)
+    return teacher
+
+
+def _construct(config: TeacherConfig, *, meta: bool) -> Teacher:
+    """The teacher without its upsampler; on the meta device it has shapes only."""
+    kind = TEACHERS.resolve(config.kind)
+    built_in = TEACHERS.is_built_in(config.kind)
+    if meta:
+        try:
+            # A user's class may load its weights itself, which does nothing on the meta device.
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", _NO_OP)
+                built: Teacher = kind.from_config(config)
+                return built
+        except Exception:
+            if built_in:
+                raise
+        # It may also need the values of its weights: then it is built as in training.
+    try:
+        teacher: Teacher = kind.from_config(config)
+    except TeacherError:
+        raise
+    except Exception as error:  # a user's own code may raise anything
+        if built_in:
+            raise
+        raise TeacherError(
+            f"{config.kind} cannot be built: {type(error).__name__}: {error}"
+        ) from error
+    return teacher.to("meta") if meta else teacher
 
 
 def _upsampled(teacher: Teacher, config: UpsamplerConfig | tuple[UpsamplerConfig, ...]) -> Teacher:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from teachers.catalog_rows import OPEN_KINDS, ROWS, OpenKind, Row
+from teachers.errors import TeacherError
 from teachers.licences import LICENCES, licence_text
 from teachers.messages import did_you_mean
 from teachers.teacher import TeacherConfig
@@ -39,9 +40,18 @@ def licence_of(config: TeacherConfig) -> str:
     """The licence of a teacher's weights, and how it may limit the use of a student, in one line.
 
     For unknown weights it says where to read the licence. A user's own config overrides `licence`.
+
+    Raises:
+        TeacherError: a user's own config gives something else than a text.
     """
-    own = config.licence()
+    given: object = config.licence
+    own = given() if callable(given) else given  # a user's config may have a field of that name
     if own is not None:
+        if not isinstance(own, str):
+            raise TeacherError(
+                f"{type(config).__name__}.licence: expected a text, or a method that returns one, "
+                f"got {own!r}"
+            )
         return own
     entry = config.model_dump()
     model, weights = entry.get("model"), entry.get("weights")

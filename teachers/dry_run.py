@@ -1,11 +1,13 @@
 """A quick check of a user's teacher before training; `teachers.testing` has the complete one."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.teacher import Teacher
+from teachers.teacher import Teacher, TeacherConfig
 
 # Relative to the largest feature: more than kernels differ with the batch size, far less than
 # dropout or swapped images do.
@@ -29,6 +31,8 @@ def dry_run(teacher: Teacher) -> None:
     for method in ("forward", "freeze", "train"):
         if getattr(type(teacher), method) is not getattr(Teacher, method):
             raise TeacherError(f"{name} overrides {method}; implement extract only")
+    _check_licence(type(teacher).Config, name)
+    _check_pixels(teacher, name)
     images = probe_images(teacher)
     both = encode(teacher, images)
     if both.spatial.requires_grad or any(p.requires_grad for p in teacher.parameters()):
@@ -53,6 +57,31 @@ def dry_run(teacher: Teacher) -> None:
             raise TeacherError(f"{what} {_reason(differ(teacher, one, again))}")
     if torch.equal(both.spatial[0], both.spatial[1]):
         raise TeacherError(f"{name}.extract: two different images have the same map")
+
+
+def _check_pixels(teacher: Teacher, name: str) -> None:
+    """The normalisation is one of images in [0, 1]."""
+    mean, std = teacher.normalization
+    if not (len(mean) == len(std) == 3 and max(map(abs, (*mean, *std))) <= 2 and min(std) > 0):
+        raise TeacherError(
+            f"{name}: mean {mean} and std {std}: expected three numbers each for images in [0, 1], "
+            "std positive; divide values for 0..255 by 255"
+        )
+
+
+def _check_licence(config: type[TeacherConfig], name: str) -> None:
+    """`licence` is a method, or a text in its place: it is printed before any training."""
+    field = config.model_fields.get("licence")
+    if field is None:
+        given: object = getattr(config, "licence", None)
+        fine = given is None or callable(given) or isinstance(given, str)
+    else:
+        fine = {field.annotation, *get_args(field.annotation)} <= {str, type(None), str | None}
+    if not fine:
+        raise TeacherError(
+            f"{name}: {config.__name__}.licence must be a text, `licence: str`, or a method that "
+            "returns one"
+        )
 
 
 def _reason(random: bool) -> str:

@@ -1,6 +1,6 @@
-"""Safetensors files whose header names their format, and checks of state dicts."""
+"""Safetensors files whose header names their format, the weights in a checkpoint, state dicts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -11,6 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.files import lfs_hint
+from teachers.messages import took
+
+# Where a checkpoint holds several sets of weights: timm's order, then that of other projects.
+# DINO evaluates its teacher; `module` is DeepSpeed's.
+TIMM_SETS = ("state_dict_ema", "model_ema", "state_dict", "model")
+OPEN_CLIP_SETS = ("state_dict",)
+_SETS = (*TIMM_SETS, "ema", "teacher", "module", "student")
 
 
 @contextmanager
@@ -44,6 +51,42 @@ def open_format(
         raise error(
             f"{what} {path}: not a valid {what} file: {reason}{lfs_hint(Path(path))}"
         ) from reason
+
+
+def choose_state(content: Any, where: str, order: Sequence[str] = ()) -> Mapping[str, Any]:
+    """The state dict in the content of a checkpoint, and which one it is, where there are several.
+
+    Args:
+        content: what `torch.load` returned.
+        where: the file, for messages.
+        order: names of sets of weights, the preferred one first, by the rule of the library that
+            the weights are for; other common names follow, in timm's order.
+    """
+    order = tuple(dict.fromkeys([*order, *_SETS]))
+    while isinstance(content, Mapping):
+        sets = [key for key, value in content.items() if _holds_weights(value)]
+        named = [key for key in order if key in sets]
+        if (
+            not named
+            and len(sets) == 1
+            and not any(isinstance(v, Tensor) for v in content.values())
+        ):
+            named = sets  # one set under a name of its own
+        if not named:
+            break
+        took(f"weights {where}", named[0], sets, "name another by saving it alone")
+        content = content[named[0]]
+    return content if isinstance(content, Mapping) else {}
+
+
+def _holds_weights(value: Any) -> bool:
+    """Whether a value is a state dict, or a mapping around one."""
+    if not isinstance(value, Mapping):
+        return False
+    named = [value[key] for key in value if isinstance(key, str)]
+    return any(isinstance(each, Tensor) for each in named) or any(
+        _holds_weights(value[key]) for key in _SETS if key in value
+    )
 
 
 def shape_mismatch(own: Mapping[str, Tensor], came: Mapping[str, Tensor]) -> str | None:

@@ -4,24 +4,39 @@ Any vision model that `AutoModel` knows, and the vision tower of any model whose
 `vision_config` (CLIP, SigLIP, PaliGemma, LLaVA, ...). No code of a repository is run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
 from math import isqrt
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveInt
+from safetensors import SafetensorError
 from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
+from teachers.hf_pixels import Preprocessing, choose_size, read_preprocessing
+from teachers.messages import say_once, took
+from teachers.pixels import NormalisedConfig, choose_pixels
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.weights import download_failed, fetch, on_meta, seeded, shorten
+from teachers.weights import download_failed, fetch, on_meta, seeded, shorten, weights_in
+
+# What transformers raises for files that are missing, damaged or of another kind.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+    *(SafetensorError, UnpicklingError),
+)
+_WEIGHT_NAMES = (  # transformers' own order
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 
 
-class HFConfig(TeacherConfig):
+class HFConfig(NormalisedConfig):
     """A model of transformers.
 
     Attributes:
@@ -53,11 +68,21 @@ class HFTeacher(Teacher):
     """
 
     Config: ClassVar[type[TeacherConfig]] = HFConfig
+    flips: bool = False  # whether the model takes blue first
 
     def __init__(self, config: HFConfig) -> None:
-        mean, std = _normalization(config.model)
+        preprocessing = _preprocessing(config.model)
+        mean, std = choose_pixels(
+            f"hf {config.model}",
+            config,
+            preprocessing.stated,
+            preprocessing.source,
+            preprocessing.assumed,
+            random=config.weights == "none",
+        )
         described = _describe(config.model)
-        size = config.resolution or _native_size(described, config.model)
+        own_size = getattr(described, "image_size", None)
+        size = choose_size(config.model, own_size, preprocessing, config.resolution)
         shapes = _infer_shapes(described, size, config)
         network, missing = _build(described, config)
         summary = _choose_summary(
@@ -79,9 +104,13 @@ class HFTeacher(Teacher):
         )
         self.network, self.summary, self.prefix = network, summary, shapes.num_prefix_tokens
         self.interpolates = config.resolution is not None
+        if preprocessing.flips:  # part of the fingerprint, of such models only
+            self.flips = True
 
     def extract(self, images: Tensor) -> Features:
         """Runs the model; see `Teacher.extract`."""
+        if self.flips:
+            images = images.flip(1)
         output = _run(self.network, images, interpolate=self.interpolates)
         hidden, summary = output.last_hidden_state, None
         if self.summary == "pool":
@@ -125,7 +154,7 @@ def _fetched(model: str, what: str, read: Callable[[], Any]) -> Any:
     """The result of `read`, which reads a repository or directory; its errors as one message."""
     try:
         return read()
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         if Path(model).is_dir() or not isinstance(error, OSError):
             raise TeacherError(f"model: {what} of {model}: {shorten(str(error))}") from None
         asked = f"{what} of Hugging Face's {model!r}"
@@ -140,30 +169,9 @@ def _describe(model: str) -> Any:
     return getattr(config, "vision_config", config)
 
 
-def _normalization(model: str) -> tuple[Sequence[float], Sequence[float]]:
-    """The mean and std of the pixels, for images in [0, 1]."""
-    mixin = _library().image_processing_base.ImageProcessingMixin
-    stored, _ = _fetched(
-        model, "preprocessor_config.json", lambda: mixin.get_image_processor_dict(model)
-    )
-    if not stored.get("do_normalize", True):
-        return (0, 0, 0), (1, 1, 1)
-    if "image_mean" not in stored or "image_std" not in stored:
-        raise TeacherError(
-            f"model: the preprocessor_config.json of {model} has no image_mean and image_std; add "
-            "them, as the normalisation of its pixels is unknown"
-        )
-    return stored["image_mean"], stored["image_std"]
-
-
-def _native_size(described: Any, model: str) -> tuple[int, int]:
-    size = getattr(described, "image_size", None)
-    if size is None:
-        raise TeacherError(
-            f"resolution: missing; the config of {model} has no image_size, so give the "
-            "(height, width) in pixels to run at"
-        )
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _preprocessing(model: str) -> Preprocessing:
+    """What is stated of the pixels."""
+    return read_preprocessing(_library(), model, lambda what, read: _fetched(model, what, read))
 
 
 def _build(described: Any, config: HFConfig) -> tuple[Any, bool]:
@@ -172,6 +180,11 @@ def _build(described: Any, config: HFConfig) -> tuple[Any, bool]:
     if config.weights == "none" or on_meta():
         with seeded():
             return auto.from_config(described, dtype=torch.float32), False
+    if Path(config.model).is_dir():
+        found = weights_in(Path(config.model))
+        chosen = next((name for name in _WEIGHT_NAMES if name in found), None)
+        if chosen:
+            took(f"weights {config.model}", chosen, found, "transformers' choice")
     network, report = _fetched(
         config.model,
         "the weights",
@@ -190,6 +203,8 @@ def _build(described: Any, config: HFConfig) -> tuple[Any, bool]:
             f"weights: {config.model} lacks {len(lost)} tensors of its {type(network).__name__}, "
             f"such as {lost[0]}"
         )
+    if wrong and config.summary == "auto":
+        say_once(f"hf {config.model}: its weights lack the pooler, so that is not the summary")
     return network, bool(wrong)
 
 

@@ -30,6 +30,7 @@ class MultiScaleTeacher(Teacher):
     """
 
     fingerprinted_as = "teachers.matched.MatchedTeacher"
+    wraps = True
 
     def __init__(self, teacher: Teacher, upsamplers: Sequence[Upsampler]) -> None:
         spec = replace(teacher.spec, any_resolution=True, native_grid=None)

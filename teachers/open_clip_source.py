@@ -1,27 +1,45 @@
-"""Finds an open_clip model: its architecture, pixel normalisation and weights file.
+"""Finds an open_clip model: its architecture, what is stated of its pixels, and its weights file.
 
-A name means a small teacher that this package ships, a local directory in hub layout, or a model
-of open_clip, in this order. Nothing is built and no weights are read here.
+A name means a small teacher that this package ships, a local directory in hub layout (with or
+without open_clip's `local-dir:`), a repository `hf-hub:ORG/NAME`, or a model of open_clip, in this
+order. Nothing is built and no weights are read here.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import open_clip
+from open_clip.pretrained import download_pretrained_from_hf
 
 from teachers.errors import TeacherError
-from teachers.messages import did_you_mean
-from teachers.weights import download_failed, fetch, find_weights, on_meta, read_json
+from teachers.messages import did_you_mean, took
+from teachers.open_clip_stated import (
+    CONFIG_NAME,
+    Stated,
+    check_activation,
+    check_same_model,
+    folder_states,
+    repository_states,
+    tag_states,
+)
+from teachers.pixels import say_conflict
+from teachers.weights import download_failed, fetch, find_weights, on_meta, weights_in
 
 SHIPPED = Path(__file__).parent / "small"
-_CONFIG_NAME = "open_clip_config.json"
-_WEIGHT_NAMES = (
+_LOCAL, _HUB = "local-dir:", "hf-hub:"
+_WEIGHT_NAMES = (  # open_clip's own order
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
     "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
 )
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -32,44 +50,83 @@ class OpenClipSource:
         model: as in the recipe.
         weights: as in the recipe.
         model_cfg: open_clip's description of the architecture.
-        preprocess_cfg: the known part of the pixel normalisation; the rest is open_clip's default.
-        folder: of a local model; None for one of open_clip's.
+        stated: what the source of the weights states.
+        folder: of a local model; None for one of open_clip's or of the hub.
     """
 
     model: str
     weights: str | None
     model_cfg: dict[str, Any]
-    preprocess_cfg: dict[str, Any]
+    stated: Stated
     folder: Path | None
+
+    @property
+    def repository(self) -> str | None:
+        """The hub's repository of a name `hf-hub:ORG/NAME`."""
+        return self.model.removeprefix(_HUB) if self.model.startswith(_HUB) else None
 
 
 def find_source(model: str, weights: str | None) -> OpenClipSource:
     """Finds a model; both arguments are as in `OpenClipConfig`.
 
     Raises:
-        TeacherError: there is no such model, or its pixel normalisation is ambiguous.
+        TeacherError: there is no such model, or a config beside the weights is of another model.
     """
-    shipped = SHIPPED / model
-    folder = shipped if (shipped / _CONFIG_NAME).is_file() else Path(model)
-    if folder.is_dir():
-        stored = read_json(folder / _CONFIG_NAME)
-        if "model_cfg" not in stored:
-            raise TeacherError(f"{folder / _CONFIG_NAME} has no model_cfg")
-        vision_cfg = stored["model_cfg"]["vision_cfg"]
-        name = vision_cfg.get("timm_model_name") or ""
-        if name.startswith("local-dir:"):  # relative to the folder
-            vision_cfg["timm_model_name"] = f"local-dir:{folder / name.removeprefix('local-dir:')}"
-        preprocess_cfg = stored.get("preprocess_cfg", {})
-        return OpenClipSource(model, weights, stored["model_cfg"], preprocess_cfg, folder)
-    model_cfg = open_clip.get_model_config(model)
-    if model_cfg is None:
-        shipped_names = [path.parent.name for path in SHIPPED.glob(f"*/{_CONFIG_NAME}")]
+    source = _find_model(model, weights)
+    path = Path(weights) if weights is not None else None
+    if path is None or not path.exists() or weights in _tags(source):
+        return source
+    beside = path if path.is_dir() else path.parent
+    if source.folder is not None and beside.resolve() == source.folder.resolve():
+        return source
+    if not (beside / CONFIG_NAME).is_file():
+        return source
+    model_cfg, stated = folder_states(beside)  # the weights' own source decides
+    check_same_model(model, source.model_cfg, model_cfg, beside / CONFIG_NAME)
+    own = source.stated
+    say_conflict(f"open_clip {model}", stated.preprocess, stated.by, own.preprocess, own.by)
+    return OpenClipSource(model, weights, source.model_cfg, stated, source.folder)
+
+
+def _find_model(model: str, weights: str | None) -> OpenClipSource:
+    """The model by its name alone."""
+    if model.startswith(_HUB):
+        repository = model.removeprefix(_HUB)
+        asked = f"the {CONFIG_NAME} of open_clip {model!r}"
+        model_cfg, stated = _downloaded(asked, repository, lambda: repository_states(repository))
+        return OpenClipSource(model, weights, model_cfg, stated, None)
+    folder = _folder(model)
+    if folder is not None:
+        model_cfg, stated = folder_states(folder)
+        return OpenClipSource(model, weights, model_cfg, stated, folder)
+    built_in = open_clip.get_model_config(model)
+    if built_in is None:
+        shipped_names = [path.parent.name for path in SHIPPED.glob(f"*/{CONFIG_NAME}")]
         hint = did_you_mean(model, [*open_clip.list_models(), *shipped_names])
         raise TeacherError(
             f"model: {model!r} is neither an open_clip model nor a shipped teacher nor a "
             f"directory{hint}; see open_clip.list_models()"
         )
-    return OpenClipSource(model, weights, model_cfg, _published_preprocess(model, weights), None)
+    return OpenClipSource(model, weights, built_in, tag_states(model, weights), None)
+
+
+def _folder(model: str) -> Path | None:
+    """The directory of a local model; says which, if a name has several meanings."""
+    if model.startswith(_LOCAL):
+        folder = Path(model.removeprefix(_LOCAL))
+        if not folder.is_dir():
+            raise TeacherError(f"model: {model!r}: there is no directory {folder}")
+        return folder
+    found = dict[str, Path]()
+    if "/" not in model and (SHIPPED / model / CONFIG_NAME).is_file():
+        found["the shipped teacher"] = SHIPPED / model
+    if Path(model).is_dir():
+        found["the directory"] = Path(model)
+    if not found:
+        return None
+    names = [*found, *(["open_clip's model"] if model in open_clip.list_models() else [])]
+    took(f"model {model}", names[0], names, f"./{model} is always the directory")
+    return found[names[0]]
 
 
 def locate_weights(source: OpenClipSource) -> Path | None:
@@ -78,35 +135,39 @@ def locate_weights(source: OpenClipSource) -> Path | None:
     Raises:
         TeacherError: no such weights, or they cannot be downloaded.
     """
-    weights, folder = source.weights, source.folder
+    weights, folder, repository = source.weights, source.folder, source.repository
     if weights == "none":
         return None
     if weights is None and folder is not None:
         return None if on_meta() else find_weights(folder, _WEIGHT_NAMES)
-    tags = [] if folder is not None else open_clip.list_pretrained_tags_by_model(source.model)
+    if weights is None and repository is not None:
+        asked = f"open_clip {source.model!r}"
+        read: Callable[[], str] = lambda: download_pretrained_from_hf(repository)  # noqa: E731
+        return None if on_meta() else _cached(_downloaded(asked, repository, read))
+    tags = _tags(source)
+    here = weights is not None and Path(weights).exists()
     if weights in tags:
+        if here:
+            took("weights", f"the tag {weights}", ["tag", "file"], f"a file may be ./{weights}")
         return None if on_meta() else _download(source)
-    if weights is None or not Path(weights).exists():
+    if not here:
         raise TeacherError(
             f"weights: {weights!r} is neither a tag of {source.model!r}"
             f"{did_you_mean(str(weights), tags)} nor a file or directory; choose one of "
             f"{tags}, a path, or none"
         )
-    return None if on_meta() else find_weights(Path(weights), _WEIGHT_NAMES)
+    if on_meta():
+        return None
+    found = find_weights(Path(str(weights)), _WEIGHT_NAMES)
+    check_activation(source.model, source.model_cfg, source.stated, found)
+    return found
 
 
-def _published_preprocess(model: str, weights: str | None) -> dict[str, Any]:
-    """The pixel normalisation of a tag; without a tag, that of all the model's tags."""
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    used = [weights] if weights in tags else tags
-    found = [open_clip.get_pretrained_cfg(model, tag) for tag in used]
-    chosen = [{k: c[k] for k in ("mean", "std") if k in c} for c in found]
-    if weights != "none" and any(other != chosen[0] for other in chosen):
-        raise TeacherError(
-            f"weights: the published weights of {model!r} differ in mean and std; put "
-            f"the file in a directory with its {_CONFIG_NAME} and give that as model"
-        )
-    return chosen[0] if chosen else {}
+def _tags(source: OpenClipSource) -> list[str]:
+    """The published weights that a recipe may name."""
+    if source.folder is not None or source.repository is not None:
+        return []
+    return list(open_clip.list_pretrained_tags_by_model(source.model))
 
 
 def _download(source: OpenClipSource) -> Path:
@@ -118,14 +179,30 @@ def _download(source: OpenClipSource) -> Path:
             f" QuickGELU, unlike model {model!r}; use its other name, with or without -quickgelu"
         )
     try:
-        return Path(open_clip.download_pretrained(tag))
+        return _cached(open_clip.download_pretrained(tag))
     except (OSError, RuntimeError, ValueError) as error:
         raise download_failed(
             f"open_clip {model!r} with weights {weights!r}", _how_to_fetch(tag), error
         ) from None
 
 
-def _how_to_fetch(tag: dict[str, Any]) -> str:
+def _cached(file: str) -> Path:
+    """A file in the hub's cache; says which, if the cache has others of its repository."""
+    path = Path(file)
+    if "snapshots" in path.parts:
+        took(f"weights {path.parent}", path.name, weights_in(path.parent), "open_clip's choice")
+    return path
+
+
+def _downloaded(asked: str, repository: str, read: Callable[[], _T]) -> _T:
+    try:
+        return read()
+    except (OSError, RuntimeError, ValueError) as error:
+        wanted = f'{repository} --include "open_clip_*"'
+        raise download_failed(asked, fetch(wanted, "model"), error) from None
+
+
+def _how_to_fetch(tag: Mapping[str, Any]) -> str:
     repository, _, file = tag["hf_hub"].rpartition("/")  # `org/name/`, or with a file
     wanted = file or '--include "open_clip_*"'
     return fetch(f"{repository} {wanted}", "weights")

@@ -13,26 +13,29 @@ import torch.nn.functional as F
 from einops import rearrange
 from open_clip.model import _build_vision_tower  # the only way to build no text tower
 from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg
 from open_clip.transformer import VisionTransformer
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.open_clip_source import find_source, locate_weights
+from teachers.files import OPEN_CLIP_SETS
+from teachers.messages import say_once
+from teachers.open_clip_source import OpenClipSource, find_source, locate_weights
+from teachers.pixels import NormalisedConfig, Pixels, choose_pixels
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.weights import load_strictly, read_tensors, seeded, without_storage
+from teachers.weights import load_strictly, read_tensors, seeded, shorten, without_storage
 
 
-class OpenClipConfig(TeacherConfig):
+class OpenClipConfig(NormalisedConfig):
     """The vision tower of any open_clip model.
 
     Attributes:
-        model: an open_clip model name, a small teacher that this package ships, or a local
-            directory in hub layout (`open_clip_config.json` beside the weights).
+        model: an open_clip model name, a small teacher that this package ships, a local directory
+            in hub layout (`open_clip_config.json` beside the weights), or `hf-hub:ORG/NAME`.
         weights: a pretrained tag of open_clip, a local file or directory, or `none` for random
-            weights. May be left out where `model` is a directory: its own weights.
+            weights. May be left out where `model` is a directory or repository: its own weights.
+            An `open_clip_config.json` beside a file states its normalisation.
         resolution: (height, width) in pixels to interpolate positions to; None for the trained one.
         summary: `embedding`, the image embedding that the text tower is compared with; `cls`, a
             CLIP ViT's class token before the projection to it; or `pool`, what a SigLIP's
@@ -48,7 +51,7 @@ class OpenClipConfig(TeacherConfig):
     @model_serializer(mode="wrap")
     def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves a default summary out, as before the key existed: entries identify caches."""
-        entry: dict[str, Any] = handler(self)
+        entry: dict[str, Any] = super()._serialize(handler)
         if self.kind != "dfn_clip" and self.summary == type(self).model_fields["summary"].default:
             entry.pop("summary", None)
         return entry
@@ -90,27 +93,22 @@ class OpenClipTeacher(Teacher):
 
     def __init__(self, config: OpenClipConfig) -> None:
         source = find_source(config.model, config.weights)
-        vision_cfg = deepcopy(source.model_cfg["vision_cfg"])
-        with seeded(loaded=config.weights != "none"):
-            visual: Any = _build_vision_tower(
-                source.model_cfg["embed_dim"], vision_cfg, source.model_cfg.get("quick_gelu", False)
-            )
+        visual = _build_tower(source)
         self._check_tower(visual, config)
         path = locate_weights(source)
         if path is not None:
-            load_strictly(visual, read_tensors(path, prefix="visual."), str(path))
+            tensors = read_tensors(path, prefix="visual.", order=OPEN_CLIP_SETS)
+            load_strictly(visual, tensors, str(path))
         if config.resolution is not None:
             _resize(visual, config.resolution)
         if config.summary == "cls":
             visual.proj = None
-        preprocess = {**vars(PreprocessCfg()), **source.preprocess_cfg}
+        mean, std = _pixels(source, config)
         super().__init__(
-            _spec(visual, config.summary),
-            mean=preprocess["mean"],
-            std=preprocess["std"],
-            chunk_size=config.chunk_size,
+            _spec(visual, config.summary), mean=mean, std=std, chunk_size=config.chunk_size
         )
         self.visual = visual
+        self.weights_file = path  # no part of the fingerprint: where weights lie changes nothing
         self.num_layers = _num_layers(visual)
         if not self.token_list:
             self.normed = _norms_tokens(visual)
@@ -177,6 +175,42 @@ class SigLIP(OpenClipTeacher):
 
     Config: ClassVar[type[TeacherConfig]] = SigLIPConfig
     token_list = True
+
+
+def _build_tower(source: OpenClipSource) -> Any:
+    """The vision tower, with random weights only where these stay."""
+    # The weights of the tower alone, which open_clip takes in training, are not wanted.
+    vision_cfg = deepcopy(source.model_cfg["vision_cfg"]) | {"timm_model_pretrained": False}
+    quick_gelu = source.model_cfg.get("quick_gelu", False)
+    try:
+        with seeded(loaded=source.weights != "none"):
+            return _build_vision_tower(source.model_cfg["embed_dim"], vision_cfg, quick_gelu)
+    except Exception as error:  # what a config states may break open_clip or timm anywhere
+        raise TeacherError(
+            f"model: open_clip builds no tower of {source.model!r}: {type(error).__name__}: "
+            f"{shorten(str(error))}"
+        ) from error
+
+
+def _pixels(source: OpenClipSource, config: OpenClipConfig) -> Pixels:
+    """The normalisation; says where its source and the tower disagree about the size."""
+    where, stated = f"{config.kind} {config.model}", source.stated
+    tower = _pair(source.model_cfg["vision_cfg"].get("image_size"))
+    size = _pair(stated.preprocess.get("size"))
+    if size and tower and size != tower and config.resolution is None:
+        say_once(
+            f"{where}: resolution {list(tower)}, that of the tower, is taken as open_clip does; "
+            f"the preprocess_cfg of {stated.by} states {list(size)}; set resolution for another"
+        )
+    random = config.weights == "none"
+    return choose_pixels(where, config, stated.preprocess, stated.by, stated.assumed, random=random)
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    """(height, width) of a size in open_clip's configs."""
+    if isinstance(size, int):
+        return size, size
+    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
 
 
 def _require_class_token(visual: Any, config: OpenClipConfig) -> None:

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from data.files import lfs_hint
 from teachers.errors import TeacherError
+from teachers.messages import took
+from teachers.radio_hub import hub_resolution
 from teachers.weights import find_weights, read_json, read_tensors, shorten
 
 _TABLE = "patch_generator.pos_embed"
@@ -89,12 +91,14 @@ class RadioCheckpoint:
         tensors: of the trunk, by the names of timm's NaFlexVit.
         teachers: their entries in `args`, in order; a name may occur twice.
         heads: tensors of the heads for the teachers' features, by public names.
+        resolution: the (height, width) in pixels that the hub's config states; None without it.
     """
 
     architecture: RadioArchitecture
     tensors: dict[str, Tensor]
     teachers: tuple[Mapping[str, Any], ...]
     heads: dict[str, Tensor]
+    resolution: tuple[int, int] | None = None
 
 
 def read_radio(path: Path) -> RadioCheckpoint:
@@ -111,8 +115,11 @@ def read_radio(path: Path) -> RadioCheckpoint:
         raise TeacherError(f"weights: {path} is not a file or directory here")
     if path.is_dir():
         path = find_weights(path, ("model.safetensors",))
+    resolution = None
     if path.suffix == ".safetensors":
-        args, tensors = _args(read_json(path.parent / "config.json"), path), read_tensors(path)
+        config = read_json(path.parent / "config.json")
+        args, tensors = _args(config, path), read_tensors(path)
+        resolution = hub_resolution(config, path)
     else:
         args, tensors = _load(path)
     trunk, others = _split(tensors, path)
@@ -125,7 +132,8 @@ def read_radio(path: Path) -> RadioCheckpoint:
             f"summary, got {slots.tolist()}"
         )
     heads = {k: v for k, v in others.items() if k.startswith(_HEADS)}
-    return RadioCheckpoint(architecture, to_timm(trunk), tuple(args.get("teachers") or ()), heads)
+    teachers = tuple(args.get("teachers") or ())
+    return RadioCheckpoint(architecture, to_timm(trunk), teachers, heads, resolution)
 
 
 def to_timm(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,7 +174,10 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except Exception as error:  # damaged files raise exceptions of many types
         raise TeacherError(f"{path} cannot be read: {shorten(str(error))}") from None
     content = loaded if isinstance(loaded, Mapping) else {}
-    state = content.get("state_dict_ema") or content.get("state_dict")
+    sets = [key for key in ("state_dict_ema", "state_dict") if content.get(key)]
+    state = content[sets[0]] if sets else content.get("state_dict")
+    if sets:
+        took(f"weights {path}", sets[0], sets, "the average wins in RADIO's own loader")
     if not isinstance(state, Mapping):
         raise TeacherError(
             f"{path} is not a RADIO checkpoint: it has neither state_dict_ema nor state_dict"

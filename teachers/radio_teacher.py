@@ -17,7 +17,8 @@ from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
-from teachers.messages import did_you_mean
+from teachers.messages import did_you_mean, say_once
+from teachers.pixels import say_conflict
 from teachers.radio_format import RadioArchitecture, RadioCheckpoint, read_radio
 from teachers.radio_models import PUBLISHED, build_trunk, repository
 from teachers.teacher import Teacher, TeacherConfig
@@ -34,7 +35,8 @@ class RadioConfig(TeacherConfig):
         weights: a local file in the public format; a `.safetensors` file of the hub with its
             `config.json` beside it, or their folder; or `none` for random weights.
         summary: the teachers whose class tokens are concatenated; None for the published ones.
-        resolution: (height, width) in pixels, multiples of the patch; None for the published one.
+        resolution: (height, width) in pixels, multiples of the patch; None for the published one,
+            or the `preferred_resolution` in the `config.json` of a checkpoint from the hub.
     """
 
     kind: str = "radio"
@@ -63,11 +65,15 @@ class RadioTeacher(Teacher):
         # No random weights where a file follows: those of a ViT-H take many seconds.
         with torch.device("meta") if checkpoint else nullcontext():
             network = build_trunk(architecture)
-        spec = _spec(config, architecture, network)
+        stated = checkpoint.resolution if checkpoint else None
+        spec = _spec(config, architecture, network, stated)
         super().__init__(
             spec, mean=architecture.mean, std=architecture.std, chunk_size=config.chunk_size
         )
         if checkpoint and published:
+            ours, theirs = ({"mean": a.mean, "std": a.std} for a in (architecture, published))
+            by = f"{config.model} as published"
+            say_conflict(f"radio {config.model}", ours, str(config.weights), theirs, by)
             with torch.device("meta"):
                 expected = _spec(config, published, build_trunk(published))
             if spec != expected:
@@ -133,20 +139,31 @@ def _slots(config: RadioConfig, architecture: RadioArchitecture) -> tuple[int, .
     return tuple(architecture.class_tokens.index(name) for name in names)
 
 
-def _spec(config: RadioConfig, architecture: RadioArchitecture, network: NaFlexVit) -> FeatureSpec:
+def _spec(
+    config: RadioConfig,
+    architecture: RadioArchitecture,
+    network: NaFlexVit,
+    stated: tuple[int, int] | None = None,
+) -> FeatureSpec:
+    """The spec; `stated` is the resolution that the checkpoint's config states."""
     patch = architecture.patch_size
-    resolution = config.resolution
-    if resolution is None and config.model is None:
+    published = (PUBLISHED[config.model][1],) * 2 if config.model else None
+    resolution = config.resolution or published or stated
+    if stated and published and stated != published and config.resolution is None:
+        say_once(
+            f"radio {config.model}: resolution {list(published)}, as published, is taken; the "
+            f"config.json beside {config.weights} states {list(stated)}"
+        )
+    if resolution is None:
         raise TeacherError(
             "resolution: missing; a checkpoint does not contain its intended size, so give "
             f"(height, width) in multiples of {patch} px, or a published model"
         )
-    side = PUBLISHED[config.model][1] if config.model else 0
     spec = FeatureSpec(
         summary_dim=network.embed_dim * len(_slots(config, architecture)),
         spatial_dim=network.embed_dim,
         patch_size=patch,
-        resolution=resolution or (side, side),
+        resolution=resolution,
         any_resolution=True,
         spatial_from=f"last block, {'after the' if architecture.final_norm else 'without a'} final "
         "norm",

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
+from teachers.normalization import warn_of_range
 from teachers.upsamplers.build import parse_upsamplers
 from teachers.upsamplers.upsampler import Upsampler, UpsamplerConfig
 
@@ -43,7 +44,10 @@ class TeacherConfig(StrictConfig):
     ] = None
 
     def licence(self) -> str | None:
-        """The licence of the weights, where the class knows it; see `catalog.licence_of`."""
+        """The licence of the weights, where the class knows it; see `catalog.licence_of`.
+
+        A subclass may have a field or a class variable `licence: str` in its place.
+        """
         return None
 
 
@@ -54,6 +58,7 @@ class Teacher(nn.Module, ABC):
 
     Attributes:
         num_layers: number of blocks or stages that `layers` can return; 0 for none.
+        wraps: whether a model inside takes the images as they are, and looks at them itself.
 
     Args:
         spec: what the encoder returns and accepts.
@@ -63,6 +68,7 @@ class Teacher(nn.Module, ABC):
     """
 
     Config: ClassVar[type[TeacherConfig]] = TeacherConfig
+    wraps: ClassVar[bool] = False
 
     mean: Tensor  # (1, 3, 1, 1)
     std: Tensor  # (1, 3, 1, 1)
@@ -182,6 +188,8 @@ class Teacher(nn.Module, ABC):
         """Normalises the images and runs the encoder on each chunk of them."""
         if self.training:  # fresh from its constructor
             self.freeze()
+        if not self.wraps:
+            warn_of_range(images, self)
         chunks = images.split(self.chunk_size or max(1, len(images)))
         with self._precision(images.device.type):
             return [run((chunk - self.mean) / self.std) for chunk in chunks]

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from teachers.config import StrictConfig
 from teachers.errors import TeacherError
+from teachers.files import OPEN_CLIP_SETS
+from teachers.messages import say_once
 from teachers.open_clip_source import OpenClipSource, find_source, locate_weights
 from teachers.weights import download_failed, load_strictly, read_tensors, seeded, shorten
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt")
 # Names of CLIP's text tower in models without the prefix `text.`
 _LOOSE = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 
@@ -44,6 +47,7 @@ class TextTower(nn.Module):
     Attributes:
         tokenizer: open_clip's, from texts to token numbers (N, context).
         dim: D of the vectors.
+        weights_file: what was read; None for random weights.
 
     Raises:
         TeacherError: no such model, weights without a text tower, or a missing tokenizer.
@@ -52,9 +56,11 @@ class TextTower(nn.Module):
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
         source = find_source(config.model, config.weights)
-        path = locate_weights(source)
+        self.weights_file = path = locate_weights(source)
         self.dim: int = source.model_cfg["embed_dim"]
-        text_cfg = source.model_cfg["text_cfg"]
+        text_cfg = source.model_cfg.get("text_cfg")
+        if not isinstance(text_cfg, dict):
+            raise TeacherError(f"text.model: {config.model!r} has no text tower: no text_cfg")
         if text_cfg.get("hf_model_name"):
             raise TeacherError(
                 f"text.model: {config.model!r} has a text tower of Hugging Face's transformers; "
@@ -83,7 +89,7 @@ class TextTower(nn.Module):
 
 def _text_tensors(path: Path) -> dict[str, Tensor]:
     """The text tower's tensors of a checkpoint, without their prefix."""
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, order=OPEN_CLIP_SETS)
     inside = {k.removeprefix("text."): v for k, v in tensors.items() if k.startswith("text.")}
     if inside:
         return inside
@@ -118,4 +124,29 @@ def _load_tokenizer(source: OpenClipSource) -> Callable[[list[str]], Tensor]:
             f"files (`hf download {asked} --local-dir DIR`), and give that as text.model",
             error,
         ) from None
+    _check_tokenizer(source, tokenizer)
     return tokenizer
+
+
+def _check_tokenizer(source: OpenClipSource, tokenizer: Any) -> None:
+    """Checks a tokenizer that nobody named; says which one that is where others are at hand.
+
+    Raises:
+        TeacherError: it has words that the tower does not know.
+    """
+    text_cfg, folder = source.model_cfg["text_cfg"], source.folder
+    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+        return
+    known = text_cfg.get("vocab_size", tokenizer.vocab_size)
+    if tokenizer.vocab_size > known:
+        raise TeacherError(
+            f"text.model: the config of {source.model!r} names no tokenizer, and CLIP's own has "
+            f"{tokenizer.vocab_size} words where the text tower has {known}; set "
+            "text_cfg.hf_tokenizer_name in its config, with the tokenizer's files beside it"
+        )
+    beside = [name for name in _TOKENIZER_FILES if folder and (folder / name).is_file()]
+    if beside:
+        say_once(
+            f"text {source.model}: tokenizer CLIP's own assumed, as open_clip does: its config "
+            f"names no hf_tokenizer_name, so {', '.join(beside)} in {folder} are not read"
+        )

@@ -13,21 +13,23 @@ from torch import Tensor, nn
 
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
+from teachers.pixels import NormalisedConfig
 from teachers.teacher import Teacher, TeacherConfig
-from teachers.timm_source import build_network, resamples
+from teachers.timm_source import build_network, pixels_of, resamples
 from teachers.weights import without_storage
 
 _PLAIN = (VisionTransformer, Eva, NaFlexVit)  # their grid is known without a pass
 
 
-class TimmConfig(TeacherConfig):
+class TimmConfig(NormalisedConfig):
     """A timm model.
 
     Attributes:
         model: a timm name with or without its tag, `vit_small_patch14_dinov2.lvd142m`, or a local
             directory in hub layout (`config.json` beside the weights).
         weights: None for those that timm publishes under that name (or that the directory holds),
-            a local file or directory, or `none` for random weights.
+            a local file or directory, or `none` for random weights. A `config.json` of timm beside
+            a file states its normalisation and size.
         features: `norm`, the last map after the model's final norm; or the number of a block (a
             stage of a CNN), before that norm, counted from 0, or from the end if negative.
         summary: `cls`, the class token after the final norm; `pool`, the pooled input of the
@@ -67,11 +69,9 @@ class TimmTeacher(Teacher):
             summary = "cls" if has_cls else "pool"
         if summary == "cls" and not has_cls:
             raise TeacherError(f"summary: {config.model!r} has no class token; choose pool or none")
+        mean, std = pixels_of(config, config.model, config.weights, network)
         super().__init__(
-            _spec(network, config, summary),
-            mean=network.pretrained_cfg["mean"],
-            std=network.pretrained_cfg["std"],
-            chunk_size=config.chunk_size,
+            _spec(network, config, summary), mean=mean, std=std, chunk_size=config.chunk_size
         )
         self.network = network
         self.summary = summary

@@ -33,6 +33,8 @@ class UpsampledTeacher(Teacher):
         upsampler: built for `teacher.spec`.
     """
 
+    wraps = True
+
     def __init__(self, teacher: Teacher, upsampler: Upsampler) -> None:
         spec = upsampled_spec(teacher.spec, upsampler.factor)
         spec = replace(spec, spatial_dim=upsampler.spatial_dim)

@@ -6,6 +6,7 @@ CPU, also where there is a GPU. Triton's kernels are interpreted there.
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; within each half the order stays."""
     items.sort(key=lambda item: not any(part in item.path.name for part in _LONG))
+
+
+@pytest.fixture
+def said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], list[str]]:
+    """What `say_once` has said since the last call, as if it had said nothing before the test."""
+    monkeypatch.setattr("teachers.messages._said", set())
+
+    def messages() -> list[str]:
+        found = [each.getMessage() for each in caplog.records if each.name == "teachers"]
+        caplog.clear()
+        return found
+
+    return messages

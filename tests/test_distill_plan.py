@@ -148,6 +148,17 @@ def test_shifts_dropping_and_tolerated_losses_cost_no_products(tmp_path: Path) -
     assert traced(tmp_path)[1] == traced(tmp_path, objective=objective)[1]
 
 
+@pytest.mark.parametrize("options", [{}, {"reparametrisation": {"spectral": "all", "damp": 0.1}}])
+def test_a_step_in_fp16_holds_half_the_bytes_and_costs_the_same_products(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    _, whole = traced(tmp_path, **options)
+    workload, half = traced(tmp_path, engine={"precision": "fp16"}, **options)
+    assert {p.dtype for p in workload.trained.parameters()} == {torch.float16}
+    assert total(half, "student") == total(whole, "student")
+    assert half.peak < whole.peak
+
+
 def test_mesa_runs_the_average_forward_in_its_steps_and_keeps_it_whole(tmp_path: Path) -> None:
     mesa = {"weight": 1.0, "start_step": 6}
     _, plain = traced(tmp_path)

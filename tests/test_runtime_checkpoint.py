@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,12 +104,19 @@ def test_a_command_whose_checkpoint_fails_prints_one_message_and_ends_with_1(
     )
 
 
-def test_a_runs_folder_means_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_runs_folder_means_its_newest_whole_checkpoint_and_says_which(
+    tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
     old, new = (_save(tmp_path / "checkpoints", step) for step in (7, 9))
     assert find_checkpoint(tmp_path) == new
+    assert said() == [
+        f"{tmp_path}: took step-00000009 of [step-00000009, step-00000007], the newest"
+    ]
     assert find_checkpoint(old) == old
+    assert said() == []
     (new / "b.bin").write_bytes(b"")
     assert find_checkpoint(tmp_path) == old
+    assert said() == [f"{tmp_path}: took step-00000007; step-00000009 is newer, but incomplete"]
     with pytest.raises(RecipeError, match="step-00000009: the checkpoint is incomplete; give"):
         find_checkpoint(new)
 
@@ -139,7 +147,9 @@ def test_a_kill_before_the_name_is_given_leaves_no_checkpoint(
     assert sorted(os.listdir(tmp_path)) == ["step-00000001"]
 
 
-def test_restoring_falls_back_to_the_one_that_can_be_read(tmp_path: Path) -> None:
+def test_restoring_falls_back_to_the_one_that_can_be_read_and_says_so(
+    tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
     for step in (1, 2):
         _save(tmp_path, step)
     tried = []
@@ -151,6 +161,10 @@ def test_restoring_falls_back_to_the_one_that_can_be_read(tmp_path: Path) -> Non
 
     assert restore_latest(tmp_path, read) == tmp_path / "step-00000001"
     assert tried == ["step-00000002", "step-00000001"]
+    (line,) = said()
+    assert line.startswith(f"goes on from {tmp_path / 'step-00000001'}; newer checkpoints fail: ")
+    assert "step-00000002: could not be read (" in line
+    assert "damaged" in line
 
 
 def test_a_run_whose_checkpoints_cannot_be_read_does_not_start_over(tmp_path: Path) -> None:

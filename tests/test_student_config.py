@@ -69,6 +69,7 @@ def test_registers_are_four_unless_told() -> None:
         ),
         ({"mean": (0.5, 0.5, 0.5)}, "mean and std must be set together"),
         ({"mean": (0, 0, 0), "std": (1, 0, 1)}, "must be positive in every channel"),
+        ({"mean": (124, 116, 104), "std": (1, 1, 1)}, r"mean .* is for images in \[0, 1\]; divide"),
         ({"size": "medium"}, "'tiny', 'small'"),
         ({"sise": "tiny"}, "sise.*[\n].*Extra inputs"),
         ({"init": {"kind": "timmm", "model": "x"}}, "'timm', 'student'"),

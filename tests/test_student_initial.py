@@ -1,6 +1,8 @@
 """Initial weights, from timm and from our own students: exact, or refused by name."""
 
+import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,61 @@ def test_the_student_normalises_pixels_as_its_timm_vit_does(tiny: tuple[nn.Modul
     assert student.config.mean == student.config.std == (0.5, 0.5, 0.5)
     colours = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     assert from_timm(tiny[1], "vit_tiny_patch16_224", **colours).config.mean == (0.1, 0.2, 0.3)
+
+
+def pair(folder: Path, model: nn.Module, **config: Any) -> Path:
+    """A file with weights and their average, and timm's config beside it if one is given."""
+    plain = model.state_dict()
+    average = {name: value + 0.25 for name, value in plain.items()}
+    file = folder / "tiny.pth"
+    torch.save({"state_dict": plain, "state_dict_ema": average}, file)
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+    return file
+
+
+def test_of_several_sets_in_a_file_timms_choice_starts_the_trunk(
+    tiny: tuple[nn.Module, Path], tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    file = pair(tmp_path, tiny[0])
+    student = from_timm(file, "vit_tiny_patch16_224.augreg_in21k")
+    assert torch.equal(student.trunk.norm.bias, tiny[0].state_dict()["norm.bias"] + 0.25)
+    (line,) = said()
+    assert line.startswith(f"weights {file}: took state_dict_ema of [state_dict, state_dict_ema]")
+
+
+def test_the_pixels_of_a_bare_file_are_assumed_and_said(
+    tiny: tuple[nn.Module, Path], said: Callable[[], list[str]]
+) -> None:
+    from_timm(tiny[1], "vit_tiny_patch16_224")
+    (line,) = said()
+    assert "mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] assumed" in line
+    assert "vit_tiny_patch16_224.augreg_in21k_ft_in1k: " in line
+    assert "set student.mean" in line
+    colours = {"mean": (0.5, 0.5, 0.5), "std": (0.4, 0.5, 0.5)}
+    from_timm(tiny[1], "vit_tiny_patch16_224", **colours)
+    assert said() == ["student.std: [0.4, 0.5, 0.5] is taken; student.init has [0.5, 0.5, 0.5]"]
+
+
+def test_a_config_beside_the_file_states_its_pixels(
+    tiny: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": cfg}
+    file = pair(tmp_path, tiny[0], **config)
+    student = from_timm(file, "vit_tiny_patch16_224")
+    assert (student.config.mean, student.config.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    pair(tmp_path, tiny[0], **config | {"architecture": "vit_small_patch16_224"})
+    with pytest.raises(StudentError, match="architecture 'vit_small_patch16_224'; give student"):
+        from_timm(file, "vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_damaged_file_is_one_message(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"tiny.{suffix}"
+    file.write_bytes(b"no weights at all")
+    with pytest.raises(StudentError, match="student.init: timm's vit_tiny.*cannot be read|unpickl"):
+        from_timm(file, "vit_tiny_patch16_224")
 
 
 def test_registers_layer_scale_and_class_tokens_without_positions_are_carried_over(

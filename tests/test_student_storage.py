@@ -1,5 +1,6 @@
 """Students on disk: what is written is what comes back, without the trainer's packages."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import student as package
 from student.config import HeadConfig, StudentConfig
@@ -138,6 +139,18 @@ def test_safetensors_of_something_else_are_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "s")
     with pytest.raises(StudentError, match="its format is None, expected 'featsharp"):
         load_student(tmp_path / "s")
+
+
+def test_a_file_that_states_no_pixels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "student.safetensors"
+    save(build(), path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    config = json.loads(header["config"])
+    del config["mean"], config["std"]
+    save_file(load_file(path), path, header | {"config": json.dumps(config)})
+    with pytest.raises(StudentError, match="its config states no mean and std"):
+        load_student(path)
 
 
 def test_a_header_of_another_version_is_refused_by_the_key(tmp_path: Path) -> None:

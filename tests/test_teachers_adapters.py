@@ -312,6 +312,11 @@ def test_a_model_that_cannot_be_built_is_refused_in_words(
             {"kind": "timm", "model": "vit_tiny_patch16_224.augreg_in21k"},
             "hf download timm/vit_tiny_patch16_224.augreg_in21k model.safetensors",
         ),
+        (
+            {"kind": "timm", "model": "vit_tiny_patch16_224"},
+            "hf download timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k model.safetensors "
+            "config.json",
+        ),
     ],
 )
 def test_a_missing_download_says_what_was_sought_where_and_what_to_do(

@@ -186,9 +186,14 @@ class Waking(Good):
         return super().extract(images)
 
 
+class Bytes(Good):
+    mean_colour, std_colour = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
+
+
 @pytest.mark.parametrize(
     "kind, message",
     [
+        (Bytes, r"Bytes: mean \(123.7.* for images in \[0, 1\].*by 255"),
         (NoSuper, "NoSuper has no spec: its __init__ must call super"),
         (OwnForward, "OwnForward overrides forward; implement extract only"),
         (WrongShape, r"WrongShape.extract returned a spatial of shape \(2, 3, 2, 3\).*by its spec"),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -186,10 +187,12 @@ def test_weights_or_pixels_that_are_missing_are_named(tmp_path: Path) -> None:
     tensors = load_file(file)
     lost = next(name for name in tensors if name.endswith("layernorm.weight"))
     save_file({k: v for k, v in tensors.items() if k != lost}, file, {"format": "pt"})
-    with pytest.raises(TeacherError, match="lacks 1 tensors of its ViTModel, layernorm.weight"):
+    with pytest.raises(
+        TeacherError, match="lacks 1 tensors of its ViTModel, such as layernorm.weight"
+    ):
         build(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{}")
-    with pytest.raises(TeacherError, match="has no image_mean and image_std"):
+    with pytest.raises(TeacherError, match="states no mean, and there is none to assume"):
         build(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(TeacherError, match="model: preprocessor_config.json of"):
@@ -218,3 +221,141 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(TeacherError, match=r"pip install 'featsharp-distill\[hf\]'"):
         build(Path("org/name"))
+
+
+def preprocessor(folder: Path, **content: Any) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    "content, mean, std",
+    [
+        ({"do_rescale": False, "image_mean": [51.0] * 3, "image_std": [25.5] * 3}, 0.2, 0.1),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1] * 3, "image_std": [1] * 3}, 0.5, 0.5),
+        (
+            {"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False},
+            *(0.5, 0.5),
+        ),
+        ({"do_normalize": False, "image_mean": MEAN, "image_std": STD}, 0, 1),
+        ({"do_normalize": False, "do_rescale": False}, 0, 1 / 255),
+    ],
+)
+def test_what_precedes_the_normalisation_counts(
+    content: dict[str, Any], mean: float, std: float, tmp_path: Path
+) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    preprocessor(tmp_path, **content)
+    own = build(tmp_path).normalization
+    assert own[0] == pytest.approx([mean] * 3)
+    assert own[1] == pytest.approx([std] * 3)
+
+
+@needs_transformers
+def test_an_image_processors_own_defaults_stand_for_what_its_config_leaves_out(
+    tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    preprocessor(tmp_path, image_processor_type="SiglipImageProcessor")
+    assert build(tmp_path).normalization == ((0.5,) * 3, (0.5,) * 3)
+    (line,) = said()
+    assert line.startswith(f"hf {tmp_path}: mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] assumed")
+    assert "the default of SiglipImageProcessor" in line
+
+
+@needs_transformers
+def test_a_model_that_takes_blue_first_gets_it(tmp_path: Path) -> None:
+    from transformers import MobileViTImageProcessor
+
+    model = write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    MobileViTImageProcessor().save_pretrained(tmp_path)  # states a mean that it does not use
+    teacher = build(tmp_path, resolution=[32, 32])
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        due = model(pixel_values=images.flip(1)).last_hidden_state[:, 1:]
+    torch.testing.assert_close(teacher(images).spatial.flatten(2).transpose(1, 2), due)
+
+
+@needs_transformers
+def test_a_size_is_the_configs_and_else_the_preprocessors(
+    tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    pixels = {"image_mean": MEAN, "image_std": STD}
+    vit, resnet = tmp_path / "vit", tmp_path / "resnet"
+    write(vit, "AutoModel", "ViTConfig", **VIT)
+    preprocessor(vit, **pixels, size={"shortest_edge": 48}, crop_size={"height": 24, "width": 24})
+    assert build(vit).spec.resolution == (32, 32)
+    (line,) = said()
+    assert "resolution [32, 32], the image_size of its config" in line
+    assert "states [24, 24]" in line
+    sizes = {"embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4}
+    write(resnet, "AutoModel", "ResNetConfig", **sizes, layer_type="basic")
+    preprocessor(resnet, **pixels, size={"height": 64, "width": 96})
+    assert build(resnet).spec.resolution == (64, 96)
+    assert said() == []
+
+
+@needs_transformers
+def test_safetensors_beside_other_weights_are_said_to_be_taken(
+    tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    model = write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    other = {name: value * 0 for name, value in model.state_dict().items()}
+    torch.save(other, tmp_path / "pytorch_model.bin")
+    assert build(tmp_path).network.state_dict()["layernorm.weight"].any()
+    (line,) = said()
+    assert "took model.safetensors of [model.safetensors, pytorch_model.bin]" in line
+    assert "transformers' choice" in line
+
+
+@needs_transformers
+def test_an_entrys_pixels_stand_for_what_nobody_states(tmp_path: Path) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    preprocessor(tmp_path)
+    teacher = build(tmp_path, mean=MEAN, std=STD)
+    assert teacher.normalization == (tuple(MEAN), tuple(STD))
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ([1], "preprocessor_config.json of .*(mapping|list)"),
+        ({"rescale_factor": 0}, "rescale_factor: expected above 0, got 0"),
+        ({"rescale_factor": "1/255"}, "rescale_factor: expected above 0, got '1/255'"),
+        ({"image_mean": "half"}, "mean: expected three numbers"),
+        ({"image_mean": [127.5] * 3}, r"mean: is for images in \[0, 1\]"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order and do_normalize"),
+    ],
+)
+def test_a_preprocessing_that_cannot_be_is_one_message(
+    content: Any, message: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    if isinstance(content, dict):
+        content = {"image_mean": MEAN, "image_std": STD} | content
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(TeacherError, match=message):
+        build(tmp_path)
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_damaged_weights_are_one_message(name: str, tmp_path: Path) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(b"no weights")
+    with pytest.raises(TeacherError, match=f"model: the weights of {tmp_path}: "):
+        build(tmp_path)
+
+
+@needs_transformers
+def test_the_newer_of_two_preprocessing_files_is_said_to_be_taken(
+    tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    write(tmp_path, "AutoModel", "ViTConfig", **VIT)
+    newer = {"image_processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(newer))
+    assert build(tmp_path).normalization == ((0.5,) * 3, (0.5,) * 3)
+    (line,) = said()
+    assert "took processor_config.json of [processor_config.json, preprocessor_config" in line

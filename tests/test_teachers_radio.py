@@ -6,6 +6,7 @@ The names and shapes are those of the public loader, written out once more.
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.fingerprint import teacher_fingerprint
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from teachers.radio_format import read_radio
 from teachers.radio_models import PUBLISHED, build_trunk, timm
 from teachers.testing import check_teacher
 
@@ -251,7 +253,35 @@ def test_timms_own_reader_of_the_hubs_files_agrees(tmp_path: Path) -> None:
     torch.testing.assert_close(spatial, due, rtol=1e-5, atol=1e-5)
 
 
-def test_the_averaged_weights_win(tmp_path: Path) -> None:
+def test_the_hubs_config_states_the_size_and_what_is_not_followed_is_said(
+    tmp_path: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub(tmp_path / "hub", trunk())
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"preferred_resolution": [16, 24]}))
+    assert build(str(folder), resolution=None).spec.resolution == (16, 24)
+    assert build(str(folder), "meta", resolution=None).spec.resolution == (16, 24)
+    assert said() == []
+    small = read_radio(folder).architecture
+    monkeypatch.setitem(PUBLISHED, "radio_v2.5-b", (small, 32))
+    named = build(str(folder), model="radio_v2.5-b", resolution=None)
+    assert named.spec.resolution == (32, 32)
+    (line,) = said()
+    assert line.startswith("radio radio_v2.5-b: resolution [32, 32], as published, is taken; the ")
+    assert line.endswith("states [16, 24]")
+    path.write_text(json.dumps(config | {"vitdet_window_size": 16}))
+    build(str(folder))
+    (line,) = said()
+    assert "vitdet_window_size 16 of its config.json is not followed" in line
+    path.write_text(json.dumps(config | {"preferred_resolution": 16}))
+    with pytest.raises(TeacherError, match=r"preferred_resolution: expected \[height, width\]"):
+        build(str(folder))
+
+
+def test_the_averaged_weights_win_and_that_is_said(
+    tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
     state = public(trunk())
     other = {k: v if "conditioner" in k else v + 1 for k, v in state.items()}
     path = tmp_path / "r.pth"
@@ -261,6 +291,8 @@ def test_the_averaged_weights_win(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 8, 12)
     due = build(write(tmp_path / "plain.pth", state))(images)
     assert torch.equal(build(str(path))(images).spatial, due.spatial)
+    (line,) = said()
+    assert line.startswith(f"weights {path}: took state_dict_ema of [state_dict_ema, state_dict]")
 
 
 def test_a_recipe_may_choose_the_class_tokens(file: str) -> None:

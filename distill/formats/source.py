@@ -15,7 +15,7 @@ from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
 from distill.targets.target_statistics import IN_CHECKPOINT
 from student.storage import FORMAT, StudentFile, read_student
-from teachers.messages import did_you_mean
+from teachers.messages import did_you_mean, took
 from teachers.phi_s import PhiS, load_phi_s
 
 
@@ -44,7 +44,10 @@ def read_source(path: Path) -> Source:
         StudentError: a student's file that is damaged.
         TeacherError: a file in neither format.
     """
-    if path.is_dir() and not (path / "config.json").is_file():
+    radio = (path / "config.json").is_file()
+    if radio and (path / "checkpoints").is_dir():
+        took(f"{path}", "its config.json", ["its config.json", "its checkpoints"], "a RADIO model")
+    if path.is_dir() and not radio:
         checkpoint = find_checkpoint(path)
         file = read_student(checkpoint / "student.safetensors")
         manifest = read_manifest(checkpoint)

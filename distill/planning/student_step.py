@@ -100,9 +100,9 @@ class StudentWorkload(Workload):
         self._engine = EngineStub(self.trained, self._average, recipe.engine)
         self._task = StudentTask(_traceable(recipe), self.trained, self._engine, targets)
         self.arms = list(student_arms(recipe, running))
-        self._fake = self._fake_weights()
         if recipe.engine.precision == "fp16":
-            self.trained.half()
+            self.trained.half()  # before its weights are fake: those cannot change their type
+        self._fake = self._fake_weights()
         self.trained.train()
 
     def rows(self, arm: Arm) -> list[ModelRow]:

@@ -29,6 +29,7 @@ from typing import Any
 from data.files import publish, sync, write_text
 from distill.runtime import distributed
 from distill.runtime.errors import CheckpointError, RecipeError
+from teachers.messages import say_once, took
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8})")
@@ -94,7 +95,23 @@ def find_checkpoint(path: Path) -> Path:
             f"{path}: no complete checkpoint in {path / 'checkpoints'}; train first, or give "
             "another run's folder or one of its checkpoints/step-... folders"
         )
+    if distributed.rank() == 0:
+        _say_choice(path, found)
     return found[0]
+
+
+def _say_choice(run: Path, found: list[Path]) -> None:
+    """Says which checkpoint of a run was taken, and which newer ones cannot be."""
+    chosen = found[0].name
+    newer = [
+        path.name
+        for path in sorted((run / "checkpoints").iterdir())
+        if _NAME.fullmatch(path.name) and path.name > chosen
+    ]
+    if newer:
+        say_once(f"{run}: took {chosen}; {', '.join(newer)} is newer, but incomplete")
+    else:
+        took(str(run), chosen, [path.name for path in found], "the newest")
 
 
 def find_checkpoints(root: Path) -> list[Path]:
@@ -147,6 +164,8 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
         except distributed.AnyRankFailed as error:
             failures.append(f"{name}: could not be read ({error})")
         else:
+            if failures and distributed.rank() == 0:
+                say_once(f"goes on from {name}; newer checkpoints fail: {'; '.join(failures)}")
             return Path(name)
     if failures:
         raise RuntimeError("no checkpoint can be read:\n  " + "\n  ".join(failures))

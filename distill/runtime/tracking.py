@@ -30,9 +30,10 @@ _STRAGGLER = 1.1  # times the mean work: a slower rank is shown beside the loss
 
 
 def start_logging() -> None:
-    """Shows warnings of every rank, and what `log` notes on rank 0."""
+    """Shows warnings of every rank, and what `log` and the loaders of models note on rank 0."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    log.setLevel(logging.INFO if distributed.rank() == 0 else logging.WARNING)
+    for each in (log, logging.getLogger("student"), logging.getLogger("teachers")):
+        each.setLevel(logging.INFO if distributed.rank() == 0 else logging.WARNING)
 
 
 class TrackingConfig(StrictConfig):

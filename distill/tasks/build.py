@@ -63,14 +63,6 @@ def build_teachers(
             log.info("teacher %s: %s", name, licence_of(config))
         except USER_ERRORS as error:
             raise RecipeError(f"teachers.{name}: {error}") from error
-        except Exception as error:
-            if runs or TEACHERS.is_built_in(config.kind):
-                raise
-            raise RecipeError(
-                f"teachers.{name}: cannot be built without its weights, on torch's meta device, "
-                f"which a dry run does, and ranks that do not run it ({error}); its constructor "
-                "may load weights, but not read their values"
-            ) from error
         if runs and recipe.targets.compile and name not in in_host:
             compile_teacher(teachers[name])
     return teachers

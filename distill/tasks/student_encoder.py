@@ -26,6 +26,7 @@ class StudentEncoder(Teacher):
     """
 
     fingerprinted_as = "distill.evaluation.student_encoder.StudentEncoder"
+    wraps = True
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from distill.tasks.student_task import StudentTask
 from distill.training.arms import StepPlan
 from distill.training.calibration import fit_statistics
 from distill.training.session import Assembly
+from teachers.messages import hushed
 from teachers.teacher import Teacher
 
 
@@ -40,7 +41,8 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     plan = recipe.step_plan(distributed.world_size(), margin=margin)
     stream = recipe.open_stream(plan)
     teachers, targets = _build_teachers_and_targets(recipe, plan)
-    student = build_student(recipe, teachers)
+    with hushed(distributed.rank() > 0):
+        student = build_student(recipe, teachers)
     prepare_student(student, recipe, teachers)
     if isinstance(targets, LiveTargets) and objective.needs_statistics:
         facts: dict[str, object] = {"student_patch": recipe.student.patch_size}
@@ -68,7 +70,8 @@ def _build_teachers_and_targets(
 ) -> tuple[dict[str, Teacher], TargetSource]:
     placement = recipe.targets.placement
     mine = set() if recipe.targets.cached else plan.teachers_of(distributed.rank())
-    with distributed.first_on_its_node():
+    rank = distributed.rank()
+    with distributed.first_on_its_node(), hushed(rank > 0 and mine <= plan.teachers_of(0)):
         teachers = build_teachers(recipe, mine, in_host=placement)
     log.info("%s", route_table(route_rows(recipe, teachers)))
     if recipe.targets.cached:

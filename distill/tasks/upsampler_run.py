@@ -21,6 +21,7 @@ from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.fingerprint import teacher_fingerprint
+from teachers.messages import hushed
 from teachers.phi_s import PhiS
 from teachers.teacher import Teacher
 from teachers.upsamplers.build import build_upsampler
@@ -38,7 +39,7 @@ def assemble(recipe: UpsamplerRecipe) -> Assembly:
     # 4. The trained module, which standardises by PHI-S; its weights depend on run.seed alone.
     # 5. The engine, which takes over the module's weights.
     # Then the session restores the newest checkpoint: weights, optimiser and position.
-    with distributed.first_on_its_node():
+    with distributed.first_on_its_node(), hushed(distributed.rank() > 0):
         teacher, fingerprint = build_encoder(recipe)
     resolution = base_resolution(recipe, teacher.spec)
     plan = recipe.step_plan(resolution, NAME, distributed.world_size())

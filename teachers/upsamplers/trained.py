@@ -18,7 +18,7 @@ from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.files import open_format, shape_mismatch
-from teachers.messages import did_you_mean
+from teachers.messages import did_you_mean, took
 from teachers.phi_s import PhiS
 from teachers.upsamplers.downsampler import AttentionDownsampler
 from teachers.upsamplers.kinds import UPSAMPLERS
@@ -174,6 +174,8 @@ def _build(card: UpsamplerCard) -> Upsampler:
 def _find(path: Path) -> Path:
     shipped = SHIPPED / f"{path}.safetensors"
     if path.is_file():
+        if path.parent == Path() and shipped.is_file():
+            took(f"upsampler {path}", "the file", ["the file", "the upsampler that ships"])
         return path
     if path.parent == Path() and shipped.is_file():
         return shipped

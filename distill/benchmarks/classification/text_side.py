@@ -3,6 +3,7 @@
 from distill.benchmarks.classification.summaries import SummaryConfig
 from distill.runtime import distributed
 from teachers.errors import TeacherError
+from teachers.messages import say_once
 from teachers.teacher import Teacher
 from teachers.text_tower import TextTower, TextTowerConfig
 
@@ -32,5 +33,11 @@ def load_text_tower(config: TextConfig, encoder: Teacher) -> TextTower:
             f"text: the vectors of {config.text.model!r} have {tower.dim} numbers, the encoder's "
             f"summary {encoder.spec.summary_dim}; measure that model itself with summary "
             "`embedding`, or a student's head for it, {kind: student, path: RUN, head: NAME}"
+        )
+    own, theirs = getattr(encoder, "weights_file", None), tower.weights_file
+    if own is not None and theirs is not None and own.resolve() != theirs.resolve():
+        say_once(
+            f"text {config.text.model}: from {theirs}, but the encoder is from {own}; their "
+            "vectors can be compared only if they were trained together"
         )
     return tower.to(distributed.device())
