@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from data.batch import BadSample
 from data.errors import DataError
+from data.text import shown
 
 _LOG = logging.getLogger(__name__)
 _NAMED = 5  # samples that a message names
@@ -45,7 +46,7 @@ def log_bad(samples: Sequence[BadSample], seen: int) -> None:
 def describe(sample: BadSample) -> str:
     """A bad sample's place and reason in one line."""
     place = f"{sample.shard}/{sample.key}" if sample.key else sample.shard
-    return f"{place}: {sample.reason}"
+    return f"{shown(place)}: {shown(sample.reason, 500)}"
 
 
 class BadCounter:

@@ -9,12 +9,13 @@ import importlib.util
 import io
 import math
 import random
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
 
 from data.config import AugmentationConfig
+from data.content import describe_content
 from data.errors import DataError
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
@@ -156,16 +157,21 @@ def _shrink(box: Box, resolution: tuple[int, int]) -> int:
     return max(times for times in _SHRINKS if times <= max(room, 1))
 
 
-def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Opens an image file; reads its header only.
+def open_image(data: bytes | BinaryIO, max_pixels: int) -> Image.Image:
+    """Opens an image file, its bytes or an open file; reads its header only.
 
     Raises:
         BadImage: the format is unknown, or the image has more pixels than allowed.
     """
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(file, formats=_FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise BadImage("not a JPEG, PNG or WebP image") from error
+        file.seek(0)
+        kind = describe_content(file.read(64))
+        raise BadImage(
+            "not a JPEG, PNG or WebP image" + (f" but {kind}" if kind else "")
+        ) from error
     _refuse_larger(image.size, max_pixels)
     return image
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.content import LFS, describe_content
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -42,6 +44,16 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         ValueError: a number is not finite, which JSON cannot hold.
     """
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def lfs_hint(path: Path) -> str:
+    """What to do where a file is only Git LFS's pointer to it; empty for other files."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return ""
+    return f" (it is {LFS})" if describe_content(head) == LFS else ""
 
 
 def publish(partial: Path, final: Path) -> None:

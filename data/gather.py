@@ -4,20 +4,23 @@ Names are paths relative to the source, so that a folder and an archive of it gi
 """
 
 import os
-import tarfile
+import stat
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Self
+from typing import Any, Self
 
+from data.batch import BadSample
+from data.content import COMPRESSED
 from data.decode import BadImage
 from data.errors import DataError, similar_path
-from data.tar_scan import IMAGE_EXTENSIONS, scan_shard
+from data.image_files import IMAGES, PICTURES, count_kinds, extension_of, is_image, report_left_out
+from data.tar_walk import TarWalk
+from data.text import shown
 
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_ENCRYPTED = 1  # of the flags of a zip's member
 
 
 @dataclass(frozen=True)
@@ -26,21 +29,31 @@ class ImageFiles:
 
     Attributes:
         sizes: image name to bytes of its file, sorted by name.
-        ignored: extension that is not an image's to number of files, sorted.
+        left_out: names of files that are no images by their extension, or hidden, sorted.
         damaged: (name, reason) of files that cannot be read.
         read: returns the bytes of an image by its name; callable from several threads. Raises
             BadImage where only this file cannot be read, OSError where the source cannot.
     """
 
     sizes: dict[str, int]
-    ignored: dict[str, int]
+    left_out: tuple[str, ...]
     damaged: tuple[tuple[str, str], ...]
     read: Callable[[str], bytes]
 
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Kind of the files that are left out, such as `.txt` or `hidden`, to their number."""
+        return count_kinds(self.left_out)
+
     def readable(self, source: Path) -> Self:
-        """Itself; DataError names the first damaged file of `source`, if any."""
+        """Itself; warns of files that are left out.
+
+        Raises:
+            DataError: a file is damaged; names the first.
+        """
         for name, reason in self.damaged[:1]:
-            raise DataError(f"'{source}', {name}: {reason}")
+            raise DataError(f"'{shown(source)}', {shown(name)}: {reason}")
+        report_left_out(source, self.left_out)
         return self
 
 
@@ -50,14 +63,13 @@ class _Listing:
     def __init__(self) -> None:
         self.places: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
-        self._ignored: Counter[str] = Counter()
+        self._left_out: list[str] = []
         self._damaged: list[tuple[str, str]] = []
 
     def add(self, name: str, size: int, place: Any, damage: str | None = None) -> None:
         name = str(PurePosixPath(name.lstrip("/")))
-        extension = PurePosixPath(name).suffix.lower()
-        if extension.removeprefix(".") not in IMAGE_EXTENSIONS:
-            self._ignored[extension or "(none)"] += 1
+        if not is_image(name):
+            self._left_out.append(name)
         elif damage is not None:
             self._damaged.append((name, damage))
         else:
@@ -67,7 +79,7 @@ class _Listing:
 
     @property
     def num_files(self) -> int:
-        return len(self._sizes) + self._ignored.total() + len(self._damaged)
+        return len(self._sizes) + len(self._left_out) + len(self._damaged)
 
     def add_damage(self, name: str, reason: str) -> None:
         self._damaged.append((name, reason))
@@ -75,7 +87,7 @@ class _Listing:
     def files(self, read: Callable[[str], bytes]) -> ImageFiles:
         return ImageFiles(
             sizes=dict(sorted(self._sizes.items())),
-            ignored=dict(sorted(self._ignored.items())),
+            left_out=tuple(sorted(self._left_out)),
             damaged=tuple(sorted(self._damaged)),
             read=read,
         )
@@ -91,9 +103,14 @@ def open_images(source: Path) -> AbstractContextManager[ImageFiles]:
         return _open_folder(source)
     if not source.is_file():
         raise DataError(f"the source '{source}' does not exist{similar_path(source)}")
+    if extension_of(source.name) in PICTURES:
+        raise DataError(
+            f"'{shown(source)}': .{extension_of(source.name)} images are not read, but {IMAGES}; "
+            "convert it, as to PNG"
+        )
     with source.open("rb") as file:
         magic = file.read(8)
-    for start, kind in _COMPRESSED.items():
+    for start, kind in COMPRESSED.items():
         if magic.startswith(start):
             raise DataError(
                 f"'{source}' is compressed ({kind}) and cannot be read in the order of its names; "
@@ -142,7 +159,8 @@ def _open_zip(path: Path) -> Iterator[ImageFiles]:
             raise DataError(f"'{path}' cannot be read as a zip: {error}") from error
         for member in archive.infolist():
             if not member.is_dir():
-                listing.add(member.filename, member.file_size, member)
+                damage = _zip_damage(member)
+                listing.add(member.filename, member.file_size, member, damage)
 
         def read(name: str) -> bytes:
             try:
@@ -155,21 +173,22 @@ def _open_zip(path: Path) -> Iterator[ImageFiles]:
         yield listing.files(read)
 
 
+def _zip_damage(member: zipfile.ZipInfo) -> str | None:
+    """Why a member cannot be read, as far as its header tells."""
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "a link or special file inside the archive"
+    return "encrypted with a password" if member.flag_bits & _ENCRYPTED else None
+
+
 @contextmanager
 def _open_tar(path: Path) -> Iterator[ImageFiles]:
     listing = _Listing()
-    scan = scan_shard(path, path.name)  # finds the gaps that tarfile skips silently
-    broken = scan.broken
     with path.open("rb") as file:
-        try:
-            _list_tar(file, listing)
-        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            broken = broken or str(error)
+        broken = _list_tar(TarWalk(file, path.name, path.stat().st_size), path.name, listing)
         if broken and not listing.num_files:
-            raise DataError(f"'{path}' is not a folder, zip or readable tar: {broken}")
-        for reason in [bad.reason for bad in scan.bad if not bad.key] + [broken]:
-            if reason:
-                listing.add_damage(path.name, reason)
+            raise DataError(f"'{shown(path)}' is not a folder, zip or readable tar: {broken}")
+        if broken:
+            listing.add_damage(path.name, broken)
 
         def read(name: str) -> bytes:
             offset, size = listing.places[name]
@@ -178,15 +197,13 @@ def _open_tar(path: Path) -> Iterator[ImageFiles]:
         yield listing.files(read)
 
 
-def _list_tar(file: IO[bytes], listing: _Listing) -> None:
-    end = 0
-    with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
-            if member.size < 0 or member.offset < end:
-                return  # points backwards, perhaps endlessly; reported by the scan
-            end = member.offset_data + member.size
-            if not member.isdir():
-                plain = member.isreg() and not member.issparse()
-                damage = None if plain else "a link or special file inside the archive"
-                listing.add(member.name, member.size, (member.offset_data, member.size), damage)
+def _list_tar(walk: TarWalk, archive: str, listing: _Listing) -> str | None:
+    """Lists the members; returns why the rest of the archive is missing, or None."""
+    for member in walk:
+        if isinstance(member, BadSample):
+            listing.add_damage(archive, member.reason)
+        elif not member.isdir() and walk.broken is None:
+            plain = member.isreg() and not member.issparse()
+            damage = None if plain else "a link or special file inside the archive"
+            listing.add(member.name, member.size, (member.offset_data, member.size), damage)
+    return walk.broken

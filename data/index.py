@@ -18,14 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from data.bad import check_share
+from data.bad import check_share, describe
 from data.batch import BadSample
 from data.errors import DataError
+from data.image_files import report_left_out
 from data.manifest import MANIFEST, load_manifest
 from data.progress import track
 from data.tar_scan import ShardScan, scan_shard
+from data.text import shown
 
-_VERSION = 1
+_VERSION = 2  # 2: hidden files are no images, and sparse and linked members hide no others
 _ARRAYS = ("offsets", "sizes", "key_ends", "key_bytes")
 
 
@@ -114,8 +116,10 @@ def load_index(
 def _checked(index: ShardIndex, max_bad_share: float) -> ShardIndex:
     check_share(len(index.bad), len(index) + len(index.bad), max_bad_share, index.bad)
     if not len(index):
+        reasons = "".join(f"\n  {describe(bad)}" for bad in index.bad[:3])
         raise DataError(
-            f"no image in {len(index.paths)} shards, of which the first is '{index.paths[0]}'"
+            f"no image in {len(index.paths)} shards, of which the first is "
+            f"'{shown(index.paths[0])}'{reasons}"
         )
     return index
 
@@ -137,6 +141,7 @@ def _build(paths: Sequence[str], names: Sequence[str], verify: bool) -> ShardInd
     for path, name in track(list(zip(map(Path, paths), names, strict=True)), "indexing shards"):
         scan = scan_shard(path, name)
         _compare(scan, path, manifests[path.parent], verify)
+        report_left_out(path, scan.hidden)
         scans.append(scan)
     whole = [len(s.keys) for s in scans if s.broken is None]
     usual = round(sum(whole) / len(whole)) if whole else 0

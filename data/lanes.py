@@ -138,11 +138,11 @@ class LaneFeed:
         *,
         seed: int,
     ) -> None:
+        everything = [url for urls in shards for url in urls]
+        for url in everything:  # before the lanes: what cannot be opened needs no lanes
+            check_url(url)
         for sub in layout.all:
             _check_lanes(config, sub, [len(urls) for urls in shards])
-        everything = [url for urls in shards for url in urls]
-        for url in everything:
-            check_url(url)
         names = iter(_names(everything))
         self._sources = [
             StreamedSource(
@@ -162,7 +162,9 @@ class LaneFeed:
             "shuffle_window": config.shuffle_window,
         }
         for source in self._sources:
-            digest = hashlib.sha256("\n".join(source.names).encode()).hexdigest()
+            digest = hashlib.sha256(
+                "\n".join(source.names).encode("utf-8", "surrogatepass")
+            ).hexdigest()
             self.identity[f"sources[{source.number}]"] = f"{len(source.names)} shards, {digest}"
         self.num_samples: int | None = None
         self._mixture = Mixture([source.weight for source in config.sources], seed)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from data.errors import DataError
+from data.text import print_anything, printable
 
 SIDE = 512  # largest side of a crop in pixels; smaller crops are not enlarged
 
@@ -157,13 +158,15 @@ def main() -> None:
         "for evaluation, and their licences.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    print_anything()
     out = parser.parse_args().out
     try:
         crops, held_out = write_photographs(out)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
-    print(f"{crops} crops in {out}/photographs, {held_out} photographs in {out}/held-out")
+    line = f"{crops} crops in {out}/photographs, {held_out} photographs in {out}/held-out"
+    print(printable(line))
 
 
 if __name__ == "__main__":

@@ -28,5 +28,6 @@ def permutation(num: int, seed: int, purpose: Purpose, *place: int) -> np.ndarra
 
 def sample_rng(seed: int, epoch: int, key: str) -> random.Random:
     """The random generator for the augmentation of one sample in one epoch."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=16).digest()
+    place = f"{seed}/{epoch}/{key}".encode("utf-8", "surrogatepass")  # shards have any names
+    digest = hashlib.blake2b(place, digest_size=16).digest()
     return random.Random(int.from_bytes(digest))

@@ -16,12 +16,14 @@ from typing import Any
 from data.decode import BadImage
 from data.errors import DataError
 from data.gather import ImageFiles, open_images
+from data.image_files import IMAGES
 from data.intake import LeftOut, Sample, take_image
 from data.manifest import MANIFEST, Journal, Manifest, read_manifest, store_manifest
 from data.progress import track
 from data.read_ahead import read_ahead
 from data.shard_file import OpenShard, unique_keys
-from data.tar_scan import MAX_IMAGE_BYTES
+from data.tar_walk import MAX_IMAGE_BYTES
+from data.text import shown
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,7 @@ def write_shards(source: Path, out: Path, options: WriteOptions) -> Manifest:
     try:
         with open_images(source) as files:
             if not files.sizes:
-                raise DataError(
-                    f"'{source}' contains no image (jpg, jpeg, png, webp){_others(files)}"
-                )
+                raise DataError(f"'{source}' contains no image ({IMAGES}){_others(files)}")
             out.mkdir(parents=True, exist_ok=True)
             with Journal(out) as journal:
                 manifest = _begin(files, out, options)
@@ -69,7 +69,7 @@ def write_shards(source: Path, out: Path, options: WriteOptions) -> Manifest:
 
 
 def _others(files: ImageFiles) -> str:
-    found = ", ".join(f"{count} {extension}" for extension, count in files.ignored.items())
+    found = ", ".join(f"{count} {shown(kind)}" for kind, count in files.ignored.items())
     return f"; there are {found}" if found else ""
 
 

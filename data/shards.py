@@ -3,17 +3,63 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data.errors import DataError, similar_path
+from data.image_files import is_hidden, warn_once
+from data.manifest import MANIFEST, read_manifest
+from data.text import shown
 
+_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)$", re.IGNORECASE)
 _URL = re.compile(r"^(?:pipe|[A-Za-z][A-Za-z0-9+.-]*(?=://)|file)[:]")
 
 
 def is_url(shard: str) -> bool:
     """Whether a shard is given by a URL (`https://`, `pipe:`, ...), not by a local path."""
     return bool(_URL.match(shard))
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar by its name, and not hidden."""
+    return path.suffix.lower() == ".tar" and not is_hidden(path.name)
+
+
+def tar_files(folder: Path) -> list[Path]:
+    """The tar files of a folder, sorted; warns of compressed ones, which are no shards.
+
+    Raises:
+        DataError: the folder lacks a shard that its manifest lists.
+    """
+    names = sorted(folder.iterdir())
+    found = [path for path in names if is_tar(path)]
+    if found:
+        _refuse_missing(folder, {path.name for path in found})
+    compressed = [path.name for path in names if _COMPRESSED.search(path.name)]
+    if found and compressed:
+        warn_once(folder, f"left out {_unpack(compressed)}")
+    return found
+
+
+def _refuse_missing(folder: Path, found: Collection[str]) -> None:
+    listed: list[str] = []
+    with suppress(DataError):  # not ours; the index says so
+        listed = [shard["name"] for shard in (read_manifest(folder) or {"shards": []})["shards"]]
+    missing = sorted(set(listed) - set(found))
+    if missing:
+        raise DataError(
+            f"'{shown(folder)}' lacks '{shown(missing[0])}' ({len(missing)} of {len(listed)} "
+            f"shards of its {MANIFEST}); copy it again, or name the shards to use"
+        )
+
+
+def _unpack(compressed: Sequence[str]) -> str:
+    more = ", ..." if len(compressed) > 1 else ""
+    return (
+        f"{len(compressed)} compressed archives ('{shown(compressed[0])}'{more}); shards are plain "
+        "tars: unpack them, as with gunzip"
+    )
 
 
 def list_shards(patterns: Sequence[str], *, allow_pipe: bool = False) -> list[str]:
@@ -61,9 +107,16 @@ def _identity(shard: str) -> str:
 def _local(name: str) -> list[str]:
     path = Path(name).expanduser()
     if path.is_dir():
-        matches = sorted(str(p) for p in path.glob("*.tar"))
+        matches = [str(path) for path in tar_files(path)]
         if not matches:
-            raise DataError(f"data.sources.shards: the folder '{name}' holds no *.tar file")
+            names = sorted(each.name for each in path.iterdir() if not is_hidden(each.name))
+            compressed = [each for each in names if _COMPRESSED.search(each)]
+            others = f", but {_unpack(compressed)}" if compressed else ""
+            if names and not compressed:
+                others = f"; it holds '{shown(names[0])}'"
+            raise DataError(
+                f"data.sources.shards: the folder '{shown(name)}' holds no *.tar file{others}"
+            )
         return matches
     if path.exists():
         return [str(path)]

@@ -6,18 +6,14 @@ Only images are read. Members with other extensions (`.json`, `.txt`, `.cls`, bu
 
 import re
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from data.batch import BadSample
+from data.image_files import IMAGE_EXTENSIONS, IMAGES, is_hidden
+from data.tar_walk import MAX_IMAGE_BYTES, TarWalk
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-MAX_IMAGE_BYTES = 1 << 29  # larger than any image within `max_pixels`; bounds memory
-
-_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # webdataset splits at the first dot
-BLOCK = 512  # bytes of a tar header, and the unit of all sizes
+_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)  # webdataset: the first dot
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -41,6 +37,7 @@ class ShardScan:
         sizes: bytes of each image.
         bad: samples that cannot be read, and gaps.
         broken: why an unknown number of samples is missing; None where the shard is complete.
+        hidden: names of members that would be images, were they not hidden.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -48,28 +45,40 @@ class ShardScan:
     sizes: list[int] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
     broken: str | None = None
+    hidden: list[str] = field(default_factory=list)
 
 
 class MemberFilter:
-    """Decides for each member of `shard` whether it is an image, for index and streaming."""
+    """Decides for each member of `shard` whether it is an image, for index and streaming.
+
+    Attributes:
+        bad: samples that cannot be read, so far.
+        hidden: names of members that would be images, were they not hidden.
+    """
 
     def __init__(self, shard: str) -> None:
         self._shard = shard
         self._images: set[str] = set()
         self._others: dict[str, str] = {}
         self.bad: list[BadSample] = []
+        self.hidden: list[str] = []
 
     def image_key(self, member: tarfile.TarInfo) -> str | None:
         """The sample's key if the member is its image, else None."""
-        name = split_name(_printable(member.name))
-        if member.isdir() or name is None:
+        name = _printable(member.name)
+        split = split_name(name)
+        if not member.isdir() and is_hidden(name):
+            if name.lower().rpartition(".")[2] in IMAGE_EXTENSIONS:
+                self.hidden.append(name)
             return None
-        key, extension = name
+        if member.isdir() or split is None:
+            return None
+        key, extension = split
         if extension not in IMAGE_EXTENSIONS:
             self._others.setdefault(key, extension)
             return None
         reason = None
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+        if not member.isreg() or member.issparse():
             reason = "the image is a link or special file"
         elif key in self._images:
             reason = f"a second image for the key (.{extension}); the first is used"
@@ -85,100 +94,29 @@ class MemberFilter:
         """Adds the keys without an image to `bad`."""
         for key, extension in self._others.items():
             if key not in self._images:
-                reason = f"no image (jpg, jpeg, png, webp); there is a .{extension}"
+                reason = f"no image ({IMAGES}); there is a .{extension}"
                 self.bad.append(BadSample(self._shard, key, reason))
 
 
 def scan_shard(path: Path, name: str) -> ShardScan:
     """Reads all headers of the shard `name`, also after a damaged one, where tarfile stops."""
     scan, members = ShardScan(), MemberFilter(name)
-    end = 0
     try:
-        length = path.stat().st_size
         with path.open("rb") as file:
-            for member in _members(file, length):
-                if member.size < 0 or member.offset < end:
-                    scan.broken = f"a header at byte {member.offset} points backwards"
-                    break
-                if _has_bytes(file, _skip_global_headers(file, end, member.offset), member.offset):
-                    scan.bad.append(gap(name, end, member.offset))
-                key = members.image_key(member)
-                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                if member.offset_data + member.size > length:
-                    scan.broken = f"the file ends inside the member '{member.name}'"
-                    break
-                if key is not None:
+            walk = TarWalk(file, name, path.stat().st_size)
+            for item in walk:
+                if isinstance(item, BadSample):
+                    scan.bad.append(item)
+                    continue
+                key = members.image_key(item)
+                if key is not None and walk.broken is None:
                     scan.keys.append(key)
-                    scan.offsets.append(member.offset_data)
-                    scan.sizes.append(member.size)
-            if scan.broken is None:
-                _check_end(scan, file, name, end, length)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+                    scan.offsets.append(item.offset_data)
+                    scan.sizes.append(item.size)
+            scan.broken = walk.broken
+    except OSError as error:
         scan.broken = f"not readable as a tar file ({error})"
     members.finish()
     scan.bad += members.bad
+    scan.hidden = members.hidden
     return scan
-
-
-def _members(file: IO[bytes], length: int) -> Iterator[tarfile.TarInfo]:
-    while file.tell() < length:
-        try:
-            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, encoding="utf-8") as tar:
-                while (member := tar.next()) is not None:
-                    yield member
-                    tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
-            return
-        except tarfile.ReadError:  # a damaged header after a pax one: start again after both
-            continue
-
-
-def _has_bytes(file: IO[bytes], start: int, stop: int) -> bool:
-    """Whether the file has bytes other than zero in a range; keeps the file's position."""
-    here = file.tell()
-    file.seek(start)
-    found = False
-    while start < stop and not found:
-        chunk = file.read(min(1 << 20, stop - start))
-        if not chunk:
-            break
-        found = chunk.count(0) != len(chunk)
-        start += len(chunk)
-    file.seek(here)
-    return found
-
-
-def _skip_global_headers(file: IO[bytes], start: int, stop: int) -> int:
-    """The position after global pax headers, which tarfile does not return as members."""
-    here = file.tell()
-    while start < stop:
-        file.seek(start)
-        try:
-            header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
-        except tarfile.HeaderError:
-            break
-        if header.type != tarfile.XGLTYPE:
-            break
-        start += BLOCK + -(-header.size // BLOCK) * BLOCK
-    file.seek(here)
-    return start
-
-
-def gap(shard: str, start: int, stop: int) -> BadSample:
-    """A bad sample for bytes of a shard between its readable members."""
-    reason = f"bytes {start} to {stop} belong to no readable member (a damaged header?)"
-    return BadSample(shard, "", reason)
-
-
-def _check_end(scan: ShardScan, file: IO[bytes], shard: str, end: int, length: int) -> None:
-    """Checks that the archive ends with blocks of zeros."""
-    if end == 0 and length == 0:
-        scan.broken = "the file is empty"
-    elif end == 0 and not _has_bytes(file, 0, length):
-        scan.broken = "the file is an archive without members"
-    elif end == 0:
-        file.seek(0)
-        scan.broken = f"the file is not a tar file; it begins with {file.read(16)!r}"
-    elif _has_bytes(file, end, length):
-        scan.bad.append(gap(shard, end, length))
-    elif length - end < BLOCK:
-        scan.broken = f"the file ends at byte {length} without an end-of-archive mark"

@@ -1,16 +1,14 @@
 """Reads the images and the defects of one shard at a URL in a single sequential pass.
 
-webdataset opens the URL and Python's tarfile reads the archive, because webdataset's own reader
-hides what `MemberFilter` needs (sizes, links) and ends silently at a damaged header.
+webdataset opens the URL and `TarWalk` reads the archive, as for the index of local shards:
+webdataset's own reader hides sizes and links, and ends silently at a damaged header.
 """
 
 import os
 import signal
-import tarfile
-from collections.abc import Generator, Iterator
-from typing import IO, NamedTuple, cast
-from urllib.parse import urlparse
-from urllib.request import url2pathname
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+from urllib.parse import unquote, urlparse
 
 from webdataset import utils
 from webdataset.gopen import gopen, gopen_schemes, set_options
@@ -18,9 +16,8 @@ from webdataset.gopen import gopen, gopen_schemes, set_options
 from data.batch import BadSample
 from data.errors import DataError, did_you_mean
 from data.shards import is_url
-from data.tar_scan import BLOCK, MAX_IMAGE_BYTES, MemberFilter, gap
-
-_SKIP = 1 << 20
+from data.tar_scan import MemberFilter
+from data.tar_walk import TarWalk
 
 
 class StreamedImage(NamedTuple):
@@ -71,12 +68,18 @@ def read_shard(
     except (OSError, ValueError) as error:
         yield BadSample(name, "", f"cannot be opened ({error})")
         return
-    members = MemberFilter(name)
-    stream = _Stream(file)
+    members, walk = MemberFilter(name), TarWalk(file, name)
     try:
-        broken = yield from _walk(stream, name, members)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        broken = stream.kind() if not stream.members else f"not readable as a tar file ({error})"
+        for item in walk:
+            if isinstance(item, BadSample):
+                yield item
+            elif (key := members.image_key(item)) is not None and walk.broken is None:
+                data = walk.read(item)
+                if walk.broken is None:
+                    yield StreamedImage(name, key, data)
+        broken = walk.broken
+    except OSError as error:
+        broken = f"not readable as a tar file ({error})"
     finally:
         file.close()
     members.finish()
@@ -97,7 +100,9 @@ def _scheme(shard: str) -> str:
 def _open(url: str, allow_pipe: bool) -> IO[bytes]:
     scheme = _scheme(url)
     if scheme in ("", "file"):
-        return open(url2pathname(urlparse(url).path) if scheme else url, "rb")
+        # A path may have bytes that are not UTF-8.
+        path = unquote(urlparse(url).path, errors="surrogateescape") if scheme else url
+        return open(path, "rb")
     before = utils.enforce_security
     strict = bool(int(os.environ.get("WDS_SECURE", "0")))
     utils.enforce_security = strict or not allow_pipe  # $GOPEN_REWRITE can turn URLs into pipes
@@ -109,79 +114,3 @@ def _open(url: str, allow_pipe: bool) -> IO[bytes]:
     # The number of samples would depend on timing, and the message would contain tokens.
     set_options(file, ignore_errors=True)
     return file
-
-
-class _Stream:
-    """The file interface that tarfile needs, over a file that can only be read forwards.
-
-    Attributes:
-        members: archive members read so far.
-        unread: position of the first nonzero block that was read as a header after the last member.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._at = 0
-        self._head = b""
-        self.members = 0
-        self.unread: int | None = None
-
-    def read(self, size: int) -> bytes:
-        if size > MAX_IMAGE_BYTES:
-            raise tarfile.ReadError(f"a header has a size of {size} bytes")
-        data = self._file.read(size)
-        if self._at == 0:
-            self._head = data[:16]
-        if size == BLOCK and self.unread is None and data.count(0) != len(data):
-            self.unread = self._at
-        self._at += len(data)
-        return data
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, position: int) -> None:
-        if position < self._at:
-            raise tarfile.ReadError(f"a header before byte {self._at} points backwards")
-        while self._at < position:
-            data = self._file.read(min(_SKIP, position - self._at))
-            if not data:
-                break
-            self._at += len(data)
-
-    def kind(self) -> str:
-        """The reason why there is no member."""
-        if not self._head:
-            return "the stream is empty"
-        if not self._head.strip(b"\0"):
-            return "the stream is an archive without members"
-        return f"the stream is not a tar file; it begins with {self._head!r}"
-
-
-def _walk(
-    stream: _Stream, shard: str, members: MemberFilter
-) -> Generator[StreamedImage | BadSample, None, str | None]:
-    """Yields images and gaps; returns why the rest of the shard is missing, or None."""
-    end = 0
-    # With "r:" and a plain file nothing is decompressed, and damaged headers are skipped.
-    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:", ignore_zeros=True) as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
-            stream.members += 1
-            if stream.unread is not None and stream.unread < member.offset:
-                yield gap(shard, end, member.offset)
-            key = members.image_key(member)
-            if key is not None:
-                data = stream.read(member.size)
-                if len(data) < member.size:
-                    return f"the stream ends inside the member '{member.name}'"
-                yield StreamedImage(shard, key, data)
-            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-            stream.unread = None
-    if end == 0:
-        return stream.kind()
-    if stream.unread is not None:
-        yield gap(shard, end, stream.tell())
-    elif stream.tell() - end < BLOCK:
-        return f"the stream ends at byte {stream.tell()} without an end-of-archive mark"
-    return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.text import print_anything, printable, shown
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _NAMED = 5  # left-out files in the summary; the manifest lists all
@@ -15,6 +16,7 @@ _NAMED = 5  # left-out files in the summary; the manifest lists all
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 on success and 2 on a user error, printed as one message."""
+    print_anything()
     arguments = _parser().parse_args(argv)
     try:
         if arguments.quality is not None and arguments.max_side is None:
@@ -24,12 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = WriteOptions(arguments.target_size, arguments.max_side, arguments.quality or 95)
         manifest = write_shards(arguments.source, arguments.out, options)
     except DataError as error:
-        print(f"write_shards: {error}", file=sys.stderr)
+        print(f"write_shards: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("write_shards: interrupted; the same command continues", file=sys.stderr)
         return 130
-    print(_summary(manifest, arguments.out))
+    print(printable(_summary(manifest, arguments.out)))
     return 0
 
 
@@ -100,9 +102,12 @@ def _summary(manifest: dict[str, Any], out: Path) -> str:
     if left_out:
         counts = ", ".join(f"{n} {fault}" for fault, n in manifest["left_out_counts"].items())
         lines.append(f"left out {len(left_out)} ({counts}); manifest.json lists all, the first:")
-        lines += [f"  {e['name']}: {e['fault']}, {e['detail']}" for e in left_out[:_NAMED]]
+        lines += [
+            f"  {shown(e['name'])}: {e['fault']}, {shown(e['detail'], 500)}"
+            for e in left_out[:_NAMED]
+        ]
     if manifest["ignored"]:
-        others = ", ".join(f"{n} {extension}" for extension, n in manifest["ignored"].items())
+        others = ", ".join(f"{n} {shown(kind)}" for kind, n in manifest["ignored"].items())
         lines.append(f"ignored other extensions: {others}")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ whatever reads the public checkpoints of the RADIO family. A model card is writt
 import argparse
 from pathlib import Path
 
+from data.text import printable
 from distill.formats.export import FORMATS, export
 from distill.runtime.command import command
 from distill.tasks.kinds import register_kinds
@@ -55,7 +56,7 @@ def main() -> None:
     out, head, no_heads = (options.pop(name) for name in ("out", "head", "no_heads"))
     heads = (head,) if head else () if no_heads else None
     path = export(options.pop("checkpoint"), out, heads=heads, **options)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path}")
+    print(printable(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path}"))
 
 
 if __name__ == "__main__":

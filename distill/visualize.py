@@ -10,6 +10,7 @@ Exit codes: 0 done, 2 a user's mistake.
 import argparse
 from pathlib import Path
 
+from data.text import printable
 from distill.runtime.command import command
 from distill.runtime.errors import RecipeError
 from distill.tasks.kinds import register_kinds
@@ -64,7 +65,7 @@ def main() -> None:
         draw_upsampler(out, target, others)
     else:
         draw_student(out, target, others, arguments.resolution)
-    print(out)
+    print(printable(out))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,9 @@ def save_student(
         raise RuntimeError("save_student: mean and std are not resolved; pass Student.config")
     config = config.model_copy(update={"init": None})
     with torch.device("meta"):
-        _check_state(Student(config, targets), state_dict, "save_student")
+        wrong = _why_not(Student(config, targets), state_dict, "save_student")
+    if wrong:
+        raise RuntimeError(wrong)
     header = {
         "format": FORMAT,
         "config": config.model_dump_json(exclude_none=True),
@@ -125,15 +127,26 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
         if config.mean is None or config.std is None:  # no default in the place of an answer
             raise StudentError(f"student {path}: its config states no mean and std")
         targets = _Targets.validate_json(header["targets"])
-        yield file, StudentHeader(config, targets, json.loads(header["metadata"]))
+        yield file, StudentHeader(config, targets, _metadata(header["metadata"], path))
+
+
+def _metadata(text: str, path: str | PathLike[str]) -> dict[str, str]:
+    """The further entries; by Python's reader, as pydantic's takes no text of any bytes."""
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise StudentError(f"student {path}: not a valid student file: {error}") from error
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise StudentError(f"student {path}: not a valid student file: metadata are no texts")
+    return metadata
 
 
 def load_student(path: str | PathLike[str]) -> Student:
     """Loads a student, in eval mode, on the CPU, in the dtype it was saved in.
 
     Raises:
-        StudentError: there is no such file, or it is not one of `save_student`.
-        RuntimeError: the file's weights are not those of the student it describes.
+        StudentError: there is no such file, it is not one of `save_student`, or its weights are not
+            those of the student it describes.
     """
     config, targets, state, _ = read_student(path)
     return student_of(config, targets, state, f"student {path}")
@@ -154,15 +167,17 @@ def student_of(
         where: origin of the weights, for messages.
 
     Raises:
-        RuntimeError: the weights are not those of such a student.
+        StudentError: the weights are not those of such a student.
     """
     with torch.device("meta"):
         student = Student(config.model_copy(update={"init": None}), targets)
-    _check_state(student, state_dict, where)
+    if wrong := _why_not(student, state_dict, where):
+        raise StudentError(wrong)
     student.load_state_dict(state_dict, assign=True)
     return student.eval()
 
 
-def _check_state(student: Student, state: Mapping[str, Tensor], where: str) -> None:
-    if wrong := shape_mismatch(student.state_dict(), state):
-        raise RuntimeError(f"{where}: {wrong}")
+def _why_not(student: Student, state: Mapping[str, Tensor], where: str) -> str | None:
+    """Why a state dict is not the student's; None if it is."""
+    wrong = shape_mismatch(student.state_dict(), state)
+    return f"{where}: {wrong}" if wrong else None

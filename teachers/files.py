@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.files import lfs_hint
 from teachers.messages import took
 
 # Where a checkpoint holds several sets of weights: timm's order, then that of other projects.
@@ -46,7 +48,9 @@ def open_format(
                 )
             yield file, header
     except (SafetensorError, ValidationError, KeyError) as reason:
-        raise error(f"{what} {path}: not a valid {what} file: {reason}") from reason
+        raise error(
+            f"{what} {path}: not a valid {what} file: {reason}{lfs_hint(Path(path))}"
+        ) from reason
 
 
 def choose_state(content: Any, where: str, order: Sequence[str] = ()) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.files import lfs_hint
 from teachers.errors import TeacherError
 from teachers.messages import took
 from teachers.radio_hub import hub_resolution
@@ -168,8 +169,9 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         what = found[1] if found else "more than tensors and argparse.Namespace, or is damaged"
         raise TeacherError(
             f"{path} holds {what}, which is not unpickled; save it again with plain values"
+            f"{lfs_hint(path)}"
         ) from None
-    except (RuntimeError, EOFError) as error:
+    except Exception as error:  # damaged files raise exceptions of many types
         raise TeacherError(f"{path} cannot be read: {shorten(str(error))}") from None
     content = loaded if isinstance(loaded, Mapping) else {}
     sets = [key for key in ("state_dict_ema", "state_dict") if content.get(key)]

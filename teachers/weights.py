@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from data.files import lfs_hint
 from teachers.errors import TeacherError
 from teachers.files import choose_state
 from teachers.messages import took
@@ -164,10 +165,10 @@ def read_tensors(path: Path, *, prefix: str = "", order: Sequence[str] = ()) -> 
     except pickle.UnpicklingError:
         raise TeacherError(
             f"{path} holds more than tensors, or is damaged; it is not unpickled. Save only the "
-            "state dict, preferably as .safetensors"
+            f"state dict, preferably as .safetensors{lfs_hint(path)}"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise TeacherError(f"{path} cannot be read: {error}") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise TeacherError(f"{path} cannot be read: {error}{lfs_hint(path)}") from None
     state = choose_state(loaded, str(path), order)
     tensors = {
         _bare(key): value

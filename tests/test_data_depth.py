@@ -212,11 +212,11 @@ def test_normals_of_a_picture_have_unit_length_or_are_unknown(tmp_path: Path) ->
 
 def test_files_of_other_shapes_are_refused(tmp_path: Path) -> None:
     write_rgb(tmp_path / "rgb.png")
-    with pytest.raises(DataError, match=r"rgb.png': expected shape \(H, W\), got \(6, 8, 3\)"):
+    with pytest.raises(DataError, match=r"rgb.png': expected one channel of depth, got 3"):
         read_depth(tmp_path / "rgb.png", 1)
     write_depth(tmp_path / "grey.png", np.zeros((6, 8), np.uint8))
-    with pytest.raises(DataError, match=r"normals '.*grey.png': expected shape \(H, W, 3\), got"):
+    with pytest.raises(DataError, match=r"normals '.*grey.png': expected RGB colours.*mode L"):
         read_normals(tmp_path / "grey.png")
     (tmp_path / "no.png").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="the depth '.*no.png': cannot identify"):
+    with pytest.raises(DataError, match="the depth '.*no.png': not a PNG"):
         read_depth(tmp_path / "no.png", 1)

@@ -315,7 +315,9 @@ def test_other_content_under_an_image_extension_is_a_bad_sample(
     )
     stream = TrainStream(config, fixed_layout(resolution=(8, 8), batch_size=3, micro_batch_size=3))
     assert len(next(stream.batches()).keys) == 3
-    assert [tuple(b) for b in stream.bad] == [("0.tar", "wrong", "not a JPEG, PNG or WebP image")]
+    ((*place, reason),) = stream.bad
+    assert place == ["0.tar", "wrong"]
+    assert reason.startswith("not a JPEG, PNG or WebP image")
 
 
 def test_a_png_named_jpg_is_read_by_its_content(tmp_path: Path) -> None:

@@ -167,5 +167,5 @@ def test_a_file_whose_weights_are_not_its_students_is_refused(tmp_path: Path) ->
         header = file.metadata()
     state = student.state_dict() | {"trunk.norm.bias": torch.zeros(3)}
     save_file(state, tmp_path / "s", header)
-    with pytest.raises(RuntimeError, match=r"trunk.norm.bias has shape \(3,\), expected \(16,\)"):
+    with pytest.raises(StudentError, match=r"trunk.norm.bias has shape \(3,\), expected \(16,\)"):
         load_student(tmp_path / "s")

@@ -1,8 +1,8 @@
 """Images with captions: COCO's own files, and the Karpathy splits of COCO and Flickr30k."""
 
-import csv
 import json
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, PositiveInt
 
 from data.errors import DataError
-from data.labelled.files import read_json
-from data.labelled.layout import Layout
+from data.labelled.files import read_csv, read_json
+from data.labelled.layout import Layout, is_there
+from data.text import shown
 
 
 class CaptionedImages(NamedTuple):
@@ -46,14 +47,14 @@ class CaptionLayout(Layout):
         """
         names, captions = [], []
         for path, texts in self._pairs():
-            if not path.is_file():
-                raise DataError(f"there is no {path}; expected under {self.root}:\n{self.tree}")
+            if not is_there(path):
+                raise self.missing(f"there is no {path}")
             if not texts:
-                raise DataError(f"the image '{path}' has no caption")
+                raise DataError(f"the image '{shown(path)}' has no caption")
             names.append(str(path))
-            captions.append(texts[: self.captions_per_image])
+            captions.append([_readable(text) for text in texts[: self.captions_per_image]])
         if not names:
-            raise DataError(f"no image with captions; expected under {self.root}:\n{self.tree}")
+            raise self.missing("no image with captions")
         return CaptionedImages(names, captions, lambda name: Path(name).read_bytes())
 
     @abstractmethod
@@ -74,11 +75,14 @@ class CocoCaptions(CaptionLayout):
         stored = read_json(path)
         try:
             captions: dict[int, list[str]] = {image["id"]: [] for image in stored["images"]}
+            if len(captions) < len(stored["images"]):
+                twice = Counter(image["id"] for image in stored["images"]).most_common(1)[0][0]
+                raise DataError(f"'{path}': two images have the id {twice}")
             for entry in stored["annotations"]:
                 captions[entry["image_id"]].append(entry["caption"].strip())
             for image in stored["images"]:
                 yield self.root / self.split / image["file_name"], captions[image["id"]]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"'{path}' is no caption file of COCO: {error!r} is missing") from error
 
 
@@ -103,13 +107,14 @@ class KarpathyCaptions(CaptionLayout):
 
     def _pairs(self) -> Iterator[tuple[Path, list[str]]]:
         path, folder = self.path(self.captions), self.path(self.images)
-        entries = _read_csv(path) if path.suffix == ".csv" else read_json(path).get("images", [])
+        table = path.suffix.lower() == ".csv"
         try:
+            entries = _read_csv(path) if table else read_json(path)["images"]
             for entry in entries:
                 if entry["split"] == self.split:
                     texts = [sentence["raw"].strip() for sentence in entry["sentences"]]
                     yield folder / entry.get("filepath", "") / entry["filename"], texts
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"'{path}' does not have the Karpathy format: {error!r} is missing"
             ) from error
@@ -118,18 +123,28 @@ class KarpathyCaptions(CaptionLayout):
 CaptionData = Annotated[CocoCaptions | KarpathyCaptions, Field(discriminator="kind")]
 
 
+def _readable(text: str) -> str:
+    """The text with halves of characters, which no tokenizer takes, replaced."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     """The rows in the format of the JSON's entries."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    header, *lines = read_csv(path) or [[]]
     columns = {"filename", "split", "raw"}
-    if rows and not columns <= rows[0].keys():
+    if lines and not columns <= set(header):
         raise DataError(
-            f"'{path}' needs the columns {', '.join(sorted(columns))}; it has {', '.join(rows[0])}"
+            f"'{path}' needs the columns {', '.join(sorted(columns))}; it has {', '.join(header)}"
         )
+    for number, line in enumerate(lines, 2):
+        if len(line) != len(header):
+            raise DataError(
+                f"'{path}', row {number}: expected {len(header)} columns, got {len(line)}"
+            )
+    rows = [dict(zip(header, line, strict=True)) for line in lines]
     try:
         return [
             {**row, "sentences": [{"raw": text} for text in json.loads(row["raw"])]} for row in rows
         ]
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"'{path}': expected lists in JSON in the column raw: {error}") from error

@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -11,8 +11,10 @@ from pydantic import PositiveInt
 
 from data.errors import DataError
 from data.gather import ImageFiles, open_images
+from data.image_files import IMAGES, PICTURES, describe_left_out, extension_of, is_hidden
 from data.labelled.files import read_lines
 from data.labelled.layout import Layout, Split
+from data.text import shown
 
 
 class ClassImages(NamedTuple):
@@ -86,15 +88,32 @@ class ClassFolders(Layout):
                 label, slash, _ = name.removeprefix(prefix).partition("/")
                 if not slash:
                     raise DataError(
-                        f"{self.root}: '{name}' lies in {folder} itself, not in a class's folder; "
-                        f"expected:\n{self.tree}"
+                        f"{self.root}: '{shown(name)}' lies in {folder} itself, not in a class's "
+                        f"folder; expected:\n{self.tree}"
                     )
                 found.setdefault(label, []).append(name)
+        others = [name for name in files.left_out if name.startswith(prefix)]
         if not found:
-            raise DataError(
-                f"no image in {folder} of {self.root}; expected under {self.root}:\n{self.tree}"
-            )
+            beside = f"; there are {describe_left_out(others)}" if others else ""
+            raise self.missing(f"no image in {folder} of {self.root} ({IMAGES}){beside}")
+        self._refuse_unread_class(found, others, prefix, folder)
         return found
+
+    def _refuse_unread_class(
+        self, found: Collection[str], left_out: Sequence[str], prefix: str, folder: str
+    ) -> None:
+        """A class of which all pictures are left out would vanish, and others take its number."""
+        pictures: dict[str, list[str]] = {}
+        for name in left_out:
+            label, slash, _ = name.removeprefix(prefix).partition("/")
+            if slash and extension_of(name) in PICTURES and not is_hidden(name):
+                pictures.setdefault(label, []).append(name)
+        for label, names in sorted(pictures.items()):
+            if label not in found:
+                raise DataError(
+                    f"{self.root}: {folder} has no image of the class '{shown(label)}' that is "
+                    f"read ({IMAGES}), only {describe_left_out(names)}; convert them, as to PNG"
+                )
 
 
 def read_class_names(path: Path, classes: Sequence[str]) -> list[str]:
@@ -119,7 +138,9 @@ def read_class_names(path: Path, classes: Sequence[str]) -> list[str]:
         )
     twice = [name for name, times in Counter(lines).items() if times > 1]
     if twice:
-        raise DataError(f"'{path}': two classes are named '{twice[0]}'; expected different names")
+        raise DataError(
+            f"'{path}': two classes are named '{shown(twice[0])}'; expected different names"
+        )
     return lines
 
 

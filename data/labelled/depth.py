@@ -3,7 +3,6 @@
 Depth is float32 in metres, normals are unit vectors; both 0 where unknown, on the image's pixels.
 """
 
-import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -13,8 +12,8 @@ from PIL import Image
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from data.errors import DataError
-from data.labelled.depth_files import Window, read_depth, read_normals
-from data.labelled.files import read_lines, read_rgb
+from data.labelled.depth_files import DEPTH_EXTENSIONS, Window, read_depth, read_normals
+from data.labelled.files import read_json, read_lines, read_rgb, read_size
 from data.labelled.layout import Layout, Split
 
 _MILLIMETRE = 0.001
@@ -99,14 +98,15 @@ class FolderDepth(DepthLayout):
     Attributes:
         train: folders of training images and of their depth, below the root.
         test: folders of test images and of their depth.
-        unit: metres of one step of the stored depth: of an 8 or 16 bit PNG, or of a `.npy` (H, W).
+        unit: metres of one step of the stored depth: of an 8 or 16 bit PNG, of a
+            TIFF, or of a `.npy` (H, W).
         focal_px: focal length in pixels; needed to compute normals from depth.
         normals: folders of normals for both splits: PNGs (-1 to 1 as 0 to 255) or `.npy` (H, W, 3).
         window: the part of every image and depth that is used; None for all.
     """
 
     tree: ClassVar[str] = (
-        "  {train,test}/rgb/*.jpg or *.png      {train,test}/depth/*.png or *.npy\n"
+        "  {train,test}/rgb/*.jpg (or png, webp)      {train,test}/depth/*.png or *.npy or *.tif\n"
         "(or the folders of `train` and `test`)"
     )
 
@@ -121,28 +121,20 @@ class FolderDepth(DepthLayout):
     def samples(self, split: Split) -> list[DepthSample]:
         """All images of the split's folder."""
         images, depth = self.train if split == "train" else self.test
-        normals = None if self.normals is None else self.normals[split == "test"]
+        found = self.paired(images, depth, "depth", DEPTH_EXTENSIONS)
+        normals: list[Path | None] = [None] * len(found)
+        if self.normals is not None:
+            where = self.normals[split == "test"]
+            normals = [n for _, n in self.paired(images, where, "normals", DEPTH_EXTENSIONS)]
         return [
-            DepthSample(
-                image,
-                self._beside(depth, image.stem),
-                image.stem,
-                self.focal_px,
-                None if normals is None else self._beside(normals, image.stem),
-            )
-            for image in self.image_files(images)
+            DepthSample(image, values, image.stem, self.focal_px, normal)
+            for (image, values), normal in zip(found, normals, strict=True)
         ]
 
     def read(self, sample: DepthSample) -> DepthView:
         """Reads the files and crops the window; see `DepthLayout.read`."""
         view = super().read(sample)
         return view if self.window is None else _cut(view, self.window, sample.key)
-
-    def _beside(self, folder: str, stem: str) -> Path:
-        for suffix in (".png", ".npy"):
-            if (self.path(folder) / f"{stem}{suffix}").is_file():
-                return self.path(folder) / f"{stem}{suffix}"
-        return self.path(folder, f"{stem}.png")  # raises an error with the tree
 
     def _unit(self) -> float:
         return self.unit
@@ -226,11 +218,7 @@ class NaviDepth(DepthLayout):
         focal = float(entry["camera"]["focal_length"])
         if not self.downsampled:
             return focal
-        try:
-            with Image.open(image) as opened:  # reads the header only
-                return focal * max(opened.size) / max(entry["image_size"])
-        except OSError as error:
-            raise DataError(f"the image '{image}': {error}") from error
+        return focal * max(read_size(image)) / max(entry["image_size"])
 
     def read(self, sample: DepthSample) -> DepthView:
         """Reads the files and crops the object; see `DepthLayout.read`."""
@@ -262,10 +250,10 @@ AnyDepth = Annotated[FolderDepth | NaviDepth | NYUv2, Field(discriminator="kind"
 def _entries(path: Path) -> list[dict[str, Any]]:
     """The annotations of a scene of NAVI."""
     try:
-        entries: list[dict[str, Any]] = json.loads(path.read_text())
+        entries: list[dict[str, Any]] = read_json(path)
         for entry in entries:
             entry["filename"], entry["image_size"], entry["camera"]["focal_length"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(
             f"the annotations '{path}': {error!r}; expected a list of images, each with filename, "
             "image_size and camera.focal_length"

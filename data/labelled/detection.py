@@ -1,6 +1,5 @@
 """Images with boxes in COCO's layout, and their placement on a canvas of one size."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data.errors import DataError
-from data.labelled.files import read_rgb
+from data.labelled.files import read_json, read_rgb
 from data.labelled.layout import Layout, Split
 
 _PADDING = 128  # mid-grey, close to the mean that encoders subtract
@@ -69,8 +68,10 @@ class CocoLayout(Layout):
         folder = self.path(name)
         path = self.path("annotations", f"instances_{name}.json")
         try:
-            return _annotated(json.loads(path.read_text()), folder)
+            return _annotated(read_json(path), folder)
         except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(
                 f"'{path}' is not in COCO's format ({type(error).__name__}: {error})"
             ) from error

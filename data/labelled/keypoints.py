@@ -3,7 +3,7 @@
 Points are (x, y) in pixels, as in the files; (0, 0) is the outer corner of an image's first pixel.
 """
 
-import csv
+from collections.abc import Collection
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -11,10 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from data.errors import DataError
-from data.labelled.files import read_json
+from data.errors import DataError, did_you_mean
+from data.image_files import IMAGES, warn_once
+from data.labelled.files import read_csv, read_json
 from data.labelled.layout import Layout
-from data.tar_scan import IMAGE_EXTENSIONS
+from data.text import shown
 
 
 class KeypointPair(NamedTuple):
@@ -100,8 +101,7 @@ class PFWillow(Layout):
             DataError: the list or an image is missing, or a line is no pair.
         """
         path = self.path("test_pairs.csv")
-        with path.open(newline="") as file:
-            lines = [line for line in csv.reader(file) if line][1:]
+        lines = read_csv(path)[1:]
         return [self._pair(line, f"{path}, line {i}") for i, line in enumerate(lines, 2)]
 
     def _pair(self, line: list[str], where: str) -> KeypointPair:
@@ -140,10 +140,17 @@ class KeypointFolders(Layout):
         """
         pairs = []
         for path in self.glob("*/keypoints.json"):
-            points = {name: _points(found) for name, found in _load_json(path).items()}
+            try:
+                points = {name: _points(found) for name, found in _load_json(path).items()}
+            except (TypeError, ValueError) as error:
+                if isinstance(error, DataError):
+                    raise
+                raise DataError(
+                    f"{path}: expected {{image: [[x, y] or null, ...]}}: {error}"
+                ) from error
             if len({len(found) for found in points.values()}) > 1:
                 raise DataError(f"{path}: images have different numbers of points")
-            files = {name: _image(path.parent, name) for name in points}
+            files = self._files(path, points)
             for source, target in permutations(sorted(points), 2):
                 visible = np.isfinite(points[target]).all(1)
                 both = visible & np.isfinite(points[source]).all(1)
@@ -158,6 +165,20 @@ class KeypointFolders(Layout):
                     )
                 )
         return pairs
+
+    def _files(self, path: Path, names: Collection[str]) -> dict[str, Path]:
+        """The images with keypoints; warns of those without."""
+        images = self.images_in(str(path.parent.relative_to(self.root)))
+        for name in names:
+            if name not in images:
+                raise DataError(
+                    f"{path} has {shown(name)!r}, but there is no such image in its folder "
+                    f"({IMAGES}){did_you_mean(name, images)}"
+                )
+        unused = [image.name for name, image in images.items() if name not in names]
+        if unused:
+            warn_once(path, f"{len(unused)} images have no keypoints, such as {shown(unused[0])}")
+        return images
 
 
 AnyKeypoints = Annotated[SPair | PFWillow | KeypointFolders, Field(discriminator="kind")]
@@ -177,14 +198,3 @@ def _points(found: list[list[float] | None]) -> np.ndarray:
 
 def _extent(points: np.ndarray) -> float:
     return float(np.ptp(points, axis=0).max()) if len(points) else 0.0
-
-
-def _image(folder: Path, name: str) -> Path:
-    for extension in sorted(IMAGE_EXTENSIONS):
-        path = folder / f"{name}.{extension}"
-        if path.is_file():
-            return path
-    raise DataError(
-        f"{folder / 'keypoints.json'} has {name!r}, but there is no such image in its folder "
-        f"({', '.join(sorted(IMAGE_EXTENSIONS))})"
-    )

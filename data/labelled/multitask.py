@@ -11,12 +11,18 @@ import numpy as np
 from pydantic import Field
 
 from data.errors import DataError
+from data.image_files import warn_once
 from data.labelled import pascal_context
-from data.labelled.files import IGNORED, read_indices, read_lines, read_rgb
+from data.labelled.depth_files import read_depth
+from data.labelled.files import IGNORED, read_lines, read_rgb
 from data.labelled.layout import Layout, Split
+from data.labelled.pixel_values import read_encoded_normals, read_indices, read_levels
 from data.labelled.segmentation_classes import PASCAL_VOC
+from data.labelled.segmentation_files import renumbered
 
 Task = Literal["semseg", "parts", "saliency", "normals", "depth"]
+_VOC_TABLE = {n: n for n in (*range(len(PASCAL_VOC)), IGNORED)}
+_NYUD_TABLE = {0: IGNORED} | {number: number - 1 for number in range(1, 41)}
 _LIST = {"train": "train", "test": "val"}  # names of the lists; both sets are tested on val
 
 
@@ -83,14 +89,17 @@ class PascalContextLayout(Layout):
             DataError: a file is missing, cannot be read, or has another size than the image.
         """
         image = read_rgb(self.path("JPEGImages", f"{name}.jpg"))
-        saliency = read_indices(self.path("sal_distill", f"{name}.png"))
+        path = self.path("sal_distill", f"{name}.png")
+        saliency = read_levels(path, "saliency")
+        if saliency.max() == 1:
+            warn_once(path.parent, f"'{path.name}' has levels 0 and 1; salient is above 127")
         sample = MultiTaskSample(
             name,
             image,
             self._semseg(name),
             pascal_context.read_parts(self._parts(name), image.shape[:2]),
             (saliency > IGNORED // 2).astype(np.uint8),
-            decode_normals(read_rgb(self.path("normals_distill", f"{name}.png"))),
+            decode_normals(read_encoded_normals(self.path("normals_distill", f"{name}.png"))),
             None,
         )
         return _same_size(sample, self.root)
@@ -99,7 +108,7 @@ class PascalContextLayout(Layout):
         if (self.root / "semseg").is_dir():
             own = self.root / "semseg" / "VOC12" / f"{name}.png"
             path = own if own.exists() else self.path("semseg", "pascal-context", f"{name}.png")
-            return read_indices(path).astype(np.uint8)
+            return renumbered(read_indices(path), _VOC_TABLE, path)
         return pascal_context.read_voc_classes(
             self.path("pascal-context", "trainval", f"{name}.mat")
         )
@@ -140,16 +149,13 @@ class NyudLayout(Layout):
             self._semseg(self.path("segmentation", f"{name}.png")),
             None,
             None,
-            decode_normals(read_rgb(self.path("normals", f"{name}.png"))),
-            _read_depth(self.path("depth", f"{name}.npy")),
+            decode_normals(read_encoded_normals(self.path("normals", f"{name}.png"))),
+            read_depth(self.path("depth", f"{name}.npy"), 1.0),
         )
         return _same_size(sample, self.root)
 
     def _semseg(self, path: Path) -> np.ndarray:
-        values, most = read_indices(path), self.num_classes["semseg"]
-        if values.max(initial=0) > most:
-            raise DataError(f"the label map '{path}': expected 0 to {most}, got {values.max()}")
-        return (values.astype(np.uint8) - 1).astype(np.uint8)  # 0 wraps to 255, ignored
+        return renumbered(read_indices(path), _NYUD_TABLE, path)
 
 
 MultiTaskLayout: TypeAlias = Annotated[
@@ -166,14 +172,6 @@ def decode_normals(colours: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     known = (lengths > 0.5) & (lengths < 1.5)
     return np.where(known, vectors / np.maximum(lengths, 1e-6), 0).astype(np.float32)
-
-
-def _read_depth(path: Path) -> np.ndarray:
-    try:
-        values = np.load(path).squeeze().astype(np.float32)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the depth '{path}': {error}") from error
-    return np.where(np.isfinite(values) & (values > 0), values, 0).astype(np.float32)
 
 
 def _same_size(sample: MultiTaskSample, root: Path) -> MultiTaskSample:

@@ -41,12 +41,20 @@ def read_voc_classes(path: Path) -> np.ndarray:
         DataError: the file is no such map.
     """
     labels = np.asarray(_read_mat(path, "LabelMap"))
-    if labels.ndim != 2 or labels.size == 0 or not 0 <= labels.max() <= _CONTEXT_CLASSES:
+    if labels.ndim != 2 or labels.size == 0 or not _are_numbers(labels):
         raise DataError(f"'{path}': expected a LabelMap of classes 0 to {_CONTEXT_CLASSES}")
     table = np.zeros(_CONTEXT_CLASSES + 1, np.uint8)
     table[0] = IGNORED
     table[list(_VOC_NUMBERS)] = range(1, len(PASCAL_VOC))
     return table[labels.astype(np.int64)]
+
+
+def _are_numbers(labels: np.ndarray) -> bool:
+    """Whether all are whole numbers of classes; not those that compare with nothing."""
+    if labels.dtype.kind not in "uif":
+        return False
+    whole = labels.dtype.kind != "f" or bool((labels == np.round(labels)).all())
+    return whole and labels.min() >= 0 and bool(labels.max() <= _CONTEXT_CLASSES)
 
 
 def read_parts(path: Path | None, size: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Frames with depth, intrinsics and pose, in pairs: 7-Scenes, ScanNet, NAVI."""
 
-import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,8 +11,10 @@ from PIL import Image
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from data.errors import DataError
-from data.labelled.files import read_indices, read_rgb, read_size
+from data.labelled.files import naming, read_json, read_rgb, read_size
 from data.labelled.layout import Layout
+from data.labelled.pixel_values import read_steps
+from data.text import shown
 
 _UNKNOWN = 65535  # in 16-bit depth maps where nothing was measured, like 0
 
@@ -68,7 +69,7 @@ class PosedLayout(Layout):
         Raises:
             DataError: a file cannot be read.
         """
-        raw = read_indices(files.depth)
+        raw = _read_steps(files.depth)
         depth = np.where(raw == _UNKNOWN, 0, raw) / 1000
         image = Image.fromarray(read_rgb(files.image))
         height, width = depth.shape
@@ -113,8 +114,13 @@ class SevenScenes(PosedLayout):
 
     def _view(self, pose: Path) -> FrameFiles:
         stem = pose.name.removesuffix(".pose.txt")
-        colours = [pose.with_name(f"{stem}.color.{kind}") for kind in ("png", "jpg")]
+        colours = [pose.with_name(f"{stem}.color.{kind}") for kind in ("png", "jpg", "jpeg")]
         found = [path for path in colours if path.is_file()]
+        if len(found) > 1:
+            raise DataError(
+                f"'{shown(pose.parent)}' has both '{shown(found[0].name)}' and "
+                f"'{shown(found[1].name)}'; remove one of them"
+            )
         image = found[0] if found else self.path(str(colours[0].relative_to(self.root)))
         depth = self.path(str(pose.with_name(f"{stem}.depth.png").relative_to(self.root)))
         return FrameFiles(image, depth, _pose(pose), self.focal_px)
@@ -137,11 +143,23 @@ class ScanNet(PosedLayout):
         intrinsics = _load_npz(self.path("intrinsics.npz"))
         if "name" not in names:
             raise DataError(f"{self.root / 'test.npz'} has no `name`; expected:\n{self.tree}")
+        listed = names["name"]
+        if listed.dtype.kind not in "iu" or listed.ndim != 2 or listed.shape[1] != 4:
+            raise DataError(
+                f"{self.root / 'test.npz'}: `name`: expected whole numbers (N, 4), got "
+                f"{listed.dtype} {listed.shape}; expected:\n{self.tree}"
+            )
         pairs = []
-        for scene, scan, first, second in names["name"].tolist():
+        for scene, scan, first, second in listed.tolist():
             folder = f"scene{scene:04d}_{scan:02d}"
             if folder not in intrinsics:
                 raise DataError(f"{self.root / 'intrinsics.npz'} has no {folder}")
+            matrix = intrinsics[folder]
+            if matrix.dtype.kind not in "iuf" or matrix.size != 9 or not np.isfinite(matrix).all():
+                raise DataError(
+                    f"{self.root / 'intrinsics.npz'}: {folder}: expected 3 x 3 finite numbers, got "
+                    f"{matrix.dtype} {matrix.shape}"
+                )
             views = [self._view(folder, n, intrinsics[folder]) for n in (first, second)]
             pairs.append((views[0], views[1]))
         return pairs
@@ -192,7 +210,7 @@ class NaviPairs(PosedLayout):
 
     def load(self, files: FrameFiles) -> Frame:
         """Reads and crops a frame; see `PosedLayout.load`."""
-        raw = read_indices(files.depth).astype(np.float64)
+        raw = _read_steps(files.depth).astype(np.float64)
         if not raw.any():
             raise DataError(f"the depth map '{files.depth}' has no pixel of the object")
         depth = raw * self.depth_unit_m
@@ -209,8 +227,8 @@ class NaviPairs(PosedLayout):
 
     def _scene(self, path: Path) -> list[FrameFiles]:
         try:
-            return [self._view(path, facts) for facts in json.loads(path.read_text())]
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            return [self._view(path, facts) for facts in read_json(path)]
+        except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"the scene '{path}': {type(error).__name__}: {error}") from error
@@ -241,22 +259,35 @@ def _intrinsics(focal_px: float | np.ndarray, height: int, width: int) -> np.nda
     return np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1]])
 
 
+def _read_steps(path: Path) -> np.ndarray:
+    """Depth as stored, (H, W) of whole numbers, 0 where negative.
+
+    Raises:
+        DataError: the file cannot be read, or has fractions, which are of another unit.
+    """
+    values = read_steps(path)
+    if values.dtype.kind == "f":
+        raise DataError(
+            f"the depth '{shown(path)}': expected whole numbers of 16 bits, got {values.dtype}"
+        )
+    return values.clip(min=0)
+
+
 def _pose(path: Path) -> np.ndarray:
-    try:
+    with naming(path, "pose"):
         pose = np.loadtxt(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the pose '{path}' cannot be read ({error})") from error
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
         raise DataError(f"the pose '{path}': expected a 4 x 4 matrix of finite numbers")
     return pose
 
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path) as arrays:
+    with naming(path, "list"):
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise DataError(f"the list '{shown(path)}': expected an `.npz` of named arrays")
+        with arrays:
             return dict(arrays)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the list '{path}' cannot be read ({error})") from error
 
 
 def _rotation(quaternion: np.ndarray) -> np.ndarray:

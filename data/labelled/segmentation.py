@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from data.errors import DataError
 from data.labelled.embedded import EmbeddedSegmentation
 from data.labelled.files import IGNORED, read_lines
 from data.labelled.layout import Split
@@ -85,8 +84,7 @@ class PascalVOC(SegmentationLayout):
         listed = self.train_set if split == "train" else "val"
         labels = "SegmentationClassAug" if listed == "trainaug" else "SegmentationClass"
         keys = read_lines(self.path(*top, "ImageSets", "Segmentation", f"{listed}.txt"))
-        images, targets = self.path(*top, "JPEGImages"), self.path(*top, labels)
-        return [PixelSample(images / f"{k}.jpg", targets / f"{k}.png", k) for k in keys]
+        return pairs(self, "/".join((*top, "JPEGImages")), "/".join((*top, labels)), keys)
 
 
 class Cityscapes(SegmentationLayout):
@@ -108,12 +106,18 @@ class Cityscapes(SegmentationLayout):
         """2,975 training and 500 test images."""
         part = "train" if split == "train" else "val"
         images = self.glob("*/*_leftImg8bit.png", "leftImg8bit", part)
-        labels = self.path("gtFine", part)
         keys = [path.name.removesuffix("_leftImg8bit.png") for path in images]
-        return [
-            PixelSample(image, labels / image.parent.name / f"{key}_gtFine_labelIds.png", key)
-            for image, key in zip(images, keys, strict=True)
-        ]
+        labels = {
+            path.parent.name + "/" + path.name: path
+            for path in self.glob("*/*_gtFine_labelIds.png", "gtFine", part)
+        }
+        samples = []
+        for image, key in zip(images, keys, strict=True):
+            name = f"{image.parent.name}/{key}_gtFine_labelIds.png"
+            if name not in labels:
+                raise self.missing(f"there is no {self.root / 'gtFine' / part / name}")
+            samples.append(PixelSample(image, labels[name], key))
+        return samples
 
     def _table(self) -> Mapping[int, int]:
         void = dict.fromkeys((*range(34), IGNORED), IGNORED)  # -1, license plate, is stored as 255
@@ -147,15 +151,10 @@ class COCOStuff(SegmentationLayout):
     def samples(self, split: Split) -> list[PixelSample]:
         """About 118,000 training and 5,000 test images."""
         part = "train2017" if split == "train" else "val2017"
-        found = pairs(self, f"images/{part}", f"annotations/{part}")
-        if not self.curated:
-            return found
-        kept = read_lines(self.path("curated", part, "Coco164kFull_Stuff_Coarse.txt"))
-        by_key = {pair.key: pair for pair in found}
-        missing = [key for key in kept if key not in by_key]
-        if missing:
-            raise DataError(f"images/{part} has no {missing[0]}.jpg, which is in the curated list")
-        return [by_key[key] for key in kept]
+        kept = None
+        if self.curated:
+            kept = read_lines(self.path("curated", part, "Coco164kFull_Stuff_Coarse.txt"))
+        return pairs(self, f"images/{part}", f"annotations/{part}", kept)
 
     def _table(self) -> Mapping[int, int]:
         if self.num_classes == 171:
@@ -190,9 +189,8 @@ class PascalContext(SegmentationLayout):
         """4,996 training and 5,104 test images."""
         top, part = ("VOCdevkit", "VOC2010"), "train" if split == "train" else "val"
         keys = read_lines(self.path(*top, "ImageSets", "SegmentationContext", f"{part}.txt"))
-        images = self.path(*top, "JPEGImages")
-        labels = self.path(*top, "SegmentationClassContext")
-        return [PixelSample(images / f"{k}.jpg", labels / f"{k}.png", k) for k in keys]
+        folder = "/".join(top)
+        return pairs(self, f"{folder}/JPEGImages", f"{folder}/SegmentationClassContext", keys)
 
     def _table(self) -> Mapping[int, int]:
         if self.background:
@@ -243,9 +241,7 @@ class LabelMeFacade(SegmentationLayout):
     def samples(self, split: Split) -> list[PixelSample]:
         """The images of the list."""
         lines = read_lines(self.path(self.lists[0] if split == "train" else self.lists[1]))
-        images, labels = self.path("images"), self.path("labels")
-        keys = [Path(line).stem for line in lines]
-        return [PixelSample(images / f"{k}.jpg", labels / f"{k}.png", k) for k in keys]
+        return pairs(self, "images", "labels", [Path(line).stem for line in lines])
 
     def _labels(self, path: Path) -> np.ndarray:
         return from_colours(path, tuple(LABELME_FACADE.values()))

@@ -4,6 +4,7 @@ Label maps have classes 0 .. K-1, and 255 for pixels that neither train nor coun
 """
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
@@ -12,10 +13,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from data.errors import DataError
-from data.labelled.files import IGNORED, read_indices, read_rgb
+from data.labelled.files import IGNORED, read_rgb
 from data.labelled.layout import Layout, Split
+from data.labelled.pixel_values import read_colours, read_indices
+from data.text import shown
 
-Colour = tuple[int, int, int]
+_Level = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[_Level, _Level, _Level]
 
 
 class PixelSample(NamedTuple):
@@ -61,7 +65,7 @@ class SegmentationLayout(Layout, SegmentationSet):
         image, labels = read_rgb(sample.image), self._labels(sample.target)
         if image.shape[:2] != labels.shape:
             raise DataError(
-                f"'{sample.target}' is {labels.shape[0]} x {labels.shape[1]}, its image "
+                f"'{shown(sample.target)}' is {labels.shape[0]} x {labels.shape[1]}, its image "
                 f"{image.shape[0]} x {image.shape[1]}"
             )
         return image, labels
@@ -106,6 +110,16 @@ class FolderSegmentation(SegmentationLayout):
             raise ValueError(
                 f"colours: {len(self.colours)} colours for {len(self.classes)} classes"
             )
+        for key, values in (("classes", self.classes), ("colours", self.colours or ())):
+            twice = [value for value, times in Counter(values).items() if times > 1]
+            if twice:
+                raise ValueError(f"{key}: {twice[0]!r} occurs twice")
+        numbers = range(self.first, self.first + len(self.classes))
+        both = [number for number in self.ignored if number in numbers and number != IGNORED]
+        if both and self.colours is None:
+            raise ValueError(
+                f"ignored: {both[0]} is the number of {self.classes[both[0] - self.first]!r}"
+            )
         return self
 
     @property
@@ -137,9 +151,10 @@ def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.n
     present = np.unique(values)
     unknown = [int(number) for number in present if int(number) not in table]
     if unknown:
+        ignored = f" or {IGNORED}" if IGNORED in table else ""
         raise DataError(
-            f"the label map '{path}': expected {min(table)} to "
-            f"{max(n for n in table if n != IGNORED)} or 255, got {unknown[0]}"
+            f"the label map '{shown(path)}': expected {min(table)} to "
+            f"{max(n for n in table if n != IGNORED)}{ignored}, got {unknown[0]}"
         )
     lookup = np.zeros(int(present.max()) + 1, np.uint8)
     lookup[present] = [table[int(number)] for number in present]
@@ -148,7 +163,7 @@ def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.n
 
 def from_colours(path: Path, colours: Sequence[Colour]) -> np.ndarray:
     """The classes of a coloured label map, uint8 (H, W); 255 for other colours."""
-    pixels = read_rgb(path).astype(np.int64)
+    pixels = read_colours(path).astype(np.int64)
     codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     labels = np.full(codes.shape, IGNORED, np.uint8)
     for number, (red, green, blue) in enumerate(colours):
@@ -156,7 +171,13 @@ def from_colours(path: Path, colours: Sequence[Colour]) -> np.ndarray:
     return labels
 
 
-def pairs(layout: Layout, images: str, labels: str) -> list[PixelSample]:
-    """All images of a folder, with the label maps of the same names in another."""
-    found, targets = layout.image_files(images), layout.path(labels)
-    return [PixelSample(i, targets / f"{i.stem}.png", i.stem) for i in found]
+def pairs(
+    layout: Layout, images: str, labels: str, only: Sequence[str] | None = None
+) -> list[PixelSample]:
+    """The images of a folder, or those of a list, with the label maps of the same names in another.
+
+    Raises:
+        DataError: an image or a label map is missing; see `Layout.paired`.
+    """
+    found = layout.paired(images, labels, "label map", only=only)
+    return [PixelSample(image, target, image.stem) for image, target in found]

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from data.text import as_path
 from distill.benchmarks.build import AnyBenchmark, build_benchmark, measure_into
 from distill.runtime import distributed
 from distill.runtime.errors import USER_ERRORS
@@ -78,7 +79,7 @@ class TrainingBenchmarks:
                 self._measure(name, step, encoder, tracker)
 
     def _measure(self, name: str, step: int, encoder: Teacher, tracker: Tracker) -> None:
-        folder = self._folder / "benchmarks" / name / f"step-{step:08d}"
+        folder = self._folder / "benchmarks" / as_path(name) / f"step-{step:08d}"
         benchmark = build_benchmark(self._config.run[name])
         try:
             metrics = measure_into(benchmark, encoder, self._config.seed, folder).metrics

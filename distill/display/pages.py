@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from data.text import printable, shown
+
 _ENVIRONMENT = Environment(
     loader=PackageLoader("distill.display"),
     autoescape=select_autoescape(["html.jinja"], default=False),
@@ -12,7 +14,10 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
+    # Markup, of a type of its own, is finished.
+    finalize=lambda value: printable(value) if type(value) is str else value,
 )
+_ENVIRONMENT.filters["shown"] = shown
 _ENVIRONMENT.filters["base64"] = lambda content: base64.b64encode(content).decode()
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from distill.display.text import picture_text
 from student.model import StudentOutput
 from teachers.features import Features
 
@@ -123,8 +124,9 @@ def draw_columns(path: Path, titled: Mapping[str, Panels] | Sequence[tuple[str, 
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for x, (title, panels) in enumerate(columns):
-        font = _font(draw, title, width)
-        draw.text((x * step_x, 2), title, fill="black", font=font)
+        text = picture_text(title)
+        font = _font(draw, text, width)
+        draw.text((x * step_x, 2), text, fill="black", font=font)
         for y, panel in enumerate(panels):
             # Cells of maps stay visible as squares: interpolation would invent detail.
             how = Image.Resampling.LANCZOS if title == "image" else Image.Resampling.NEAREST

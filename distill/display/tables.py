@@ -5,6 +5,9 @@ from typing import NamedTuple
 import rich.table
 from rich.markup import escape
 
+from data.text import printable
+from distill.display.text import table_text
+
 _TERMINAL_WIDTH = 80  # characters; rich cuts words in a wider table
 
 
@@ -37,16 +40,19 @@ class Table(NamedTuple):
 
     def to_rich(self) -> rich.table.Table:
         """The table for a terminal; transposed if it is too wide and narrower that way."""
-        grid = [[escape(name) for name in self.columns]]
+        grid = [[table_text(name) for name in self.columns]]
         plain = [list(self.columns)]
         for name, cells in self.rows:
-            bold = (f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in cells)
-            grid.append([escape(name), *bold])
+            texts = [table_text(cell.text) for cell in cells]
+            bold = (f"[bold]{t}[/bold]" if c.best else t for t, c in zip(texts, cells, strict=True))
+            grid.append([table_text(name), *bold])
             plain.append([name, *(cell.text for cell in cells)])
         width = _width(plain)
         if width > _TERMINAL_WIDTH and _width(_transposed(plain)) < width:
             grid = _transposed(grid)
-        table = rich.table.Table(title=escape(self.title), caption=escape(self.note) or None)
+        table = rich.table.Table(
+            title=table_text(self.title), caption=escape(printable(self.note)) or None
+        )
         for number, name in enumerate(grid[0]):
             table.add_column(name, justify="right" if number else "left")
         for row in grid[1:]:

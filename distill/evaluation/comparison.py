@@ -24,6 +24,7 @@ from distill.benchmarks.upsampling import (
     upsampled_maps,
 )
 from distill.display.pictures import draw_maps
+from distill.display.text import table_text
 from distill.runtime import distributed
 from distill.runtime.checkpoint import MANIFEST, find_checkpoint, read_manifest
 from distill.runtime.errors import RecipeError
@@ -243,7 +244,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> RichTable:
         for number, (name, seeds) in enumerate(methods.items(), 1):
             table.add_row(
                 f"{factor[0]} x {factor[1]}",
-                name,
+                table_text(name),
                 str(len(seeds)),
                 _images_seen(seeds),
                 *(_cell(seeds, key, best.get(key)) for key in (*_FIDELITIES, "seam_ratio")),

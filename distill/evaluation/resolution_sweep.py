@@ -17,6 +17,7 @@ from data.files import write_json_lines
 from data.images import load_images
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement, metric_key
 from distill.benchmarks.fidelity import Agreement, measure
+from distill.display.text import chart_text
 from distill.runtime import distributed
 from distill.runtime.progress import tracked
 from distill.tasks.stored_student import StoredStudent
@@ -125,7 +126,7 @@ def _draw(
     sides = [prod(size) ** 0.5 for size in sizes]
     for axis, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for name, curve in curves.items():
-            axis.plot(sides, [getattr(at, key) for at in curve], "o-", label=name)
+            axis.plot(sides, [getattr(at, key) for at in curve], "o-", label=chart_text(name))
         axis.set(xlabel="resolution, px", title=title)
         axis.set_xticks(sides, [f"{side:.0f}" for side in sides])
         axis.grid(alpha=0.3)

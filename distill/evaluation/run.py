@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from data.text import printable
 from distill.evaluation.comparison import (
     ComparisonRecipe,
     compare,
@@ -59,27 +60,27 @@ def evaluate(target: str, overrides: list[str], suite: Path | None = None) -> No
 def _student(target: Path, overrides: list[str]) -> None:
     rows, page = evaluate_student(find_trained(target, overrides))
     Console().print(agreement_table(rows))
-    print(f"page: {page}")
+    print(printable(f"page: {page}"))
 
 
 def _upsampler(target: Path, overrides: list[str]) -> None:
     rows, folder = evaluate_upsampler(target, overrides)
     Console().print(comparison_table(rows))
-    print(f"pictures: {folder}")
+    print(printable(f"pictures: {folder}"))
 
 
 def _upsamplers(target: Path, overrides: list[str]) -> None:
     recipe = load_recipe(ComparisonRecipe, target, overrides)
     rows = compare(recipe.teacher, recipe.methods, recipe.evaluation, recipe.dir)
     Console().print(comparison_table(rows))
-    print(f"pictures: {recipe.dir}")
+    print(printable(f"pictures: {recipe.dir}"))
 
 
 def _throughput(target: Path, overrides: list[str]) -> None:
     recipe = load_recipe(ThroughputRecipe, target, overrides)
     rows, crossings = measure_throughput(recipe)
     Console().print(throughput_table(rows, crossings))
-    print(f"picture: {recipe.dir / 'throughput.png'}")
+    print(printable(f"picture: {recipe.dir / 'throughput.png'}"))
 
 
 def _benchmarks(target: Path, overrides: list[str], model: str | None = None) -> None:
@@ -95,7 +96,7 @@ def _benchmarks(target: Path, overrides: list[str], model: str | None = None) ->
     with distributed.connected(_TIMEOUT_S, recipe.dir):
         rows = run_suite(recipe)
     if distributed.rank() == 0:
-        print(f"results: {recipe.dir / RESULTS}")
+        print(printable(f"results: {recipe.dir / RESULTS}"))
         _show(recipe, [Result(recipe.dir, row) for row in rows])
 
 
@@ -108,13 +109,13 @@ def _show(recipe: SuiteRecipe | ReportRecipe, results: list[Result]) -> None:
     """Prints the tables of some results and writes their page."""
     rows = [result.row for result in results]
     tables = results_tables(rows)
-    for table in tables:
-        Console().print(table.to_rich())
     changes = None
     if recipe.baseline is not None:
         changes = change_table(relative_changes(rows, recipe.baseline, recipe.groups))
-        Console().print(changes.to_rich())
-    print(f"page: {write_report(recipe.dir, results, tables, changes)}")
+    page = write_report(recipe.dir, results, tables, changes)  # before anything is printed
+    for table in [*tables, *filter(None, [changes])]:
+        Console().print(table.to_rich())
+    print(printable(f"page: {page}"))
 
 
 _TASKS = {

@@ -8,6 +8,7 @@ from typing import Any
 from data.files import write_text
 from distill.display.pages import Picture, render
 from distill.display.tables import Cell
+from distill.display.text import chart_text
 from distill.runtime.tracking import read_metrics
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.trained import Trained
@@ -97,7 +98,9 @@ def _losses(run: Path) -> Picture | None:
     for name in [key for key in lines[0] if key == "loss" or key.startswith("loss/")]:
         axes = total if name == "loss" else parts
         points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points, strict=True), marker=".", label=name.removeprefix("loss/"))
+        axes.plot(
+            *zip(*points, strict=True), marker=".", label=chart_text(name.removeprefix("loss/"))
+        )
     for axes, title in ((total, "total loss"), (parts, "loss of each teacher, unweighted")):
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)

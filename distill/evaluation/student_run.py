@@ -11,6 +11,7 @@ from data.files import write_json_lines
 from data.images import load_images
 from distill.benchmarks.fidelity import EvaluationConfig, measure, require_images
 from distill.display.pictures import draw_panels
+from distill.display.text import table_text
 from distill.evaluation.student_page import write_page
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
@@ -65,9 +66,9 @@ def agreement_table(rows: list[dict[str, Any]]) -> RichTable:
         height, width = row["resolution"]
         figures = [row["fidelity"], row["spatial_cosine"], row["summary_cosine"]]
         table.add_row(
-            row["teacher"],
+            table_text(row["teacher"]),
             f"{height} x {width}",
-            row["student"],
+            table_text(row["student"]),
             *("-" if figure is None else f"{figure:.3f}" for figure in figures),
             end_section=row["student"] == "trained",
         )

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from data.files import read_json_lines, write_json_lines
+from data.text import as_path, shown
 from distill.benchmarks.benchmark import Benchmark, metric_key
 from distill.benchmarks.build import BENCHMARKS, AnyBenchmark, build_benchmark, measure_into
 from distill.evaluation.models import parse_model
@@ -103,7 +104,7 @@ def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
             }
             row = _find(known, job)
             if row is None:
-                row = job | _measure(benchmark, encoder, seed, row_folder(recipe.dir, job))
+                row = job | _measure(benchmark, encoder, job, row_folder(recipe.dir, job))
                 known = [old for old in known if not _replaces(row, old)] + [row]
                 if distributed.rank() == 0:
                     write_json_lines(recipe.dir / RESULTS, known)
@@ -130,7 +131,7 @@ def _updated(row: dict[str, Any]) -> dict[str, Any]:
 
 def row_folder(folder: Path, row: Mapping[str, Any]) -> Path:
     """The folder with the pictures of one row of the results, in the folder of the suite."""
-    return folder / row["benchmark"] / row["model"] / f"seed-{row['seed']}"
+    return folder / as_path(row["benchmark"]) / as_path(row["model"]) / f"seed-{row['seed']}"
 
 
 def _jobs(recipe: SuiteRecipe) -> Iterator[tuple[str, int, Benchmark]]:
@@ -140,10 +141,12 @@ def _jobs(recipe: SuiteRecipe) -> Iterator[tuple[str, int, Benchmark]]:
             yield name, seed, benchmark
 
 
-def _measure(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> dict[str, Any]:
+def _measure(
+    benchmark: Benchmark, encoder: Teacher, job: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
     if distributed.rank() == 0:
-        print(f"{folder.parent.parent.name}: {folder.parent.name}, seed {seed}", flush=True)
-    metrics, protocol = measure_into(benchmark, encoder, seed, folder)
+        print(f"{shown(job['benchmark'])}: {shown(job['model'])}, seed {job['seed']}", flush=True)
+    metrics, protocol = measure_into(benchmark, encoder, job["seed"], folder)
     return {
         "figures": metrics,
         "lower_is_better": sorted(benchmark.lower_is_better & metrics.keys()),

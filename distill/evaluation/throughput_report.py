@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
+from distill.display.text import chart_text, table_text
+
 _TITLES = {"linear": "linear encoder"}
 
 Rows = Sequence[Mapping[str, Any]]
@@ -26,8 +28,8 @@ def throughput_table(rows: Rows, crossings: Rows) -> RichTable:
         at = {tuple(row["factor"]): row for row in points}
         last = number + 1 == len(curves) or list(curves)[number + 1][0] != teacher
         table.add_row(
-            teacher,
-            _TITLES.get(method, method),
+            table_text(teacher),
+            table_text(_TITLES.get(method, method)),
             *(_figure(at[f]) if f in at else "-" for f in factors),
             _from(_crossing(crossings, teacher, method)),
             end_section=last,
@@ -69,7 +71,7 @@ def _draw_curves(axis: Any, rows: Rows, crossings: Rows, key: str, scale: float)
     for (_, method), points in _curves(rows).items():
         points = sorted(points, key=_side)
         style = {"encoder": "ko-", "linear": "k:"}.get(method, "o-")
-        label = _TITLES.get(method, method)
+        label = chart_text(_TITLES.get(method, method))
         crossing = _crossing(crossings, teacher, method)
         if crossing is not None:
             label += f" (break-even: {_from(crossing)})"
@@ -78,7 +80,7 @@ def _draw_curves(axis: Any, rows: Rows, crossings: Rows, key: str, scale: float)
         if crossing is not None and (crossing["factor"] or 0) > 1:
             at = native * crossing["factor"]
             axis.axvline(at, color=line.get_color(), linestyle=":", linewidth=1)
-    axis.set(xscale="log", yscale="log", xlabel="resolution, px", title=teacher)
+    axis.set(xscale="log", yscale="log", xlabel="resolution, px", title=chart_text(teacher))
     ticks = sorted({_side(row) for row in rows})
     axis.set_xticks(ticks, [f"{side:.0f}" for side in ticks])
     axis.minorticks_off()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.runtime.errors import RecipeError
 from student.config import HeadConfig, Shape, StudentConfig
+from student.errors import StudentError
 from student.heads import MLP2
 from student.storage import StudentFile, student_of
 from teachers.features import FeatureSpec
@@ -55,7 +56,7 @@ def read_radio_student(path: Path) -> StudentFile:
     )
     try:
         student_of(file.config, file.targets, file.state_dict, f"{path}")
-    except RuntimeError as error:
+    except StudentError as error:
         raise RecipeError(f"{error}: a student is a plain ViT as in timm") from None
     return file
 

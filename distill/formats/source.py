@@ -41,6 +41,7 @@ def read_source(path: Path) -> Source:
     Raises:
         RecipeError: a folder without a whole checkpoint, or a RADIO model that is not built like
             a student.
+        StudentError: a student's file that is damaged.
         TeacherError: a file in neither format.
     """
     radio = (path / "config.json").is_file()
@@ -58,7 +59,9 @@ def read_source(path: Path) -> Source:
             "head_space": "training" if is_standardised(checkpoint) else "teacher",
         }
         return Source(file._replace(metadata=metadata), checkpoint)
-    if _is_student(path):
+    # Of RADIO's files in this format the config lies beside them.
+    alone = path.suffix == ".safetensors" and not (path.parent / "config.json").is_file()
+    if _is_student(path) or (alone and path.is_file()):
         return Source(read_student(path), None)
     from distill.formats.radio_reader import read_radio_student  # builds timm's models
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from data.errors import DataError
+from data.text import print_anything, printable
 from distill.runtime import slurm
 from distill.runtime.errors import USER_ERRORS, CheckpointError
 
@@ -22,12 +23,13 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         slurm.adopt()
+        print_anything()
         try:
             main()
         except (*USER_ERRORS, CheckpointError) as error:
             # Most are the same on every rank; bad data may be on one rank only.
             if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(f"error: {printable(error)}", file=sys.stderr, flush=True)
             sys.exit(FAILURE if isinstance(error, CheckpointError) else MISTAKE)
 
     return wrapped

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_validator
 
+from data.text import shown
 from distill.benchmarks.during_training import TrainingBenchmarksConfig
 from distill.benchmarks.fidelity import EvaluationConfig
 from distill.engine.engine_config import why_no_whole_average
@@ -24,7 +25,13 @@ from teachers.build import parse_teacher
 from teachers.messages import did_you_mean
 from teachers.teacher import Teacher, TeacherConfig
 
+_LONGEST_NAME = 100  # bytes in UTF-8: names are parts of file names
+_NAMES = f"letters, digits and _, at most {_LONGEST_NAME} of them"
 AnyTeacher = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_teacher)]
+
+
+def _is_name(name: str) -> bool:
+    return name.isidentifier() and len(name.encode()) <= _LONGEST_NAME
 
 
 class StudentRun(RunConfig):
@@ -70,8 +77,8 @@ class StudentRecipe(TrainingRecipe):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         for name in self.teachers:
-            if not name.isidentifier():
-                raise ValueError(f"teachers.{name}: a teacher's name is letters, digits and _")
+            if not _is_name(name):
+                raise ValueError(f"teachers.{shown(name)}: a teacher's name is {_NAMES}")
         self._require_teachers("objective.weights", self.objective.weights)
         self._require_teachers("targets.routes", self.targets.routes)
         self._require_teachers("targets.placement", self.targets.placement)
@@ -142,8 +149,8 @@ class StudentRecipe(TrainingRecipe):
                     f"run.{key}: required, but not given, because the recipe has no arms"
                 )
         for name, arm in self.arms.items():
-            if not name.isidentifier():
-                raise ValueError(f"arms.{name}: an arm's name is letters, digits and _")
+            if not _is_name(name):
+                raise ValueError(f"arms.{shown(name)}: an arm's name is {_NAMES}")
             self._require_teachers(f"arms.{name}.teachers", arm.teachers or ())
             self._require_teachers(f"arms.{name}.routes", arm.routes)
         without = [name for name, arm in self.arms.items() if arm.ranks is None]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.labelled.files import IGNORED
 from distill.display.pictures import HEIGHT
+from distill.display.text import picture_text
 
 _GAP, _LINE = 6, 18
 _GOLDEN = 0.618034  # of the circle of hues: consecutive classes differ much in colour
@@ -55,5 +56,5 @@ def draw_labels(
     for place, number in enumerate(seen):
         left, top = place % per_row * 150, height - legend + place // per_row * _LINE
         draw.rectangle((left, top + 3, left + 12, top + 15), fill=tuple(table[number].tolist()))
-        draw.text((left + 17, top + 2), str(names[number])[:20], fill="black", font=font)
+        draw.text((left + 17, top + 2), picture_text(names[number], 20), fill="black", font=font)
     sheet.save(path)

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from data.labelled.detection import DetectionSet, place_on_canvas, read_annotated
 from distill.benchmarks.detection.average_precision import Detections
+from distill.display.text import picture_text
 
 _PANEL = (320, 320)  # (height, width) in pixels
 _IMAGES = 6
@@ -34,7 +35,7 @@ def draw_detections(path: Path, truth: DetectionSet, found: Sequence[Detections]
             (image.objects.boxes[solid], image.objects.labels[solid], None),
             (detections.boxes[best], detections.labels[best], detections.scores[best]),
         ):
-            names = [truth.classes[label] for label in labels]
+            names = [picture_text(truth.classes[label], 30) for label in labels]
             if scores is not None:
                 names = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
             panels.append(_panel(pixels, placement.to_canvas(boxes), labels, names))
