@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+from data.labelled.survey import Survey
 from teachers.config import StrictConfig
 from teachers.teacher import Teacher
 
@@ -65,6 +66,28 @@ class Benchmark(ABC):
     def from_config(cls, config: Any) -> Self:
         """Builds the benchmark from its `Config`; reads no image."""
         return cls(config)
+
+    def survey(self) -> Survey | None:
+        """What `measure` reads, to be listed, counted and judged before any model is built.
+
+        None for a benchmark that reads no files, or does not say which: then a change of its data
+        is not noticed, and figures are kept whatever they hold.
+
+        Raises:
+            DataError: data are missing; the message shows the expected tree.
+        """
+        return None
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks that an encoder fits, before any model is measured; encodes nothing.
+
+        Args:
+            encoder: frozen; its weights may be on the meta device.
+
+        Raises:
+            TeacherError: it does not fit; the message has the cure.
+        """
+        return
 
     @abstractmethod
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
