@@ -68,14 +68,14 @@ def test_a_fatal_finding_names_the_benchmark_and_how_to_overrule_it(tmp_path: Pa
     with pytest.raises(DataError) as caught:
         looked_at(tmp_path / "out", binary=entry)
     message = str(caught.value)
-    assert message.startswith("benchmarks.binary:\n  - all 32 labelled pixels of train")
+    assert message.startswith("benchmarks.binary:\n  - all labelled pixels of train")
     assert message.endswith("To measure all the same: accepted_data=[binary]")
 
 
 def test_accepted_data_give_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks = {"train": [halves(0, 255)], "test": [halves(0, 255)]}
     looked_at(binary=labels(tmp_path / "set", masks), accepted=["binary"])
-    assert "warning: benchmarks.binary: all 32 labelled pixels" in capsys.readouterr().err
+    assert "warning: benchmarks.binary: all labelled pixels" in capsys.readouterr().err
 
 
 def test_a_warning_is_repeated_from_kept_counts(

@@ -125,3 +125,30 @@ def test_a_missing_or_wrong_image_of_the_test_split_is_found(tmp_path: Path) -> 
     Image.new("RGB", (9, 9)).save(tmp_path / "val2017/val2.png")
     with pytest.raises(DataError, match=r"val2.png' has 9 x 9 px, but its annotations are for 60"):
         found.count()
+
+
+@pytest.mark.parametrize("bbox", [[1, 2, 3], [1, 2, 3, 4, 5], [float("nan"), 2, 3, 4], None])
+def test_a_box_that_is_none_is_named(tmp_path: Path, bbox: Any) -> None:
+    survey(tmp_path)
+    mark = {"id": 7, "image_id": 0, "category_id": 1, "bbox": bbox, "area": 9}
+    write(tmp_path, "train", [], annotations=[mark])
+    with pytest.raises(DataError, match=r"not in COCO's format: .*(annotation 7|NoneType)"):
+        CocoLayout(root=tmp_path).load("train")
+
+
+def test_another_file_than_cocos_is_told(tmp_path: Path) -> None:
+    survey(tmp_path)
+    (tmp_path / "annotations/instances_val2017.json").write_text("[]")
+    with pytest.raises(DataError, match="expected a mapping with images, annotations and"):
+        CocoLayout(root=tmp_path).load("test")
+
+
+def test_an_image_with_two_ids_is_refused(tmp_path: Path) -> None:
+    survey(tmp_path)
+    path = tmp_path / "annotations/instances_val2017.json"
+    tree = json.loads(path.read_text())
+    tree["images"].append(tree["images"][0] | {"id": 77})
+    path.write_text(json.dumps(tree))
+    found = DetectionSurvey(CocoLayout(root=tmp_path))
+    refused = text(found.judge(found.count()), True)
+    assert "1 images of test have several ids (val0.png): each would count several" in refused

@@ -57,7 +57,7 @@ def test_pixels_are_counted_by_class_and_split(tmp_path: Path) -> None:
 def test_binary_masks_of_0_and_255_are_refused_with_what_to_set(tmp_path: Path) -> None:
     masks = [halves(0, 255)]
     text = fatal(judged(tmp_path, masks, masks))
-    assert "all 32 labelled pixels of train are of one class, 'a'; expected 2 classes" in text
+    assert "all labelled pixels of train (32) are of one class, 'a'; expected 2 classes" in text
     assert "labels 0 and 255 found: did you mean a binary mask with 255 as class 1, 'b'?" in text
     assert "dataset.colours=[[0,0,0],[255,255,255]]" in text
 
@@ -72,7 +72,7 @@ def test_the_cure_for_binary_masks_works(tmp_path: Path) -> None:
 def test_one_split_in_another_coding_is_refused(tmp_path: Path, wrong: str) -> None:
     splits = {"train": [halves(0, 1)], "test": [halves(0, 1)]} | {wrong: [halves(0, 255)]}
     text = fatal(judged(tmp_path, **splits))
-    assert f"labelled pixels of {wrong} are of one class" in text
+    assert f"labelled pixels of {wrong} (32) are of one class" in text
     assert "did you mean a binary mask" in text
 
 

@@ -131,7 +131,9 @@ def test_classes_without_an_image_are_told(tmp_path: Path) -> None:
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     survey = ClassFolderSurvey(folders(tmp_path, {"a": 2, "b": 2}, {"b": 3}), SPLITS)
-    assert "all 3 labelled images of test are of one class, 'b'" in judged(survey)[0]
+    assert "all labelled images of test (3) are of one class, 'b'" in judged(survey)[0]
+    survey = ClassFolderSurvey(folders(tmp_path / "one", {"a": 2}, {"a": 3}), SPLITS)
+    assert judged(survey)[0] == "there is one class only, 'a'"
 
 
 def test_the_files_of_folders_and_archives_are_listed(tmp_path: Path) -> None:

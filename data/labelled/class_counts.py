@@ -37,10 +37,8 @@ def judge_classes(
     for split, found in present.items():
         if len(found) == 1 and len(names) > 1 and not one_suffices:
             (only,) = found
-            text = (
-                f"all {counts[split][only]} labelled {_plural(noun)} of {split} are of one class, "
-                f"{names[only]!r}; expected {len(names)} classes"
-            )
+            labelled = f"all labelled {_plural(noun)} of {split} ({counts[split][only]})"
+            text = f"{labelled} are of one class, {names[only]!r}; expected {len(names)} classes"
             findings.append(Finding(text, True, hint))
     if not findings and not set.intersection(*present.values()):
         findings.append(Finding("train and test have no class in common", True, hint))

@@ -102,6 +102,11 @@ def _annotated(tree: Mapping[str, Any], folder: Path) -> DetectionSet:
 
 def _check_ids(tree: Mapping[str, Any]) -> None:
     """Raises ValueError where ids are not unique, or name what the file does not have."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(
+            "expected a mapping with images, annotations and categories, got a "
+            f"{type(tree).__name__}"
+        )
     known = {}
     for noun, section in (("image", "images"), ("category", "categories")):
         ids = Counter(entry["id"] for entry in tree[section])
@@ -121,6 +126,13 @@ def _check_ids(tree: Mapping[str, Any]) -> None:
 
 
 def _objects(marks: list[Mapping[str, Any]], number: Mapping[int, int]) -> Objects:
+    for mark in marks:
+        values = np.array([*mark["bbox"], mark["area"]], np.float64)
+        if len(values) != 5 or not np.isfinite(values).all():
+            raise ValueError(
+                f"annotation {mark.get('id', 'without id')}: expected a bbox of four finite "
+                f"numbers and an area, got {mark['bbox']} and {mark['area']}"
+            )
     boxes = np.array([mark["bbox"] for mark in marks], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO writes left, top, width, height
     return Objects(

@@ -1,5 +1,6 @@
 """The survey of a detection set: boxes of each class, in both splits."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ from data.labelled.class_counts import judge_classes
 from data.labelled.detection import AnnotatedImage, CocoLayout, DetectionSet, read_annotated
 from data.labelled.files import read_size
 from data.labelled.layout import Split
-from data.labelled.survey import Finding, Survey, per_cent, same_images
+from data.labelled.survey import Finding, Survey, listed, per_cent, same_images
 from data.read_ahead import read_ahead
 
 _EDGE = 1.0  # pixels by which boxes may exceed their image: COCO rounds some
@@ -69,6 +70,11 @@ class DetectionSurvey(Survey):
         # AP is a mean over the classes that occur.
         found = judge_classes(names, by_class, "box", one_suffices=True)
         images = {s: [image.path for image in each.images] for s, each in self._sets.items()}
+        for split, paths in images.items():
+            twice = sorted(path.name for path, times in Counter(paths).items() if times > 1)
+            if twice:
+                text = f"{len(twice)} images of {split} have several ids ({listed(twice)})"
+                findings.append(Finding(f"{text}: each would count several times", fatal=True))
         return findings + found + same_images(images)
 
 

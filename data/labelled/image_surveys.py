@@ -87,6 +87,9 @@ class ClassFolderSurvey(Survey):
     def judge(self, counts: dict[str, Any]) -> list[Finding]:
         """See `Survey.judge`."""
         by_class = {split: each["classes"] for split, each in counts.items()}
+        if len(self.classes) < 2:
+            text = f"there is one class only, {self.classes[0]!r}"
+            return [Finding(text, fatal=True, final=True)]
         findings = judge_classes(self.classes, by_class, "image")
         for split, each in counts.items():
             empty = [name for name in each["empty_folders"] if name not in self.classes]
