@@ -10,9 +10,11 @@ from PIL import Image
 
 from data.errors import DataError
 from data.labelled.label_survey import LabelSurvey
+from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.examine import examine
 from distill.runtime import distributed
+from teachers.teacher import Teacher
 from tests.label_sets import halves, metres, write_depth, write_labels
 
 PROBE = {"steps": 2, "batch_size": 2, "lr": 0.01}
@@ -134,6 +136,39 @@ def test_arrays_without_values_are_a_message(tmp_path: Path) -> None:
     np.save(tmp_path / "set/test/depth/0.npy", np.zeros((0, 0)))
     with pytest.raises(DataError, match=r"test/depth/0.npy': no values"):
         looked_at(rooms=entry)
+
+
+def test_an_empty_file_is_a_message(tmp_path: Path) -> None:
+    entry = labels(tmp_path / "set")
+    (tmp_path / "set/images/validation/test0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"images/validation/test0.png' is an empty file"):
+        looked_at(halves=entry)
+
+
+class OwnConfig(BenchmarkConfig):
+    files: tuple[Path, ...] = ()
+
+
+class Own(Benchmark):
+    """A user's benchmark, which says nothing of its data but their paths."""
+
+    Config = OwnConfig
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        raise NotImplementedError
+
+
+def test_the_paths_of_a_users_own_benchmark_are_its_data(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    paths = [tmp_path / "deep/one.txt", tmp_path / "two.txt"]
+    for path in paths:
+        path.write_text("a")
+    files = [str(tmp_path / "deep"), str(paths[1]), str(tmp_path / "absent")]
+    entry = {"kind": "tests.test_benchmarks_examine:Own", "files": files}
+    first = looked_at(own=entry)["own"]
+    assert first["files"] == 2
+    paths[0].write_text("b")
+    assert looked_at(own=entry)["own"]["contents"] != first["contents"]
 
 
 def test_a_benchmark_without_files_has_no_record() -> None:

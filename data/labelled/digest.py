@@ -34,7 +34,7 @@ def file_facts(files: Sequence[Path], root: Path) -> list[FileFacts]:
     """The facts of files, sorted by name.
 
     Raises:
-        DataError: a file cannot be looked at, or is empty.
+        DataError: a file cannot be looked at.
     """
 
     def facts(path: Path) -> FileFacts:
@@ -42,8 +42,6 @@ def file_facts(files: Sequence[Path], root: Path) -> list[FileFacts]:
             status = path.stat()
         except OSError as error:
             raise DataError(f"'{shown(path)}' cannot be read ({error.strerror})") from error
-        if not status.st_size:
-            raise DataError(f"'{shown(path)}' is an empty file")
         name = os.fsencode(os.path.relpath(path, root))
         return FileFacts(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 

@@ -5,6 +5,7 @@ what makes a figure meaningless, a warning what is merely suspicious. Counts are
 they can be kept and judged again.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,11 +56,13 @@ class Survey(ABC):
         root: the folder that names of files are relative to.
         tree: the expected files below it, for messages.
         noun: what is counted, for messages.
+        may_be_empty: whether files without content are no error.
     """
 
     root: Path
     tree: str
     noun: str = "labels"
+    may_be_empty: bool = False
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -87,6 +90,35 @@ class Survey(ABC):
     def parsed(self) -> str:
         """What identifies annotations that are not in `files`; part of the digest."""
         return ""
+
+
+class FilesSurvey(Survey):
+    """Lists files and folders of which nothing else is known.
+
+    Args:
+        paths: of both, that exist; folders however deep.
+    """
+
+    noun = "files"
+    tree = "  files"
+    may_be_empty = True
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.root = Path(os.path.commonpath([path.absolute() for path in paths]))
+        found = [each for path in paths for each in (path.rglob("*") if path.is_dir() else [path])]
+        self._files = sorted({path.absolute() for path in found if path.is_file()})
+
+    def files(self) -> list[Path]:
+        """See `Survey.files`."""
+        return self._files
+
+    def count(self) -> dict[str, Any]:
+        """See `Survey.count`."""
+        return {"files": len(self._files)}
+
+    def judge(self, counts: dict[str, Any]) -> list[Finding]:
+        """See `Survey.judge`."""
+        return []
 
 
 def samples_of(dataset: Any) -> dict[str, list[Any]]:

@@ -71,7 +71,7 @@ def examine_data(config: TrainingBenchmarksConfig, folder: Path | None) -> None:
         DataError: data are missing, or would give meaningless figures.
     """
     kept = None if folder is None else folder / "benchmarks"
-    before = {name: kept and _kept_data(kept / as_path(name)) for name in config.run}
+    before = {name: _kept_data(kept, name) for name in config.run}
     found = examine(
         {name: build_benchmark(each) for name, each in config.run.items()},
         kept,
@@ -107,9 +107,12 @@ def check_encoder(config: TrainingBenchmarksConfig, encoder: Teacher) -> None:
             raise type(error)(f"benchmarks.run.{name}: {error}") from error
 
 
-def _kept_data(folder: Path) -> dict[str, Any] | None:
+def _kept_data(folder: Path | None, name: str) -> dict[str, Any] | None:
+    if folder is None:
+        return None
+    path = folder / as_path(name) / KEPT
     try:
-        kept: dict[str, Any] = json.loads((folder / KEPT).read_text(encoding="utf-8"))["data"]
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["data"]
         return kept if {"times", "contents"} <= kept.keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
         return None

@@ -82,6 +82,9 @@ def _examine(
         files = survey.files()
         require_files(survey, files)
         parsed, facts = survey.parsed(), file_facts(files, survey.root)
+        for each in facts:
+            if not each.size and not survey.may_be_empty:
+                raise DataError(f"'{shown(each.path)}' is an empty file")
         entry = benchmark.config.model_dump(mode="json")
         key = {"version": _VERSION, "entry": entry, "stamp": stamp(facts, parsed), "mode": mode}
         kept = _kept(folder, key)

@@ -84,9 +84,13 @@ class ProbeImages(ABC):
     ) -> list[Tensor]:
         """Decoded predictions (C, *size) of each head for a stored test image (3, H, W)."""
 
-    @abstractmethod
     def check(self, sample: Any) -> None:
-        """Checks that the encoder takes training views and a test image; raises TeacherError."""
+        """Checks that the encoder takes training views and a test image.
+
+        Raises:
+            TeacherError: it does not; the message has the cure.
+        """
+        return
 
     def counted(self, truth: Tensor, key: str) -> Tensor:
         """The truth of a test image, unknown where it does not count."""
