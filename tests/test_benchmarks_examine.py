@@ -64,6 +64,18 @@ def test_labels_are_counted_again_only_when_a_file_changed(
     assert len(calls) == 3
 
 
+def test_two_benchmarks_and_another_probe_share_the_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, count = [], LabelSurvey.count
+    monkeypatch.setattr(LabelSurvey, "count", lambda self: calls.append(1) or count(self))
+    entry = labels(tmp_path / "set")
+    looked_at(tmp_path / "out", one=entry, two=entry | {"dropout": 0.1})
+    looked_at(tmp_path / "out", one=entry | {"probe": PROBE | {"steps": 3}})
+    assert len(calls) == 1
+    assert (tmp_path / "out/two/data.json").is_file()
+
+
 def test_a_fatal_finding_names_the_benchmark_and_how_to_overrule_it(tmp_path: Path) -> None:
     masks = {"train": [halves(0, 255)], "test": [halves(0, 255)]}
     entry = labels(tmp_path / "set", masks)

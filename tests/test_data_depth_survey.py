@@ -86,6 +86,15 @@ def test_what_the_range_drops_is_counted(tmp_path: Path) -> None:
     assert f"{100 * dropped / depth.size:.3g} % of the known depths of train are outside" in warned
 
 
+def test_a_few_pixels_beyond_the_range_are_a_note(tmp_path: Path) -> None:
+    depth = metres(0.5, 10.2)
+    entry = write_depth(tmp_path, [as_png(depth, 1000)])
+    survey = DepthSurvey(TypeAdapter(AnyDepth).validate_python(entry), ROOM)
+    findings = survey.judge(survey.count())
+    assert [finding.note for finding in findings] == [True, True]
+    assert f"{int((depth.round(3) > 10).sum())} farther" in findings[0].text
+
+
 @pytest.mark.parametrize("empty", ["train", "test"])
 def test_depth_of_zeros_is_refused(tmp_path: Path, empty: str) -> None:
     good, nothing = as_png(metres(), 1000), np.zeros((12, 16), np.uint16)

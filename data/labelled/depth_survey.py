@@ -48,6 +48,7 @@ class DepthSurvey(Survey):
     ) -> None:
         self._dataset, self._range, self._fits = dataset, depth_range, fits
         self.root, self.tree = dataset.root, dataset.tree
+        self.options = f"{dataset.model_dump_json()} {depth_range}"
         self._samples = samples_of(dataset)
 
     def files(self) -> list[Path]:

@@ -77,16 +77,17 @@ def _judge_split(
         text = f"{seen}, and its 8 bits reach {255 * (unit or 0):.3g} m of {high:g} m only"
         return [Finding(text, True, cure)]
     findings = []
-    if inside < MOST_INSIDE:
-        findings.append(
-            Finding(
-                f"{per_cent(1 - inside, 1)} of the known depths of {split} are outside of "
-                f"depth_range [{low:g}, {high:g}] and do not count: {counts['below']} pixels "
-                f"nearer, {counts['above']} farther",
-                hint="" if stated else cure,
-            )
+    if inside < 1:
+        text = (
+            f"{per_cent(1 - inside, 1)} of the known depths of {split} are outside of depth_range "
+            f"[{low:g}, {high:g}] and do not count: {counts['below']} pixels nearer, "
+            f"{counts['above']} farther"
         )
-    elif last < SMALL * high or (last < _FITS[0] * high and fitting and not stated):
+        few = inside >= MOST_INSIDE
+        findings.append(Finding(text, hint="" if stated or few else cure, note=few))
+    if inside < MOST_INSIDE:
+        return findings
+    if last < SMALL * high or (last < _FITS[0] * high and fitting and not stated):
         findings.append(Finding(f"{seen}, the range ends at {high:g} m", hint=cure))
     return findings
 

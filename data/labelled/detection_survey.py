@@ -29,6 +29,7 @@ class DetectionSurvey(Survey):
 
     def __init__(self, dataset: CocoLayout) -> None:
         self.root, self.tree = dataset.root, dataset.tree
+        self.options = dataset.model_dump_json()
         self._sets = {split: dataset.load(split) for split in get_args(Split)}
         train, test = self._sets.values()
         if train.classes != test.classes:

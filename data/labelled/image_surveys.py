@@ -45,6 +45,7 @@ class ClassFolderSurvey(Survey):
     def __init__(self, dataset: ClassFolders, splits: Sequence[str], extra: str = "") -> None:
         self.extra = extra
         self.root, self.tree = dataset.root, dataset.tree
+        self.options = dataset.model_dump_json()
         self._dataset, self._counts, self._files = dataset, dict[str, Any](), list[Path]()
         classes: list[str] | None = None
         for split in (each for each in get_args(Split) if each in splits):
@@ -112,6 +113,7 @@ class CaptionSurvey(Survey):
     def __init__(self, dataset: CaptionLayout, extra: str = "") -> None:
         self._extra = extra
         self.root, self.tree = dataset.root, dataset.tree
+        self.options = dataset.model_dump_json()
         self._names, self._captions, _ = dataset.load()
 
     def files(self) -> list[Path]:

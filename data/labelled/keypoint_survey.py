@@ -25,6 +25,7 @@ class KeypointSurvey(Survey):
 
     def __init__(self, dataset: SPair | PFWillow | KeypointFolders) -> None:
         self.root, self.tree = dataset.root, dataset.tree
+        self.options = dataset.model_dump_json()
         self._pairs = dataset.pairs()
 
     def files(self) -> list[Path]:

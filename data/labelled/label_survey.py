@@ -38,6 +38,7 @@ class LabelSurvey(Survey):
     def __init__(self, dataset: SegmentationLayout, fits: Fits = any_sizes) -> None:
         self._dataset, self._fits = dataset, fits
         self.root, self.tree = dataset.root, dataset.tree
+        self.options = dataset.model_dump_json()
         self._samples = samples_of(dataset)
 
     def files(self) -> list[Any]:

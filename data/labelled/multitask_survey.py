@@ -35,6 +35,7 @@ class MultiTaskSurvey(Survey):
     def __init__(self, dataset: PascalContextLayout | NyudLayout, fits: Fits = any_sizes) -> None:
         self._dataset, self._fits = dataset, fits
         self.root, self.tree = dataset.root, dataset.tree
+        self.options = dataset.model_dump_json()
         self._samples = samples_of(dataset)
 
     def files(self) -> list[Path]:

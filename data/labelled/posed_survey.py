@@ -30,6 +30,7 @@ class PosedSurvey(Survey):
         self, dataset: PosedLayout, pairs: Sequence[tuple[FrameFiles, FrameFiles]], stride: int
     ) -> None:
         self.root, self.tree = dataset.root, dataset.tree
+        self.options = f"{dataset.model_dump_json()} {stride}"
         self._dataset, self._pairs, self._stride = dataset, pairs, stride
         self._frames = list({each.image: each for pair in pairs for each in pair}.values())
 

@@ -31,6 +31,7 @@ class Finding(NamedTuple):
         text: what is wrong, with names and counts.
         fatal: whether figures would be meaningless.
         hint: the likely cause or the cure; several findings may share it.
+        note: whether it is a fact and no warning.
         final: whether there would be no figure at all, so that a recipe cannot accept it.
     """
 
@@ -38,6 +39,7 @@ class Finding(NamedTuple):
     fatal: bool = False
     hint: str = ""
     final: bool = False
+    note: bool = False
 
 
 def told(findings: Iterable[Finding]) -> list[str]:
@@ -57,12 +59,14 @@ class Survey(ABC):
         tree: the expected files below it, for messages.
         noun: what is counted, for messages.
         may_be_empty: whether files without content are no error.
+        options: what the counts depend on beside the files.
     """
 
     root: Path
     tree: str
     noun: str = "labels"
     may_be_empty: bool = False
+    options: str = ""
 
     @abstractmethod
     def files(self) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 from data.errors import DataError
 from data.files import write_text
 from data.labelled.digest import DigestMode, file_facts, record_of, stamp
-from data.labelled.survey import Finding, require_files, told
+from data.labelled.survey import Finding, Survey, require_files, told
 from data.text import as_path, shown
 from distill.benchmarks.benchmark import Benchmark
 from distill.runtime import distributed
@@ -56,14 +56,9 @@ def examine(
         if message:
             raise DataError(message)
         return dict(records)
+    examiner = _Examiner(folder, where, overrule, accepted, mode)
     try:
-        records = {}
-        for name, each in benchmarks.items():
-            place, own = f"{where}.{shown(name)}", folder and folder / as_path(name)
-            found = _examine(each, own, place, mode)
-            records[name] = None if found is None else found[0]
-            if found is not None:
-                _report(found[1], place, name in accepted, f"{overrule}=[{shown(name)}]")
+        records = {name: examiner.examine(name, each) for name, each in benchmarks.items()}
     except USER_ERRORS as error:
         distributed.broadcast_object(({}, str(error)))
         raise
@@ -71,55 +66,82 @@ def examine(
     return records
 
 
-def _examine(
-    benchmark: Benchmark, folder: Path | None, where: str, mode: DigestMode
-) -> tuple[dict[str, Any], list[Finding]] | None:
-    """The record of a benchmark's data, and what is wrong with them."""
-    try:
-        survey = benchmark.survey()
-        if survey is None:
-            return None
+class _Examiner:
+    """Examines benchmarks on rank 0; those on one data set are counted once.
+
+    Args: see `examine`.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        where: str,
+        overrule: str,
+        accepted: Collection[str],
+        mode: DigestMode,
+    ) -> None:
+        self._folder, self._where, self._mode = folder, where, mode
+        self._overrule, self._accepted = overrule, accepted
+        self._counted: dict[str, dict[str, Any]] = {}
+
+    def examine(self, name: str, benchmark: Benchmark) -> dict[str, Any] | None:
+        """The record of a benchmark's data; prints warnings, raises what is fatal."""
+        place = f"{self._where}.{shown(name)}"
+        path = None if self._folder is None else self._folder / as_path(name) / KEPT
+        try:
+            survey = benchmark.survey()
+            if survey is None:
+                return None
+            kept = self._count(survey, path, place)
+        except USER_ERRORS as error:
+            raise type(error)(f"{place}: {error}") from error
+        findings = survey.judge(kept["counts"])
+        if path is not None:
+            judged = {"findings": [finding._asdict() for finding in findings]}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(kept | judged, indent=1))
+        overrule = f"{self._overrule}=[{shown(name)}]"
+        _report(findings, place, name in self._accepted, overrule)
+        return dict(kept["data"])
+
+    def _count(self, survey: Survey, path: Path | None, place: str) -> dict[str, Any]:
+        """What is kept of a data set: as before while no file has changed, else counted now."""
         files = survey.files()
         require_files(survey, files)
         parsed, facts = survey.parsed(), file_facts(files, survey.root)
         for each in facts:
             if not each.size and not survey.may_be_empty:
                 raise DataError(f"'{shown(each.path)}' is an empty file")
-        entry = benchmark.config.model_dump(mode="json")
-        key = {"version": _VERSION, "entry": entry, "stamp": stamp(facts, parsed), "mode": mode}
-        kept = _kept(folder, key)
+        what = [_VERSION, type(survey).__name__, survey.options, self._mode]
+        key = {"what": what, "stamp": stamp(facts, parsed)}
+        kept = self._counted.get(json.dumps(key)) or _kept(path, key)
         if kept is None:
             counts = survey.count()
-            kept = {"data": record_of(facts, mode, parsed), "counts": counts}
-        elif folder is not None:
-            _say(f"{where}: {survey.noun} as counted before, {shown(folder / KEPT)}")
-    except USER_ERRORS as error:
-        raise type(error)(f"{where}: {error}") from error
-    findings = survey.judge(kept["counts"])
-    if folder is not None:
-        told = {"findings": [finding._asdict() for finding in findings]}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / KEPT, json.dumps(key | kept | told, indent=1))
-    return kept["data"], findings
+            kept = key | {"data": record_of(facts, self._mode, parsed), "counts": counts}
+        elif path is not None:
+            _say(f"{place}: {survey.noun} as counted before, {shown(path)}")
+        self._counted[json.dumps(key)] = kept
+        return kept
 
 
-def _kept(folder: Path | None, key: Mapping[str, Any]) -> dict[str, Any] | None:
+def _kept(path: Path | None, key: Mapping[str, Any]) -> dict[str, Any] | None:
     """What was counted before with the same key, if it was kept."""
-    if folder is None or not (folder / KEPT).is_file():
+    if path is None or not path.is_file():
         return None
     try:
-        found = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         same = all(found[name] == value for name, value in key.items())
-        return {name: found[name] for name in ("data", "counts")} if same else None
+        return {name: found[name] for name in (*key, "data", "counts")} if same else None
     except (OSError, ValueError, KeyError, TypeError):  # of another program, or damaged
         return None
 
 
 def _report(findings: list[Finding], where: str, accepted: bool, overrule: str) -> None:
-    """Prints warnings; raises what is fatal."""
+    """Prints notes and warnings; raises what is fatal."""
     fatal = [each for each in findings if each.final or (each.fatal and not accepted)]
-    for line in told(each for each in findings if each not in fatal):
-        _say(f"warning: {where}: {line}")
+    rest = [each for each in findings if each not in fatal]
+    for finding, line in zip(rest, told(rest), strict=True):
+        _say(f"{'' if finding.note else 'warning: '}{where}: {line}")
     if fatal:
         lines = told(fatal)
         text = f" {lines[0]}" if len(lines) == 1 else "".join(f"\n  - {each}" for each in lines)
