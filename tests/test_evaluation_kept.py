@@ -84,6 +84,32 @@ def test_mended_masks_are_measured_again(
     assert read_results(tmp_path / "results") == [after]
 
 
+def test_the_same_files_in_other_splits_are_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_labels(tmp_path / "set", {"train": [LEFT, RIGHT, LEFT]})
+    root = tmp_path / "set"
+    (root / "annotations/training").rename(root / "labels")
+    for path in (root / "images/training").iterdir():
+        path.rename(root / "images" / path.name)
+    for path in (root / "labels").iterdir():
+        colours = np.array([(128, 0, 0), (128, 0, 128)], np.uint8)[np.asarray(Image.open(path))]
+        Image.fromarray(colours).save(path)
+    (root / "train.txt").write_text("train0\ntrain1\n")
+    (root / "test.txt").write_text("train2\n")
+    entry = {
+        "kind": "segmentation",
+        "dataset": {"kind": "labelme_facade", "root": str(root)},
+        "probe": {"steps": 1, "batch_size": 1, "lr": 0.01},
+    }
+    recipe = suite(tmp_path, root, benchmarks={"halves": entry})
+    run_suite(recipe)
+    (root / "train.txt").write_text("train0\ntrain2\n")
+    (root / "test.txt").write_text("train1\n")
+    run_suite(recipe)
+    assert "measured again: its data have changed since" in said(capsys)
+
+
 @pytest.mark.parametrize("how", ["touched", "copied", "moved"])
 def test_the_same_contents_elsewhere_or_later_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str

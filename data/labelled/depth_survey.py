@@ -15,6 +15,7 @@ from data.labelled.survey import (
     Size,
     Survey,
     any_sizes,
+    below,
     per_cent,
     same_images,
     samples_of,
@@ -58,8 +59,16 @@ class DepthSurvey(Survey):
         return list(dict.fromkeys(files))
 
     def parsed(self) -> str:
-        """The focal lengths, which are in lists."""
-        return repr([each.focal_px for samples in self._samples.values() for each in samples])
+        """The files of each split and the focal lengths, which lists may decide."""
+        return repr(
+            {
+                split: [
+                    (*(below(self.root, p) for p in (s.image, s.depth, s.normals)), s.focal_px)
+                    for s in samples
+                ]
+                for split, samples in self._samples.items()
+            }
+        )
 
     def count(self) -> dict[str, Any]:
         """See `Survey.count`."""

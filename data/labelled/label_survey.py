@@ -17,6 +17,7 @@ from data.labelled.survey import (
     Size,
     Survey,
     any_sizes,
+    below,
     same_images,
     samples_of,
     sizes_of,
@@ -45,6 +46,15 @@ class LabelSurvey(Survey):
         """See `Survey.files`."""
         every = [sample for samples in self._samples.values() for sample in samples]
         return list(dict.fromkeys(p for each in every for p in (each.image, each.target)))
+
+    def parsed(self) -> str:
+        """The images and label maps of each split, which lists may decide."""
+        return repr(
+            {
+                split: [(below(self.root, s.image), below(self.root, s.target)) for s in samples]
+                for split, samples in self._samples.items()
+            }
+        )
 
     def count(self) -> dict[str, Any]:
         """See `Survey.count`; also what is stored in the files, where classes are missing."""

@@ -125,6 +125,11 @@ class FilesSurvey(Survey):
         return []
 
 
+def below(root: Path, path: Path | None) -> str | None:
+    """The name of a file below the root, which is the same wherever a data set lies."""
+    return None if path is None else os.path.relpath(path, root)
+
+
 def samples_of(dataset: Any) -> dict[str, list[Any]]:
     """The samples of both splits of a layout.
 
