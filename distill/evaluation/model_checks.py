@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 
 from distill.benchmarks.benchmark import Benchmark
+from distill.runtime import distributed
 from distill.runtime.errors import USER_ERRORS
 from teachers.build import build_teacher
 from teachers.fingerprint import teacher_fingerprint
+from teachers.messages import hushed
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.weights import without_storage
 
@@ -34,7 +36,8 @@ def check_models(
     checked = {}
     for name, config in models.items():
         try:
-            encoder = build_teacher(config, device=torch.device("cpu"))
+            with hushed(distributed.rank() > 0):
+                encoder = build_teacher(config, device=torch.device("cpu"))
             fingerprint = teacher_fingerprint(encoder)
         except USER_ERRORS as error:
             raise type(error)(f"models.{name}: {error}") from error
