@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from data.errors import DataError
-from distill.benchmarks.during_training import TrainingBenchmarks, TrainingBenchmarksConfig
+from distill.benchmarks.during_training import (
+    TrainingBenchmarks,
+    TrainingBenchmarksConfig,
+    check_encoder,
+    examine_data,
+)
 from distill.evaluation.models import Pixels, PixelsConfig
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
@@ -18,6 +23,9 @@ from distill.runtime.process import watchdog
 from distill.runtime.tracking import Tracker, TrackingConfig, read_metrics
 from distill.tasks.student_recipe import StudentRecipe
 from distill.training.loop import Loop
+from teachers.errors import TeacherError
+from tests.doubles import Curved, MeanColours
+from tests.label_sets import halves, write_labels
 
 RAMP = {"ramp": {"kind": "tests.doubles:Ramp"}}
 
@@ -118,10 +126,50 @@ def test_missing_data_are_told_with_the_place_in_the_recipe(tmp_path: Path) -> N
         found.measure(["streets"], 0, open_tracker)
 
 
+def streets(root: Path, **changes: Any) -> TrainingBenchmarksConfig:
+    entry = {
+        "kind": "segmentation",
+        "dataset": {"kind": "folder", "root": str(root), "classes": ["a", "b"]},
+        "probe": {"steps": 1, "batch_size": 1, "lr": 0.1},
+    }
+    return validate(
+        TrainingBenchmarksConfig, {"every": 5, "run": {"streets": entry | changes}}, "x"
+    )
+
+
+def test_data_are_examined_before_the_run_and_other_data_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    maps = {"train": [halves(0, 1)], "test": [halves(1, 0)]}
+    write_labels(tmp_path / "set", maps)
+    for _ in range(2):
+        examine_data(streets(tmp_path / "set"), tmp_path / "run")
+    assert (tmp_path / "run/benchmarks/streets/data.json").is_file()
+    assert "have changed" not in caplog.text
+    write_labels(tmp_path / "set", {"test": [halves(1, 1), halves(0, 1)]})
+    examine_data(streets(tmp_path / "set"), tmp_path / "run")
+    assert "benchmarks.run.streets: its data have changed since the run began" in caplog.text
+    write_labels(tmp_path / "set", {"train": [halves(0, 255)]})
+    with pytest.raises(
+        DataError,
+        match=r"(?s)benchmarks\.run\.streets: .*\nTo measure all the same: "
+        r"benchmarks\.accepted_data=\[streets\]",
+    ):
+        examine_data(streets(tmp_path / "set"), None)
+
+
+def test_a_student_that_does_not_fit_is_told_before_the_run(tmp_path: Path) -> None:
+    write_labels(tmp_path / "set", {"train": [halves(0, 1)], "test": [halves(1, 0)]})
+    check_encoder(streets(tmp_path / "set"), MeanColours(4, (8, 8), any_resolution=True))
+    with pytest.raises(TeacherError, match=r"benchmarks\.run\.streets: images of 8 x 8 px: this"):
+        check_encoder(streets(tmp_path / "set"), Curved())
+
+
 @pytest.mark.parametrize(
     "tree, message",
     [
         ({"every": 0, "run": RAMP}, "every"),
+        ({"every": 1, "run": RAMP, "accepted_data": ["rampp"]}, "did you mean 'ramp'"),
         ({"every": 1, "run": {}}, "run"),
         ({"every": 1, "run": {"a/b": RAMP["ramp"]}}, r"run\.a/b"),
         ({"every": 1, "run": {"x": {"kind": "segmentatio"}}}, r"run\.x: .*'segmentation'"),

@@ -397,6 +397,10 @@ def test_the_shorter_side_decides_where_the_aspect_is_kept() -> None:
     [
         ({"size": 8, "short_side": 8}, "size and short_side: set only one of them"),
         ({"stride": 4}, "stride: needs crop"),
+        (
+            {"crop": [8, 6], "stride": [8, 7]},
+            r"stride: expected at most crop, \[8, 6\], got \[8, 7\]: no window would cover",
+        ),
         ({"scale": [0.5, 2]}, "scale: needs crop"),
         (
             {"crop": 8, "scale": [2, 0.5]},
@@ -409,6 +413,77 @@ def test_inputs_that_contradict_themselves_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         InputConfig.model_validate(options)
+
+
+def test_a_stride_above_a_native_crop_is_refused_when_the_encoder_is_known() -> None:
+    config = InputConfig.model_validate({"crop": "native", "stride": [12, 21]})
+    with pytest.raises(TeacherError, match=r"input.stride: expected at most crop, \[12, 20\]"):
+        config.resolved(SPEC)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"crop": [6, 6], "scale": [0.5, 2.0]}, {"crop": [6, 6], "photometric": True}]
+)
+def test_augmentation_that_cached_features_cannot_have_is_refused(asked: dict[str, Any]) -> None:
+    entry = {
+        "kind": "segmentation",
+        "dataset": {"kind": "embedded"},
+        "probe": {"steps": 2, "batch_size": 2, "lr": 0.01, "mode": "cached"},
+    }
+    message = r"input\.(scale|photometric): got .*mode cached .*without augmentation.*online"
+    with pytest.raises(TeacherError, match=message):
+        parse_benchmark(entry | {"input": asked})
+
+
+@pytest.mark.parametrize("mode, flips", [("cached", False), ("online", True)])
+def test_a_row_says_whether_training_images_were_mirrored(
+    tmp_path: Path, mode: str, flips: bool
+) -> None:
+    write_set(tmp_path / "set")
+    probe = {"steps": 2, "batch_size": 2, "lr": 0.01, "mode": mode}
+    entry = {
+        "kind": "segmentation",
+        "dataset": {"kind": "folder", "root": str(tmp_path / "set"), "classes": ["r", "g", "b"]},
+        "probe": probe,
+        "input": {"flip": True},
+    }
+    assert parse_benchmark(entry).model_dump()["input"]["flip"] is flips
+    _, protocol = measure(tmp_path / "set", tmp_path / "out", probe=probe)
+    assert protocol["input"]["flip"] is flips
+
+
+def test_cached_features_are_encoded_once_for_all_seeds(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", noise=200)
+    probe = {"steps": 6, "batch_size": 2, "lr": 0.01, "mode": "cached"}
+    entry = {
+        "kind": "segmentation",
+        "dataset": {"kind": "folder", "root": str(tmp_path / "set"), "classes": ["r", "g", "b"]},
+        "probe": probe,
+    }
+    encoded = []
+
+    class Watched(Pixels):
+        def extract(self, images: Tensor) -> Any:
+            encoded.append(len(images))
+            return super().extract(images)
+
+    encoder = Watched(PixelsConfig(patch_size=1, resolution=(8, 8)))
+    benchmark, came = build_benchmark(parse_benchmark(entry)), []
+    for seed in (0, 1):
+        came.append(benchmark.measure(encoder, seed, tmp_path).metrics)
+    assert sum(encoded) == 4 + 2 * (3 + 3)  # training once; testing and pictures for each seed
+    alone = [measure(tmp_path / "set", tmp_path / f"{s}", seed=s, probe=probe) for s in (0, 1)]
+    assert came == [each.metrics for each in alone]
+    with torch.no_grad():
+        encoder.std.mul_(2)  # another encoder from here on
+    assert benchmark.measure(encoder, 0, tmp_path).metrics != came[0]
+
+
+def test_a_missing_label_map_is_told_with_the_tree(tmp_path: Path) -> None:
+    write_set(tmp_path / "set")
+    (tmp_path / "set/annotations/validation/1.png").unlink()
+    with pytest.raises(DataError, match=r"(?s)there is no .*validation/1.png.*expected under"):
+        measure(tmp_path / "set", tmp_path / "out")
 
 
 def test_counting_on_a_coarser_grid_is_named(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate
 from data.errors import DataError
 from distill.benchmarks.benchmark import Measurement
 from distill.benchmarks.build import build_benchmark, parse_benchmark
-from distill.benchmarks.classification import retrieval
+from distill.benchmarks.classification import retrieval, text_side
 from distill.benchmarks.classification.retrieval import search_ranks
+from distill.benchmarks.examine import examine
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
@@ -129,3 +130,40 @@ def test_a_template_without_a_place_for_the_name_is_refused(tmp_path: Path) -> N
     entry = classified(tmp_path, templates=["a photo"], text={"model": "x"})
     with pytest.raises(TeacherError, match="expected one {} for the name of the class"):
         parse_benchmark(entry)
+
+
+def test_names_of_classes_and_weights_of_the_tower_are_part_of_the_data(tmp_path: Path) -> None:
+    write_tiny_clip(tmp_path / "clip")
+    entry = classified(write_colours(tmp_path / "set"))
+    entry["text"] = {"model": str(tmp_path / "clip")}
+
+    def digest() -> str:
+        record = examine({"it": build_benchmark(parse_benchmark(entry))}, None)["it"]
+        assert record is not None
+        return str(record["contents"])
+
+    seen = [digest(), digest()]
+    names = tmp_path / "set/names.txt"
+    names.write_text(names.read_text().replace("blue", "another name"))
+    seen.append(digest())
+    (tmp_path / "clip/added.txt").write_text("other weights")
+    seen.append(digest())
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 3
+    names.write_text("only one")
+    with pytest.raises(DataError, match=r"benchmarks.it: .*has 1 lines and the data"):
+        digest()
+
+
+def test_a_tower_that_does_not_match_is_found_without_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_clip(tmp_path / "clip")
+    entry = classified(write_colours(tmp_path / "set")) | {
+        "text": {"model": str(tmp_path / "clip")}
+    }
+    benchmark = build_benchmark(parse_benchmark(entry))
+    monkeypatch.setattr(text_side, "TextTower", lambda config: pytest.fail("read the weights"))
+    benchmark.check(encoder(tmp_path / "clip"))
+    with pytest.raises(TeacherError, match=rf"have {DIM} numbers, the encoder's summary 192"):
+        benchmark.check(Pixels(PixelsConfig(resolution=(16, 16))))

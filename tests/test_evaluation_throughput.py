@@ -16,6 +16,7 @@ from distill.evaluation.break_even import break_even
 from distill.evaluation.throughput_report import throughput_table
 from distill.runtime.config import dump_yaml, load_recipe
 from distill.runtime.errors import RecipeError
+from teachers.errors import TeacherError
 from teachers.features import Features
 from teachers.teacher import Teacher
 from teachers.timm_teacher import TimmTeacher
@@ -207,3 +208,22 @@ def test_break_even_never_comes_where_an_encoder_is_linear_and_cheaper() -> None
 def test_a_fit_says_how_far_it_is_off() -> None:
     encoder = {1: 1.0, 4: 4.0, 9: 12.0}
     assert break_even(encoder, {4: 5.0, 9: 10.0}).fit_error > 0.02
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"model": "test_vitt"}, "teachers.second: model: 'test_vitt'.*did you mean 'test_vit"),
+        ({"weights": "nowhere.pth"}, "teachers.second: weights: 'nowhere.pth' is not a file"),
+    ],
+)
+def test_a_wrong_second_teacher_is_found_before_the_first_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
+) -> None:
+    def refuse(*_: Any) -> float:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(throughput, "_elapsed", refuse)
+    teachers = {"first": TINY | {"resolution": [32, 32]}, "second": TINY | wrong}
+    with pytest.raises(TeacherError, match=message):
+        throughput.measure_throughput(_load(tmp_path, teachers=teachers))

@@ -73,7 +73,8 @@ class DepthLayout(Layout):
         Raises:
             DataError: a file cannot be read, or the sizes differ.
         """
-        image, depth = read_rgb(sample.image), read_depth(sample.depth, self._unit())
+        image = read_rgb(self.existing(sample.image))
+        depth = read_depth(self.existing(sample.depth), self._unit())
         normals = None if sample.normals is None else read_normals(sample.normals)
         for name, path, values in (
             ("depth", sample.depth, depth),

@@ -1,5 +1,6 @@
 """Images with boxes in COCO's layout, and their placement on a canvas of one size."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -69,15 +70,18 @@ class CocoLayout(Layout):
         path = self.path("annotations", f"instances_{name}.json")
         try:
             return _annotated(read_json(path), folder)
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise DataError(
+                f"'{path}' is not in COCO's format: an entry lacks the key {error}"
+            ) from error
+        except (ValueError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(
-                f"'{path}' is not in COCO's format ({type(error).__name__}: {error})"
-            ) from error
+            raise DataError(f"'{path}' is not in COCO's format: {error}") from error
 
 
 def _annotated(tree: Mapping[str, Any], folder: Path) -> DetectionSet:
+    _check_ids(tree)
     categories = sorted(tree["categories"], key=lambda category: int(category["id"]))
     number = {category["id"]: i for i, category in enumerate(categories)}
     of_image: dict[int, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in tree["images"]}
@@ -96,7 +100,39 @@ def _annotated(tree: Mapping[str, Any], folder: Path) -> DetectionSet:
     return DetectionSet(tuple(str(category["name"]) for category in categories), images)
 
 
+def _check_ids(tree: Mapping[str, Any]) -> None:
+    """Raises ValueError where ids are not unique, or name what the file does not have."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(
+            "expected a mapping with images, annotations and categories, got a "
+            f"{type(tree).__name__}"
+        )
+    known = {}
+    for noun, section in (("image", "images"), ("category", "categories")):
+        ids = Counter(entry["id"] for entry in tree[section])
+        twice = [each for each, times in ids.items() if times > 1]
+        if twice:
+            others = f", and so do {len(twice) - 1} others" if len(twice) > 1 else ""
+            raise ValueError(f"the {noun} id {twice[0]} occurs more than once{others}")
+        known[noun] = ids
+    for mark in tree["annotations"]:
+        for noun, ids in known.items():
+            if mark[f"{noun}_id"] not in ids:
+                raise ValueError(
+                    f"annotation {mark.get('id', 'without id')} has {noun}_id "
+                    f"{mark[f'{noun}_id']}, and none of the {len(ids)} entries of "
+                    f"{noun if noun == 'image' else 'categorie'}s has this id"
+                )
+
+
 def _objects(marks: list[Mapping[str, Any]], number: Mapping[int, int]) -> Objects:
+    for mark in marks:
+        values = np.array([*mark["bbox"], mark["area"]], np.float64)
+        if len(values) != 5 or not np.isfinite(values).all():
+            raise ValueError(
+                f"annotation {mark.get('id', 'without id')}: expected a bbox of four finite "
+                f"numbers and an area, got {mark['bbox']} and {mark['area']}"
+            )
     boxes = np.array([mark["bbox"] for mark in marks], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO writes left, top, width, height
     return Objects(

@@ -52,6 +52,16 @@ class Layout(BaseModel):
             raise self.missing(f"there is no {path}{similar_path(path)}")
         return path
 
+    def existing(self, path: Path) -> Path:
+        """The path of a file that a list or another file's name leads to, as it is.
+
+        Raises:
+            DataError: it is missing; the message shows the tree.
+        """
+        if not is_there(path):
+            raise self.missing(f"there is no {shown(path)}{similar_path(path)}")
+        return path
+
     def glob(self, pattern: str, *parts: str) -> list[Path]:
         """The files in a folder below the root that match a pattern, sorted; `**/` recurses.
 

@@ -104,6 +104,18 @@ class PascalContextLayout(Layout):
         )
         return _same_size(sample, self.root)
 
+    def files(self, name: str) -> list[Path]:
+        """The files of one image and its labels."""
+        folders = {"JPEGImages": "jpg", "sal_distill": "png", "normals_distill": "png"}
+        found = [self.root / folder / f"{name}.{suffix}" for folder, suffix in folders.items()]
+        labels = [self.root / "pascal-context" / "trainval" / f"{name}.mat"]
+        if (self.root / "semseg").is_dir():
+            kinds = ("VOC12", "pascal-context")
+            labels = [self.root / "semseg" / kind / f"{name}.png" for kind in kinds]
+            labels = [path for path in labels if path.exists()][:1] or labels[1:]
+        parts = self._parts(name)
+        return [*found, *labels, *([] if parts is None else [parts])]
+
     def _semseg(self, name: str) -> np.ndarray:
         if (self.root / "semseg").is_dir():
             own = self.root / "semseg" / "VOC12" / f"{name}.png"
@@ -153,6 +165,11 @@ class NyudLayout(Layout):
             read_depth(self.path("depth", f"{name}.npy"), 1.0),
         )
         return _same_size(sample, self.root)
+
+    def files(self, name: str) -> list[Path]:
+        """See `PascalContextLayout.files`."""
+        folders = {"images": "png", "segmentation": "png", "normals": "png", "depth": "npy"}
+        return [self.root / folder / f"{name}.{suffix}" for folder, suffix in folders.items()]
 
     def _semseg(self, path: Path) -> np.ndarray:
         return renumbered(read_indices(path), _NYUD_TABLE, path)

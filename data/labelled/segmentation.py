@@ -20,6 +20,7 @@ from data.labelled.segmentation_classes import (
     PASCAL_VOC,
 )
 from data.labelled.segmentation_files import (
+    Colour,
     FolderSegmentation,
     PixelSample,
     SegmentationLayout,
@@ -243,8 +244,13 @@ class LabelMeFacade(SegmentationLayout):
         lines = read_lines(self.path(self.lists[0] if split == "train" else self.lists[1]))
         return pairs(self, "images", "labels", [Path(line).stem for line in lines])
 
+    @property
+    def class_colours(self) -> tuple[Colour, ...]:
+        """See `SegmentationLayout`."""
+        return tuple(LABELME_FACADE.values())
+
     def _labels(self, path: Path) -> np.ndarray:
-        return from_colours(path, tuple(LABELME_FACADE.values()))
+        return from_colours(path, self.class_colours)
 
 
 AnySegmentation = Annotated[

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from data.errors import DataError
-from data.labelled.files import IGNORED, read_rgb
+from data.labelled.files import IGNORED, read_rgb, read_size
 from data.labelled.layout import Layout, Split
 from data.labelled.pixel_values import read_colours, read_indices
 from data.text import shown
@@ -60,15 +60,38 @@ class SegmentationSet(BaseModel):
 class SegmentationLayout(Layout, SegmentationSet):
     """A segmentation set in files below one folder."""
 
+    @property
+    def class_colours(self) -> tuple[Colour, ...] | None:
+        """The colour of each class in the label maps; None where they hold numbers."""
+        return None
+
+    @property
+    def void_is_stated(self) -> bool:
+        """Whether the layout or the recipe says that 255 is void; True for published sets."""
+        return True
+
     def read(self, sample: PixelSample) -> tuple[np.ndarray, np.ndarray]:
         """Reads an image and its labels; see `SegmentationSet.read`."""
-        image, labels = read_rgb(sample.image), self._labels(sample.target)
-        if image.shape[:2] != labels.shape:
+        image = read_rgb(self.existing(sample.image))
+        return image, self._fitting(sample, (image.shape[0], image.shape[1]))
+
+    def labels(self, sample: PixelSample) -> np.ndarray:
+        """The labels of `read`, without decoding the image: only its header is read.
+
+        Raises:
+            DataError: see `SegmentationSet.read`.
+        """
+        return self._fitting(sample, read_size(self.existing(sample.image)))
+
+    def _fitting(self, sample: PixelSample, size: tuple[int, int]) -> np.ndarray:
+        """The labels of an image of (height, width) pixels."""
+        labels = self._labels(self.existing(sample.target))
+        if size != labels.shape:
             raise DataError(
                 f"'{shown(sample.target)}' is {labels.shape[0]} x {labels.shape[1]}, its image "
-                f"{image.shape[0]} x {image.shape[1]}"
+                f"{size[0]} x {size[1]}"
             )
-        return image, labels
+        return labels
 
     def _labels(self, path: Path) -> np.ndarray:
         return renumbered(read_indices(path), self._table(), path)
@@ -126,6 +149,16 @@ class FolderSegmentation(SegmentationLayout):
     def names(self) -> tuple[str, ...]:
         """The names in the recipe."""
         return self.classes
+
+    @property
+    def class_colours(self) -> tuple[Colour, ...] | None:
+        """See `SegmentationLayout`."""
+        return self.colours
+
+    @property
+    def void_is_stated(self) -> bool:
+        """See `SegmentationLayout`."""
+        return IGNORED in self.ignored
 
     def samples(self, split: Split) -> list[PixelSample]:
         """All images of the split's folder."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from data.batch import scale_pixels
 from data.images import load_images
+from data.labelled.image_surveys import ImagesSurvey
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.dense.dense_map import dense_map, padded_size
 from distill.benchmarks.map_points import encoder_size
@@ -55,20 +57,34 @@ class Artefacts(Benchmark):
     seeded = False
     lower_is_better = frozenset({"bias_energy", "seam_ratio"})
 
-    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Encodes all images; see `Benchmark.measure`."""
+    def survey(self) -> Survey:
+        """The images."""
+        return ImagesSurvey(self.config.images)
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks sizes and tiles; see `Benchmark.check`."""
+        self._shapes(encoder)
+
+    def _shapes(self, encoder: Teacher) -> tuple[tuple[int, int], ...]:
+        """Size of the input, grid of the map, factor of the upsampler, and tiles."""
         config: ArtefactsConfig = self.config
         size = encoder_size(encoder.spec, config.size)
-        images, _ = load_images(config.images, size)
         factor = encoder.upsampler.factor if isinstance(encoder, UpsampledTeacher) else (1, 1)
         tiles = config.tiles or factor
-        own = torch.tensor(list(own_share(len(images))), dtype=torch.long)
         grid = encoder.spec.grid(*padded_size(encoder.spec, *size))
         if any(cells % count for cells, count in zip(grid, tiles, strict=True)):
             raise TeacherError(
                 f"tiles: a map of {grid[0]} x {grid[1]} cells cannot be divided into {tiles[0]} x "
                 f"{tiles[1]} equal tiles"
             )
+        return size, grid, factor, tiles
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Encodes all images; see `Benchmark.measure`."""
+        config: ArtefactsConfig = self.config
+        size, grid, factor, tiles = self._shapes(encoder)
+        images, _ = load_images(config.images, size)
+        own = torch.tensor(list(own_share(len(images))), dtype=torch.long)
         empty = torch.zeros(encoder.spec.spatial_dim, *grid, dtype=torch.float64)
         moments, seams = _Moments(empty.to(encoder.mean.device)), SeamRatio(tiles, factor)
         parts = own.split(config.batch_size)

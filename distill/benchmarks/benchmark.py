@@ -7,9 +7,13 @@ name it by import path, `kind: my_package.module:MyBenchmark`; nothing here need
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+from pydantic import BaseModel
+
+from data.labelled.survey import FilesSurvey, Survey
 from teachers.config import StrictConfig
 from teachers.teacher import Teacher
 
@@ -44,6 +48,18 @@ def metric_key(name: str) -> str:
     return re.sub(r"[\s,:]+", "_", name.lower())
 
 
+def _paths_in(value: Any) -> Iterator[Path]:
+    """The paths in a config, however deep."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _paths_in(getattr(value, name))
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _paths_in(each)
+
+
 class Benchmark(ABC):
     """Measures encoders on one task.
 
@@ -65,6 +81,29 @@ class Benchmark(ABC):
     def from_config(cls, config: Any) -> Self:
         """Builds the benchmark from its `Config`; reads no image."""
         return cls(config)
+
+    def survey(self) -> Survey | None:
+        """What `measure` reads, to be listed, counted and judged before any model is built.
+
+        By default all files at the paths of the config, so that a change of them is noticed. None
+        for a benchmark without such paths: then figures are kept whatever it reads.
+
+        Raises:
+            DataError: data are missing; the message shows the expected tree.
+        """
+        paths = [path for path in _paths_in(self.config) if path.exists()]
+        return FilesSurvey(paths) if paths else None
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks that an encoder fits, before any model is measured; encodes nothing.
+
+        Args:
+            encoder: frozen; its weights may be on the meta device.
+
+        Raises:
+            TeacherError: it does not fit; the message has the cure.
+        """
+        return
 
     @abstractmethod
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:

@@ -11,6 +11,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from data.batch import scale_pixels
+from data.errors import DataError
+from data.labelled.image_surveys import ImagesSurvey
 from distill.objective.losses import match_grids
 from distill.runtime.errors import RecipeError
 from distill.targets.source import LiveTargets
@@ -134,13 +136,18 @@ def measure(
 
 
 def require_images(source: Path) -> None:
-    """Checks that the images exist, before teachers are built, which may take minutes.
+    """Lists the images and decodes the first, before teachers are built, which may take minutes.
 
     Raises:
         RecipeError: there is no such file or folder.
+        DataError: it has no image, or the first cannot be read.
     """
     if not source.exists():
         raise RecipeError(
             f"evaluation.images: there is no {source.absolute()}; set it to a folder, "
             "archive or shards of images that the run does not train on"
         )
+    try:
+        ImagesSurvey(source)
+    except DataError as error:
+        raise DataError(f"evaluation.images: {error}") from error

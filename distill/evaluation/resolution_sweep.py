@@ -15,6 +15,8 @@ from pydantic import Field, PositiveInt
 
 from data.files import write_json_lines
 from data.images import load_images
+from data.labelled.image_surveys import ImagesSurvey
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement, metric_key
 from distill.benchmarks.fidelity import Agreement, measure
 from distill.display.text import chart_text
@@ -56,14 +58,23 @@ class ResolutionSweep(Benchmark):
     seeded = False
     lower_is_better = frozenset({"largest_cosine_drop"})
 
-    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Measures at all resolutions; see `Benchmark.measure`."""
-        config: ResolutionSweepConfig = self.config
+    def survey(self) -> Survey:
+        """The images."""
+        return ImagesSurvey(self.config.images)
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks that it is a student with a run; see `Benchmark.check`."""
         if not isinstance(encoder, StoredStudent) or encoder.config.path.is_file():
             raise TeacherError(
                 "resolution_sweep: compares a student with the teachers of its run, so the model "
                 "must be {kind: student, path: RUN}, the folder of a run or of a checkpoint"
             )
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Measures at all resolutions; see `Benchmark.measure`."""
+        config: ResolutionSweepConfig = self.config
+        self.check(encoder)
+        assert isinstance(encoder, StoredStudent)
         trained = find_trained(encoder.config.path, [])
         students, targets = load_trained(trained)
         student = {"it": students["untrained" if encoder.config.untrained else "trained"]}

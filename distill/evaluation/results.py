@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from data.labelled.digest import same_data
 from distill.display.tables import Cell, Table
 from distill.evaluation.suite import RESULTS, TaskGroups, read_results
 from distill.runtime.errors import RecipeError
@@ -19,6 +20,7 @@ from teachers.messages import did_you_mean
 
 # The keys that two rows of the same benchmark or model must share.
 _SAME = {"benchmark": ("entry", "protocol"), "model": ("encoder", "fingerprint")}
+_DATA = "data"  # of a benchmark, compared where both rows recorded it
 
 
 class ReportRecipe(StrictConfig):
@@ -30,7 +32,8 @@ class ReportRecipe(StrictConfig):
         baseline: the model that relative changes are computed against; None for no such table.
         groups: groups of tasks, see `relative_change.relative_changes`.
         may_differ: facts that do not affect the metrics, by the names that the error message gives
-            them: `entry.dataset.root` if the suites ran on two machines; `encoder.path` and
+            them: `entry.dataset.root` (and `data`, if its files were copied and not read whole) if
+            the suites ran on two machines; `encoder.path` and
             `fingerprint` if the name of a model stands for several trainings of one recipe, one in
             each suite, and each suite has its own seed. Spreads are then over whole trainings.
     """
@@ -86,7 +89,7 @@ def facts(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 def _require_known_facts(results: Sequence[Result], may_differ: Sequence[str]) -> None:
     keys = [key for of_kind in _SAME.values() for key in of_kind]
-    known = {name for result in results for name in facts(result.row, keys)}
+    known = {name for result in results for name in facts(result.row, keys)} | {_DATA}
     for name in may_differ:
         if name not in known:
             raise RecipeError(
@@ -107,12 +110,24 @@ def _require_alike(results: Sequence[Result], may_differ: Sequence[str]) -> None
                 for key in dict.fromkeys([*ours, *theirs])
                 if ours.get(key) != theirs.get(key) and key not in may_differ
             ]
+            if kind == "benchmark" and _DATA not in may_differ:
+                differing += _other_data(known.row, result.row)
             if differing:
                 raise RecipeError(
                     f"results: {kind} {name!r} is not the same in {_place(known)} and "
                     f"{_place(result)}: {'; '.join(differing)}. Measure both in the same way, use "
                     "two names, or list facts that do not affect the metrics in may_differ"
                 )
+
+
+def _other_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The difference of two rows' data, if both recorded them; older versions did not."""
+    there, here = one.get(_DATA), other.get(_DATA)
+    if not there or not here or same_data(there, here):
+        return []
+    by = "contents" if there["contents"] and here["contents"] else "times"
+    hint = "" if by == "contents" else "; copies are known as such with data_digest=contents"
+    return [f"{_DATA}: {there['files']} files there, {here['files']} here, of other {by}{hint}"]
 
 
 def _require_once(results: Sequence[Result]) -> None:

@@ -1,7 +1,7 @@
 """Runs benchmarks on encoders: `task: benchmarks`.
 
 Every benchmark measures every encoder with every seed. Measurements that exist, with the same
-entries and the same weights, are not repeated, so that a suite that was stopped continues.
+entries, weights and data, are not repeated, so that a suite that was stopped continues.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,21 +18,23 @@ from pydantic import (
 )
 
 from data.files import read_json_lines, write_json_lines
+from data.labelled.digest import DigestMode
 from data.text import as_path, shown
 from distill.benchmarks.benchmark import Benchmark, metric_key
 from distill.benchmarks.build import BENCHMARKS, AnyBenchmark, build_benchmark, measure_into
+from distill.benchmarks.dense.unaugmented import stated_as_cached
+from distill.benchmarks.examine import examine
+from distill.evaluation.kept import find_kept, now_text, written_at
+from distill.evaluation.model_checks import check_models
 from distill.evaluation.models import parse_model
 from distill.evaluation.relative_change import require_known, split_task
 from distill.runtime import distributed
 from distill.runtime.run_folder import versions
 from teachers.build import build_teacher
 from teachers.config import StrictConfig
-from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher, TeacherConfig
 
 RESULTS = "results.jsonl"
-# The keys by which a measurement is found again.
-_IDENTITY = ("benchmark", "model", "seed", "entry", "encoder", "fingerprint")
 
 TaskGroups = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
 AnyModel = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_model)]
@@ -49,6 +51,10 @@ class SuiteRecipe(StrictConfig):
             randomness runs with the first one.
         baseline: the model that relative changes are computed against; None for no such table.
         groups: groups of tasks, see `relative_change.relative_changes`.
+        accepted_data: benchmarks that are measured although their data are judged to give
+            meaningless figures; see docs/checks.md.
+        data_digest: what identifies data: `times` of files, beside their names and sizes; their
+            `contents`, which copies share; or `auto`, contents of sets up to 2 GB.
     """
 
     task: Literal["benchmarks"]
@@ -58,6 +64,8 @@ class SuiteRecipe(StrictConfig):
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     baseline: str | None = None
     groups: TaskGroups = {}
+    accepted_data: tuple[str, ...] = ()
+    data_digest: DigestMode = "auto"
 
     @field_validator("baseline")
     @classmethod
@@ -65,6 +73,13 @@ class SuiteRecipe(StrictConfig):
         if baseline is not None and "models" in info.data:
             require_known("models", baseline, info.data["models"], "model")
         return baseline
+
+    @field_validator("accepted_data")
+    @classmethod
+    def _are_benchmarks(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in names if "benchmarks" in info.data else ():
+            require_known("benchmarks", name, info.data["benchmarks"], "benchmark")
+        return names
 
     @field_validator("groups")
     @classmethod
@@ -89,27 +104,44 @@ def run_suite(recipe: SuiteRecipe) -> list[dict[str, Any]]:
         TeacherError: an encoder cannot be built, or a benchmark cannot measure it.
         DataError: the data of a benchmark do not exist.
     """
+    # Everything that is read is looked at before anything is measured: data, then models.
     recipe.dir.mkdir(parents=True, exist_ok=True)
+    all_written_at = written_at(recipe.dir)
+    benchmarks = {name: build_benchmark(config) for name, config in recipe.benchmarks.items()}
+    accepted, mode = recipe.accepted_data, recipe.data_digest
+    data = examine(benchmarks, recipe.dir, accepted=accepted, mode=mode)
+    checked = check_models(recipe.models, benchmarks)
     known = read_results(recipe.dir)
     rows = []
     for name, config in recipe.models.items():
-        encoder = build_teacher(config, device=distributed.device())
+        encoder = checked[name].encoder
         facts = {"model": name, "encoder": config.model_dump(mode="json")}
-        facts["fingerprint"] = teacher_fingerprint(encoder)
+        facts["fingerprint"] = checked[name].fingerprint
         for benchmark_name, seed, benchmark in _jobs(recipe):
             job = facts | {
                 "benchmark": benchmark_name,
                 "entry": benchmark.config.model_dump(mode="json"),
                 "seed": seed,
+                "data": data[benchmark_name],
             }
-            row = _find(known, job)
+            folder = row_folder(recipe.dir, job)
+            row, note = find_kept(known, job, written_at(folder) or all_written_at)
+            _say(job, f"{note}, {shown(recipe.dir / RESULTS)}" if row is not None else note)
             if row is None:
-                row = job | _measure(benchmark, encoder, job, row_folder(recipe.dir, job))
-                known = [old for old in known if not _replaces(row, old)] + [row]
-                if distributed.rank() == 0:
-                    write_json_lines(recipe.dir / RESULTS, known)
+                encoder = _placed(encoder, config)
+                row = job | _measure(benchmark, encoder, seed, folder)
+            updated = _with(known, row)
+            if updated != known and distributed.rank() == 0:
+                write_json_lines(recipe.dir / RESULTS, updated)
+            known = updated
             rows.append(row)
     return rows
+
+
+def _placed(encoder: Teacher | None, config: TeacherConfig) -> Teacher:
+    """The model on this process's device: as it was built for the check, or built now."""
+    device = distributed.device()
+    return build_teacher(config, device=device) if encoder is None else encoder.to(device)
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -123,7 +155,7 @@ def _updated(row: dict[str, Any]) -> dict[str, Any]:
         row["encoder"]["kind"] = "pixels"
     if not BENCHMARKS.is_built_in(row["entry"]["kind"]):
         return row
-    return row | {
+    return stated_as_cached(row) | {
         "figures": {metric_key(key): value for key, value in row["figures"].items()},
         "lower_is_better": [metric_key(key) for key in row["lower_is_better"]],
     }
@@ -141,23 +173,25 @@ def _jobs(recipe: SuiteRecipe) -> Iterator[tuple[str, int, Benchmark]]:
             yield name, seed, benchmark
 
 
-def _measure(
-    benchmark: Benchmark, encoder: Teacher, job: Mapping[str, Any], folder: Path
-) -> dict[str, Any]:
+def _say(job: Mapping[str, Any], note: str) -> None:
     if distributed.rank() == 0:
-        print(f"{shown(job['benchmark'])}: {shown(job['model'])}, seed {job['seed']}", flush=True)
-    metrics, protocol = measure_into(benchmark, encoder, job["seed"], folder)
+        line = f"{shown(job['benchmark'])}: {shown(job['model'])}, seed {job['seed']}"
+        print(f"{line}: {note}" if note else line, flush=True)
+
+
+def _measure(benchmark: Benchmark, encoder: Teacher, seed: int, folder: Path) -> dict[str, Any]:
+    metrics, protocol = measure_into(benchmark, encoder, seed, folder)
     return {
         "figures": metrics,
         "lower_is_better": sorted(benchmark.lower_is_better & metrics.keys()),
         "protocol": protocol,
         "versions": versions(),
+        "measured": now_text(),
     }
 
 
-def _find(rows: list[dict[str, Any]], job: Mapping[str, Any]) -> dict[str, Any] | None:
-    return next((row for row in rows if all(row[key] == job[key] for key in _IDENTITY)), None)
-
-
-def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
-    return all(new[key] == old[key] for key in ("benchmark", "model", "seed"))
+def _with(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with one more, in the place of the row of the same measurement if there is one."""
+    keys = ("benchmark", "model", "seed")
+    found = [row if all(row[key] == old[key] for key in keys) else old for old in rows]
+    return found if any(each is row for each in found) else [*rows, row]

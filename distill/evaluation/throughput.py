@@ -23,7 +23,7 @@ from distill.evaluation.break_even import break_even
 from distill.evaluation.throughput_report import draw_throughput
 from distill.runtime import distributed
 from distill.tasks.student_recipe import AnyTeacher
-from teachers.build import build_teacher
+from teachers.build import TEACHERS, build_teacher
 from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
@@ -104,6 +104,8 @@ def measure_throughput(
     Raises:
         TeacherError: a teacher or one of its upsamplers cannot be built.
     """
+    for name, config in recipe.teachers.items():
+        _check(name, config, recipe)
     rows: list[dict[str, Any]] = []
     crossings: list[dict[str, Any]] = []
     for name, config in recipe.teachers.items():
@@ -115,6 +117,17 @@ def measure_throughput(
     write_json_lines(recipe.dir / "break_even.jsonl", crossings)
     draw_throughput(recipe.dir / "throughput.png", rows, crossings)
     return rows, crossings
+
+
+def _check(name: str, config: TeacherConfig, recipe: ThroughputRecipe) -> None:
+    """Builds a teacher and its upsamplers without storage, before the first is timed."""
+    if not TEACHERS.is_built_in(config.kind):  # a user's own class may not be built so
+        return
+    try:
+        for _ in _cases(build_teacher(config, device="meta"), recipe):
+            pass
+    except TeacherError as error:
+        raise TeacherError(f"teachers.{name}: {error}") from error
 
 
 def _measure(name: str, config: TeacherConfig, recipe: ThroughputRecipe) -> list[dict[str, Any]]:

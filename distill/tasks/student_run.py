@@ -1,6 +1,10 @@
 """Puts a student's run together: images, teachers, targets, student, engine, benchmarks."""
 
-from distill.benchmarks.during_training import TrainingBenchmarks
+from distill.benchmarks.during_training import (
+    TrainingBenchmarks,
+    check_encoder,
+    examine_data,
+)
 from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.optimizer import decay_groups
 from distill.objective.views import frame_size
@@ -16,6 +20,7 @@ from distill.tasks.build import (
 )
 from distill.tasks.cached_targets import CachedTargets
 from distill.tasks.route_table import route_rows, route_table
+from distill.tasks.student_encoder import StudentEncoder
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.student_task import StudentTask
 from distill.training.arms import StepPlan
@@ -23,12 +28,14 @@ from distill.training.calibration import fit_statistics
 from distill.training.session import Assembly
 from teachers.messages import hushed
 from teachers.teacher import Teacher
+from teachers.weights import without_storage
 
 
 def assemble(recipe: StudentRecipe) -> Assembly:
     """Builds everything that a student's run needs; every rank calls this."""
     # What is built, in which order, and why. Mistakes of the recipe appear before what takes long.
-    # 1. The plan of the steps and the stream of images: seconds, and no model is loaded yet.
+    # 1. The plan of the steps, the stream of images and the data of benchmarks: no model is loaded
+    #    yet.
     # 2. The teachers, with weights on the ranks that run them only, or the cache in their place.
     # 3. The student. Its initial weights depend on run.seed alone, not on 1 and 2. Parts are
     #    frozen and reparametrised here, because the engine takes the parameters as they are.
@@ -40,9 +47,14 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     margin = frame_size(objective.equivariance, (0, 0), recipe.student.patch_size)[0]
     plan = recipe.step_plan(distributed.world_size(), margin=margin)
     stream = recipe.open_stream(plan)
+    if recipe.benchmarks is not None:
+        examine_data(recipe.benchmarks, run.dir)
     teachers, targets = _build_teachers_and_targets(recipe, plan)
     with hushed(distributed.rank() > 0):
         student = build_student(recipe, teachers)
+    if recipe.benchmarks is not None:
+        size = recipe.largest_resolution
+        check_encoder(recipe.benchmarks, StudentEncoder(without_storage(student), resolution=size))
     prepare_student(student, recipe, teachers)
     if isinstance(targets, LiveTargets) and objective.needs_statistics:
         facts: dict[str, object] = {"student_patch": recipe.student.patch_size}
@@ -87,7 +99,10 @@ def preview(recipe: StudentRecipe) -> str:
 
     Raises:
         RecipeError: the run would refuse the teachers or their cache.
+        DataError: the run would refuse the data of its benchmarks.
     """
+    if recipe.benchmarks is not None:
+        examine_data(recipe.benchmarks, None)
     teachers = build_teachers(recipe, set())
     build_targets(recipe, teachers, set())
     if recipe.targets.cached:

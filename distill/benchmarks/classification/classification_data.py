@@ -8,6 +8,9 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.class_folders import ClassFolders
+from data.labelled.image_surveys import ClassFolderSurvey
+from data.labelled.survey import SPLITS, Survey
+from distill.benchmarks.benchmark import Benchmark
 from distill.benchmarks.classification.summaries import Encoding, SummaryConfig
 from distill.runtime.distributed import derive_seed
 from teachers.teacher import Teacher
@@ -52,6 +55,25 @@ class ClassificationData(NamedTuple):
     protocol: dict[str, Any]
 
 
+class TrainedClassifier(Benchmark):
+    """A benchmark that fits a classifier to the vectors of a classification set."""
+
+    def survey(self) -> Survey:
+        """Images of each class.
+
+        Raises:
+            DataError: the data are missing, or too few to hold any out.
+        """
+        config: ClassificationConfig = self.config
+        found = ClassFolderSurvey(config.dataset, SPLITS)
+        _num_held_out(found.count()["train"]["images"], config.held_out)
+        return found
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks features and sizes; see `Benchmark.check`."""
+        Encoding(encoder, self.config)
+
+
 def load_classification_data(
     encoder: Teacher, config: ClassificationConfig, seed: int
 ) -> ClassificationData:
@@ -88,14 +110,19 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Exa
         DataError: one of the two would be empty.
     """
     count = len(examples.labels)
+    taken = _num_held_out(count, share)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "held-out"))
+    order = torch.randperm(count, generator=generator)
+    parts = order[taken:], order[:taken]
+    left, out = (Examples(examples.vectors[part], examples.labels[part]) for part in parts)
+    return left, out
+
+
+def _num_held_out(count: int, share: float) -> int:
     taken = round(share * count)
     if not 0 < taken < count:
         raise DataError(
             f"held_out: {share:g} of {count} train images is {taken}; at least one must be held "
             "out, and one remain"
         )
-    generator = torch.Generator().manual_seed(derive_seed(seed, "held-out"))
-    order = torch.randperm(count, generator=generator)
-    parts = order[taken:], order[:taken]
-    left, out = (Examples(examples.vectors[part], examples.labels[part]) for part in parts)
-    return left, out
+    return taken

@@ -14,7 +14,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from data.labelled.class_folders import ClassFolders, ClassImages
+from data.labelled.image_surveys import ClassFolderSurvey
 from data.labelled.prepared import ImagePreparation, PreparationConfig
+from data.labelled.survey import SPLITS, Survey
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.classification.summaries import Encoding, SummaryConfig, accuracy
 from distill.benchmarks.sharing import gather_shares
@@ -45,6 +47,14 @@ class KNN(Benchmark):
 
     Config: ClassVar[type[BenchmarkConfig]] = KNNConfig
     seeded = False
+
+    def survey(self) -> Survey:
+        """Images of each class."""
+        return ClassFolderSurvey(self.config.dataset, SPLITS)
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks features and sizes; see `Benchmark.check`."""
+        Encoding(encoder, self.config)
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Classifies the test images, and draws some with their neighbours; see `Benchmark`."""

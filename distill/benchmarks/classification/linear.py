@@ -17,10 +17,11 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from data.files import write_text
-from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.benchmark import BenchmarkConfig, Measurement
 from distill.benchmarks.classification.classification_data import (
     ClassificationConfig,
     Examples,
+    TrainedClassifier,
     load_classification_data,
 )
 from distill.benchmarks.classification.summaries import accuracy
@@ -56,7 +57,7 @@ class LinearConfig(ClassificationConfig):
     )
 
 
-class Linear(Benchmark):
+class Linear(TrainedClassifier):
     """Top-1 and top-5 accuracy of a linear classifier."""
 
     Config: ClassVar[type[BenchmarkConfig]] = LinearConfig

@@ -10,10 +10,11 @@ from typing import Annotated, Any, ClassVar
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
+from distill.benchmarks.benchmark import BenchmarkConfig, Measurement
 from distill.benchmarks.classification.classification_data import (
     ClassificationConfig,
     Examples,
+    TrainedClassifier,
     load_classification_data,
 )
 from distill.benchmarks.classification.linear import write_choice
@@ -37,7 +38,7 @@ class LogisticConfig(ClassificationConfig):
     max_iterations: PositiveInt = 1000
 
 
-class Logistic(Benchmark):
+class Logistic(TrainedClassifier):
     """Top-1 accuracy of multinomial logistic regression."""
 
     Config: ClassVar[type[BenchmarkConfig]] = LogisticConfig

@@ -13,9 +13,16 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from data.labelled.captions import CaptionData
+from data.labelled.image_surveys import CaptionSurvey
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.classification.summaries import Encoding
-from distill.benchmarks.classification.text_side import TextConfig, load_text_tower
+from distill.benchmarks.classification.text_side import (
+    TextConfig,
+    check_text,
+    load_text_tower,
+    text_identity,
+)
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from teachers.teacher import Teacher
@@ -43,6 +50,15 @@ class Retrieval(Benchmark):
 
     Config: ClassVar[type[BenchmarkConfig]] = RetrievalConfig
     seeded = False
+
+    def survey(self) -> Survey:
+        """Images and captions."""
+        return CaptionSurvey(self.config.dataset, text_identity(self.config))
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks features, sizes and the text tower; see `Benchmark.check`."""
+        Encoding(encoder, self.config)
+        check_text(self.config, encoder)
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Encodes and searches; see `Benchmark.measure`."""

@@ -14,9 +14,16 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.labelled.class_folders import ClassFolders, read_class_names
+from data.labelled.image_surveys import ClassFolderSurvey
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.classification.summaries import Encoding, accuracy
-from distill.benchmarks.classification.text_side import TextConfig, load_text_tower
+from distill.benchmarks.classification.text_side import (
+    TextConfig,
+    check_text,
+    load_text_tower,
+    text_identity,
+)
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 from teachers.text_tower import TextTower
@@ -56,6 +63,22 @@ class ZeroShot(Benchmark):
 
     Config: ClassVar[type[BenchmarkConfig]] = ZeroShotConfig
     seeded = False
+
+    def survey(self) -> Survey:
+        """Images of each class, which must have names.
+
+        Raises:
+            DataError: the data are missing, or the names of the classes do not fit them.
+        """
+        config: ZeroShotConfig = self.config
+        found = ClassFolderSurvey(config.dataset, ("test",))
+        found.extra = repr(_class_names(config, found.classes)) + text_identity(config)
+        return found
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks features, sizes and the text tower; see `Benchmark.check`."""
+        Encoding(encoder, self.config)
+        check_text(self.config, encoder)
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Classifies the test images; see `Benchmark.measure`."""

@@ -20,7 +20,9 @@ from torch import Tensor
 from data.batch import scale_pixels
 from data.errors import DataError
 from data.labelled.files import read_rgb, read_size
+from data.labelled.keypoint_survey import KeypointSurvey
 from data.labelled.keypoints import AnyKeypoints, KeypointPair
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.correspondence.match_pictures import Matches, draw_matches
 from distill.benchmarks.dense.dense_map import DenseMap, dense_map
@@ -93,6 +95,14 @@ class Keypoints(Benchmark):
 
     Config = KeypointsConfig
     seeded = False
+
+    def survey(self) -> Survey:
+        """Points of all pairs."""
+        return KeypointSurvey(self.config.dataset)
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks the size; see `Benchmark.check`."""
+        encoder_size(encoder.spec, self.config.size)
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """Matches all pairs; see `Benchmark.measure`."""

@@ -22,6 +22,8 @@ from torch import Tensor
 from data.batch import scale_pixels
 from data.errors import DataError
 from data.labelled.posed import AnyPosed, Frame, FrameFiles
+from data.labelled.posed_survey import PosedSurvey
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.correspondence.match_pictures import Matches, draw_matches
 from distill.benchmarks.dense.dense_map import dense_map
@@ -86,16 +88,30 @@ class Posed(Benchmark):
     Config = PosedConfig
     seeded = False
 
-    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Matches all pairs; see `Benchmark.measure`."""
+    def survey(self) -> Survey:
+        """Depth of all frames that are matched."""
+        config: PosedConfig = self.config
+        return PosedSurvey(config.dataset, self._chosen()[1], config.stride)
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks the size; see `Benchmark.check`."""
+        encoder_size(encoder.spec, self.config.size)
+
+    def _chosen(self) -> tuple[list[tuple[int, int]], list[tuple[FrameFiles, FrameFiles]]]:
+        """The pairs that count: their numbers, see `choose_pairs`, and their files."""
         config: PosedConfig = self.config
         candidates = config.dataset.pairs()
         chosen = choose_pairs(candidates, config.pairs_per_bin)
-        pairs = [candidates[number] for number, _ in chosen]
-        if not pairs:
+        if not chosen:
             raise DataError(
                 f"{config.dataset.root}: no two frames are less than {BINS_DEG[-1]} degrees apart"
             )
+        return chosen, [candidates[number] for number, _ in chosen]
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Matches all pairs; see `Benchmark.measure`."""
+        config: PosedConfig = self.config
+        chosen, pairs = self._chosen()
         size = encoder_size(encoder.spec, config.size)
 
         @lru_cache(maxsize=4)  # consecutive pairs share their first frame

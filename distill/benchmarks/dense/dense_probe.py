@@ -22,11 +22,12 @@ from distill.benchmarks.dense.dense_map import dense_map
 from distill.benchmarks.dense.heads import TaskHeads
 from distill.benchmarks.dense.pixel_samples import LabelledPixels, nearest
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
-from distill.benchmarks.dense.probe_training import probe_batches, train_heads
+from distill.benchmarks.dense.probe_training import Batches, ReadView, probe_batches, train_heads
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.display.pictures import draw_columns
 from distill.runtime import distributed
 from distill.runtime.progress import tracked
+from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 
 SHOWN = 4  # test images of a picture
@@ -83,6 +84,14 @@ class ProbeImages(ABC):
     ) -> list[Tensor]:
         """Decoded predictions (C, *size) of each head for a stored test image (3, H, W)."""
 
+    def check(self, sample: Any) -> None:
+        """Checks that the encoder takes training views and a test image.
+
+        Raises:
+            TeacherError: it does not; the message has the cure.
+        """
+        return
+
     def counted(self, truth: Tensor, key: str) -> Tensor:
         """The truth of a test image, unknown where it does not count."""
         return truth
@@ -119,6 +128,8 @@ class DenseProbe(Benchmark):
     width) that the truth of test images is resized to, or None.
     """
 
+    _encoded: tuple[str, Batches] | None = None  # cached features, by the encoder's fingerprint
+
     @abstractmethod
     def tasks(self) -> Sequence[PixelTask]:
         """The tasks; metrics are prefixed by the task's name where there are several."""
@@ -147,6 +158,11 @@ class DenseProbe(Benchmark):
     def facts(self, known: Tensor) -> dict[str, Any]:
         """Protocol entries from the known pixels of each test image and task, int64 (N, tasks)."""
         return {}
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks sizes and layers for an image of each split; see `Benchmark.check`."""
+        images = self.images(encoder, TaskGroup(self.tasks()))
+        images.check(self.config.dataset.samples("test")[0])
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
         """The metrics of each task's best learning rate; see `Benchmark.measure`.
@@ -193,8 +209,20 @@ class DenseProbe(Benchmark):
             return group.loss(images.on_pixels(predicted, stride), truth, step)
 
         count = len(images)
-        batches = probe_batches(probe, sample, images.encode, count, seed, folder)
+        batches = self._batches(images, sample, seed, folder)
         return train_heads(lambda: group.build(images.dims), probe, batches, loss, count, seed)
+
+    def _batches(self, images: ProbeImages, sample: ReadView, seed: int, folder: Path) -> Batches:
+        """Batches of a seed; features that are cached are encoded once for all seeds."""
+        probe, count = self.config.probe, len(images)
+        if probe.mode == "online":
+            return probe_batches(probe, sample, images.encode, count, seed, folder)
+        fingerprint = teacher_fingerprint(images.encoder)
+        if self._encoded is None or self._encoded[0] != fingerprint:
+            self._encoded = None  # frees the file of the last encoder first
+            made = probe_batches(probe, sample, images.encode, count, seed, folder)
+            self._encoded = fingerprint, made
+        return self._encoded[1]
 
     def _count(
         self, images: ProbeImages, group: TaskGroup, heads: Sequence[TaskHeads]

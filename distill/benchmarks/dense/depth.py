@@ -9,6 +9,8 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 from torch import Tensor, nn
 
 from data.labelled.depth import DepthSample, DepthView
+from data.labelled.depth_survey import DepthSurvey
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.depth_scores import (
     ERRORS,
@@ -218,6 +220,10 @@ class Depth(GeometryProbe):
     def tasks(self) -> Sequence[PixelTask]:
         """See `DenseProbe`."""
         return [BinnedDepthTask(self.config)]
+
+    def survey(self) -> Survey:
+        """Known depths, and whether they lie in the range."""
+        return DepthSurvey(self.config.dataset, self.config.depth_range, self.judge_sizes)
 
     def truth(self, view: DepthView, sample: DepthSample) -> Tensor:
         """Depth (1, H, W), 0 outside of the range."""

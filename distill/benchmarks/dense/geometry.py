@@ -1,16 +1,17 @@
 """Probes of depth and of normals: their input, and the mean map that they are compared with."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from data.errors import DataError
 from data.labelled.depth import AnyDepth, DepthSample, DepthView
 from data.labelled.depth_files import Window
+from data.labelled.survey import Finding, Size, one_size
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.dense_map import dense_layers, padded_size, to_pixels
 from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe, ProbeImages
@@ -19,6 +20,7 @@ from distill.benchmarks.dense.heads import DPTHeadConfig, HeadConfig
 from distill.benchmarks.dense.pixel_samples import LabelledPixels, image_tensor, nearest
 from distill.benchmarks.dense.pixel_task import TaskGroup
 from distill.benchmarks.dense.probe_training import ProbeConfig
+from distill.benchmarks.dense.unaugmented import without_augmentation
 from distill.benchmarks.sharing import own_share
 from distill.runtime import distributed
 from distill.runtime.progress import tracked
@@ -68,6 +70,11 @@ class GeometryConfig(BenchmarkConfig):
     labels: Size2d | None = None
     flip_average: bool = False
 
+    @model_validator(mode="after")
+    def _states_its_augmentation(self) -> Self:
+        without_augmentation(self, off={"crop": None})
+        return self
+
 
 class GeometryImages(ProbeImages):
     """Truth stays as it is stored; only the images are resized for the encoder."""
@@ -110,6 +117,10 @@ class GeometryImages(ProbeImages):
         if self.layers is None:
             return super().encode(images)
         return tuple(dense_layers(self.encoder, images, self.layers))
+
+    def check(self, sample: DepthSample) -> None:
+        """See `ProbeImages`; the constructor encodes a blank view, which checks the rest."""
+        padded_size(self.encoder.spec, *_size(self._resized(self.probe.read(sample).image)))
 
     def on_pixels(self, predicted: Tensor, stride: int) -> Tensor:
         """See `ProbeImages`."""
@@ -163,6 +174,34 @@ class GeometryProbe(DenseProbe):
         """See `DenseProbe`."""
         view = self.config.dataset.read(sample)
         return LabelledPixels(image_tensor(view.image), self.truth(view, sample))
+
+    def judge_sizes(self, sizes: Mapping[str, Sequence[Size]]) -> list[Finding]:
+        """Errors where a window or a crop exceeds an image, or a batch would have several sizes."""
+        window, counted, crop = (
+            self.config.input.window,
+            self.config.counted,
+            self.config.input.crop,
+        )
+        try:
+            if window is not None:
+                for size in sizes["train"]:
+                    window.slices(*size, "input.window: a training image")
+            if counted is not None:
+                for size in sizes["test"]:
+                    counted.slices(*size, "counted: a test image")
+        except DataError as error:
+            return [Finding(str(error), fatal=True, final=True)]
+        seen = list(sizes["train"])
+        if window is not None:
+            (top, bottom), (left, right) = window.rows, window.columns
+            seen = [(bottom - top, right - left)]
+        if crop is None:
+            return one_size(seen, "input.window or input.crop")
+        small = [size for size in seen if size[0] < crop[0] or size[1] < crop[1]]
+        if not small:
+            return []
+        text = f"input.crop: {list(crop)} px, but a training image has {small[0]} px"
+        return [Finding(text, fatal=True, final=True)]
 
     def images(self, encoder: Teacher, tasks: TaskGroup) -> GeometryImages:
         """See `DenseProbe`."""

@@ -10,23 +10,32 @@ is a local minimum, in which linear probes with some seeds stay.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
 from data.labelled.multitask import MultiTaskLayout
+from data.labelled.multitask_survey import MultiTaskSurvey
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.class_tasks import ClassTask, SaliencyTask
 from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe, ProbeImages
 from distill.benchmarks.dense.depth import DepthTask
 from distill.benchmarks.dense.normals import NormalsTask
-from distill.benchmarks.dense.pixel_samples import InputConfig, LabelledPixels, image_tensor
+from distill.benchmarks.dense.pixel_samples import (
+    InputConfig,
+    LabelledPixels,
+    image_tensor,
+    judge_sizes,
+)
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
 from distill.benchmarks.dense.pixel_views import PixelViews
 from distill.benchmarks.dense.probe_training import ProbeConfig
+from distill.benchmarks.dense.unaugmented import without_augmentation
 from teachers.teacher import Teacher
 
 _WEIGHTS = {"semseg": 1.0, "parts": 2.0, "saliency": 5.0, "normals": 10.0, "depth": 1.0}
@@ -54,6 +63,11 @@ class MultiTaskConfig(BenchmarkConfig):
     loss_stride: PositiveInt = 1
     batch_size: PositiveInt = 8
 
+    @model_validator(mode="after")
+    def _states_its_augmentation(self) -> Self:
+        without_augmentation(self, off={"scale": (1.0, 1.0), "photometric": False})
+        return self
+
 
 class MultiTask(DenseProbe):
     """Probes of all tasks of a set, trained at once.
@@ -73,6 +87,10 @@ class MultiTask(DenseProbe):
     def tasks(self) -> Sequence[PixelTask]:
         """See `DenseProbe`."""
         return build_tasks(self.config.dataset)
+
+    def survey(self) -> Survey:
+        """What is known of each task."""
+        return MultiTaskSurvey(self.config.dataset, partial(judge_sizes, self.config.input))
 
     def read(self, sample: str) -> LabelledPixels:
         """See `DenseProbe`."""

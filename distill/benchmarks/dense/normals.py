@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from data.labelled.depth import DepthSample, DepthView
+from data.labelled.depth_survey import DepthSurvey
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.geometry import GeometryConfig, GeometryProbe
 from distill.benchmarks.dense.heads import build_head
@@ -123,6 +125,17 @@ class Normals(GeometryProbe):
         """See `DenseProbe`."""
         return [AngularNormalsTask(self.config)]
 
+    def survey(self) -> Survey:
+        """Known normals, or depths that they are computed from.
+
+        Raises:
+            DataError: there is neither a file of normals nor a focal length.
+        """
+        for sample in self.config.dataset.samples("train")[:1]:
+            if sample.normals is None and sample.focal_px is None:
+                raise _without_focal(sample)
+        return DepthSurvey(self.config.dataset, None, self.judge_sizes)
+
     def truth(self, view: DepthView, sample: DepthSample) -> Tensor:
         """Normals (3, H, W), of a file or computed from depth.
 
@@ -132,9 +145,13 @@ class Normals(GeometryProbe):
         if view.normals is not None:
             return torch.tensor(view.normals).permute(2, 0, 1)
         if view.focal_px is None:
-            raise DataError(
-                f"'{sample.key}' has no normals, and no focal length to compute them with; set "
-                "dataset.normals or dataset.focal_px"
-            )
+            raise _without_focal(sample)
         depth = torch.tensor(view.depth)
         return normals_of_depth(depth, view.focal_px, view.centre, self.config.step)
+
+
+def _without_focal(sample: DepthSample) -> DataError:
+    return DataError(
+        f"'{sample.key}' has no normals, and no focal length to compute them with; set "
+        "dataset.normals or dataset.focal_px"
+    )

@@ -5,20 +5,23 @@ augmentation is mmsegmentation's for ADE20K, as in the linear probes of DINO and
 scale, a crop in which no class covers more than three quarters, flip, photometric distortion.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from data.batch import scale_pixels
 from data.labelled.files import IGNORED
+from data.labelled.survey import Finding, Size, one_size
 from teachers.config import StrictConfig
+from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
 from teachers.upsamplers.resize import Size2d, resize
+from teachers.validation import explain
 
 # Labels (C, H, W), the ratio they were enlarged by, and whether they were mirrored, to labels.
 Adapt = Callable[[Tensor, float, bool], Tensor]
@@ -53,7 +56,8 @@ class InputConfig(StrictConfig):
         short_side: pixels that the shorter side is resized to; the aspect ratio is kept. Without
             `size` and `short_side` images are not resized.
         crop: (height, width) in pixels of training crops; None for whole images.
-        stride: pixels between sliding windows of size `crop` in test images; None for whole images.
+        stride: pixels between sliding windows of size `crop` in test images, at most `crop`; None
+            for whole images.
         scale: smallest and largest factor of the random resize before a crop.
         flip: whether half of the training images are mirrored.
         photometric: whether brightness, contrast, saturation and hue are changed at random.
@@ -73,6 +77,11 @@ class InputConfig(StrictConfig):
             raise ValueError("size and short_side: set only one of them")
         if self.stride is not None and self.crop is None:
             raise ValueError("stride: needs crop, the size of the windows")
+        if self.stride is not None and isinstance(self.crop, tuple) and _gaps(self):
+            raise ValueError(
+                f"stride: expected at most crop, {list(self.crop)}, got {list(self.stride)}: no "
+                "window would cover the pixels between, which then have no prediction"
+            )
         if self.crop is None and self.scale != (1.0, 1.0):
             raise ValueError("scale: needs crop, as the images of a batch must have one size")
         if self.scale[0] > self.scale[1]:
@@ -80,11 +89,26 @@ class InputConfig(StrictConfig):
         return self
 
     def resolved(self, spec: FeatureSpec) -> "ResolvedInput":
-        """This config with the encoder's own resolution in place of `native`."""
+        """This config with the encoder's own resolution in place of `native`.
+
+        Raises:
+            TeacherError: it does not fit together with that resolution.
+        """
         native = {
             key: spec.resolution for key in ("size", "crop") if getattr(self, key) == "native"
         }
-        return ResolvedInput.model_validate(self.model_dump() | native)
+        try:
+            return ResolvedInput.model_validate(self.model_dump() | native)
+        except ValidationError as error:
+            lines = explain(error, ResolvedInput)
+            raise TeacherError("; ".join(f"input.{line}" for line in lines)) from None
+
+
+def _gaps(config: InputConfig) -> bool:
+    """Whether windows leave pixels out."""
+    assert config.stride is not None
+    assert isinstance(config.crop, tuple)
+    return any(step > side for step, side in zip(config.stride, config.crop, strict=True))
 
 
 class ResolvedInput(InputConfig):
@@ -110,14 +134,23 @@ def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(labels[None], size, mode="nearest-exact")[0]
 
 
-def input_size(config: ResolvedInput, height: int, width: int) -> tuple[int, int]:
+def input_size(config: InputConfig, height: int, width: int) -> tuple[int, int]:
     """The (height, width) in pixels that an image of this size is resized to."""
-    if config.size is not None:
+    if isinstance(config.size, tuple):
         return config.size
     if config.short_side is None:
         return height, width
     ratio = config.short_side / min(height, width)
     return round(height * ratio), round(width * ratio)
+
+
+def judge_sizes(config: InputConfig, sizes: Mapping[str, Sequence[Size]]) -> list[Finding]:
+    """An error where training images would reach the encoder in several sizes."""
+    if config.crop is not None or config.size is not None:
+        return []
+    return one_size(
+        [input_size(config, *size) for size in sizes["train"]], "input.size or input.crop"
+    )
 
 
 def unchanged(labels: Tensor, ratio: float, mirrored: bool) -> Tensor:

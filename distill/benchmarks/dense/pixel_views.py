@@ -81,6 +81,12 @@ class PixelViews(ProbeImages):
         pixels = self.probe.read(sample)
         return resized(pixels, input_size(self._seen, *pixels.size))
 
+    def check(self, sample: Any) -> None:
+        """See `ProbeImages`."""
+        padded_size(self.encoder.spec, *self.size)
+        if self._seen.stride is None:
+            padded_size(self.encoder.spec, *input_size(self._seen, *self.probe.read(sample).size))
+
     def on_pixels(self, predicted: Tensor, stride: int) -> Tensor:
         """See `ProbeImages`."""
         covers = padded_size(self.encoder.spec, *self.size)

@@ -7,23 +7,31 @@ whole test set, from one confusion matrix.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
+from data.labelled.label_survey import LabelSurvey
 from data.labelled.segmentation import AnySegmentation
-from data.labelled.segmentation_files import PixelSample
+from data.labelled.segmentation_files import PixelSample, SegmentationLayout
+from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.class_tasks import ClassTask
 from distill.benchmarks.dense.counters import ClassCounter
 from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe, ProbeImages
 from distill.benchmarks.dense.heads import TaskHeads
 from distill.benchmarks.dense.label_pictures import draw_labels
-from distill.benchmarks.dense.pixel_samples import InputConfig, LabelledPixels, image_tensor
+from distill.benchmarks.dense.pixel_samples import (
+    InputConfig,
+    LabelledPixels,
+    image_tensor,
+    judge_sizes,
+)
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
 from distill.benchmarks.dense.pixel_views import PixelViews
 from distill.benchmarks.dense.probe_training import ProbeConfig
+from distill.benchmarks.dense.unaugmented import without_augmentation
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import Size2d
 
@@ -53,6 +61,11 @@ class SegmentationConfig(BenchmarkConfig):
     labels: Size2d | None = None
     batch_size: PositiveInt = 8
 
+    @model_validator(mode="after")
+    def _states_its_augmentation(self) -> Self:
+        without_augmentation(self, off={"scale": (1.0, 1.0), "photometric": False})
+        return self
+
 
 class Segmentation(DenseProbe):
     """mIoU, the accuracy of pixels, and its mean over classes, in per cent.
@@ -68,6 +81,13 @@ class Segmentation(DenseProbe):
         reported = ("miou", "pixel_accuracy", "mean_accuracy")
         names = self.config.dataset.names
         return [ClassTask(_TASK, len(names), reported=reported, dropout=self.config.dropout)]
+
+    def survey(self) -> Survey | None:
+        """Pixels of each class; None for the embedded set, which is drawn."""
+        dataset = self.config.dataset
+        if not isinstance(dataset, SegmentationLayout):
+            return None
+        return LabelSurvey(dataset, partial(judge_sizes, self.config.input))
 
     def read(self, sample: PixelSample) -> LabelledPixels:
         """See `DenseProbe`."""

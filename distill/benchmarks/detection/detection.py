@@ -15,6 +15,8 @@ from torchvision.models.detection import FCOS
 
 from data.errors import DataError
 from data.labelled.detection import CocoLayout, DetectionSet
+from data.labelled.detection_survey import DetectionSurvey
+from data.labelled.survey import Survey
 from data.read_ahead import read_ahead
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.detection.average_precision import (
@@ -60,8 +62,12 @@ class Detection(Benchmark):
 
     config: DetectionConfig
 
-    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Trains, detects and computes AP; see `Benchmark.measure`.
+    def survey(self) -> Survey:
+        """Boxes of each class."""
+        return DetectionSurvey(self.config.dataset)
+
+    def check(self, encoder: Teacher) -> None:
+        """Checks the size of the canvas; see `Benchmark.check`.
 
         Raises:
             RecipeError: faster-coco-eval is not installed, or there are more ranks than images of a
@@ -73,6 +79,11 @@ class Detection(Benchmark):
                 f"batch_size: expected at least one image for each of {distributed.world_size()} "
                 f"ranks, got {self.config.batch_size}"
             )
+        _canvas(encoder, self.config.size)
+
+    def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
+        """Trains, detects and computes AP; see `Benchmark.measure` and `check`."""
+        self.check(encoder)
         size = _canvas(encoder, self.config.size)
         train, test = (self.config.dataset.load(split) for split in ("train", "test"))
         if train.classes != test.classes:
