@@ -289,7 +289,9 @@ def test_weights_are_the_published_ones() -> None:
 def test_a_set_without_truth_of_a_task_is_refused(tmp_path: Path) -> None:
     root = write_pascal(tmp_path / "set", 1)
     (root / "human_parts" / "val0.mat").unlink()
-    with pytest.raises(DataError, match="no test image has a known pixel of parts"):
+    with pytest.raises(
+        DataError, match="none of 1 images that are counted has a known pixel of parts"
+    ):
         measure("pascal_context", root, tmp_path / "out", probe={"steps": 1})
 
 

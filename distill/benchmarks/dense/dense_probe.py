@@ -1,28 +1,35 @@
 """A probe of every pixel: trains heads on a frozen encoder, counts the test images, keeps the best.
 
-One head is trained for each learning rate of the recipe. The best rate on the test images counts,
-as is published; where a probe has several tasks, each takes the rate that is best for it.
+One head is trained for each learning rate of the recipe. The best rate counts, on training images
+that the recipe withholds or else on the test images (`ProbeConfig.withheld`); where a probe has
+several tasks, each takes the rate that is best for it.
 """
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.errors import DataError
 from distill.benchmarks.benchmark import Benchmark, Measurement, metric_key
 from distill.benchmarks.dense.counters import Counter
-from distill.benchmarks.dense.dense_map import dense_map
 from distill.benchmarks.dense.heads import TaskHeads
-from distill.benchmarks.dense.pixel_samples import LabelledPixels, nearest
+from distill.benchmarks.dense.pixel_samples import LabelledPixels
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
-from distill.benchmarks.dense.probe_training import Batches, ReadView, probe_batches, train_heads
+from distill.benchmarks.dense.probe_images import ProbeImages
+from distill.benchmarks.dense.probe_training import (
+    Batches,
+    ProbeConfig,
+    ReadView,
+    probe_batches,
+    train_heads,
+)
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.display.pictures import draw_columns
 from distill.runtime import distributed
@@ -31,80 +38,6 @@ from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 
 SHOWN = 4  # test images of a picture
-
-
-class ProbeImages(ABC):
-    """How images of a data set reach a frozen encoder, and predictions the pixels of the truth.
-
-    Args:
-        encoder: frozen, on this process's device.
-        tasks: of the probe.
-        probe: reads the images; its config has the input.
-
-    Attributes:
-        dims: channels of each map that `encode` returns.
-        size: (height, width) in pixels of the truth of every training view.
-        protocol: the entries of `Measurement.protocol` that are decided here.
-        size_keys: the recipe's keys that bring training images to one size.
-    """
-
-    size: tuple[int, int]
-    protocol: dict[str, Any]
-    size_keys: ClassVar[str]
-
-    def __init__(self, encoder: Teacher, tasks: TaskGroup, probe: "DenseProbe") -> None:
-        self.encoder, self.tasks, self.probe = encoder, tasks, probe
-        self.config, self.dims = probe.config, [encoder.spec.spatial_dim]
-        self.samples = probe.config.dataset.samples("train")
-
-    def __len__(self) -> int:
-        """The number of training views."""
-        return len(self.samples)
-
-    @abstractmethod
-    def view(self, number: int, generator: torch.Generator | None) -> LabelledPixels:
-        """A training view, the image at the size that is encoded.
-
-        Args:
-            number: of the view.
-            generator: of the augmentation; None for a view that is cached.
-        """
-
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) in [0, 1] to the maps that a head takes."""
-        return (dense_map(self.encoder, images).features,)
-
-    @abstractmethod
-    def on_pixels(self, predicted: Tensor, stride: int) -> Tensor:
-        """Predictions (B, K, h, w) for training views, at every n-th pixel of their truth."""
-
-    @abstractmethod
-    def predict(
-        self, heads: Sequence[nn.Module], image: Tensor, size: tuple[int, int]
-    ) -> list[Tensor]:
-        """Decoded predictions (C, *size) of each head for a stored test image (3, H, W)."""
-
-    def check(self, sample: Any) -> None:
-        """Checks that the encoder takes training views and a test image.
-
-        Raises:
-            TeacherError: it does not; the message has the cure.
-        """
-        return
-
-    def counted(self, truth: Tensor, key: str) -> Tensor:
-        """The truth of a test image, unknown where it does not count."""
-        return truth
-
-    def test(self, sample: Any) -> LabelledPixels:
-        """A test image as it is stored, and its truth on the grid that is counted."""
-        image, truth = self.probe.read(sample)
-        truth, labels = self.counted(truth, self.key(sample)), self.config.labels
-        return LabelledPixels(image, truth if labels is None else nearest(truth, labels))
-
-    def key(self, sample: Any) -> str:
-        """The name of a sample, for messages."""
-        return sample if isinstance(sample, str) else sample.key
 
 
 class Candidate(NamedTuple):
@@ -169,30 +102,62 @@ class DenseProbe(Benchmark):
 
         The folder gets the best heads, the metrics of all rates, and predictions beside truth.
         """
-        group = TaskGroup(self.tasks())
+        group, probe = TaskGroup(self.tasks()), self.config.probe
         images = self.images(encoder, group)
-        heads = self._train(images, group, seed, folder)
-        candidates, known = self._count(images, group, heads)
-        rates, constants = candidates[: len(heads)], candidates[len(heads) :]
-        places = [task.best([c.metrics[task.name] for c in rates]) for task in group.tasks]
+        trial = self._compare(images, group, seed, folder) if probe.withheld else None
+        if trial is not None:
+            chosen = {trial[place].name for place in _best_places(group, trial)}
+            kept = [rate for rate in probe.lr if f"{rate:g}" in chosen]
+            probe = probe.model_copy(update={"lr": tuple(kept)})
+        heads = self._train(images, group, probe, len(images), seed, folder)
+        samples, constants = self.config.dataset.samples("test"), self.constants()
+        rates, known = self._count(images, group, heads, probe, samples, constants)
+        rates, others = rates[: len(heads)], rates[len(heads) :]
+        if trial is None:
+            places = _best_places(group, rates)
+        else:
+            names = [each.name for each in rates]
+            places = [names.index(trial[place].name) for place in _best_places(group, trial)]
         best = [rates[place] for place in places]
-        chosen = TaskHeads(heads[place].heads[n] for n, place in enumerate(places)).eval()
-        self._keep(images, group, chosen, self.tables(candidates, best), folder)
-        metrics: dict[str, float] = {}
-        for task, candidate in zip(group.tasks, best, strict=True):
-            prefix, values = group.prefix(task, "{}_"), candidate.metrics[task.name]
-            metrics |= {f"{prefix}{name}": value for name, value in values.items()}
-            for each in constants:
-                value = each.metrics[task.name][task.headline]
-                metrics[f"{metric_key(each.name)}_{prefix}{task.headline}"] = value
+        tables = self.tables([*rates, *others], best)
+        if trial is not None:
+            tables["withheld.json"] = {each.name: each.metrics for each in trial}
+        heads_of_best = (heads[place].heads[n] for n, place in enumerate(places))
+        self._keep(images, group, TaskHeads(heads_of_best).eval(), tables, folder)
         counts = {f"{s}_images": len(self.config.dataset.samples(s)) for s in ("train", "test")}
-        return Measurement(metrics, counts | self.facts(known) | images.protocol)
+        return Measurement(
+            _metrics(group, best, others), counts | self.facts(known) | images.protocol
+        )
+
+    def _compare(
+        self, images: ProbeImages, group: TaskGroup, seed: int, folder: Path
+    ) -> list[Candidate]:
+        """All rates on withheld training images, trained on the others.
+
+        Raises:
+            DataError: nothing is withheld, or all.
+        """
+        probe, count = self.config.probe, len(images.samples)
+        kept = count - round(probe.withheld * count)
+        if not 0 < kept < count:
+            raise DataError(
+                f"probe.withheld: {probe.withheld:g} of {count} training images leaves "
+                f"{kept} to train on and {count - kept} to compare rates on"
+            )
+        heads = self._train(images, group, probe, images.num_views(kept), seed, folder)
+        return self._count(images, group, heads, probe, images.samples[kept:], {})[0]
 
     def _train(
-        self, images: ProbeImages, group: TaskGroup, seed: int, folder: Path
+        self,
+        images: ProbeImages,
+        group: TaskGroup,
+        probe: ProbeConfig,
+        count: int,
+        seed: int,
+        folder: Path,
     ) -> list[TaskHeads]:
-        """The heads of each learning rate."""
-        probe, stride = self.config.probe, self.config.loss_stride
+        """The heads of each learning rate of `probe`, on the first `count` views."""
+        stride = self.config.loss_stride
         places = (..., slice(stride // 2, None, stride), slice(stride // 2, None, stride))
 
         def sample(number: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -208,7 +173,6 @@ class DenseProbe(Benchmark):
         def loss(predicted: Tensor, truth: Tensor, step: int) -> Tensor:
             return group.loss(images.on_pixels(predicted, stride), truth, step)
 
-        count = len(images)
         batches = self._batches(images, sample, seed, folder)
         return train_heads(lambda: group.build(images.dims), probe, batches, loss, count, seed)
 
@@ -225,12 +189,17 @@ class DenseProbe(Benchmark):
         return self._encoded[1]
 
     def _count(
-        self, images: ProbeImages, group: TaskGroup, heads: Sequence[TaskHeads]
+        self,
+        images: ProbeImages,
+        group: TaskGroup,
+        heads: Sequence[TaskHeads],
+        probe: ProbeConfig,
+        samples: Sequence[Any],
+        constants: Mapping[str, Tensor],
     ) -> tuple[list[Candidate], Tensor]:
-        """All candidates on the test images of all ranks, and the known pixels, (N, tasks)."""
-        samples, device = self.config.dataset.samples("test"), images.encoder.mean.device
-        constants = self.constants()
-        names = [*(f"{rate:g}" for rate in self.config.probe.lr), *constants]
+        """All candidates on samples, shared by the ranks, and the known pixels, (N, tasks)."""
+        device = images.encoder.mean.device
+        names = [*(f"{rate:g}" for rate in probe.lr), *constants]
         counters = [{t.name: t.counter(len(samples), device) for t in group.tasks} for _ in names]
         own = own_share(len(samples))
         known = torch.zeros(len(own), len(group.tasks), dtype=torch.int64, device=device)
@@ -248,7 +217,10 @@ class DenseProbe(Benchmark):
         known = gather_shares(known, len(samples)).cpu()
         for task, total in zip(group.tasks, known.sum(0).tolist(), strict=True):
             if not total:
-                raise DataError(f"dataset: no test image has a known pixel of {task.name}")
+                raise DataError(
+                    f"dataset: none of {len(samples)} images that are counted has a known pixel "
+                    f"of {task.name}"
+                )
         candidates = []
         for name, by_task in zip(names, counters, strict=True):
             metrics = {task.name: task.metrics(by_task[task.name]) for task in group.tasks}
@@ -298,3 +270,22 @@ class DenseProbe(Benchmark):
                 for name, maps in zip(names, (of_truth, of_probe), strict=True):
                     columns.setdefault(name, []).append(task.colours(maps, of_truth))
         draw_columns(path, columns)
+
+
+def _best_places(group: TaskGroup, rates: Sequence[Candidate]) -> list[int]:
+    """The position of the best rate of each task."""
+    return [task.best([each.metrics[task.name] for each in rates]) for task in group.tasks]
+
+
+def _metrics(
+    group: TaskGroup, best: Sequence[Candidate], constants: Sequence[Candidate]
+) -> dict[str, float]:
+    """All metrics of each task's best rate, and the headline of the constants."""
+    metrics: dict[str, float] = {}
+    for task, candidate in zip(group.tasks, best, strict=True):
+        prefix, values = group.prefix(task, "{}_"), candidate.metrics[task.name]
+        metrics |= {f"{prefix}{name}": value for name, value in values.items()}
+        for each in constants:
+            value = each.metrics[task.name][task.headline]
+            metrics[f"{metric_key(each.name)}_{prefix}{task.headline}"] = value
+    return metrics

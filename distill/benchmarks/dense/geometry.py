@@ -14,11 +14,12 @@ from data.labelled.depth_files import Window
 from data.labelled.survey import Finding, Size, one_size
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.dense_map import dense_layers, padded_size, to_pixels
-from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe, ProbeImages
+from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe
 from distill.benchmarks.dense.dpt import NUM_LAYERS
 from distill.benchmarks.dense.heads import DPTHeadConfig, HeadConfig
 from distill.benchmarks.dense.pixel_samples import LabelledPixels, image_tensor, nearest
 from distill.benchmarks.dense.pixel_task import TaskGroup
+from distill.benchmarks.dense.probe_images import ProbeImages
 from distill.benchmarks.dense.probe_training import ProbeConfig
 from distill.benchmarks.dense.unaugmented import without_augmentation
 from distill.benchmarks.sharing import own_share

@@ -23,7 +23,7 @@ from data.labelled.multitask_survey import MultiTaskSurvey
 from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.class_tasks import ClassTask, SaliencyTask
-from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe, ProbeImages
+from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe
 from distill.benchmarks.dense.depth import DepthTask
 from distill.benchmarks.dense.normals import NormalsTask
 from distill.benchmarks.dense.pixel_samples import (
@@ -34,6 +34,7 @@ from distill.benchmarks.dense.pixel_samples import (
 )
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
 from distill.benchmarks.dense.pixel_views import PixelViews
+from distill.benchmarks.dense.probe_images import ProbeImages
 from distill.benchmarks.dense.probe_training import ProbeConfig
 from distill.benchmarks.dense.unaugmented import without_augmentation
 from teachers.teacher import Teacher

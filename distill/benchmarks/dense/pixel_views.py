@@ -1,13 +1,12 @@
 """Images with label maps for a dense probe: augmented or in windows; tested whole or sliding."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill.benchmarks.dense.dense_map import padded_size, to_pixels
-from distill.benchmarks.dense.dense_probe import DenseProbe, ProbeImages
 from distill.benchmarks.dense.pixel_inference import predict
 from distill.benchmarks.dense.pixel_samples import (
     LabelledPixels,
@@ -19,6 +18,7 @@ from distill.benchmarks.dense.pixel_samples import (
     windows,
 )
 from distill.benchmarks.dense.pixel_task import TaskGroup
+from distill.benchmarks.dense.probe_images import PixelReader, ProbeImages
 from teachers.teacher import Teacher
 
 
@@ -38,15 +38,18 @@ class PixelViews(ProbeImages):
         self,
         encoder: Teacher,
         tasks: TaskGroup,
-        probe: DenseProbe,
+        probe: PixelReader,
         averaged: Callable[[Tensor], Tensor],
     ) -> None:
         super().__init__(encoder, tasks, probe)
         self._seen = seen = self.config.input.resolved(encoder.spec)
         self._averaged = averaged
         self._views: list[tuple[Any, tuple[int, int] | None]] = [(s, None) for s in self.samples]
+        self._num_windows: list[int] | None = None  # of each sample
         if self.config.probe.mode == "cached" and seen.crop is not None:
-            self._views = list(self._windows(seen.crop))
+            found = [self._windows(sample, seen.crop) for sample in self.samples]
+            self._views = [view for views in found for view in views]
+            self._num_windows = [len(views) for views in found]
         self.size = seen.crop or self._image(self.samples[0]).size
         labels = self.config.labels
         self.protocol = {
@@ -55,15 +58,16 @@ class PixelViews(ProbeImages):
             "metric_grid": "as labelled" if labels is None else list(labels),
         }
 
-    def _windows(self, crop: tuple[int, int]) -> Iterator[tuple[Any, tuple[int, int]]]:
-        for sample in self.samples:
-            size = padded(self._image(sample), crop).size
-            for corner in windows(size, crop, self._seen.stride or crop):
-                yield sample, corner
+    def _windows(self, sample: Any, crop: tuple[int, int]) -> list[tuple[Any, tuple[int, int]]]:
+        """The views of a sample."""
+        size = padded(self._image(sample), crop).size
+        return [(sample, corner) for corner in windows(size, crop, self._seen.stride or crop)]
 
-    def __len__(self) -> int:
+    def num_views(self, num_samples: int) -> int:
         """See `ProbeImages`."""
-        return len(self._views)
+        if self._num_windows is None:
+            return num_samples
+        return sum(self._num_windows[:num_samples])
 
     def view(self, number: int, generator: torch.Generator | None) -> LabelledPixels:
         """See `ProbeImages`."""

@@ -55,7 +55,10 @@ class ProbeConfig(StrictConfig):
         steps: optimiser steps.
         batch_size: images of a step, over all ranks.
         optimizer: `adamw`, or `sgd` with momentum 0.9.
-        lr: peak learning rate, or several: the best on the test images counts, as in DINOv2.
+        lr: peak learning rate, or several, of which the best counts, see `withheld`.
+        withheld: share of the training images, the last ones, on which rates are compared; the best
+            rate then trains on all images. Neighbouring frames of a video are alike, so the share
+            is not drawn. 0 compares on the test images, as in DINOv2: published, but optimistic.
         weight_decay: of all parameters.
         warmup_steps: steps of linear warmup, fewer than `steps`.
         schedule: of the decay after that, to almost zero at the last step.
@@ -67,6 +70,7 @@ class ProbeConfig(StrictConfig):
     batch_size: PositiveInt
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_listed), Field(min_length=1)]
+    withheld: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: NonNegativeInt = 0
     schedule: Literal["linear", "cosine"] = "linear"
@@ -81,6 +85,8 @@ class ProbeConfig(StrictConfig):
             )
         if len(set(self.lr)) < len(self.lr):
             raise ValueError(f"lr: expected different rates, got {list(self.lr)}")
+        if self.withheld and len(self.lr) == 1:
+            raise ValueError("withheld: compares learning rates; lr has only one")
         return self
 
     def rate_ratio(self, step: int) -> float:

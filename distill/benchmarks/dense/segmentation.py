@@ -19,7 +19,7 @@ from data.labelled.survey import Survey
 from distill.benchmarks.benchmark import BenchmarkConfig
 from distill.benchmarks.dense.class_tasks import ClassTask
 from distill.benchmarks.dense.counters import ClassCounter
-from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe, ProbeImages
+from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe
 from distill.benchmarks.dense.heads import TaskHeads
 from distill.benchmarks.dense.label_pictures import draw_labels
 from distill.benchmarks.dense.pixel_samples import (
@@ -30,6 +30,7 @@ from distill.benchmarks.dense.pixel_samples import (
 )
 from distill.benchmarks.dense.pixel_task import PixelTask, TaskGroup
 from distill.benchmarks.dense.pixel_views import PixelViews
+from distill.benchmarks.dense.probe_images import ProbeImages
 from distill.benchmarks.dense.probe_training import ProbeConfig
 from distill.benchmarks.dense.unaugmented import without_augmentation
 from teachers.teacher import Teacher
