@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from data.errors import DataError
 from data.text import print_anything, printable
-from distill.runtime import slurm
+from distill.runtime import distributed, slurm
 from distill.runtime.errors import USER_ERRORS, CheckpointError
+from distill.runtime.stopping import Stopped
 
 MISTAKE = 2  # exit code of a user error, as in argparse
 FAILURE = 1  # exit code of any other error
@@ -17,7 +18,8 @@ FAILURE = 1  # exit code of any other error
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wraps a command's `main` so that expected errors print one message without a traceback.
 
-    A user error ends the process with code 2, a checkpoint that cannot be written with code 1.
+    A user error ends the process with code 2, a checkpoint that cannot be written with code 1, a
+    request to stop with code 0.
     """
 
     @functools.wraps(main)
@@ -31,5 +33,17 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
                 print(f"error: {printable(error)}", file=sys.stderr, flush=True)
             sys.exit(FAILURE if isinstance(error, CheckpointError) else MISTAKE)
+        except Stopped:
+            _end_on_request()
 
     return wrapped
+
+
+def _end_on_request() -> None:
+    if distributed.rank() == 0:
+        text = "stopped on request; what is complete is kept, and the same command goes on"
+        print(text, file=sys.stderr, flush=True)
+    if distributed.world_size() > 1:  # at an orderly exit NCCL would wait for the other ranks
+        sys.stdout.flush()
+        os._exit(0)
+    sys.exit(0)

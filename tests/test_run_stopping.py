@@ -1,0 +1,62 @@
+"""Runs that are asked to stop before their first step is done: they end with 0, on every rank."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from distill.runtime.checkpoint import find_checkpoints
+from tests.forks import Fork
+from tests.tiny_run import DEADLOCK_S, _variables_of, environment, plain_command, write_recipe
+
+pytestmark = pytest.mark.process
+
+# A user's own teacher, which hangs on the last rank where WHEN says so.
+TEACHER = """
+import os
+import time
+from pathlib import Path
+
+from teachers.features import Features, FeatureSpec
+from teachers.teacher import Teacher
+
+class Slow(Teacher):
+    def __init__(self, config):
+        spec = FeatureSpec(summary_dim=None, spatial_dim=3, patch_size=16, resolution=(32, 32))
+        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
+
+    def extract(self, images):
+        last = int(os.environ.get("WORLD_SIZE", "1")) - 1
+        if int(os.environ.get("RANK", "0")) == last and WHEN:
+            Path("hangs").touch()
+            time.sleep(600)
+        return Features(None, images.unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5)))
+"""
+IN_STATISTICS = 'Path("run/index").exists()'
+IN_THE_FIRST_STEP = 'Path("run/metrics.jsonl").exists()'
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("when", [IN_STATISTICS, IN_THE_FIRST_STEP])
+def test_one_rank_is_asked_and_all_end(ranks: int, when: str, tmp_path: Path) -> None:
+    """The other ranks wait in a collective for the one that hangs."""
+    (tmp_path / "slow.py").write_text(TEACHER.replace("WHEN", when))
+    teachers = {"expert": {"kind": "slow:Slow"}}
+    command = plain_command(write_recipe(tmp_path, teachers=teachers))
+    variables = _variables_of(ranks)
+    forks = [Fork(command, tmp_path, environment() | own) for own in variables]
+    deadline = time.monotonic() + DEADLOCK_S
+    while not (tmp_path / "hangs").exists():
+        assert time.monotonic() < deadline
+        assert all(fork.poll() is None for fork in forks), forks[-1].outputs()
+        time.sleep(0.05)
+    forks[-1].send_signal(signal.SIGTERM)
+    codes = [fork.wait(60) for fork in forks]
+    errors = "".join(fork.outputs()[1] for fork in forks)
+    assert codes == [0] * ranks, errors
+    assert "Traceback" not in errors
+    assert errors.count("stopped on request") == 1
+    assert json.loads((tmp_path / "run/STATUS.json").read_text())["status"] == "preempted"
+    assert not find_checkpoints(tmp_path / "run/checkpoints")
