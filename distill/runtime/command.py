@@ -3,16 +3,18 @@
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
 
-from data.errors import DataError
 from data.text import print_anything, printable
 from distill.runtime import distributed, slurm
 from distill.runtime.errors import USER_ERRORS, CheckpointError
+from distill.runtime.last_message import print_last
 from distill.runtime.stopping import Stopped
 
 MISTAKE = 2  # exit code of a user error, as in argparse
 FAILURE = 1  # exit code of any other error
+_BEHIND_S = 2.0  # the launcher ends rank 0 when another rank has ended: not before it has printed
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -29,9 +31,10 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except (*USER_ERRORS, CheckpointError) as error:
-            # Most are the same on every rank; bad data may be on one rank only.
-            if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
-                print(f"error: {printable(error)}", file=sys.stderr, flush=True)
+            if distributed.speaks():  # most are the same on every rank
+                print_last(f"error: {printable(error)}")
+            else:
+                time.sleep(_BEHIND_S)
             sys.exit(FAILURE if isinstance(error, CheckpointError) else MISTAKE)
         except Stopped:
             _end_on_request()

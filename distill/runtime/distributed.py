@@ -22,7 +22,7 @@ from torch import Tensor
 
 from distill.runtime import timing
 
-_STOPPING = "ranks_stopping"  # a key of the store
+_STOPPING, _FAILURE, _SPEAKER = "ranks_stopping", "failure", "speaker"  # keys of the store
 _timeout: timedelta | None = None  # of collectives, once connected
 _store: dist.Store | None = None  # where several ranks met
 _announced = False
@@ -137,6 +137,34 @@ def await_announcements(timeout_s: float) -> None:
             if time.monotonic() > until:
                 return
             time.sleep(0.05)
+
+
+def announce_failure(message: str) -> None:
+    """Tells all ranks why this one ends, before the launcher asks them to stop."""
+    with suppress(RuntimeError):
+        if _store is not None and not _store.check([_FAILURE]):
+            _store.set(_FAILURE, f"rank {rank()}: {message}")
+
+
+def speaks() -> bool:
+    """Whether this rank is to print an error that ends it: the first to ask, once connected.
+
+    Before that rank 0 is, as all have the same errors then.
+    """
+    if _store is None:
+        return rank() == 0
+    try:
+        return int(_store.add(_SPEAKER, 1)) == 1
+    except RuntimeError:  # the rank that hosts the store is gone, and has spoken
+        return False
+
+
+def announced_failure() -> str | None:
+    """What the first rank that failed has announced; None if none has."""
+    with suppress(RuntimeError):
+        if _store is not None and _store.check([_FAILURE]):
+            return bytes(_store.get(_FAILURE)).decode(errors="replace")
+    return None
 
 
 def barrier() -> None:

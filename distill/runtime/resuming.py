@@ -83,15 +83,21 @@ class Change(NamedTuple):
 
 
 def changes(old: Any, new: Any, key: str = "") -> list[Change]:
-    """All leaves in which two trees differ."""
+    """All leaves in which two trees differ; a list of plain values is a leaf."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys: Sequence[Any] = [*old, *(k for k in new if k not in old)]
         pairs = [(k, old.get(k), new.get(k)) for k in keys]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    elif _alike(old, new):
         pairs = [(k, *pair) for k, pair in enumerate(zip(old, new, strict=True))]
     else:
         return [] if old == new else [Change(key, old, new)]
     return [c for k, a, b in pairs for c in changes(a, b, f"{key}.{k}" if key else str(k))]
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether both are lists of as many mappings, which are compared one by one."""
+    both = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    return both and all(isinstance(each, dict) for each in [*old, *new])
 
 
 def deciding(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:

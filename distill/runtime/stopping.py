@@ -47,7 +47,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.last_words: Callable[[], None] = lambda: None
+        self.last_words: Callable[[], object] = lambda: None
         self._signalled = self._interruptible = False
         self._ends_at: float | None = None  # once interruptible work has ended, of any rank
         self._launcher = launcher_of_parent()

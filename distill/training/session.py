@@ -28,6 +28,7 @@ from distill.runtime.checkpoint import (
 )
 from distill.runtime.config import dump_yaml
 from distill.runtime.generators import generator_states, restore_generators
+from distill.runtime.last_message import print_last
 from distill.runtime.process import die_with_launcher, importing
 from distill.runtime.processor import warn_of_slow_bf16
 from distill.runtime.resuming import Change, Contents
@@ -102,7 +103,7 @@ def _run(recipe: R, assemble: Callable[[R], Assembly], stop: StopRequest) -> Non
     die_with_launcher()
     folder = recipe.run.dir
     make_run_folder(folder)
-    stop.last_words = lambda: write_status(folder, "preempted")
+    stop.last_words = lambda: _write_stopped(folder)
     try:
         with interruptible():
             distributed.connect(recipe.run.ranks_wait_s, folder)
@@ -110,16 +111,31 @@ def _run(recipe: R, assemble: Callable[[R], Assembly], stop: StopRequest) -> Non
     except NonFiniteError as error:
         write_status(folder, "failed", error=str(error))
         if distributed.rank() == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print_last(f"error: {error}")
         os._exit(1)
     except BaseException as error:
-        if stop.ending or isinstance(error, Stopped):
-            write_status(folder, "preempted")
-        else:
-            write_status(folder, "failed", error=f"{type(error).__name__}: {error}")
+        if not stop.ending and not isinstance(error, Stopped):
+            message = f"{type(error).__name__}: {error}"
+            distributed.announce_failure(message)
+            write_status(folder, "failed", error=message)
+        elif not _write_stopped(folder):
+            sys.exit(1)
         raise
     write_status(folder, outcome)
     distributed.disconnect(folder)
+
+
+def _write_stopped(folder: Path) -> bool:
+    """Writes how a run ended that was asked to stop; whether it was no failure of another rank.
+
+    The launcher asks all ranks to stop when one has failed.
+    """
+    failure = distributed.announced_failure()
+    if failure is None:
+        write_status(folder, "preempted")
+    else:
+        write_status(folder, "failed", error=failure)
+    return failure is None
 
 
 def _parse(module: str, description: str) -> argparse.Namespace:
