@@ -100,7 +100,7 @@ class StudentTask:
         self._objective.finish_step()
         fingerprints = fingerprints_of(self._targets)
         if distributed.rank() == 0:
-            facts = {"licences": self._licences, "fingerprints": fingerprints}
+            facts: dict[str, object] = {"licences": self._licences, "fingerprints": fingerprints}
             facts["resolution"] = self._resolution
             metadata = {name: json.dumps(value) for name, value in facts.items()}
             path = folder / "student.safetensors"
