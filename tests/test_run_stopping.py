@@ -5,11 +5,19 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from distill.runtime.checkpoint import find_checkpoints
 from tests.forks import Fork
-from tests.tiny_run import DEADLOCK_S, _variables_of, environment, plain_command, write_recipe
+from tests.tiny_run import (
+    DEADLOCK_S,
+    _variables_of,
+    environment,
+    plain_command,
+    wait_for_metrics,
+    write_recipe,
+)
 
 pytestmark = pytest.mark.process
 
@@ -36,6 +44,23 @@ class Slow(Teacher):
 """
 IN_STATISTICS = 'Path("run/index").exists()'
 IN_THE_FIRST_STEP = 'Path("run/metrics.jsonl").exists()'
+
+
+def test_a_scheduler_signals_the_workers_of_data_too(tmp_path: Path) -> None:
+    data = {"workers": 2}
+    recipe = write_recipe(tmp_path, data=data, checkpoint={"every": 10_000})
+    command = plain_command(recipe, "run.steps=10000", "schedule.kind=constant")
+    fork = Fork(command, tmp_path, environment())
+    wait_for_metrics(tmp_path / "run", fork)
+    family = psutil.Process(fork.pid).children(recursive=True)
+    assert len(family) >= 2
+    for process in [*family, psutil.Process(fork.pid)]:
+        process.send_signal(signal.SIGTERM)
+    assert fork.wait(DEADLOCK_S) == 0, fork.outputs()
+    assert json.loads((tmp_path / "run/STATUS.json").read_text())["status"] == "preempted"
+    assert len(find_checkpoints(tmp_path / "run/checkpoints")) == 1
+    _, alive = psutil.wait_procs(family, 60)
+    assert not alive
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -62,8 +62,9 @@ def connect(timeout_s: float, folder: Path) -> None:
     if world_size() == 1:
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     else:
-        _store = _meet(folder)
-        prefixed = dist.PrefixStore("collectives", _store)
+        store = _meet(folder)
+        prefixed = dist.PrefixStore("collectives", store)
+        _store = store.clone()  # of its own: a client that waits is locked
         options |= {"store": prefixed, "rank": rank(), "world_size": world_size()}
     if torch.cuda.is_available():
         torch.cuda.set_device(device())

@@ -22,8 +22,6 @@ class RunConfig(StrictConfig):
 
     Attributes:
         dir: the run's folder; starting again with the same folder resumes the run.
-        resume: `same` refuses to go on in a folder if that would change the result, and names the
-            keys; `anyway` goes on and notes them in the folder's `changes.jsonl`.
         seed: of everything random.
         steps: optimiser steps.
         watchdog_s: seconds after which a step that hangs ends the run with every thread's trace. It
@@ -31,14 +29,16 @@ class RunConfig(StrictConfig):
             with `targets.compile`, the first step of each image size.
         ranks_wait_s: seconds for which a rank waits for the others, in any phase. It bounds a hang
             of one of several ranks where `watchdog_s` does not.
+        resume: `same` refuses to go on in a folder if that would change the result, and names the
+            keys; `anyway` goes on and notes them in the folder's `changes.jsonl`.
     """
 
     dir: Path
-    resume: Literal["same", "anyway"] = "same"
     seed: NonNegativeInt = 0
     steps: PositiveInt
     watchdog_s: float = Field(900.0, gt=0)
     ranks_wait_s: float = Field(7200.0, gt=0)
+    resume: Literal["same", "anyway"] = "same"
 
 
 class CheckpointConfig(StrictConfig):
