@@ -113,6 +113,11 @@ def connected(timeout_s: float, folder: Path) -> Iterator[None]:
     disconnect(folder)
 
 
+def time_limit() -> timedelta | None:
+    """For which a collective waits for its ranks; None before `connect`."""
+    return _timeout
+
+
 def announce_stop() -> None:
     """Tells all ranks, once, that this one was asked to stop."""
     global _announced
