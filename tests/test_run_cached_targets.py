@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from distill.runtime.config import dump_yaml
@@ -225,3 +226,26 @@ def test_writing_a_cache_arms_no_watchdog(
     recipe = recipe_in(tmp_path, cache.parent / "shards")
     write(recipe, tmp_path / "cache", "run.watchdog_s=4", "targets.statistics_images=16")
     assert armed == []
+
+
+def test_a_teacher_whose_weights_have_moved_is_the_same_teacher(
+    cache: Path, tmp_path: Path
+) -> None:
+    shards = cache.parent / "shards"
+    for name, seed in (("a", 0), ("b", 0), ("other", 1)):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_vit").state_dict(), tmp_path / f"{name}.pt")
+
+    def recipe(name: str, **targets: str) -> Path:
+        entry = {"kind": "timm", "model": "test_vit", "weights": str(tmp_path / f"{name}.pt")}
+        teachers = {"expert": {**entry, "resolution": [32, 32]}}
+        return recipe_in(tmp_path / name, shards, teachers=teachers, targets=targets)
+
+    write(recipe("a"), tmp_path / "cache")
+    cached = {"cached": str(tmp_path / "cache")}
+    preview(load_student_recipe(recipe("b", **cached), ["data.decoder=pil"]))
+    message = (
+        r"written by another recipe \(teachers\.expert\.weights: .*a.pt' there, .*other.pt' here"
+    )
+    with pytest.raises(RecipeError, match=message):
+        preview(load_student_recipe(recipe("other", **cached), []))
