@@ -10,7 +10,7 @@ from data.text import print_anything, printable
 from distill.runtime import distributed, slurm
 from distill.runtime.errors import USER_ERRORS, CheckpointError
 from distill.runtime.last_message import print_last
-from distill.runtime.stopping import Stopped
+from distill.runtime.stopping import Stopped, say_stopped
 
 MISTAKE = 2  # exit code of a user error, as in argparse
 FAILURE = 1  # exit code of any other error
@@ -43,9 +43,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def _end_on_request() -> None:
-    if distributed.rank() == 0:
-        text = "stopped on request; what is complete is kept, and the same command goes on"
-        print(text, file=sys.stderr, flush=True)
+    say_stopped()
     if distributed.world_size() > 1:  # at an orderly exit NCCL would wait for the other ranks
         sys.stdout.flush()
         os._exit(0)

@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -104,11 +105,19 @@ class StopRequest:
                 distributed.announce_stop()
                 if time.monotonic() > self._ends_at:
                     self.last_words()
+                    say_stopped()
                     distributed.await_announcements(_OTHERS_S)
                     os._exit(0)
 
 
 _current: StopRequest | None = None
+
+
+def say_stopped() -> None:
+    """Prints on rank 0 that a command ends on request."""
+    if distributed.rank() == 0:
+        text = "stopped on request; what is complete is kept, and the same command goes on"
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
