@@ -10,6 +10,7 @@ import pytest
 
 from distill.runtime.checkpoint import find_checkpoints
 from tests.forks import Fork
+from tests.test_run_nodes import start_on_two_machines
 from tests.tiny_run import (
     DEADLOCK_S,
     _variables_of,
@@ -85,3 +86,18 @@ def test_one_rank_is_asked_and_all_end(ranks: int, when: str, tmp_path: Path) ->
     assert errors.count("stopped on request") == 1
     assert json.loads((tmp_path / "run/STATUS.json").read_text())["status"] == "preempted"
     assert not find_checkpoints(tmp_path / "run/checkpoints")
+
+
+def test_the_machine_that_hosts_the_store_is_asked_and_both_end(tmp_path: Path) -> None:
+    """It waits in a collective meanwhile."""
+    (tmp_path / "slow.py").write_text(TEACHER.replace("WHEN", IN_STATISTICS))
+    teachers = {"expert": {"kind": "slow:Slow"}}
+    forks = start_on_two_machines(write_recipe(tmp_path, teachers=teachers))
+    deadline = time.monotonic() + DEADLOCK_S
+    while not (tmp_path / "hangs").exists():
+        assert time.monotonic() < deadline
+        assert all(fork.poll() is None for fork in forks), forks[-1].outputs()
+        time.sleep(0.05)
+    forks[0].send_signal(signal.SIGTERM)
+    assert [fork.wait(60) for fork in forks] == [0, 0], [fork.outputs() for fork in forks]
+    assert json.loads((tmp_path / "run/STATUS.json").read_text())["status"] == "preempted"

@@ -62,7 +62,7 @@ def connect(timeout_s: float, folder: Path) -> None:
     if world_size() == 1:
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     else:
-        store = _meet(folder)
+        store: Any = _meet(folder)
         prefixed = dist.PrefixStore("collectives", store)
         _store = store.clone()  # of its own: a client that waits is locked
         options |= {"store": prefixed, "rank": rank(), "world_size": world_size()}
