@@ -10,7 +10,13 @@ from distill.engine.engine_config import EngineConfig
 from distill.planning.run import print_plan
 from distill.runtime import processor
 from distill.runtime.config import dump_yaml
-from distill.runtime.processor import bf16_line, measured_precision, warn_of_slow_bf16
+from distill.runtime.errors import RecipeError
+from distill.runtime.processor import (
+    bf16_line,
+    measured_precision,
+    require_alike,
+    warn_of_slow_bf16,
+)
 from distill.targets.source import TargetsConfig
 
 BOTH = {"engine.precision": "bf16", "targets.precision": "bf16"}
@@ -48,6 +54,16 @@ def test_a_processor_without_it_is_told_with_the_keys(
     line = bf16_line(BOTH)
     assert line is not None
     assert "set" not in line
+
+
+def test_ranks_that_auto_would_part_are_told() -> None:
+    require_alike([BOTH, BOTH])
+    other = {**BOTH, "targets.precision": "fp32"}
+    message = (
+        r"targets.precision: auto is bf16 on rank 0 and fp32 on rank 1, .*set targets.precisio"
+    )
+    with pytest.raises(RecipeError, match=message):
+        require_alike([BOTH, other])
 
 
 def test_the_measurement_gives_a_ratio() -> None:

@@ -6,11 +6,12 @@ element: a run looks as if it hung. A measurement tells, by products that take m
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from distill.runtime.errors import RecipeError
 from distill.runtime.tracking import log
 
 AUTO = "auto"
@@ -51,6 +52,25 @@ def measured_precision(value: Any) -> Any:
     if value != AUTO:
         return value
     return "bf16" if torch.cuda.is_available() or bf16_to_fp32() < 1 else "fp32"
+
+
+def require_alike(precisions: Sequence[Mapping[str, str]]) -> None:
+    """Checks that `auto` is the same on machines of different kinds.
+
+    Args:
+        precisions: key of the recipe to its value, of each rank.
+
+    Raises:
+        RecipeError: two ranks would compute in different precisions.
+    """
+    for rank, own in enumerate(precisions):
+        for key, value in own.items():
+            first = precisions[0][key]
+            if value != first:
+                raise RecipeError(
+                    f"{key}: auto is {first} on rank 0 and {value} on rank {rank}, by what their "
+                    f"machines are faster in; set {key}=fp32, or bf16"
+                )
 
 
 def bf16_line(precisions: Mapping[str, str]) -> str | None:

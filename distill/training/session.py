@@ -30,7 +30,7 @@ from distill.runtime.config import dump_yaml
 from distill.runtime.generators import generator_states, restore_generators
 from distill.runtime.last_message import print_last
 from distill.runtime.process import die_with_launcher, importing
-from distill.runtime.processor import warn_of_slow_bf16
+from distill.runtime.processor import require_alike, warn_of_slow_bf16
 from distill.runtime.resuming import Change, Contents
 from distill.runtime.run_folder import (
     confirm_run_folder,
@@ -164,6 +164,7 @@ def _train(recipe: R, assemble: Callable[[R], Assembly], stop: StopRequest) -> O
     run, plain, anyway = recipe.run, resolved(recipe), recipe.run.resume == "anyway"
     with interruptible():
         require_shared(run.dir)
+        require_alike(distributed.gather_objects(recipe.precisions))
         found = _on_rank_0(lambda: open_run_folder(run.dir, plain, anyway=anyway))
         write_status(run.dir, "running")
         if recipe.engine.precision != "fp32" and torch.cuda.is_available():
