@@ -22,10 +22,11 @@ from tests.tiny_run import (
 
 pytestmark = pytest.mark.process
 
-# A user's own teacher, which hangs on the last rank where WHEN says so.
+# A user's own teacher, which hangs on the last rank within a function of the run.
 TEACHER = """
 import os
 import time
+import traceback
 from pathlib import Path
 
 from teachers.features import Features, FeatureSpec
@@ -38,13 +39,13 @@ class Slow(Teacher):
 
     def extract(self, images):
         last = int(os.environ.get("WORLD_SIZE", "1")) - 1
-        if int(os.environ.get("RANK", "0")) == last and WHEN:
+        within = [frame.name for frame in traceback.extract_stack()]
+        if int(os.environ.get("RANK", "0")) == last and "WITHIN" in within:
             Path("hangs").touch()
             time.sleep(600)
         return Features(None, images.unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5)))
 """
-IN_STATISTICS = 'Path("run/index").exists()'
-IN_THE_FIRST_STEP = 'Path("run/metrics.jsonl").exists()'
+IN_STATISTICS, IN_THE_FIRST_STEP = "_estimate", "_step"
 
 
 def test_a_scheduler_signals_the_workers_of_data_too(tmp_path: Path) -> None:
@@ -64,22 +65,31 @@ def test_a_scheduler_signals_the_workers_of_data_too(tmp_path: Path) -> None:
     assert not alive
 
 
+def codes_after_asking(forks: list[Fork], asked: int, folder: Path) -> list[int]:
+    """The exit codes after one of them is asked to stop while another one hangs."""
+    deadline = time.monotonic() + DEADLOCK_S
+    try:
+        while not (folder / "hangs").exists():
+            assert time.monotonic() < deadline
+            assert all(fork.poll() is None for fork in forks), forks[-1].outputs()
+            time.sleep(0.05)
+        forks[asked].send_signal(signal.SIGTERM)
+        return [fork.wait(120) for fork in forks]
+    finally:
+        for fork in forks:
+            fork.kill()
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("when", [IN_STATISTICS, IN_THE_FIRST_STEP])
-def test_one_rank_is_asked_and_all_end(ranks: int, when: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("within", [IN_STATISTICS, IN_THE_FIRST_STEP])
+def test_one_rank_is_asked_and_all_end(ranks: int, within: str, tmp_path: Path) -> None:
     """The other ranks wait in a collective for the one that hangs."""
-    (tmp_path / "slow.py").write_text(TEACHER.replace("WHEN", when))
+    (tmp_path / "slow.py").write_text(TEACHER.replace("WITHIN", within))
     teachers = {"expert": {"kind": "slow:Slow"}}
     command = plain_command(write_recipe(tmp_path, teachers=teachers))
     variables = _variables_of(ranks)
     forks = [Fork(command, tmp_path, environment() | own) for own in variables]
-    deadline = time.monotonic() + DEADLOCK_S
-    while not (tmp_path / "hangs").exists():
-        assert time.monotonic() < deadline
-        assert all(fork.poll() is None for fork in forks), forks[-1].outputs()
-        time.sleep(0.05)
-    forks[-1].send_signal(signal.SIGTERM)
-    codes = [fork.wait(60) for fork in forks]
+    codes = codes_after_asking(forks, -1, tmp_path)
     errors = "".join(fork.outputs()[1] for fork in forks)
     assert codes == [0] * ranks, errors
     assert "Traceback" not in errors
@@ -90,14 +100,9 @@ def test_one_rank_is_asked_and_all_end(ranks: int, when: str, tmp_path: Path) ->
 
 def test_the_machine_that_hosts_the_store_is_asked_and_both_end(tmp_path: Path) -> None:
     """It waits in a collective meanwhile."""
-    (tmp_path / "slow.py").write_text(TEACHER.replace("WHEN", IN_STATISTICS))
+    (tmp_path / "slow.py").write_text(TEACHER.replace("WITHIN", IN_STATISTICS))
     teachers = {"expert": {"kind": "slow:Slow"}}
     forks = start_on_two_machines(write_recipe(tmp_path, teachers=teachers))
-    deadline = time.monotonic() + DEADLOCK_S
-    while not (tmp_path / "hangs").exists():
-        assert time.monotonic() < deadline
-        assert all(fork.poll() is None for fork in forks), forks[-1].outputs()
-        time.sleep(0.05)
-    forks[0].send_signal(signal.SIGTERM)
-    assert [fork.wait(60) for fork in forks] == [0, 0], [fork.outputs() for fork in forks]
+    codes = codes_after_asking(forks, 0, tmp_path)
+    assert codes == [0, 0], [fork.outputs() for fork in forks]
     assert json.loads((tmp_path / "run/STATUS.json").read_text())["status"] == "preempted"

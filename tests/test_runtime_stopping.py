@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from distill.runtime import stopping
 from distill.runtime.command import command
 from distill.runtime.stopping import Stopped, agreed_steps, interruptible, listening
 
@@ -75,6 +76,42 @@ def test_steps_come_to_their_end_but_for_the_first() -> None:
         assert begun[-1] == asked_at
     work(9)
     assert ended == [0, 1, 2, 3, 4]
+
+
+def test_what_is_kept_after_agreed_steps_is_not_interrupted() -> None:
+    """Though the steps are part of work that is interruptible."""
+    kept = []
+
+    def work() -> None:
+        with listening(), interruptible():
+            try:
+                for step in agreed_steps(range(5)):
+                    if step == 2:
+                        ask()
+            except Stopped:
+                time.sleep(2.5)
+                kept.append("sums")
+                raise
+
+    with pytest.raises(Stopped):
+        work()
+    assert kept == ["sums"]
+
+
+def test_a_step_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_PATIENCE_S", 0.5)
+
+    def work() -> None:
+        with listening():
+            for step in agreed_steps(range(5)):
+                if step == 2:
+                    ask()
+                    time.sleep(60)
+
+    begin = time.monotonic()
+    with pytest.raises(Stopped):
+        work()
+    assert time.monotonic() - begin < 30
 
 
 def test_where_no_command_listens_nothing_is_changed() -> None:

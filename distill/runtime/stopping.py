@@ -6,7 +6,8 @@ A command listens to them in `listening`. Its work ends in one of two ways, alwa
   shards are indexed, ranks wait, benchmarks run. It ends at once, wherever it is, by `Stopped`. The
   other ranks hear of it from the process group's store and end too, whatever they do.
 - `agreed_steps` are work that all ranks take together and that keeps what is done: it ends between
-  two steps, the same on all ranks. The training loop does so too, by its own collective.
+  two steps, the same on all ranks; a step that takes longer is given up. The training loop ends
+  between two steps too, by its own collective.
 
 Elsewhere, as while a checkpoint is written, a request waits for the next of the two.
 """
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from distill.runtime import distributed
 from distill.runtime.process import launcher_of_parent, parent_of
@@ -29,6 +30,7 @@ from distill.runtime.process import launcher_of_parent, parent_of
 _T = TypeVar("_T")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_EVERY_S = 1.0
+_AT_ONCE, _PATIENCE_S = 0.0, 20.0  # SLURM kills 30 s after it has asked
 _GRACE_S = 10.0  # for a main thread that hangs in a collective or in a library's own code
 _OTHERS_S = 5.0  # for the other ranks to have heard of it: rank 0 may host the store
 
@@ -49,14 +51,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.last_words: Callable[[], object] = lambda: None
-        self._signalled = self._interruptible = False
+        self._asked_at: float | None = None
+        self._patience: float | None = None  # for which a request waits for a step; None for any
         self._ends_at: float | None = None  # once interruptible work has ended, of any rank
+        self._left = False
         self._launcher = launcher_of_parent()
         self._process = os.getpid()
 
     def __bool__(self) -> bool:
         orphaned = self._launcher is not None and parent_of(os.getppid()) != self._launcher
-        return self._signalled or orphaned
+        return self._asked_at is not None or orphaned
 
     @property
     def ending(self) -> bool:
@@ -65,25 +69,36 @@ class StopRequest:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal: raises Stopped in interruptible work."""
-        self._signalled = True
-        if self._interruptible and os.getpid() == self._process:  # not in a worker's fork
+        self._asked_at = self._asked_at or time.monotonic()
+        if self._patience == _AT_ONCE and os.getpid() == self._process:  # not in a worker's fork
             self._end()
 
-    def _end(self) -> None:
-        self._interruptible = False  # what cleans up is not interrupted again
+    def _end(self) -> NoReturn:
         self._ends_at = self._ends_at or time.monotonic() + _GRACE_S
+        self.leave()
+
+    def leave(self) -> NoReturn:
+        """Raises Stopped; what is kept and cleaned up then is not interrupted again."""
+        self._left, self._patience = True, None
         raise Stopped
 
     @contextlib.contextmanager
-    def mode(self, *, interruptible: bool) -> Iterator[None]:
-        """How requests are met during the block; an earlier one ends an interruptible block."""
-        before, self._interruptible = self._interruptible, interruptible
+    def mode(self, patience: float) -> Iterator[None]:
+        """How many seconds requests wait during the block; an earlier one counts too."""
+        before, self._patience = self._patience, patience
         try:
-            if interruptible and self:
+            if patience == _AT_ONCE and self:
                 self._end()
             yield
         finally:
-            self._interruptible = before and not self.ending
+            self._patience = None if self._left or self.ending else before
+
+    def _is_due(self) -> bool:
+        """Whether a request has waited for as long as the present work lets it."""
+        asked_at, patience = self._asked_at, self._patience
+        if asked_at is None or patience is None:
+            return False
+        return time.monotonic() - asked_at >= patience
 
     def watch(self, signals: socket.socket, over: threading.Event) -> None:
         """The body of a thread: passes requests on to other ranks, and from them to this one.
@@ -95,12 +110,12 @@ class StopRequest:
         while not over.is_set():
             ready, _, _ = select.select([signals], [], [], _LOOK_EVERY_S)
             came = bool(ready) and not set(signals.recv(4096)).isdisjoint(_SIGNALS)
-            left = distributed.stop_announced()
-            if not self.ending and (left or (self._interruptible and (came or self))):
+            if came or self:
+                self._asked_at = self._asked_at or time.monotonic()
+            if not self.ending and (self._is_due() or distributed.stop_announced()):
                 self._ends_at = time.monotonic() + _GRACE_S
-                if not came:
-                    self._interruptible = True
-                    os.kill(self._process, signal.SIGTERM)
+                self._patience = _AT_ONCE
+                os.kill(self._process, signal.SIGTERM)  # wakes the main thread
             if self._ends_at is not None:
                 distributed.announce_stop()
                 if time.monotonic() > self._ends_at:
@@ -163,7 +178,7 @@ def interruptible() -> Iterator[None]:
     if _current is None:
         yield
         return
-    with _current.mode(interruptible=True):
+    with _current.mode(_AT_ONCE):
         yield
 
 
@@ -180,14 +195,14 @@ def agreed_steps(steps: Iterable[_T]) -> Iterator[_T]:
         yield from steps
         return
     steps = iter(steps)
-    with _current.mode(interruptible=True):
+    with _current.mode(_AT_ONCE):
         for step in steps:
             yield step
             break
-    with _current.mode(interruptible=False):
+    with _current.mode(_PATIENCE_S):
         for step in steps:
             if distributed.any_rank(bool(_current)):
-                raise Stopped
+                _current.leave()
             yield step
 
 
