@@ -19,6 +19,7 @@ import torch
 
 from data.files import write_text
 from data.stream import TrainStream, contents_of, merge_states
+from data.text import printable
 from distill.runtime import distributed
 from distill.runtime.checkpoint import (
     find_checkpoints,
@@ -111,7 +112,7 @@ def _run(recipe: R, assemble: Callable[[R], Assembly], stop: StopRequest) -> Non
     except NonFiniteError as error:
         write_status(folder, "failed", error=str(error))
         if distributed.rank() == 0:
-            print_last(f"error: {error}")
+            print_last(f"error: {printable(error)}")
         os._exit(1)
     except BaseException as error:
         if not stop.ending and not isinstance(error, Stopped):
