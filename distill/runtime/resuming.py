@@ -84,7 +84,8 @@ class Change(NamedTuple):
 
 def changes(old: Any, new: Any, key: str = "") -> list[Change]:
     """All leaves in which two trees differ; a list of plain values is a leaf."""
-    if isinstance(old, dict) and isinstance(new, dict):
+    if _section(old) and _section(new) and (old or new):
+        old, new = old or {}, new or {}
         keys: Sequence[Any] = [*old, *(k for k in new if k not in old)]
         pairs = [(k, old.get(k), new.get(k)) for k in keys]
     elif _alike(old, new):
@@ -92,6 +93,11 @@ def changes(old: Any, new: Any, key: str = "") -> list[Change]:
     else:
         return [] if old == new else [Change(key, old, new)]
     return [c for k, a, b in pairs for c in changes(a, b, f"{key}.{k}" if key else str(k))]
+
+
+def _section(value: Any) -> bool:
+    """Whether it is a mapping, or a missing one."""
+    return value is None or isinstance(value, dict)
 
 
 def _alike(old: Any, new: Any) -> bool:
