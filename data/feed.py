@@ -1,5 +1,6 @@
 """The interface of the two modes of the training stream, indexed and in lanes, and its workers."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -40,6 +41,15 @@ def _as_is(item: Any) -> Any:
     return item
 
 
+def _leave_requests(worker: int) -> None:
+    """Requests to stop are for the process that has the workers: it ends them when it is done.
+
+    A scheduler signals every process, and a worker that died of it would fail the run.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def load_in_workers(
     dataset: Dataset, config: DataConfig, sampler: Sampler[Any] | None = None
 ) -> Iterator[Any]:
@@ -54,6 +64,7 @@ def load_in_workers(
             num_workers=workers,
             prefetch_factor=config.prefetch if workers else None,
             multiprocessing_context=config.worker_start if workers else None,
+            worker_init_fn=_leave_requests,
             generator=torch.Generator(),  # by default it draws from the one of training
         )
     )

@@ -14,11 +14,15 @@ from data.content import LFS, describe_content
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, which gets its name when the block ends without error.
 
-    Until then a file of that name stays as it was; after an error the temporary one is removed.
+    Until then a file of that name stays as it was; after an error the temporary one is removed. The
+    file has the mode of any new one, by the umask: some libraries write theirs for the owner only.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)
         publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -8,8 +8,8 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -197,7 +197,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _store(index: ShardIndex, home: Path) -> None:
     """Writes the index atomically; another machine may do the same."""
-    parts = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
+    parts = home.with_name(f".{home.name}.{secrets.token_hex(4)}")
+    parts.mkdir()
     for name in _ARRAYS:
         np.save(parts / f"{name}.npy", getattr(index, name))
     facts = {

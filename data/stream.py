@@ -88,6 +88,11 @@ class TrainStream:
         return int(self._position["samples"])
 
     @property
+    def contents(self) -> dict[str, str]:
+        """Keys of the recipe to the identity of their images, wherever they are."""
+        return contents_of(self.state())
+
+    @property
     def bad(self) -> list[BadSample]:
         """The distinct bad samples that this rank has met since the process started."""
         return self._counter.bad
@@ -110,25 +115,40 @@ class TrainStream:
         """The position after the last step that `batches` yielded (not prefetched); JSON-able."""
         return {"identity": self._identity, "position": self._position}
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: State, *, anyway: bool = False) -> None:
         """Moves to a position; call `batches` afterwards.
+
+        The decoder may be another one, as all give the same pixels.
 
         Args:
             state: the result of `merge_states` over the states of all ranks of a run, whose number
                 of ranks may differ from this one's.
+            anyway: with other data, takes the same step of their own order.
 
         Raises:
             DataError: the data, their order or their augmentation differ; names the difference.
         """
-        ours = json.loads(json.dumps(self._identity))
-        theirs = json.loads(json.dumps(state["identity"]))
+        ours, theirs = (
+            {
+                name: value
+                for name, value in json.loads(json.dumps(each)).items()
+                if name != "decoder"
+            }
+            for each in (self._identity, state["identity"])
+        )
+        self._position = state["position"]
+        if ours == theirs:
+            return
+        if anyway:
+            done = {name: state["position"][name] for name in ("step", "samples")}
+            self._position = self._feed.start() | done
+            return
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
                 raise DataError(
                     f"this run cannot continue the stored one exactly: data {name} was "
                     f"{theirs.get(name)} and is now {ours.get(name)}"
                 )
-        self._position = state["position"]
 
 
 def _build_feed(
@@ -148,6 +168,17 @@ def _build_feed(
         return LaneFeed(config, shards, images, layout, rank, seed=seed)
     index_dir = config.index_dir or index_dir
     return IndexedFeed(config, shards, images, layout, rank, seed=seed, index_dir=index_dir)
+
+
+def contents_of(state: State) -> dict[str, str]:
+    """Key of each source in a recipe to the identity of its images, of a stream's state.
+
+    Also that of the lanes, which local shards do not have.
+    """
+    identity = state["identity"]
+    sources = {k: str(v) for k, v in identity.items() if k.startswith("sources[")}
+    found = {f"data.sources.{k[8:-1]}": value for k, value in sources.items()}
+    return found | {"data.lanes": str(identity.get("lanes", "none"))}
 
 
 def merge_states(states: Sequence[State]) -> State:

@@ -3,8 +3,8 @@
 The `task` of the recipe says what is measured: the agreement of a student with its teachers, the
 fidelity of an upsampler to its encoder, a comparison of upsamplers, the time that features take by
 resolution, or benchmarks; a report combines the results of several suites of benchmarks. With
-`--on SUITE` the suite measures the target beside its baseline. Exit codes: 0 done, 2 a user's
-mistake.
+`--on SUITE` the suite measures the target beside its baseline. Exit codes: 0 done, or
+stopped on request, where measurements that are done are kept; 2 a user's mistake.
 """
 
 import argparse
@@ -13,6 +13,8 @@ from pathlib import Path
 from distill.evaluation.kinds import register_evaluation_kinds
 from distill.evaluation.run import evaluate
 from distill.runtime.command import command
+from distill.runtime.stopping import interruptible, listening
+from distill.runtime.tracking import start_logging
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -54,7 +56,9 @@ def main() -> None:
     """The command."""
     register_evaluation_kinds()
     arguments = parse_arguments()
-    evaluate(arguments.target, arguments.overrides, arguments.on)
+    start_logging()
+    with listening(), interruptible():
+        evaluate(arguments.target, arguments.overrides, arguments.on)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The teachers run once over the images of a student's recipe, for its `run.steps`, at its sizes and
 by its routes. A recipe with `targets.cached: FOLDER` then trains without them. Under `deepspeed`
-every rank writes its share.
+every rank writes its share. A command that was stopped or killed goes on when it is given again.
 """
 
 import argparse
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from distill.runtime.command import command
+from distill.runtime.stopping import interruptible, listening
 from distill.runtime.tracking import start_logging
 from distill.targets.target_cache import CachePrecision
 from distill.tasks.cached_targets import write_cache
@@ -42,9 +43,10 @@ def main() -> None:
     """The command."""
     register_kinds()
     options = parse_arguments()
-    recipe = load_student_recipe(options.recipe, options.overrides)
-    start_logging()
-    write_cache(recipe, options.folder, options.precision)
+    with listening(), interruptible():
+        recipe = load_student_recipe(options.recipe, options.overrides)
+        start_logging()
+        write_cache(recipe, options.folder, options.precision)
 
 
 if __name__ == "__main__":

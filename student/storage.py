@@ -21,8 +21,10 @@ from student.errors import StudentError
 from student.model import Student
 from teachers.features import FeatureSpec
 from teachers.files import open_format, shape_mismatch
+from teachers.messages import did_you_mean
 
 FORMAT = "featsharp-distill student 1"
+_NAME = "student.safetensors"  # in a checkpoint
 
 _Targets = TypeAdapter(dict[str, FeatureSpec])
 
@@ -117,11 +119,48 @@ def read_header(path: str | PathLike[str]) -> StudentHeader:
         return header
 
 
+def student_file(path: str | PathLike[str]) -> Path:
+    """The file of a student: the path itself, or that of a run that is done.
+
+    Args:
+        path: a file; or the folder of a checkpoint, or of a run whose last step is saved.
+
+    Raises:
+        StudentError: there is no such file, or the folder is another one, or a run that is not
+            done; tells what is there, and how to use it.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        return folder
+    if (folder / _NAME).is_file():
+        return folder / _NAME
+    if not folder.is_dir():
+        hint = did_you_mean(folder.name, [each.name for each in folder.parent.glob("*")])
+        raise StudentError(f"student {path}: there is no such file{hint}")
+    saved = sorted(each.parent for each in folder.glob(f"checkpoints/step-*/{_NAME}"))
+    status = folder / "STATUS.json"
+    told = json.loads(status.read_text(encoding="utf-8"))["status"] if status.is_file() else ""
+    if saved and told == "done":
+        return saved[-1] / _NAME
+    if saved:
+        raise StudentError(
+            f"student {path}: the folder of a run that is not done ({told or 'no STATUS.json'}); "
+            f"there are {', '.join(each.name for each in saved)}. Export one, "
+            f"`python -m distill.export {saved[-1]} student.safetensors`, or load "
+            f"{saved[-1] / _NAME}"
+        )
+    files = sorted(each.name for each in folder.glob("*.safetensors"))
+    what = f"there are {', '.join(files)}; name one of them" if files else "it holds no student"
+    raise StudentError(
+        f"student {path}: is a folder, but neither that of a run with a checkpoint nor a "
+        f"checkpoint; {what}"
+    )
+
+
 @contextmanager
 def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
     """A student's file and its header."""
-    if not Path(path).is_file():
-        raise StudentError(f"student {path}: there is no such file")
+    path = student_file(path)
     with open_format(path, "student", FORMAT, StudentError) as (file, header):
         config = StudentConfig.model_validate_json(header["config"])
         if config.mean is None or config.std is None:  # no default in the place of an answer
@@ -143,6 +182,9 @@ def _metadata(text: str, path: str | PathLike[str]) -> dict[str, str]:
 
 def load_student(path: str | PathLike[str]) -> Student:
     """Loads a student, in eval mode, on the CPU, in the dtype it was saved in.
+
+    Args:
+        path: see `student_file`.
 
     Raises:
         StudentError: there is no such file, it is not one of `save_student`, or its weights are not

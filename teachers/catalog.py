@@ -14,7 +14,7 @@ from rich.table import Table
 
 from teachers.catalog_rows import OPEN_KINDS, ROWS, OpenKind, Row
 from teachers.errors import TeacherError
-from teachers.licences import LICENCES, licence_text
+from teachers.licences import LICENCES, NO_LICENCE, licence_text
 from teachers.messages import did_you_mean
 from teachers.teacher import TeacherConfig
 
@@ -56,7 +56,7 @@ def licence_of(config: TeacherConfig) -> str:
     entry = config.model_dump()
     model, weights = entry.get("model"), entry.get("weights")
     if weights == "none":
-        return "random weights, no licence"
+        return NO_LICENCE
     of_model = {row.weights: str(LICENCES[row.licence]) for row in ROWS if row.model == model}
     if weights in of_model:
         return of_model[weights]

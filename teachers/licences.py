@@ -47,9 +47,24 @@ LICENCES = {
 }
 
 
+NO_LICENCE = "random weights, no licence"
+
+
 def licence_text(identifier: str | None, source: str) -> str:
     """A hub or timm licence in words; if unknown, read it at `source`, such as `at https://...`."""
     if identifier is None or identifier == "unknown":
         return f"not known here; read it {source}"
     found = LICENCES.get(identifier)
     return str(found) if found else f"{identifier}; read {source} whether it limits the student"
+
+
+def is_apache(text: str) -> bool:
+    """Whether a licence in words is Apache-2.0, which also that of a student of such teachers is.
+
+    Random weights have no licence, and limit nothing.
+    """
+    own, _, of_teachers = text.partition("; of its teachers: ")
+    if of_teachers:
+        parts = (part.partition(", ")[2] for part in of_teachers.split("; "))
+        return is_apache(own) and all(map(is_apache, parts))
+    return own == NO_LICENCE or own.split(";")[0] == str(LICENCES["apache-2.0"])

@@ -1,6 +1,7 @@
 """A student as an encoder: of benchmarks, of another student as its teacher, layer by layer."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,33 @@ def test_a_students_licence_tells_those_of_its_teachers(tmp_path: Path) -> None:
     assert licence_of(parse_teacher(entry)) == (
         "Apache-2.0; of its teachers: clip, MIT; dino, Apache-2.0"
     )
+
+
+def test_a_student_is_measured_at_the_size_that_it_trained_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its file; an older one by its recipe, inside or beside it; else by its position table."""
+    student = encoder(tmp_path).student
+    path = tmp_path / "student.safetensors"
+
+    def size(
+        metadata: dict[str, str], resolution: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        save_student(path, student.config, student.targets, student.state_dict(), metadata)
+        config = StoredStudentConfig(path=path, resolution=resolution)
+        return StoredStudent.from_config(config).spec.resolution
+
+    recipe = "run: {resolution: [8, 12]}"
+    with caplog.at_level(logging.INFO, logger="distill"):
+        assert size({"resolution": "[12, 20]", "recipe": recipe}) == (12, 20)
+        assert f"{path}: its native size is 12 x 20 px, the largest that it trained at" in (
+            caplog.text
+        )
+        assert size({"recipe": recipe}) == (8, 12)
+        assert size({}) == (24, 24)
+        assert "the largest of its position table" in caplog.text
+        (tmp_path / "recipe.yaml").write_text(
+            "arms: {low: {resolution: 8}, high: {resolution: 16}}"
+        )
+        assert size({}) == (16, 16)
+        assert size({}, (20, 24)) == (20, 24)

@@ -100,3 +100,67 @@ def test_every_format_has_its_card_with_the_line_that_loads_it(tmp_path: Path, f
     assert text.startswith("---\nlibrary_name: featsharp-distill\n")
     assert ("student.load('s')" in text) == (format == "safetensors")
     assert ("adaptor_names=['clip']" in text) == (format == "radio")
+
+
+@pytest.mark.parametrize(
+    ("licences", "expected"),
+    [
+        ({"siglip": "Apache-2.0", "clip": "Apache-2.0", "muted": "Apache-2.0"}, "apache-2.0"),
+        (
+            {
+                "siglip": "Apache-2.0; assuming that /models/s.pt holds the published weights",
+                "clip": "Apache-2.0; of its teachers: a, Apache-2.0; b, Apache-2.0",
+                "muted": "random weights, no licence",
+            },
+            "apache-2.0",
+        ),
+        ({"siglip": "Apache-2.0", "clip": "Apache-2.0", "muted": "MIT"}, "other"),
+        ({"siglip": "Apache-2.0", "clip": "Apache-2.0"}, "other"),
+        (
+            {
+                "siglip": "Apache-2.0",
+                "clip": "Apache-2.0; of its teachers: a, Apache-2.0; b, research only",
+                "muted": "Apache-2.0",
+            },
+            "other",
+        ),
+        ({}, "other"),
+    ],
+)
+def test_the_hub_is_told_the_licence_if_all_teachers_have_that_of_this_code(
+    licences: dict[str, str], expected: str
+) -> None:
+    told = card(recipe=dump_yaml(RECIPE), licences=json.dumps(licences))
+    front = parse_yaml(told.split("---\n")[1], "the card")
+    assert front["license"] == expected
+    assert "/models" not in told
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("local-dir:/home/me/models/clip", "local-dir:clip"),
+        ("where /home/me/x.pt came from", "where x.pt came from"),
+        ("~/models/x.pt", "x.pt"),
+        ("/home/me/my models/x.pt", "x.pt"),
+        ("pipe:cat /home/me/{000..009}.tar", "pipe:cat {000..009}.tar"),
+        ("file:///home/me/x.tar", "file://x.tar"),
+        ("https://huggingface.co/timm/x", "https://huggingface.co/timm/x"),
+        ("s3://bucket/x.tar", "s3://bucket/x.tar"),
+        ("timm/ViT-B-16", "timm/ViT-B-16"),
+        ("hf-hub:timm/x", "hf-hub:timm/x"),
+    ],
+)
+def test_a_place_of_the_machine_is_cut_wherever_it_stands(place: str, told: str) -> None:
+    recipe = {**RECIPE, "teachers": {"siglip": {"kind": "x", "model": place, "weights": None}}}
+    text = card(recipe=dump_yaml(recipe))
+    assert rows(text, "Teachers")[0][2] == told
+    assert "/home" not in text
+
+
+def test_all_sizes_of_a_schedule_are_told() -> None:
+    sizes = [{"size": [32, 32], "end": 5}, {"size": [48, 64], "start": 5}]
+    arms = {"arms": {"low": {"resolution": 32}, "high": {"resolution": sizes}}}
+    text = card(recipe=dump_yaml({**RECIPE, "run": {"dir": "x"}, **arms}))
+    assert "Trained at 32 x 32 and 48 x 64 px. It takes" in text
+    assert "Trained at 48 x 64 px. It takes" in card(resolution="[48, 64]")

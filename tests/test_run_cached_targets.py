@@ -1,13 +1,20 @@
 """Whole runs on cached targets: the losses of runs with teachers; and what is refused."""
 
+import faulthandler
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 
 from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
 from distill.runtime.tracking import read_metrics
+from distill.targets.target_cache import TargetCache, stored_views
+from distill.tasks import cached_targets
 from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.student_run import preview
 from distill.write_targets import main
@@ -166,3 +173,79 @@ def test_a_folder_with_something_in_it_is_not_written_to(
     with pytest.raises(SystemExit, match="2"):
         write(recipe, cache)
     assert "is not empty; give another folder, or remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked_at", [0, 3])
+def test_a_cache_that_was_stopped_goes_on_and_is_the_same(
+    asked_at: int,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No target is computed twice; a stop in the first step keeps nothing."""
+    recipe, folder = recipe_in(tmp_path, cache.parent / "shards"), tmp_path / "cache"
+    add, calls = cached_targets._add, []
+
+    def asking(*arguments: Any) -> None:
+        calls.append(len(calls))
+        if len(calls) == asked_at + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        add(*arguments)
+
+    monkeypatch.setattr(cached_targets, "_add", asking)
+    with pytest.raises(SystemExit, match="0"):
+        write(recipe, folder, "--precision", "fp16")
+    assert len(calls) == asked_at + 1
+    assert "stopped on request" in capsys.readouterr().err
+    assert not (folder / "cache.json").exists()
+    with pytest.raises(SystemExit, match="2"):
+        write(recipe, folder, "--precision", "fp16", "run.seed=5")
+    assert "the unfinished cache of another recipe (data.seed: 0" in capsys.readouterr().err
+
+    write(recipe, folder, "--precision", "fp16")
+    assert not (folder / "unfinished.json").exists()
+    whole, parts = TargetCache(cache), TargetCache(folder)
+    assert parts.facts == whole.facts
+    for group, places in stored_views(cache).items():
+        views = list(places)
+        assert list(stored_views(folder)[group]) == views
+        if views:
+            one, two = (c.read(group, views, torch.device("cpu")) for c in (whole, parts))
+            assert torch.equal(one.spatial, two.spatial)
+
+
+def test_writing_a_cache_arms_no_watchdog(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the limits of the report: a second of statistics, then as long as it takes."""
+    armed: list[float] = []
+    monkeypatch.setattr(
+        faulthandler, "dump_traceback_later", lambda seconds, **_: armed.append(seconds)
+    )
+    recipe = recipe_in(tmp_path, cache.parent / "shards")
+    write(recipe, tmp_path / "cache", "run.watchdog_s=4", "targets.statistics_images=16")
+    assert armed == []
+
+
+def test_a_teacher_whose_weights_have_moved_is_the_same_teacher(
+    cache: Path, tmp_path: Path
+) -> None:
+    shards = cache.parent / "shards"
+    for name, seed in (("a", 0), ("b", 0), ("other", 1)):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_vit").state_dict(), tmp_path / f"{name}.pt")
+
+    def recipe(name: str, **targets: str) -> Path:
+        entry = {"kind": "timm", "model": "test_vit", "weights": str(tmp_path / f"{name}.pt")}
+        teachers = {"expert": {**entry, "resolution": [32, 32]}}
+        return recipe_in(tmp_path / name, shards, teachers=teachers, targets=targets)
+
+    write(recipe("a"), tmp_path / "cache")
+    cached = {"cached": str(tmp_path / "cache")}
+    preview(load_student_recipe(recipe("b", **cached), ["data.decoder=pil"]))
+    message = (
+        r"written by another recipe \(teachers\.expert\.weights: .*a.pt' there, .*other.pt' here"
+    )
+    with pytest.raises(RecipeError, match=message):
+        preview(load_student_recipe(recipe("other", **cached), []))

@@ -1,13 +1,21 @@
 """How a run ends that hangs, or that finds no room for its checkpoint."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from distill.runtime.checkpoint import find_checkpoints
 from distill.runtime.tracking import read_metrics
-from tests.tiny_run import plain_command, run, write_recipe
+from tests.tiny_run import (
+    DEADLOCK_S,
+    environment,
+    launcher_command,
+    plain_command,
+    run,
+    write_recipe,
+)
 
 pytestmark = pytest.mark.process
 
@@ -98,3 +106,25 @@ def test_a_full_disk_ends_the_run_with_one_message_and_it_goes_on_later(
     assert f"resumed from {folder / 'step-00000002'}" in done.stderr
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     assert find_checkpoints(folder)[0].name == "step-00000006"
+
+
+def test_under_the_launcher_a_mistake_is_the_last_thing_on_the_screen(tmp_path: Path) -> None:
+    """Below the launcher's own log of how it ended all ranks."""
+    recipe = write_recipe(tmp_path)
+    done = subprocess.run(
+        launcher_command(recipe, "data.sources=[{shards: nowhere}]", ranks=2),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLOCK_S,
+        check=False,
+    )
+    assert done.returncode == 2
+    *_, log, empty, last = done.stdout.splitlines()
+    assert "exits with return code = 2" in log
+    assert empty == ""
+    assert last.startswith("error: ")
+    assert "nowhere" in last
+    assert done.stdout.count("error: ") == 1

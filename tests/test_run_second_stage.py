@@ -1,5 +1,6 @@
 """A run that goes on from another run's student: its map heads keep the space they speak in."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from distill.runtime.tracking import read_metrics
 from distill.targets.target_statistics import TargetStatistics
 from distill.tasks.build import inherited_statistics
 from distill.tasks.student_recipe import load_student_recipe
+from student.storage import read_header
 from tests.tiny_run import STEPS, plain_command, run, write_recipe
 
 pytestmark = pytest.mark.process
@@ -108,3 +110,17 @@ def test_a_file_without_its_statistics_is_told(
     alone.write_bytes((first / LAST / "student.safetensors").read_bytes())
     assert inherited(second(tmp_path, first), f"student.init.path={alone}") == {}
     assert "the head of expert is reused, but" in caplog.text
+
+
+def test_an_encoder_whose_entry_differs_is_known_by_its_fingerprint(
+    first: Path, tmp_path: Path
+) -> None:
+    """As that of weights at another path; the entry tells where a file has no fingerprints."""
+    recipe = load_student_recipe(second(tmp_path, first), ["teachers.expert.chunk_size=null"])
+    header = read_header(first / LAST / "student.safetensors")
+    fingerprints = json.loads(header.metadata["fingerprints"])
+    teacher = recipe.teachers["expert"].model_copy(update={"model": "at_another_place"})
+    moved = recipe.model_copy(update={"teachers": {"expert": teacher}})
+    assert list(inherited_statistics(moved, fingerprints)) == ["expert"]
+    assert inherited_statistics(moved, {"expert": "another"}) == {}
+    assert inherited_statistics(moved) == {}

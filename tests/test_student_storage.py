@@ -124,6 +124,48 @@ def test_saving_the_weights_of_another_student_is_refused(tmp_path: Path) -> Non
         save_student(tmp_path / "s", student.config, TARGETS, state, {})
 
 
+def run_of(folder: Path, *steps: int, status: str | None) -> Path:
+    for step in steps:
+        checkpoint = folder / f"checkpoints/step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        save(build(layer_scale=0.1 * step), checkpoint / "student.safetensors")
+    if status is not None:
+        (folder / "STATUS.json").write_text(json.dumps({"status": status}))
+    return folder
+
+
+def test_a_run_that_is_done_is_loaded_by_its_folder_or_that_of_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    run = run_of(tmp_path, 1, 2, status="done")
+    last = load_student(run / "checkpoints/step-00000002/student.safetensors").state_dict()
+    for path in (run, run / "checkpoints/step-00000002"):
+        for name, value in load_student(path).state_dict().items():
+            assert torch.equal(value, last[name])
+
+
+@pytest.mark.parametrize("status", ["running", "preempted", "failed", None])
+def test_of_a_run_that_is_not_done_the_checkpoints_are_told_with_the_command(
+    status: str | None, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path, 1, 2, status=status)
+    with pytest.raises(StudentError) as refused:
+        load_student(run)
+    text = str(refused.value)
+    assert f"a run that is not done ({status or 'no STATUS.json'}); there are step-00000001" in text
+    assert f"python -m distill.export {run / 'checkpoints/step-00000002'} student.saf" in text
+
+
+def test_of_another_folder_it_is_told_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(StudentError, match=r"is a folder, but neither .*; it holds no student"):
+        load_student(tmp_path)
+    save(build(), tmp_path / "mine.safetensors")
+    with pytest.raises(StudentError, match=r"there are mine.safetensors; name one of them"):
+        load_student(tmp_path)
+    with pytest.raises(StudentError, match=r"no such file \(did you mean 'mine.safetensors'\?\)"):
+        load_student(tmp_path / "mime.safetensors")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudentError, match="nowhere: there is no such file"):
         load_student(tmp_path / "nowhere")

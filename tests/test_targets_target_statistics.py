@@ -1,5 +1,7 @@
 """Statistics of targets: estimated once over all ranks, stored, applied."""
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
+from distill.runtime.stopping import Stopped, listening
 from distill.targets.ensemble import Ensemble
 from distill.targets.source import LiveTargets
 from distill.targets.target_statistics import (
@@ -140,3 +143,74 @@ def test_a_teacher_without_summary_has_dispersion_one() -> None:
     statistics = StatisticsPass(spec)
     statistics.update(Features(None, torch.randn(3, 4, 2, 5)))
     assert statistics.finish().dispersion == 1
+
+
+class Counted(PatchMean):
+    """Counts the images that it sees, under the fingerprint of its class."""
+
+    fingerprinted_as = "PatchMean"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = [0]
+
+    def extract(self, images: Tensor) -> Features:
+        self.count[0] += len(images)
+        return super().extract(images)
+
+
+def _fit_asked_to_stop(folder: Path, at: int | None) -> tuple[Statistics, int]:
+    """Fits on 8 batches of 4; asked to stop while the teacher sees batch number `at`."""
+    statistics, teacher = Statistics(), Counted()
+
+    def ask(number: int) -> None:
+        if number == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def asking() -> Iterator[CalibrationBatch]:
+        for number, batch in enumerate(_calibration_batches(_images().split(4))):
+            ask(number)
+            yield batch
+
+    with listening():
+        statistics.fit(Ensemble({"t": teacher}, student_patch=8), asking(), folder, {}, 32)
+    return statistics, teacher.count[0]
+
+
+def test_a_pass_that_was_stopped_goes_on_where_it_was_and_gives_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    whole, count = _fit_asked_to_stop(tmp_path / "whole", None)
+    assert count == 32
+    with pytest.raises(Stopped):
+        _fit_asked_to_stop(tmp_path / "parts", 5)
+    assert not list((tmp_path / "parts").glob("*.safetensors"))
+    resumed, count = _fit_asked_to_stop(tmp_path / "parts", None)
+    assert count == 32 - 5 * 4
+    for name, value in whole.of["t"].phi_s.state_dict().items():
+        assert torch.equal(value, resumed.of["t"].phi_s.state_dict()[name]), name
+    assert whole.of["t"].dispersion == resumed.of["t"].dispersion
+    assert [path.name for path in sorted((tmp_path / "parts").iterdir())] == [
+        "t.json",
+        "t.safetensors",
+    ]
+
+
+def test_a_teacher_that_is_done_is_kept_though_the_pass_is_stopped(tmp_path: Path) -> None:
+    """The first teacher sees twice as many images in each step."""
+
+    def batches() -> Iterator[CalibrationBatch]:
+        for step, images in enumerate(_images(48).split(4)):
+            if step == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+            seen = {"fast": step * 8, "slow": step * 4}
+            yield CalibrationBatch(images, {"fast": "auto", "slow": "auto"}, seen)
+
+    def fit() -> dict[str, str]:
+        ensemble = Ensemble({"fast": PatchMean(), "slow": PatchMean()}, student_patch=8)
+        with listening():
+            return Statistics().fit(ensemble, batches(), tmp_path, {}, 48)
+
+    with pytest.raises(Stopped):
+        fit()
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["fast.safetensors"]

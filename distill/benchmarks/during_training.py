@@ -32,7 +32,8 @@ class TrainingBenchmarksConfig(StrictConfig):
 
     Attributes:
         every: optimiser steps between two measurements. The last step is measured too, and the
-            start of a run, so that missing data are reported at once.
+            start of a run, so that missing data are reported at once. A checkpoint is written
+            before each, as a request to stop ends them at once.
         run: name to benchmark.
         seed: of the probes, independent of the run's own.
         accepted_data: benchmarks that are run although their data are judged to give meaningless

@@ -21,6 +21,7 @@ from distill.engine.deepspeed_library import (
     errors_kept,
     float32_slices,
     gathered_weights,
+    groups_that_wait,
     import_deepspeed,
     require_precision,
     time_collectives,
@@ -66,12 +67,13 @@ class DeepSpeedEngine:
         if whole_average:
             assert why_no_whole_average(config) is None
             self._averaged = AveragedModule(module, config.ema_decay)
-        self._engine, *_ = deepspeed.initialize(
-            model=Autocast(module, config.precision),
-            optimizer=build_optimizer(optimizer, groups),
-            config=deepspeed_config(config, micro_batch_size),
-            dist_init_required=False,
-        )
+        with groups_that_wait():
+            self._engine, *_ = deepspeed.initialize(
+                model=Autocast(module, config.precision),
+                optimizer=build_optimizer(optimizer, groups),
+                config=deepspeed_config(config, micro_batch_size),
+                dist_init_required=False,
+            )
         time_collectives()
         self._share_weights()
         in_slices = bool(config.ema_decay) and not whole_average

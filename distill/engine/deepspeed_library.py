@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.engine.engine_config import EngineConfig
-from distill.runtime import timing
+from distill.runtime import distributed, timing
 from distill.runtime.errors import RecipeError
 
 _COLLECTIVES = ("all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
@@ -49,6 +49,28 @@ def errors_kept(engine: Any) -> Iterator[Callable[[], None]]:
         yield raise_kept
     finally:
         del writer.save, engine._copy_recovery_script
+
+
+@contextmanager
+def groups_that_wait() -> Iterator[None]:
+    """Gives process groups that are made during the block the time limit of the run's own.
+
+    DeepSpeed makes one of all ranks, without a limit: torch's default with NCCL, ten minutes, would
+    end a run in which a rank compiles for longer.
+    """
+    new_group = torch.distributed.new_group
+
+    @functools.wraps(new_group)
+    def with_limit(*arguments: Any, **options: Any) -> Any:
+        if len(arguments) < 2 and options.get("timeout") is None:
+            options["timeout"] = distributed.time_limit()
+        return new_group(*arguments, **options)
+
+    torch.distributed.new_group = with_limit
+    try:
+        yield
+    finally:
+        torch.distributed.new_group = new_group
 
 
 def time_collectives() -> None:

@@ -5,11 +5,12 @@ at 1.0 unless told otherwise), so every key that matters is written here, from t
 """
 
 import sys
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from distill.engine.optimizer import flat_size
+from distill.runtime.processor import measured_precision
 from teachers.config import StrictConfig
 
 
@@ -21,14 +22,17 @@ class EngineConfig(StrictConfig):
             1 the optimizer state, 2 also the gradients, 3 also the weights.
         precision: `bf16` keeps float32 weights and runs the trunk under autocast; `fp16` trains
             float16 weights with a float32 copy and a dynamic loss scale. With either, a GPU
-            multiplies in TF32 what stays in float32.
+            multiplies in TF32 what stays in float32. `auto` stands for bf16, or for fp32 on a
+            processor that a measurement finds slower in bf16.
         gradient_clipping: largest norm of the gradient; 0 does not clip.
         ema_decay: decay per step of the exponential moving average of the weights, which is
             exported in place of the weights; 0 keeps no average.
     """
 
     zero_stage: int = 2
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(measured_precision)] = (
+        "fp32"
+    )
     gradient_clipping: float = Field(1.0, ge=0)
     ema_decay: float = Field(0.0, ge=0, lt=1)
 

@@ -25,7 +25,7 @@ from distill.runtime.errors import RecipeError
 from distill.tasks.trained import find_trained, recipe_file
 from teachers.messages import did_you_mean
 
-_TIMEOUT_S = 3600.0  # for which ranks wait for the slowest one
+_TIMEOUT_S = 7200.0  # for which ranks wait for the slowest one
 
 
 def evaluate(target: str, overrides: list[str], suite: Path | None = None) -> None:

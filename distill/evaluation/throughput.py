@@ -16,12 +16,13 @@ from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from data.files import write_json_lines
 from distill.evaluation.break_even import break_even
 from distill.evaluation.throughput_report import draw_throughput
 from distill.runtime import distributed
+from distill.runtime.processor import measured_precision, warn_of_slow_bf16
 from distill.tasks.student_recipe import AnyTeacher
 from teachers.build import TEACHERS, build_teacher
 from teachers.config import StrictConfig
@@ -58,7 +59,7 @@ class ThroughputRecipe(StrictConfig):
     factors: list[Factor] = [(2, 2), (3, 3), (4, 4)]
     batch_size: PositiveInt = 1
     rounds: PositiveInt = 5
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(measured_precision)] = "fp32"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -106,6 +107,7 @@ def measure_throughput(
     """
     for name, config in recipe.teachers.items():
         _check(name, config, recipe)
+    warn_of_slow_bf16({"precision": recipe.precision})
     rows: list[dict[str, Any]] = []
     crossings: list[dict[str, Any]] = []
     for name, config in recipe.teachers.items():

@@ -6,15 +6,19 @@ trained it.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from distill.display.pages import render
-from distill.formats.source import measured_fidelity
+from distill.formats.source import measured_fidelity, trained_sizes
 from distill.runtime.config import dump_yaml, parse_yaml
 from student.storage import StudentFile
+from teachers.licences import is_apache
 
+# A path from the root or a home, but not the rest of a URL; as in "local-dir:/models/clip".
+_ABSOLUTE = re.compile(r"(?:(?<=file://)|(?<![^\s:='\"(,\[]))~?/(?!/)[^\s'\"),;\]]+")
 _UNKNOWN_LICENCE = "unknown; see the source of its weights"
 
 
@@ -25,7 +29,7 @@ def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | Non
     """
     recipe = parse_yaml(file.metadata["recipe"], "recipe") if "recipe" in file.metadata else {}
     heads = [name for name in file.targets if file.config.head.has(name)]
-    sizes = {name: value.numel() for name, value in file.state_dict.items()}
+    counts = {name: value.numel() for name, value in file.state_dict.items()}
     versions = json.loads(file.metadata.get("versions", "{}"))
     return render(
         "model_card.md.jinja",
@@ -35,11 +39,12 @@ def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | Non
         shape=file.config.shape,
         targets=list(file.targets),
         heads=heads,
+        licence=_licence(file),
         step=file.metadata.get("step"),
-        parameters=sum(sizes.values()),
-        trunk_parameters=sum(n for name, n in sizes.items() if name.startswith("trunk.")),
+        parameters=sum(counts.values()),
+        trunk_parameters=sum(n for name, n in counts.items() if name.startswith("trunk.")),
         teachers=_teachers(file, recipe.get("teachers", {})),
-        resolution=recipe.get("run", {}).get("resolution"),
+        sizes=trained_sizes(file.metadata, recipe),
         outputs=_outputs(file, heads),
         results=_results(checkpoint) if checkpoint else [],
         recipe=dump_yaml(_relocatable(recipe)) if recipe else "",
@@ -56,7 +61,7 @@ def _teachers(file: StudentFile, teachers: Mapping[str, Mapping[str, Any]]) -> l
             _relocatable(entry.get("model")),
             _relocatable(entry.get("weights")),
             _upsampler(entry.get("upsampler")),
-            licences.get(name, _UNKNOWN_LICENCE),
+            _relocatable(licences.get(name, _UNKNOWN_LICENCE)),
         )
         for name, entry in teachers.items()
     ]
@@ -95,10 +100,21 @@ def _results(checkpoint: Path) -> list[Sequence[str | None]]:
     ]
 
 
+def _licence(file: StudentFile) -> str:
+    """The hub's identifier: that of this code where no teacher's weights have another licence."""
+    licences = json.loads(file.metadata.get("licences", "{}"))
+    known = all(name in licences for name in file.targets)
+    return "apache-2.0" if known and all(map(is_apache, licences.values())) else "other"
+
+
 def _relocatable(value: Any) -> Any:
-    """A part of a recipe with absolute paths shortened to their last component."""
+    """A part of a recipe with absolute paths, also within texts, cut to their last component."""
     if isinstance(value, Mapping):
-        return {key: _relocatable(each) for key, each in value.items()}
+        return {_relocatable(key): _relocatable(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_relocatable(each) for each in value]
-    return PurePath(value).name if isinstance(value, str) and value.startswith("/") else value
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("/", "~")):
+        return PurePath(value).name
+    return _ABSOLUTE.sub(lambda found: PurePath(found[0]).name, value)

@@ -68,6 +68,30 @@ def read_source(path: Path) -> Source:
     return Source(read_radio_student(path), None)
 
 
+def trained_sizes(metadata: Mapping[str, str], recipe: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """(height, width) in pixels of the images that a student was trained on, smallest area first.
+
+    Args:
+        metadata: of its file, which has the largest size.
+        recipe: of its run, which tells where the file, an older one, does not, and has all sizes;
+            empty where it is not known.
+
+    Returns:
+        An empty list if neither tells.
+    """
+    found: set[tuple[int, int]] = set()
+    if "resolution" in metadata:
+        height, width = json.loads(metadata["resolution"])
+        found.add((height, width))
+    for place in (recipe.get("run", {}), *(recipe.get("arms") or {}).values()):
+        value = place.get("resolution")
+        listed = isinstance(value, list) and isinstance(value[0], Mapping)
+        for size in [each["size"] for each in value] if listed else [value]:
+            if size is not None:
+                found.add(tuple(size) if isinstance(size, list) else (size, size))
+    return sorted(found, key=lambda size: (size[0] * size[1], size))
+
+
 def measured_fidelity(checkpoint: Path) -> list[dict[str, Any]]:
     """What `distill.evaluate` measured on the checkpoints of a run, as it wrote it.
 

@@ -20,6 +20,7 @@ from distill.planning.tables import (
 from distill.planning.upsampler_step import UpsamplerWorkload
 from distill.runtime.config import apply_overrides, load_yaml, validate
 from distill.runtime.errors import RecipeError
+from distill.runtime.processor import bf16_line
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from teachers.messages import did_you_mean
@@ -58,6 +59,9 @@ def print_plan(
     print("Assumptions:")
     for line in assumptions(speed, workload.recipe.data.workers):
         print(f"- {line}")
+    here = bf16_line(workload.recipe.precisions)
+    if here is not None:
+        print(f"Measured on this machine, which has no GPU: {here}")
 
 
 def workload_of(tree: dict[str, Any], where: str) -> Workload:

@@ -28,7 +28,7 @@ from typing import Any
 
 from data.files import publish, sync, write_text
 from distill.runtime import distributed
-from distill.runtime.errors import CheckpointError, RecipeError
+from distill.runtime.errors import CheckpointError, RecipeError, UnreadableError
 from teachers.messages import say_once, took
 
 MANIFEST = "MANIFEST.json"
@@ -151,7 +151,7 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
         The folder that was restored; None if there is no checkpoint.
 
     Raises:
-        RuntimeError: there are checkpoints, but none of them can be read.
+        UnreadableError: there are checkpoints, but none of them can be read.
     """
     if distributed.rank() == 0:
         for leftover in [*root.glob(".tmp-*"), *root.glob(".trash-*")]:
@@ -168,7 +168,7 @@ def restore_latest(root: Path, read: Callable[[Path], None]) -> Path | None:
                 say_once(f"goes on from {name}; newer checkpoints fail: {'; '.join(failures)}")
             return Path(name)
     if failures:
-        raise RuntimeError("no checkpoint can be read:\n  " + "\n  ".join(failures))
+        raise UnreadableError("no checkpoint can be read:\n  " + "\n  ".join(failures))
     return None
 
 

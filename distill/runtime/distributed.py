@@ -8,8 +8,9 @@ import hashlib
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distill.runtime import timing
+
+_STOPPING, _FAILURE, _SPEAKER = "ranks_stopping", "failure", "speaker"  # keys of the store
+_timeout: timedelta | None = None  # of collectives, once connected
+_store: dist.Store | None = None  # where several ranks met
+_announced = False
 
 
 def rank() -> int:
@@ -50,15 +56,27 @@ def connect(timeout_s: float, folder: Path) -> None:
         folder: of that file, the same for all processes of the run.
     """
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it in any case
-    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
+    global _timeout, _store
+    _timeout = timedelta(seconds=timeout_s)
+    options: dict[str, Any] = {"timeout": _timeout}
     if world_size() == 1:
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    elif _on_one_machine():
-        store = dist.FileStore(str(folder / _meeting_place()), world_size())
-        options |= {"store": store, "rank": rank(), "world_size": world_size()}
+    else:
+        store: Any = _meet(folder)
+        prefixed = dist.PrefixStore("collectives", store)
+        _store = store.clone()  # of its own: a client that waits is locked
+        options |= {"store": prefixed, "rank": rank(), "world_size": world_size()}
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **options)
+
+
+def _meet(folder: Path) -> dist.Store:
+    """The store that all ranks share."""
+    if _on_one_machine():
+        return dist.FileStore(str(folder / _meeting_place()), world_size())
+    store, _, _ = next(dist.rendezvous("env://", rank(), world_size()))
+    return store
 
 
 def _on_one_machine() -> bool:
@@ -76,8 +94,10 @@ def _meeting_place() -> str:
 
 def disconnect(folder: Path) -> None:
     """Waits for all processes, leaves the process group and deletes the file of `connect`."""
+    global _store
     barrier()
     dist.destroy_process_group()
+    _store = None
     if rank() == 0:
         (folder / _meeting_place()).unlink(missing_ok=True)
 
@@ -91,6 +111,66 @@ def connected(timeout_s: float, folder: Path) -> Iterator[None]:
     connect(timeout_s, folder)
     yield  # after an exception do not wait for the others, which run into their timeout
     disconnect(folder)
+
+
+def time_limit() -> timedelta | None:
+    """For which a collective waits for its ranks; None before `connect`."""
+    return _timeout
+
+
+def announce_stop() -> None:
+    """Tells all ranks, once, that this one was asked to stop."""
+    global _announced
+    if _store is not None and not _announced:
+        _announced = True
+        with suppress(RuntimeError):  # the rank that hosts the store is gone
+            _store.add(_STOPPING, 1)
+
+
+def stop_announced() -> bool:
+    """Whether any rank has called `announce_stop`; other than collectives, from any thread."""
+    try:
+        return _store is not None and bool(_store.check([_STOPPING]))
+    except RuntimeError:  # the rank that hosts the store is gone
+        return False
+
+
+def await_announcements(timeout_s: float) -> None:
+    """Waits until all ranks have called `announce_stop`, at most for `timeout_s` seconds."""
+    until = time.monotonic() + timeout_s
+    with suppress(RuntimeError):
+        while _store is not None and _store.add(_STOPPING, 0) < world_size():
+            if time.monotonic() > until:
+                return
+            time.sleep(0.05)
+
+
+def announce_failure(message: str) -> None:
+    """Tells all ranks why this one ends, before the launcher asks them to stop."""
+    with suppress(RuntimeError):
+        if _store is not None and not _store.check([_FAILURE]):
+            _store.set(_FAILURE, f"rank {rank()}: {message}")
+
+
+def speaks() -> bool:
+    """Whether this rank is to print an error that ends it: the first to ask, once connected.
+
+    Before that rank 0 is, as all have the same errors then.
+    """
+    if _store is None:
+        return rank() == 0
+    try:
+        return int(_store.add(_SPEAKER, 1)) == 1
+    except RuntimeError:  # the rank that hosts the store is gone, and has spoken
+        return False
+
+
+def announced_failure() -> str | None:
+    """What the first rank that failed has announced; None if none has."""
+    with suppress(RuntimeError):
+        if _store is not None and _store.check([_FAILURE]):
+            return bytes(_store.get(_FAILURE)).decode(errors="replace")
+    return None
 
 
 def barrier() -> None:
@@ -140,7 +220,7 @@ def peers_among(partitions: Sequence[range]) -> Peers:
     """This rank's peers among disjoint ranges of ranks; every rank must call this."""
     found = Peers()
     for ranks in partitions:
-        group = dist.new_group(list(ranks)) if len(ranks) > 1 else None
+        group = dist.new_group(list(ranks), _timeout) if len(ranks) > 1 else None
         if rank() in ranks:
             found = Peers(group, len(ranks), rank() - ranks.start)
     return found

@@ -13,4 +13,8 @@ class CheckpointError(OSError):
     """A checkpoint could not be written, for example because the disk is full."""
 
 
+class UnreadableError(CheckpointError, RuntimeError):
+    """No checkpoint of a run can be read, or fits what is trained."""
+
+
 USER_ERRORS = (RecipeError, DataError, TeacherError, StudentError)

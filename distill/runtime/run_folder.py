@@ -1,8 +1,11 @@
 """The files that describe a run in its folder, and the check that a recipe can resume it.
 
+The rules of the check are in `distill.runtime.resuming`.
+
 recipe.yaml         the resolved recipe
 versions.json       packages, Python, machine and git commit
 STATUS.json         running, preempted, done or failed
+changes.jsonl       what changed when the run went on by `run.resume=anyway`
 metrics.jsonl       a line of metrics every few steps (`distill.runtime.tracking`)
 checkpoints/        see `distill.runtime.checkpoint`
 index/              the index of the shards (`data.index`)
@@ -16,6 +19,7 @@ import platform
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -24,17 +28,11 @@ from data.files import write_text
 from distill.runtime import distributed
 from distill.runtime.config import dump_yaml, load_yaml
 from distill.runtime.errors import RecipeError
+from distill.runtime.resuming import Change, Contents, content_of, deciding, note, refuse, unlike
 
 Status = Literal["running", "preempted", "done", "failed"]
 
 _PACKAGES = ("torch", "deepspeed", "timm", "open_clip_torch", "webdataset", "featsharp-distill")
-# Sections and keys that may change when a run is resumed, beside all micro-batch sizes.
-RESUMABLE_SECTIONS = {"benchmarks", "checkpoint", "tracking", "evaluation"}
-RESUMABLE_KEYS = {
-    "run": {"dir", "steps", "watchdog_s"},
-    "engine": {"zero_stage"},  # checkpoints are resharded
-    "targets": {"placement"},
-}
 
 
 def make_run_folder(folder: Path) -> None:
@@ -73,24 +71,70 @@ def require_shared(folder: Path) -> None:
         )
 
 
-def open_run_folder(folder: Path, recipe: dict[str, Any]) -> None:
-    """Writes recipe and versions to the run's folder, on rank 0.
+def open_run_folder(folder: Path, recipe: dict[str, Any], *, anyway: bool = False) -> list[Change]:
+    """Compares the recipe with that of the run in the folder, if any; called on rank 0.
+
+    Recipe and versions are written now, or by `confirm_run_folder` if contents decide.
+
+    Args:
+        folder: of the run.
+        recipe: the resolved one.
+        anyway: accepts changes that decide the result.
+
+    Returns:
+        The changes that decide it, or may by contents that are not read yet.
 
     Raises:
-        RecipeError: the folder contains a run of another recipe; names the first difference.
+        RecipeError: the folder contains a run of another recipe; names the differences.
     """
     path = folder / "recipe.yaml"
-    if path.exists():
-        found = difference(_comparable(load_yaml(path)), _comparable(recipe))
-        if found:
-            raise RecipeError(
-                f"run.dir: {folder} already holds a run of another recipe ({found}); "
-                "choose another run.dir, or remove the folder"
-            )
+    found = deciding(load_yaml(path), recipe) if path.exists() else []
+    certain = [change for change in found if content_of(change) is None]
+    if certain and not anyway:
+        refuse(folder, certain)
     for leftover in folder.glob(".meeting-*"):  # of processes that were killed
         if leftover.stat().st_mtime < time.time() - 3600:
             leftover.unlink(missing_ok=True)
-    write_text(path, dump_yaml(recipe))
+    if not found:
+        _describe(folder, recipe)
+    return found
+
+
+def confirm_run_folder(
+    folder: Path,
+    recipe: dict[str, Any],
+    found: Sequence[Change],
+    contents: tuple[Contents, Contents],
+    *,
+    step: int,
+    anyway: bool = False,
+) -> None:
+    """Compares contents, once they are read, notes what changed and writes the recipe; on rank 0.
+
+    Args:
+        folder: of the run.
+        recipe: the resolved one.
+        found: what `open_run_folder` returned.
+        contents: of the newest checkpoint, empty without one, and of this run.
+        step: of that checkpoint.
+        anyway: accepts changes that decide the result.
+
+    Raises:
+        RecipeError: the run goes on with other contents; names the differences.
+    """
+    by_content = [change for change in found if content_of(change) is not None]
+    other = unlike(by_content, *contents)
+    if other and not anyway:
+        refuse(folder, other)
+    certain = [change for change in found if change not in by_content]
+    if certain or other:
+        note(folder, step, [*certain, *other])
+    if found:
+        _describe(folder, recipe)
+
+
+def _describe(folder: Path, recipe: dict[str, Any]) -> None:
+    write_text(folder / "recipe.yaml", dump_yaml(recipe))
     write_text(folder / "versions.json", json.dumps(versions(), indent=1))
 
 
@@ -125,29 +169,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() or "unknown"
-
-
-def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in recipe.items() if key not in RESUMABLE_SECTIONS}
-    for section, keys in RESUMABLE_KEYS.items():
-        kept[section] = {k: v for k, v in recipe.get(section, {}).items() if k not in keys}
-    return {key: _without_micro_batches(value) for key, value in kept.items()}
-
-
-def _without_micro_batches(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if k != "micro_batch_size"}
-        return {k: _without_micro_batches(v) for k, v in kept.items()}
-    return [_without_micro_batches(v) for v in value] if isinstance(value, list) else value
-
-
-def difference(old: Any, new: Any, path: str = "") -> str:
-    """Describes the first difference between two trees; an empty string if they are equal."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(k for k in new if k not in old)]:
-            place = f"{path}.{key}" if path else str(key)
-            found = difference(old.get(key), new.get(key), place)
-            if found:
-                return found
-        return ""
-    return "" if old == new else f"{path}: {old!r} there, {new!r} here"

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data.files import read_json_lines, write_text
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
+from distill.runtime.stopping import Stopped
 from teachers.config import StrictConfig
 
 log = logging.getLogger("distill")
@@ -104,7 +105,7 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(failed=kind is not None)
+        self.close(failed=kind is not None and not issubclass(kind, Stopped))
 
     def advance(self, step: int, loss: float) -> None:
         """Moves the progress bar, if there is one."""

@@ -8,11 +8,12 @@ recipe asks for it. `LiveTargets` runs the teachers; `tasks.cached_targets.Cache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from pydantic import PositiveInt
+from pydantic import BeforeValidator, PositiveInt
 from torch import Tensor
 
+from distill.runtime.processor import measured_precision
 from distill.targets.ensemble import Ensemble
 from distill.targets.placement import Placement
 from distill.targets.routes import RouteChoice
@@ -26,6 +27,7 @@ class TargetsConfig(StrictConfig):
 
     Attributes:
         precision: `bf16` stores and computes the teachers' matrices in it; norms stay float32.
+            `auto` as of the engine.
         compile: compiles the encoders and the fusion of upsamplers with `torch.compile`, at the
             first images of each size; this takes about a minute for a large encoder.
         statistics_images: images, over all ranks and arms, that the statistics of each teacher are
@@ -38,7 +40,7 @@ class TargetsConfig(StrictConfig):
             and no teacher runs.
     """
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(measured_precision)] = "fp32"
     compile: bool = False
     statistics_images: PositiveInt = 2048
     routes: dict[str, RouteChoice] = {}

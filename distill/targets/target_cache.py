@@ -2,6 +2,8 @@
 
     FOLDER/
       cache.json                          written last: the recipe's facts and each group's views
+      unfinished.json                     in its place until then: the facts, by which a stopped
+                                          command goes on
       statistics/<teacher>.safetensors    and .json: the statistics of each teacher
       <teacher>-<route>-<H>x<W>/          one group; see `tasks.cached_targets.group_of`
         <rank>-<number>.safetensors       one shard: rows of targets; the metadata has their views
@@ -14,7 +16,7 @@ on crop, flip and size.
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,12 +26,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import write_text
+from data.files import atomic, write_text
 from distill.runtime.errors import RecipeError
 from teachers.features import Features
 
 CachePrecision = Literal["int8", "fp16"]
 HEADER = "cache.json"
+UNFINISHED = "unfinished.json"
 _SHARD_BYTES = 64_000_000
 _OPEN_SHARDS = 64
 
@@ -48,17 +51,36 @@ def views_of(images: Tensor, keys: Sequence[str]) -> list[ViewKey]:
 
 
 class CacheWriter:
-    """Collects targets on one rank and writes them shard by shard, with the rank in their names."""
+    """Collects targets on one rank and writes them shard by shard, with the rank in their names.
 
-    def __init__(self, folder: Path, precision: CachePrecision, rank: int) -> None:
+    Args:
+        folder: of the cache.
+        precision: of the maps.
+        rank: of this process.
+        kept: group to the views in shards of an earlier command, of all ranks.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        precision: CachePrecision,
+        rank: int,
+        kept: Mapping[str, Collection[ViewKey]] | None = None,
+    ) -> None:
         self._folder, self._precision, self._rank = folder, precision, rank
         self._pending: dict[str, list[tuple[ViewKey, dict[str, Tensor]]]] = {}
         self._done: dict[str, set[ViewKey]] = {}
+        self._kept = kept or {}
+
+    @property
+    def num_kept(self) -> dict[str, int]:
+        """Group to the number of kept views."""
+        return {group: len(views) for group, views in self._kept.items() if views}
 
     def missing(self, group: str, views: Sequence[ViewKey]) -> list[int]:
         """Positions in `views` of those that a group does not have yet."""
-        done = self._done.setdefault(group, set())
-        return [number for number, view in enumerate(views) if view not in done]
+        done, kept = self._done.setdefault(group, set()), self._kept.get(group, ())
+        return [n for n, view in enumerate(views) if view not in done and view not in kept]
 
     def add(self, group: str, views: Sequence[ViewKey], features: Features) -> None:
         """Adds the targets of views: summary (B, S) or None, spatial (B, D, h, w)."""
@@ -73,7 +95,7 @@ class CacheWriter:
             self._write(group)
 
     def finish(self) -> dict[str, int]:
-        """Writes the last shards; returns group to number of views."""
+        """Writes the last shards; returns group to number of views, without kept ones."""
         for group in self._pending:
             self._write(group)
         return {group: len(views) for group, views in self._done.items()}
@@ -88,7 +110,8 @@ class CacheWriter:
         tensors = {name: torch.stack([row[name] for _, row in rows]) for name in rows[0][1]}
         views = json.dumps([view for view, _ in rows])
         path = folder / f"{self._rank:05d}-{number:06d}.safetensors"
-        save_file(tensors, path, metadata={"views": views})
+        with atomic(path) as partial:
+            save_file(tensors, partial, metadata={"views": views})
         self._pending[group] = []
 
 
@@ -115,10 +138,9 @@ class TargetCache:
             )
         self.facts: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         self._index: dict[str, dict[ViewKey, tuple[Path, int]]] = {}
-        for path in sorted(folder.glob("*/*.safetensors")):
-            if path.parent.name in self.facts["views"]:
-                found = self._index.setdefault(path.parent.name, {})
-                found |= {view: (path, row) for row, view in enumerate(_stored_views(path))}
+        for group, places in stored_views(folder).items():
+            if group in self.facts["views"]:
+                self._index[group] = places
 
     @property
     def groups(self) -> list[str]:
@@ -160,10 +182,17 @@ class TargetCache:
 def write_header(folder: Path, facts: Mapping[str, Any]) -> None:
     """Writes the facts that a cache depends on; the cache is complete only with this file."""
     write_text(folder / HEADER, json.dumps(facts, indent=1))
+    (folder / UNFINISHED).unlink(missing_ok=True)
 
 
-def _stored_views(path: Path) -> list[ViewKey]:
-    return [ViewKey(*view) for view in json.loads(_open(path).metadata()["views"])]
+def stored_views(folder: Path) -> dict[str, dict[ViewKey, tuple[Path, int]]]:
+    """Group to view to its shard and row there, of a cache that may be unfinished."""
+    found: dict[str, dict[ViewKey, tuple[Path, int]]] = {}
+    for path in sorted(folder.glob("*/*.safetensors")):
+        views = json.loads(_open(path).metadata().get("views", "[]"))
+        places = {ViewKey(*view): (path, row) for row, view in enumerate(views)}
+        found.setdefault(path.parent.name, {}).update(places)
+    return found
 
 
 def _row(path: Path, row: int) -> dict[str, Tensor]:

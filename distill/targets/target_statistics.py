@@ -4,13 +4,15 @@ For the maps: mean and covariance in float64, merged exactly over the ranks (Cha
 equation 2.1), from which PHI-S follows. For the summaries: the mean direction and the angular
 dispersion around it (C-RADIOv4). An estimate is kept in the run's folder under a fingerprint of the
 teacher, its weights, its upsampler, the data and the sizes, so that a resumed run reads it again.
+Each is written as soon as it is done, and a pass that is stopped goes on where it was.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +22,11 @@ from data.files import write_text
 from distill.objective.losses import angles
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
+from distill.runtime.stopping import Stopped, agreed_steps
+from distill.runtime.tracking import log
 from distill.targets.ensemble import Ensemble
 from distill.targets.routes import RouteChoice
+from distill.targets.unfinished_statistics import UnfinishedPasses
 from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s, load_phi_s, save_phi_s
@@ -133,11 +138,13 @@ class Statistics:
         # Ranks may see a shared folder at different moments: rank 0 decides.
         missing = distributed.broadcast_object([name for name, s in found.items() if s is None])
         if missing:
-            specs = {name: known[name][1] for name in missing}
-            for name, estimate in _estimate(ensemble, batches, specs, num_images).items():
+            passes = {name: StatisticsPass(known[name][1]) for name in missing}
+            kept = UnfinishedPasses(folder, {name: known[name][0] for name in missing})
+            for name, estimate in _estimate(ensemble, batches, passes, num_images, kept):
                 found[name] = estimate
                 if distributed.rank() == 0:
                     save_statistics(folder / f"{name}.safetensors", estimate, known[name][0])
+            kept.remove()
             distributed.barrier()
         # Inherited ones of teachers that do not run are kept: an export to their space needs them.
         for name, statistics in {**inherited, **found}.items():
@@ -165,19 +172,36 @@ def _identities_and_specs(
 def _estimate(
     ensemble: Ensemble,
     batches: Iterator[CalibrationBatch],
-    specs: Mapping[str, FeatureSpec],
+    passes: "dict[str, StatisticsPass]",
     num_images: int,
-) -> dict[str, TargetStatistics]:
-    """Runs each teacher of `specs` until it has seen enough images; ranks stop at the same step."""
-    passes = {name: StatisticsPass(spec) for name, spec in specs.items()}
-    for images, routes, num_before in batches:
-        unfinished = {name for name in passes if num_before[name] < num_images}
-        if not unfinished:
-            break
-        wanted = {name: choice for name, choice in routes.items() if name in unfinished}
-        for name, features in ensemble(images, wanted).items():
-            passes[name].update(features)
-    return {name: each.finish() for name, each in passes.items()}
+    kept: UnfinishedPasses,
+) -> Iterator[tuple[str, TargetStatistics]]:
+    """Runs each teacher until it has seen enough images; all ranks stop at the same step.
+
+    Yields:
+        A teacher's name and statistics, as soon as it is done.
+    """
+    number = kept.restore(passes)
+    if number:
+        log.info("statistics: %d micro-batches of each rank were kept", number)
+    whole = True
+    try:
+        for images, routes, num_before in agreed_steps(itertools.islice(batches, number, None)):
+            for name in [name for name in passes if num_before[name] >= num_images]:
+                yield name, passes.pop(name).finish()
+            if not passes:
+                return
+            wanted = {name: choice for name, choice in routes.items() if name in passes}
+            whole = False
+            for name, features in ensemble(images, wanted).items():
+                passes[name].update(features)
+            number, whole = number + 1, True
+    except Stopped:
+        if whole:
+            kept.save(passes, number)
+        raise
+    for name in list(passes):
+        yield name, passes.pop(name).finish()
 
 
 class StatisticsPass:
@@ -197,6 +221,16 @@ class StatisticsPass:
         self._spatial.update(features.spatial)
         if features.summary is not None:
             self._summaries.append(features.summary.cpu())
+
+    def state(self) -> dict[str, Any]:
+        """What was collected, as tensors."""
+        own = self._spatial
+        return {"spatial": (own.count, own.mean, own.scatter), "summaries": self._summaries}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replaces what was collected by that of an earlier pass."""
+        self._spatial = FeatureStatistics(*state["spatial"])
+        self._summaries = [each.cpu() for each in state["summaries"]]
 
     def finish(self) -> TargetStatistics:
         """Merges over the ranks and fits; every rank must call this, and gets the same."""

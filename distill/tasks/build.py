@@ -1,5 +1,6 @@
 """Builds the teachers, the student and the targets of a recipe, and finds inherited statistics."""
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from distill.runtime.errors import USER_ERRORS, RecipeError
 from distill.runtime.tracking import log
 from distill.targets.ensemble import Ensemble
 from distill.targets.routes import choose_route
-from distill.targets.source import LiveTargets
+from distill.targets.source import LiveTargets, TargetSource
 from distill.targets.target_statistics import (
     IN_CHECKPOINT,
     Statistics,
@@ -51,7 +52,7 @@ def build_teachers(
         RecipeError: a teacher cannot be built or breaks the contract; names its entry.
     """
     teachers = {}
-    dtype = torch.bfloat16 if recipe.targets.precision == "bf16" else None
+    dtype = teacher_dtype(recipe)
     for name, config in recipe.teachers.items():
         runs = (names is None or name in names) and recipe.objective.weights_of(name).count
         here = torch.device("cpu") if name in in_host else distributed.device()
@@ -66,6 +67,11 @@ def build_teachers(
         if runs and recipe.targets.compile and name not in in_host:
             compile_teacher(teachers[name])
     return teachers
+
+
+def teacher_dtype(recipe: StudentRecipe) -> torch.dtype | None:
+    """Of the matrices of a recipe's teachers; None for that of their weights."""
+    return torch.bfloat16 if recipe.targets.precision == "bf16" else None
 
 
 def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Student:
@@ -122,14 +128,29 @@ def build_targets(
     return LiveTargets(Ensemble(here, recipe.student.patch_size), statistics)
 
 
+def fingerprints_of(targets: TargetSource) -> dict[str, str]:
+    """Teacher name to fingerprint, of the teachers of all ranks; every rank must call this."""
+    found: dict[str, str] = {}
+    for own in distributed.gather_objects(targets.fingerprints()):
+        found |= own
+    return found
+
+
 _NOT_ENCODER = ("upsampler", "resolution", "chunk_size")  # options that leave the encoder as it is
 
 
-def inherited_statistics(recipe: StudentRecipe) -> dict[str, TargetStatistics]:
+def inherited_statistics(
+    recipe: StudentRecipe, fingerprints: Mapping[str, str] | None = None
+) -> dict[str, TargetStatistics]:
     """Teacher name to the statistics under which `student.init` trained the head that is reused.
 
     A teacher is left out, with a warning, if it is another encoder there, or if the student's file
-    is not in a checkpoint's folder, with the statistics beside it.
+    is not in a checkpoint's folder, with the statistics beside it. The same encoder has the same
+    entry in both recipes, up to its upsampler, or the same fingerprint, wherever its weights are.
+
+    Args:
+        recipe: the student's.
+        fingerprints: of all ranks' teachers; None tells encoders by their entries alone.
     """
     init = recipe.student.init
     if not isinstance(init, StudentInit) or not init.heads:
@@ -138,18 +159,22 @@ def inherited_statistics(recipe: StudentRecipe) -> dict[str, TargetStatistics]:
         return {}
     folder = init.path.parent
     stored = load_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else {}
+    header = read_header(init.path)
+    theirs = json.loads(header.metadata.get("fingerprints", "{}"))
     found = {}
-    for name in [name for name in read_header(init.path).targets if name in recipe.teachers]:
+    for name in [name for name in header.targets if name in recipe.teachers]:
         path = folder / "statistics" / f"{name}.safetensors"
         statistics = load_statistics(path, IN_CHECKPOINT)
         ours = recipe.teachers[name].model_dump(mode="json")
+        alike = _encoder(stored.get("teachers", {}).get(name, {})) == _encoder(ours)
+        alike |= name in theirs and theirs[name] == (fingerprints or {}).get(name)
         if statistics is None:
             log.warning(
                 "student.init: the head of %s is reused, but its statistics, %s, are missing: its "
                 "map starts on other axes. Give the student.safetensors of a checkpoint",
                 *(name, path),
             )
-        elif _encoder(stored.get("teachers", {}).get(name, {})) != _encoder(ours):
+        elif not alike:
             log.warning("student.init: %s is another encoder there; its head is not reused", name)
         else:
             found[name] = statistics

@@ -3,6 +3,8 @@
 The format of the files is that of `targets.target_cache`.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,28 +13,44 @@ from typing import Any
 from torch import Tensor
 
 from data.batch import Batch
+from data.files import write_text
 from distill.runtime import distributed, timing
 from distill.runtime.errors import RecipeError
-from distill.runtime.process import reset_watchdog, watchdog
+from distill.runtime.processor import warn_of_slow_bf16
 from distill.runtime.progress import tracked
-from distill.runtime.run_folder import difference, make_run_folder
+from distill.runtime.resuming import changes
+from distill.runtime.run_folder import make_run_folder
+from distill.runtime.stopping import Stopped, agreed_steps
+from distill.runtime.tracking import log
 from distill.targets.ensemble import Ensemble
 from distill.targets.routes import Route, RouteChoice, Size
 from distill.targets.source import LiveTargets
 from distill.targets.target_cache import (
+    UNFINISHED,
     CachePrecision,
     CacheWriter,
     TargetCache,
+    ViewKey,
+    stored_views,
     views_of,
     write_header,
 )
 from distill.targets.target_statistics import Statistics
-from distill.tasks.build import build_targets, build_teachers, inherited_statistics
+from distill.tasks.build import (
+    build_targets,
+    build_teachers,
+    fingerprints_of,
+    inherited_statistics,
+    teacher_dtype,
+)
 from distill.tasks.route_table import route_rows
 from distill.tasks.student_recipe import StudentRecipe
 from distill.training.arms import MicroBatch
 from distill.training.calibration import fit_statistics
+from teachers.build import build_teacher
+from teachers.errors import TeacherError
 from teachers.features import Features
+from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 
 STATISTICS = "statistics"  # a folder of the cache; stands for the fingerprint in its files
@@ -88,11 +106,13 @@ class CachedTargets:
         ours["teachers"] = {n: c for n, c in ours["teachers"].items() if n in running}
         theirs = {key: facts[key] for key in ours}
         theirs["teachers"] = {n: c for n, c in facts["teachers"].items() if n in running}
-        found = difference(theirs, ours)
-        if found:
+        moved = [name for name in running if self._is_moved(recipe, theirs, ours, name)]
+        for name in moved:
+            theirs["teachers"][name] = ours["teachers"][name]
+        if found := [change for change in changes(theirs, ours) if change.key != "data.decoder"]:
             raise RecipeError(
-                f"targets.cached: {folder} was written by another recipe ({found}); change the "
-                "recipe, or write another cache"
+                f"targets.cached: {folder} was written by another recipe "
+                f"({'; '.join(map(str, found))}); change the recipe, or write another cache"
             )
         for row in route_rows(recipe, teachers):
             group = group_of(row.teacher, row.route, row.student)
@@ -101,6 +121,25 @@ class CachedTargets:
                     f"targets.cached: {folder} has no {group} (teacher, route, student's size); "
                     f"it has {', '.join(self._cache.groups)}"
                 )
+
+    def _is_moved(
+        self, recipe: StudentRecipe, theirs: dict[str, Any], ours: dict[str, Any], name: str
+    ) -> bool:
+        """Whether a teacher's entry differs, but gives the same teacher, which is loaded to tell.
+
+        For example by another path of its weights.
+        """
+        there, here = theirs["teachers"].get(name), ours["teachers"][name]
+        if there is None or there == here or there["kind"] != here["kind"]:
+            return False
+        if theirs["targets"] != ours["targets"]:
+            return False
+        try:
+            loaded = build_teacher(recipe.teachers[name], dtype=teacher_dtype(recipe))
+        except TeacherError:
+            return False
+        same: bool = teacher_fingerprint(loaded) == self._cache.facts["fingerprints"].get(name)
+        return same
 
     def fingerprints(self) -> dict[str, str]:
         """Name to fingerprint of the teachers that the cache was written with."""
@@ -134,7 +173,7 @@ def write_cache(recipe: StudentRecipe, folder: Path, precision: CachePrecision) 
 
     Args:
         recipe: gives teachers, images, sizes, routes and steps.
-        folder: of the cache; absent or empty.
+        folder: of the cache; absent, empty, or of this command when it was stopped or killed.
         precision: of the maps.
 
     Raises:
@@ -143,11 +182,10 @@ def write_cache(recipe: StudentRecipe, folder: Path, precision: CachePrecision) 
     _require_cacheable(recipe, precision)
     recipe.require_ranks(distributed.world_size())
     used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if distributed.rank() == 0 and used:
+    if distributed.rank() == 0 and used and not (folder / UNFINISHED).is_file():
         raise RecipeError(f"{folder}: is not empty; give another folder, or remove it")
     make_run_folder(recipe.run.dir)
-    limit_s = recipe.run.watchdog_s
-    with watchdog(limit_s), distributed.connected(limit_s, recipe.run.dir):
+    with distributed.connected(recipe.run.ranks_wait_s, recipe.run.dir):
         _write(recipe, folder, precision)
 
 
@@ -167,19 +205,59 @@ def _require_cacheable(recipe: StudentRecipe, precision: CachePrecision) -> None
 
 
 def _write(recipe: StudentRecipe, folder: Path, precision: CachePrecision) -> None:
+    warn_of_slow_bf16({"targets.precision": recipe.targets.precision})
     plan = recipe.step_plan(distributed.world_size())
     mine = plan.teachers_of(distributed.rank())
     targets = build_targets(recipe, build_teachers(recipe, mine), mine)
     facts: dict[str, object] = {"cache": cache_facts(recipe)}
-    inherited = inherited_statistics(recipe)
+    inherited = inherited_statistics(recipe, fingerprints_of(targets))
     fit_statistics(recipe, targets, plan, recipe.targets.statistics_images, facts, inherited)
-    writer = CacheWriter(folder, precision, distributed.rank())
+    kept = _begin(folder, _unfinished(recipe, precision, targets.statistics))
+    writer = CacheWriter(folder, precision, distributed.rank(), kept)
     batches = recipe.open_stream(plan).batches()
-    for step in tracked(range(recipe.run.steps), "targets"):
-        for micro_batch in plan.micro_batches(distributed.rank(), step):
-            reset_watchdog()
-            _add(writer, targets, next(batches), micro_batch)
+    try:
+        for step in agreed_steps(tracked(range(recipe.run.steps), "targets")):
+            for micro_batch in plan.micro_batches(distributed.rank(), step):
+                _add(writer, targets, next(batches), micro_batch)
+    except Stopped:
+        writer.finish()
+        raise
     _finish(recipe, folder, precision, writer, targets)
+
+
+def _unfinished(
+    recipe: StudentRecipe, precision: CachePrecision, statistics: Statistics
+) -> dict[str, Any]:
+    """What a cache must agree in with the command that goes on with it; JSON-able."""
+    digests = {}
+    for name, each in statistics.of.items():
+        digest = hashlib.sha256()
+        for tensor in each.phi_s.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+        digests[name] = digest.hexdigest()
+    facts = {**cache_facts(recipe), "precision": precision, "statistics": digests}
+    return dict(json.loads(json.dumps(facts)))
+
+
+def _begin(folder: Path, facts: dict[str, Any]) -> dict[str, set[ViewKey]]:
+    """Begins a cache, or goes on with one; returns group to the views that it has."""
+    marker, found = folder / UNFINISHED, None
+    if distributed.rank() == 0 and marker.is_file():
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    elif distributed.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(marker, json.dumps(facts, indent=1))
+    found = distributed.broadcast_object(found)
+    if found is None:
+        return {}
+    if differing := changes(found, facts):
+        raise RecipeError(
+            f"{folder}: holds the unfinished cache of another recipe "
+            f"({'; '.join(map(str, differing))}); give another folder, or remove it"
+        )
+    kept = {group: set(views) for group, views in stored_views(folder).items()}
+    log.info("%s: goes on after %d views", folder, sum(map(len, kept.values())))
+    return kept
 
 
 def _add(writer: CacheWriter, targets: LiveTargets, batch: Batch, micro_batch: MicroBatch) -> None:
@@ -202,7 +280,7 @@ def _finish(
     writer: CacheWriter,
     targets: LiveTargets,
 ) -> None:
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(writer.num_kept)
     fingerprints: dict[str, str] = {}
     for views, own in distributed.gather_objects((writer.finish(), targets.fingerprints())):
         counts.update(views)

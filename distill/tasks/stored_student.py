@@ -2,19 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import PositiveInt
 from safetensors import safe_open
 
+from distill.formats.source import trained_sizes
 from distill.runtime.checkpoint import find_checkpoint
+from distill.runtime.config import load_yaml, parse_yaml
 from distill.runtime.errors import RecipeError
+from distill.runtime.tracking import log
 from distill.tasks.build import build_student, build_teachers
 from distill.tasks.student_encoder import StudentEncoder
 from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.trained import recipe_file
 from student.model import Student
-from student.storage import load_student
+from student.storage import load_student, read_header
 from teachers.teacher import TeacherConfig
 
 
@@ -26,7 +29,8 @@ class StoredStudentConfig(TeacherConfig):
         head: the teacher whose head is used; None for the backbone.
         untrained: whether to use the weights before training; needs a run's folder.
         resolution: (height, width) in pixels that a benchmark takes as the native one; None for
-            the largest that the position table covers.
+            the largest that the student trained at, by its file or its recipe. Where neither tells,
+            as in a RADIO model's conversion, the largest that the position table covers.
     """
 
     kind: str = "student"
@@ -61,9 +65,32 @@ class StoredStudent(StudentEncoder):
         Raises:
             RecipeError: there is no checkpoint, or no such head.
         """
-        found = cls(_load(config), head=config.head, resolution=config.resolution)
+        resolution = config.resolution or _trained_resolution(config)
+        found = cls(_load(config), head=config.head, resolution=resolution)
         found.config = config
         return found
+
+
+def _trained_resolution(config: StoredStudentConfig) -> tuple[int, int] | None:
+    """The largest size that the student trained at, which is logged; None if nothing tells it."""
+    metadata: dict[str, str] = {}
+    recipe: dict[str, Any] = {}
+    if config.untrained:
+        recipe = load_yaml(recipe_file(config.path))
+    else:
+        path = _file(config)
+        metadata = read_header(path).metadata
+        if "recipe" in metadata:
+            recipe = parse_yaml(metadata["recipe"], str(path))
+        elif (path.parent / "recipe.yaml").is_file():
+            recipe = load_yaml(path.parent / "recipe.yaml")
+    sizes = trained_sizes(metadata, recipe)
+    of = f"student {config.path}: its native size is"
+    if not sizes:
+        log.info("%s the largest of its position table, as its file tells no size", of)
+        return None
+    log.info("%s %d x %d px, the largest that it trained at", of, *sizes[-1])
+    return sizes[-1]
 
 
 def _load(config: StoredStudentConfig) -> Student:

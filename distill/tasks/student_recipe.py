@@ -122,6 +122,17 @@ class StudentRecipe(TrainingRecipe):
         sizes = [size.size for arm in self.placed_arms.values() for size in arm.resolution.root]
         return max(sizes, key=lambda size: size[0] * size[1])
 
+    @property
+    def precisions(self) -> dict[str, str]:
+        """See `TrainingRecipe`."""
+        of_targets = self.targets.precision
+        return {"engine.precision": self.engine.precision, "targets.precision": of_targets}
+
+    @property
+    def compiles(self) -> bool:
+        """See `TrainingRecipe`."""
+        return self.targets.compile
+
     def step_plan(self, ranks: int, *, margin: int = 0) -> StepPlan:
         """The micro-batches of each of `ranks` processes; for the margin see `StepPlan`.
 

@@ -15,6 +15,7 @@ from distill.tasks.build import (
     build_student,
     build_targets,
     build_teachers,
+    fingerprints_of,
     inherited_statistics,
     prepare_student,
 )
@@ -56,11 +57,13 @@ def assemble(recipe: StudentRecipe) -> Assembly:
         size = recipe.largest_resolution
         check_encoder(recipe.benchmarks, StudentEncoder(without_storage(student), resolution=size))
     prepare_student(student, recipe, teachers)
+    fingerprints = fingerprints_of(targets)
     if isinstance(targets, LiveTargets) and objective.needs_statistics:
         facts: dict[str, object] = {"student_patch": recipe.student.patch_size}
         facts["routes"] = {name: arm.routes for name, arm in recipe.placed_arms.items()}
         without_margin = recipe.step_plan(distributed.world_size())
-        count, inherited = recipe.targets.statistics_images, inherited_statistics(recipe)
+        count = recipe.targets.statistics_images
+        inherited = inherited_statistics(recipe, fingerprints)
         fit_statistics(recipe, targets, without_margin, count, facts, inherited)
     engine = DeepSpeedEngine(
         student,
@@ -74,7 +77,8 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     benchmarks = None
     if recipe.benchmarks is not None:
         benchmarks = TrainingBenchmarks(recipe.benchmarks, task.encoder, run.dir, run.steps)
-    return Assembly(task, stream, plan, benchmarks)
+    named = {f"teachers.{name}": value for name, value in fingerprints.items()}
+    return Assembly(task, stream, plan, named, benchmarks)
 
 
 def _build_teachers_and_targets(

@@ -13,6 +13,7 @@ from distill.objective.views import build_views, central_crop
 from distill.parametrization.reparametrize import plain_weights
 from distill.runtime import distributed
 from distill.targets.source import TargetSource
+from distill.tasks.build import fingerprints_of
 from distill.tasks.student_encoder import StudentEncoder
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.window_augmentation import draw_window
@@ -97,12 +98,11 @@ class StudentTask:
         """
         weights = plain_weights(self.engine.weights())
         self._objective.finish_step()
-        fingerprints: dict[str, str] = {}
-        for each in distributed.gather_objects(self._targets.fingerprints()):
-            fingerprints |= each
+        fingerprints = fingerprints_of(self._targets)
         if distributed.rank() == 0:
-            both = {"licences": self._licences, "fingerprints": fingerprints}
-            metadata = {name: json.dumps(value) for name, value in both.items()}
+            facts: dict[str, object] = {"licences": self._licences, "fingerprints": fingerprints}
+            facts["resolution"] = self._resolution
+            metadata = {name: json.dumps(value) for name, value in facts.items()}
             path = folder / "student.safetensors"
             save_student(path, self._config, self._specs, weights, metadata)
             self._targets.statistics.save(folder / "statistics")

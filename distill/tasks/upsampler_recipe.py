@@ -103,6 +103,17 @@ class UpsamplerRecipe(TrainingRecipe):
             )
         return self
 
+    @property
+    def precisions(self) -> dict[str, str]:
+        """See `TrainingRecipe`."""
+        of_targets = self.targets.precision
+        return {"engine.precision": self.engine.precision, "targets.precision": of_targets}
+
+    @property
+    def compiles(self) -> bool:
+        """See `TrainingRecipe`."""
+        return self.targets.compile
+
     def require_ranks(self, ranks: int) -> None:
         """See `TrainingRecipe`."""
         self.step_plan((1, 1), "teacher", ranks)

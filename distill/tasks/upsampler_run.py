@@ -52,7 +52,8 @@ def assemble(recipe: UpsamplerRecipe) -> Assembly:
         parameter_groups(module, recipe),
         micro_batch_size=plan.micro_batches(distributed.rank(), 0)[0].images,
     )
-    return Assembly(UpsamplerTask(recipe, module, engine, teacher, fingerprint), stream, plan)
+    task = UpsamplerTask(recipe, module, engine, teacher, fingerprint)
+    return Assembly(task, stream, plan, {"teacher": fingerprint})
 
 
 def base_resolution(recipe: UpsamplerRecipe, spec: FeatureSpec) -> tuple[int, int]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from data.stream import TrainStream
 from distill.runtime import distributed
-from distill.runtime.process import reset_watchdog
 from distill.runtime.tracking import log
 from distill.targets.source import LiveTargets
 from distill.targets.target_statistics import CalibrationBatch, TargetStatistics
@@ -44,7 +43,6 @@ def _calibration_batches(stream: TrainStream, plan: StepPlan) -> Iterator[Calibr
     batches, num_before = stream.batches(), Counter[str]()
     for step in itertools.count():
         for micro_batch in plan.micro_batches(distributed.rank(), step):
-            reset_watchdog()
             images = next(batches).pixels(distributed.device())
             yield CalibrationBatch(images, micro_batch.routes, num_before.copy())
         num_before.update(plan.images_of(step))

@@ -8,6 +8,7 @@ steps only.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,7 +20,8 @@ from distill.engine.engine import Engine, StepResult
 from distill.engine.schedule import scheduled_ratio
 from distill.objective.objective import LossTerms
 from distill.runtime import distributed, timing
-from distill.runtime.process import StopRequest, reset_watchdog, watchdog
+from distill.runtime.process import watchdog
+from distill.runtime.stopping import StopRequest, interruptible
 from distill.runtime.tracking import Tracker, log
 from distill.training.arms import MicroBatch, StepPlan
 from distill.training.speed import SpeedMeter
@@ -95,6 +97,7 @@ class Loop:
         self._save, self._stop, self._benchmarks = save, stop, benchmarks
         self._device = distributed.device()
         self._skipped = self._images = 0
+        self._seen: set[tuple[int, tuple[int, int]]] = set()  # sizes of the steps, by arm
 
     def run(self, batches: Iterator[Batch], start_step: int, start_images: int) -> Outcome:
         """Trains from a step to the end, or until the process is asked to stop.
@@ -114,34 +117,50 @@ class Loop:
     def _run(self, batches: Iterator[Batch], start_step: int, start_images: int) -> Outcome:
         steps, every = self._recipe.run.steps, self._recipe.checkpoint.every
         self._images = start_images
-        self._measure(start_step)
+        self._measure(self._due(start_step), start_step)
         for step in range(start_step, steps):
-            reset_watchdog()
-            stopping = self._step(step, batches)
+            # Until the first step is done there is nothing new to save.
+            first = interruptible() if step == start_step else nullcontext()
+            with first, watchdog(self._limit(step)):
+                stopping, last = self._step(step, batches)
             done = step + 1
-            if done % every == 0 or done == steps or stopping:
-                reset_watchdog()
+            self._draw(done, *last)
+            due = self._due(done)
+            if done % every == 0 or done == steps or stopping or due:
                 self._save(done)
                 self._meter.restart()
             if stopping and done < steps:
                 return "preempted"
-            self._measure(done)
+            self._measure(due, done)
         return "done"
 
-    def _measure(self, step: int) -> None:
-        """Runs the benchmarks of a step, without a watchdog, as they may take any time.
+    def _limit(self, step: int) -> float | None:
+        """Seconds that a step may take; None where kernels compile, at the first of a size.
 
-        They come after the checkpoint: a run that is killed meanwhile measures when it is resumed.
+        The sizes of all ranks count, as each of them waits for the others.
         """
-        names = self._benchmarks.due(step) if self._benchmarks is not None else []
+        sizes = {(n, sub.resolution) for n, sub in enumerate(self._plan.layout.sub_batches(step))}
+        new = sizes - self._seen
+        self._seen |= sizes
+        return None if new and self._recipe.compiles else self._recipe.run.watchdog_s
+
+    def _due(self, step: int) -> list[str]:
+        return [] if self._benchmarks is None else self._benchmarks.due(step)
+
+    def _measure(self, names: Sequence[str], step: int) -> None:
+        """Runs the benchmarks of a step, for any time.
+
+        They come after the checkpoint: a run that is stopped or killed meanwhile loses no step, and
+        measures when it is resumed.
+        """
         if self._benchmarks is None or not names:
             return
-        with watchdog(None), self._tracker.paused():
+        with interruptible(), self._tracker.paused():
             self._benchmarks.measure(names, step, self._tracker)
         self._meter.restart()
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> bool:
-        """One optimiser step; returns whether any rank was asked to stop."""
+    def _step(self, step: int, batches: Iterator[Batch]) -> tuple[bool, tuple[Tensor, MicroBatch]]:
+        """One optimiser step: whether any rank was asked to stop, and the last micro-batch."""
         recipe, keys = self._recipe, []
         sums: dict[str, Tensor] = {}
         for micro_batch in self._plan.micro_batches(distributed.rank(), step):
@@ -168,10 +187,7 @@ class Loop:
             result = self._task.engine.step(lr)
         self._check_gradient(step, result, keys)
         self._report(step, values, lr, result)
-        pictures_every = recipe.tracking.pictures_every
-        if pictures_every and (step + 1) % pictures_every == 0:
-            self._draw(step + 1, images, micro_batch)
-        return stopping
+        return stopping, (images, micro_batch)
 
     def _share(
         self, step: int, sums: Mapping[str, Tensor], keys: list[str]
@@ -221,6 +237,10 @@ class Loop:
         meter.restart()
 
     def _draw(self, step: int, images: Tensor, micro_batch: MicroBatch) -> None:
+        """Draws a micro-batch after every `tracking.pictures_every` steps."""
+        every = self._recipe.tracking.pictures_every
+        if not every or step % every:
+            return
         path = self._recipe.run.dir / "pictures" / f"step-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
         self._task.draw(images, micro_batch, path)

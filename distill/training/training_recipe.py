@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -24,13 +24,21 @@ class RunConfig(StrictConfig):
         dir: the run's folder; starting again with the same folder resumes the run.
         seed: of everything random.
         steps: optimiser steps.
-        watchdog_s: seconds after which a step that hangs ends the run with every thread's trace.
+        watchdog_s: seconds after which a step that hangs ends the run with every thread's trace. It
+            covers nothing else: not loading, statistics, checkpoints, pictures, benchmarks, nor,
+            with `targets.compile`, the first step of each image size.
+        ranks_wait_s: seconds for which a rank waits for the others, in any phase. It bounds a hang
+            of one of several ranks where `watchdog_s` does not.
+        resume: `same` refuses to go on in a folder if that would change the result, and names the
+            keys; `anyway` goes on and notes them in the folder's `changes.jsonl`.
     """
 
     dir: Path
     seed: NonNegativeInt = 0
     steps: PositiveInt
     watchdog_s: float = Field(900.0, gt=0)
+    ranks_wait_s: float = Field(7200.0, gt=0)
+    resume: Literal["same", "anyway"] = "same"
 
 
 class CheckpointConfig(StrictConfig):
@@ -64,6 +72,16 @@ class TrainingRecipe(StrictConfig, ABC):
                 f"run's {self.run.steps} steps"
             )
         return self
+
+    @property
+    @abstractmethod
+    def precisions(self) -> dict[str, str]:
+        """Key to value of each precision of the recipe."""
+
+    @property
+    @abstractmethod
+    def compiles(self) -> bool:
+        """Whether kernels compile in the first step of each image size, for minutes perhaps."""
 
     @abstractmethod
     def require_ranks(self, ranks: int) -> None:

@@ -45,8 +45,8 @@ BUDGET = (
     "teachers.clip.upsampler=null",
     "optimizer.lr=6.0e-4",
     "schedule.warmup_steps=10",
-    "engine.precision=bf16",
-    "targets.precision=bf16",
+    "engine.precision=auto",
+    "targets.precision=auto",
     "evaluation=null",
 )
 Curves = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # student to teacher to points

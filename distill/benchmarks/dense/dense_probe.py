@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.errors import DataError
+from data.files import atomic
 from distill.benchmarks.benchmark import Benchmark, Measurement, metric_key
 from distill.benchmarks.dense.counters import Counter
 from distill.benchmarks.dense.heads import TaskHeads
@@ -243,7 +244,8 @@ class DenseProbe(Benchmark):
             for task, head in zip(group.tasks, heads.heads, strict=True)
             for name, value in head.state_dict(prefix=group.prefix(task, "tasks.{}.")).items()
         }
-        save_file(state, folder / "probe.safetensors")
+        with atomic(folder / "probe.safetensors") as partial:
+            save_file(state, partial)
         for name, table in tables.items():
             (folder / name).write_text(json.dumps(table, indent=1))
         samples = self.config.dataset.samples("test")
