@@ -144,11 +144,9 @@ def test_the_term_of_gradients_is_added_by_its_weight() -> None:
         assert float(more) == pytest.approx(float(due), rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["online", "cached"])
-@pytest.mark.parametrize(
-    "head",
-    [{"kind": "linear"}, pytest.param({"kind": "dpt", "hidden_dim": 8}, marks=pytest.mark.long)],
-)
+@pytest.mark.parametrize("head", [{"kind": "linear"}, {"kind": "dpt", "hidden_dim": 8}])
 def test_a_probe_beats_the_mean_map_where_colours_say_the_depth(
     tmp_path: Path, mode: str, head: dict[str, Any]
 ) -> None:

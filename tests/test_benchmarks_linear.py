@@ -56,6 +56,7 @@ def test_separable_classes_are_all_right() -> None:
     assert (head.scores(test.vectors).argmax(1) == test.labels).all()
 
 
+@pytest.mark.long
 def test_the_linear_optimum_is_that_of_scikit_learn() -> None:
     """Overlapping classes have a finite optimum; without decay, C is infinite."""
     train = examples(400, 0.6)

@@ -115,6 +115,7 @@ def pixels() -> Pixels:
     return Pixels(PixelsConfig(patch_size=1, resolution=(8, 8)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["online", "cached"])
 def test_every_task_of_nyud_reaches_its_optimum_and_unknown_pixels_do_not_count(
     tmp_path: Path, mode: str
@@ -215,6 +216,7 @@ def test_a_mirrored_image_has_mirrored_normals(tmp_path: Path) -> None:
     assert angles[1] > 60
 
 
+@pytest.mark.long
 def test_an_enlarged_image_is_nearer(tmp_path: Path) -> None:
     """Of 4 m, seen at twice the size, 2 m are learned: and 2 m is how far off that is here."""
     root = write_ramps(tmp_path / "set")

@@ -199,6 +199,7 @@ def write(root: Path) -> Path:
     return root
 
 
+@pytest.mark.long
 def test_a_probe_beats_the_mean_map_where_colours_are_normals(tmp_path: Path) -> None:
     chosen = benchmark(
         dataset={

@@ -110,6 +110,7 @@ def test_the_head_trains_with_its_batch_norm_and_the_encoder_never() -> None:
     assert not torch.equal(mine.state_dict()["0.running_mean"], torch.zeros(4))
 
 
+@pytest.mark.long
 def test_a_trained_probe_tells_what_it_was_trained_for() -> None:
     """The target is a linear function of the batches, so the best probe makes no error."""
 

@@ -85,6 +85,7 @@ def test_classes_that_are_linearly_separable_reach_100(tmp_path: Path, mode: str
     }
 
 
+@pytest.mark.long
 def test_the_probe_reaches_the_optimum_of_logistic_regression(tmp_path: Path) -> None:
     """scikit-learn's, without a penalty, on the same pixels of noisy colours."""
     from sklearn.linear_model import LogisticRegression

@@ -309,6 +309,7 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
+@pytest.mark.long
 def test_a_comparison_writes_a_line_a_file_with_its_protocol_and_a_picture_a_factor(
     made: Path,
     tmp_path: Path,

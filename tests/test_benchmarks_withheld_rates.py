@@ -27,6 +27,7 @@ def first_images(source: Path, root: Path, kept: int) -> Path:
     return root
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [

@@ -136,6 +136,7 @@ class Named(Benchmark):
         return Measurement(dict.fromkeys(NAMES.values(), 1.0), {"images": 3})
 
 
+@pytest.mark.long
 @ENCODINGS
 def test_a_suite_of_any_names_keeps_and_shows_its_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str

@@ -86,6 +86,7 @@ def _rows(run: Path) -> list[dict]:
     return [json.loads(x) for x in (run / "evaluation/fidelity.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_initial_weights_measure_as_the_untrained_student(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,6 @@ from student.storage import save_student
 from tests.tiny_run import tiny_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
-SMALL = ("quickstart", "upsampler_clip_ti")  # the others are left out of `make check`
 CLIP = "{kind: dfn_clip, model: ViT-H-14-378-quickgelu, weights: none}"
 GPU = Gpu(half=100, tf32=40, single=10, memory=10, link=50, node=2, network=5, source="nowhere")
 
@@ -43,13 +42,8 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=() if path.stem in SMALL else pytest.mark.long)
-        for path in RECIPES
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_has_a_plan_without_weights(path: Path) -> None:
     workload = load(path.stem)
     for arm in {arm.name: arm for arm in (workload.arms[0], workload.arms[-1])}.values():
@@ -118,6 +112,7 @@ def scaling(tmp_path: Path, gpu: Gpu = GPU, **sections: Any) -> Scaling:
     return Scaling(workload, measure_arms(workload), Speed(gpu, "fp32", 0.5))
 
 
+@pytest.mark.long
 def test_the_largest_micro_batch_fills_the_memory_when_it_is_traced(tmp_path: Path) -> None:
     workload = workload_of(tiny_recipe(tmp_path), "tiny")
     speed = Speed(GPU._replace(memory=0.2), "fp32", 0.5)
@@ -139,6 +134,7 @@ def total(trace: Trace, part: str) -> int:
     return trace.components[part].flops.total()
 
 
+@pytest.mark.long
 def test_shifts_dropping_and_tolerated_losses_cost_no_products(tmp_path: Path) -> None:
     objective = {
         "equivariance": {"kind": "shift", "limit": 1},
@@ -148,6 +144,7 @@ def test_shifts_dropping_and_tolerated_losses_cost_no_products(tmp_path: Path) -
     assert traced(tmp_path)[1] == traced(tmp_path, objective=objective)[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"reparametrisation": {"spectral": "all", "damp": 0.1}}])
 def test_a_step_in_fp16_holds_half_the_bytes_and_costs_the_same_products(
     options: dict[str, Any], tmp_path: Path
@@ -159,6 +156,7 @@ def test_a_step_in_fp16_holds_half_the_bytes_and_costs_the_same_products(
     assert half.peak < whole.peak
 
 
+@pytest.mark.long
 def test_mesa_runs_the_average_forward_in_its_steps_and_keeps_it_whole(tmp_path: Path) -> None:
     mesa = {"weight": 1.0, "start_step": 6}
     _, plain = traced(tmp_path)
@@ -172,6 +170,7 @@ def test_mesa_runs_the_average_forward_in_its_steps_and_keeps_it_whole(tmp_path:
     assert found.on(2).memory.average == 4 * sum(p.numel() for p in workload.trained.parameters())
 
 
+@pytest.mark.long
 def test_windows_count_in_their_share_of_the_steps(tmp_path: Path) -> None:
     options = {"run": {"resolution": 64}, "student": {"windows": {"num_global": 1}}}
     never, always, often = (
@@ -190,6 +189,7 @@ def block(tokens: int, windows: int) -> int:
     return windows * (2 * tokens * 12 * 32**2 + 4 * tokens**2 * 32)
 
 
+@pytest.mark.long
 def test_spectral_norms_hold_each_effective_weight_and_cost_no_products(tmp_path: Path) -> None:
     _, plain = traced(tmp_path)
     workload, trace = traced(tmp_path, reparametrisation={"spectral": "trunk"})
@@ -216,6 +216,7 @@ def trained(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_a_frozen_trunk_has_no_gradients_of_weights_and_exchanges_the_new_heads(
     tmp_path: Path, trained: dict[str, Any]
 ) -> None:
@@ -234,6 +235,7 @@ def test_a_frozen_trunk_has_no_gradients_of_weights_and_exchanges_the_new_heads(
     assert memory.moments == 2 * 4 * (head + tokens)
 
 
+@pytest.mark.long
 def test_low_rank_updates_are_trained_beside_frozen_weights(
     tmp_path: Path, trained: dict[str, Any]
 ) -> None:
@@ -259,6 +261,7 @@ def test_fine_tuning_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None
         workload_of(tree, "tiny")
 
 
+@pytest.mark.long
 def test_what_limits_a_run_follows_the_machine(tmp_path: Path) -> None:
     limits = {
         "compute": GPU._replace(half=1e-6, single=1e-6),
@@ -269,6 +272,7 @@ def test_what_limits_a_run_follows_the_machine(tmp_path: Path) -> None:
         assert scaling(tmp_path, gpu).on(2).limit == due
 
 
+@pytest.mark.long
 def test_without_workers_reading_adds_to_the_step_and_with_them_it_runs_beside(
     tmp_path: Path,
 ) -> None:
@@ -358,6 +362,7 @@ def arms(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return tiny_recipe(tmp_path) | {"run": run, "arms": {"low": low, "high": high}}
 
 
+@pytest.mark.long
 def test_a_step_takes_all_arms_and_each_size_in_its_share_of_the_steps(tmp_path: Path) -> None:
     workload = workload_of(arms(tmp_path), "arms")
     names = [(arm.name, arm.share) for arm in workload.arms]
@@ -371,6 +376,7 @@ def test_a_step_takes_all_arms_and_each_size_in_its_share_of_the_steps(tmp_path:
     assert step.accumulation == 2
 
 
+@pytest.mark.long
 def test_arms_with_ranks_of_their_own_run_side_by_side(tmp_path: Path) -> None:
     workload = workload_of(arms(tmp_path, ranks=1), "arms")
     costs = measure_arms(workload)
@@ -390,6 +396,7 @@ def test_stages_count_for_the_steps_that_they_last(tmp_path: Path) -> None:
     assert [arm.share for arm in workload_of(tree, "stages").arms] == [0.25, 0.75]
 
 
+@pytest.mark.long
 def test_images_on_one_canvas_share_a_pass_of_their_teacher() -> None:
     workload = load("radio_v2_5_l")
     low, high = (

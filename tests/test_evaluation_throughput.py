@@ -60,6 +60,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: spent)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_clock")
 def test_times_an_image_and_a_token_follow_the_work_that_was_done(tmp_path: Path) -> None:
     rows, _ = throughput.measure_throughput(_load(tmp_path))

@@ -152,6 +152,7 @@ def test_the_public_loader_returns_what_the_student_does(
         torch.testing.assert_close(value.double(), actual[name], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", SHAPES)
 def test_args_make_timm_build_the_shape_of_every_size(tmp_path: Path, size: str) -> None:
     head = HeadConfig(hidden_dim=2, num_layers=0)

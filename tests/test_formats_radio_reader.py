@@ -55,6 +55,7 @@ def read(path: Path) -> Student:
     return student_of(file.config, file.targets, file.state_dict, "the file")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(24, 24), (8, 20), (32, 12)])
 @pytest.mark.parametrize(
     "changes",

@@ -76,7 +76,8 @@ def test_gradients_end_as_large_as_the_weights_and_all_else_is_gone() -> None:
     assert meter.live < meter.peak / 20
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_peak_is_what_a_real_step_allocates(precision: str, checkpointing: bool) -> None:
     config = StudentConfig(

@@ -30,6 +30,7 @@ def squeezenet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"kind": "tests.quality.squeezenet:SqueezeNet", "weights": str(path)}
 
 
+@pytest.mark.long
 def test_squeezenet_is_a_teacher_with_a_cell_for_16_px_at_any_size(
     squeezenet: dict[str, str],
 ) -> None:

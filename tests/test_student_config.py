@@ -20,6 +20,7 @@ TIMM = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", SHAPES)
 def test_every_size_has_the_blocks_of_its_timm_vit(size: Size) -> None:
     import timm  # after student, which repairs torchvision's operators

@@ -189,6 +189,7 @@ def test_a_tanh_gelu_is_logged(
     assert "has no class tokens: they start random" in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [

@@ -163,6 +163,7 @@ def _step(recipe: StudentRecipe, teachers: dict[str, Teacher]) -> Callable[[], l
     return losses
 
 
+@pytest.mark.long
 def test_a_step_of_two_arms_runs_what_its_table_says_and_every_pass_counts() -> None:
     """An image that any pass mistakes for another changes the step's loss: none is for nothing."""
     encoders = {"tiled": Spoiled(), "fixed": Spoiled(), "free": Spoiled(any_resolution=True)}

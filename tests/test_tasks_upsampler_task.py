@@ -88,6 +88,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind, sections", KINDS, ids=str)
 def test_two_steps_of_every_kind_reach_every_parameter(kind: str, sections: dict[str, Any]) -> None:
     recipe = read(kind, **sections)

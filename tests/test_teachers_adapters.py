@@ -108,6 +108,7 @@ def test_the_big_teachers_are_built_on_meta_and_are_what_their_spec_says(
     check_teacher(teacher)
 
 
+@pytest.mark.long
 def test_siglip_at_378_px_leaves_no_pixel_over_and_keeps_its_grid() -> None:
     value = {"kind": "siglip", "model": "ViT-SO400M-14-SigLIP-384", "weights": "none"}
     teacher = build("meta", **value, resolution=[378, 378])
@@ -218,6 +219,7 @@ def test_no_random_weights_are_drawn_where_all_are_loaded(
         assert value.isfinite().all(), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["dfn_clip", "siglip"])
 def test_interpolated_positions_serve_an_oblong_image(
     kind: str, request: pytest.FixtureRequest
@@ -331,6 +333,7 @@ def test_a_missing_download_says_what_was_sought_where_and_what_to_do(
         assert part in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "model, options",
     [
@@ -356,6 +359,7 @@ def test_a_timm_model_is_what_its_spec_says(model: str, options: dict[str, Any])
     assert teacher.normalization == (tuple(cfg.mean), tuple(cfg.std))
 
 
+@pytest.mark.long
 def test_timm_features_are_the_normed_tokens_and_the_class_token() -> None:
     teacher = build(kind="timm", model="vit_tiny_patch16_224", weights="none")
     check_teacher(teacher)
@@ -367,6 +371,7 @@ def test_timm_features_are_the_normed_tokens_and_the_class_token() -> None:
     torch.testing.assert_close(spatial.flatten(2).transpose(1, 2), tokens[:, 1:])
 
 
+@pytest.mark.long
 def test_a_timm_cnn_takes_any_multiple_of_its_stride() -> None:
     teacher = build(kind="timm", model="resnet18", weights="none", features=3)
     check_teacher(teacher)
@@ -436,6 +441,7 @@ def test_layers_of_a_timm_vit_and_cnn_are_those_of_its_blocks_and_stages() -> No
     torch.testing.assert_close(maps[1], of_stage(images).spatial)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "model, size, grid, free",
     [

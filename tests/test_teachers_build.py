@@ -224,6 +224,7 @@ def test_the_check_passes_a_good_teacher_and_costs_three_images() -> None:
     assert sum(seen) == 3
 
 
+@pytest.mark.long
 def test_a_teacher_in_half_precision_keeps_norms_whole_and_returns_close_float32() -> None:
     images = torch.rand(2, 3, 224, 224)
     whole = build_teacher(parse_teacher(TIMM))

@@ -62,6 +62,7 @@ def test_a_row_is_true_of_the_encoder_at_full_size(row: Row) -> None:
     dry_run(teacher)
 
 
+@pytest.mark.long
 @rows
 def test_a_row_says_which_other_sizes_there_are(
     row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -80,6 +81,7 @@ def test_a_row_says_which_other_sizes_there_are(
     assert asked.spec.any_resolution == (row.sizes == "asked")
 
 
+@pytest.mark.long
 @rows
 def test_a_row_keeps_the_contract_at_toy_size(
     row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -70,6 +70,7 @@ def test_a_wrapped_model_says_it_and_not_its_wrapper(said: Said) -> None:
     assert [line.split(":")[0] for line in said()] == ["Patches", "Student"]
 
 
+@pytest.mark.long
 def test_nothing_is_read_where_there_is_nothing_to_read(said: Said) -> None:
     model = student()
     with FakeTensorMode(allow_non_fake_inputs=True):
