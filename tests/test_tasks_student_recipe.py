@@ -33,6 +33,15 @@ def test_a_resolved_recipe_loads_again_as_itself(tmp_path: Path) -> None:
     assert load_student_recipe(path, []) == recipe
 
 
+def test_a_recipe_in_another_encoding_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes("run: {dir: caf\u00e9}".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"recipe.yaml: byte 14 is not UTF-8; save .* as UTF-8"):
+        load_yaml(path)
+    path.write_bytes("\ufeffrun: {dir: caf\u00e9}".encode())
+    assert load_yaml(path) == {"run": {"dir": "caf\u00e9"}}
+
+
 def test_numbers_are_yaml_1_2(tmp_path: Path) -> None:
     recipe = load(tmp_path, "optimizer.lr=1e-4", "run.seed=12")
     assert (recipe.optimizer.lr, recipe.run.seed) == (1e-4, 12)

@@ -43,6 +43,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         hint = similar_path(path)
         raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8"
+        ) from None
     return parse_yaml(text, str(path))
 
 
