@@ -74,7 +74,7 @@ def codes_after_asking(forks: list[Fork], asked: int, folder: Path) -> list[int]
             assert all(fork.poll() is None for fork in forks), forks[-1].outputs()
             time.sleep(0.05)
         forks[asked].send_signal(signal.SIGTERM)
-        return [fork.wait(120) for fork in forks]
+        return [fork.wait(DEADLOCK_S) for fork in forks]
     finally:
         for fork in forks:
             fork.kill()

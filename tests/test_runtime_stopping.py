@@ -19,16 +19,17 @@ def ask(number: int = signal.SIGTERM) -> None:
 
 @SIGNALS
 def test_interruptible_work_ends_at_once(number: int) -> None:
-    begin = time.monotonic()
+    done = []
 
     def work() -> None:
         with listening(), interruptible():
             ask(number)
             time.sleep(60)
+            done.append("slept")
 
     with pytest.raises(Stopped):
         work()
-    assert time.monotonic() - begin < 30
+    assert not done
 
 
 @SIGNALS
@@ -101,17 +102,19 @@ def test_what_is_kept_after_agreed_steps_is_not_interrupted() -> None:
 def test_a_step_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "_PATIENCE_S", 0.5)
 
+    done = []
+
     def work() -> None:
         with listening():
             for step in agreed_steps(range(5)):
                 if step == 2:
                     ask()
                     time.sleep(60)
+                done.append(step)
 
-    begin = time.monotonic()
     with pytest.raises(Stopped):
         work()
-    assert time.monotonic() - begin < 30
+    assert done == [0, 1]
 
 
 def test_where_no_command_listens_nothing_is_changed() -> None:
