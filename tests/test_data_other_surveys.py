@@ -136,6 +136,14 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
     assert judged(survey)[0] == "there is one class only, 'a'"
 
 
+def test_more_shots_or_neighbours_than_images_are_told(tmp_path: Path) -> None:
+    dataset = folders(tmp_path, {"a": 2, "b": 3}, {"a": 1, "b": 1})
+    few = ClassFolderSurvey(dataset.model_copy(update={"shots": 3}), SPLITS)
+    assert "1 of 2 classes have fewer than 3 training images (a 2)" in judged(few)[1]
+    many = ClassFolderSurvey(dataset, SPLITS, neighbours=(20, 6, 5))
+    assert "neighbours 20, 6: there are 5 training images, and all of them vote" in judged(many)[1]
+
+
 def test_the_files_of_folders_and_archives_are_listed(tmp_path: Path) -> None:
     dataset = folders(tmp_path / "set", {"a": 2, "b": 1}, {"a": 1, "b": 1})
     found = ClassFolderSurvey(dataset, SPLITS)
@@ -150,7 +158,7 @@ def test_the_files_of_folders_and_archives_are_listed(tmp_path: Path) -> None:
 def test_a_broken_first_image_of_a_class_is_found(tmp_path: Path) -> None:
     dataset = folders(tmp_path, {"a": 1, "b": 1}, {"a": 1, "b": 1})
     (tmp_path / "val/a/0.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="the image 'a/0.png'"):
+    with pytest.raises(DataError, match="the image '.*/val/a/0.png'"):
         ClassFolderSurvey(dataset, SPLITS)
 
 
