@@ -167,6 +167,11 @@ class CaptionSurvey(Survey):
             share = per_cent(blank, counts["captions"])
             text = f"{blank} of {counts['captions']} captions ({share}) are without text"
             findings.append(Finding(text, fatal=blank == counts["captions"]))
+        if counts["images"] < 2:
+            findings.append(Finding("there is one image only", fatal=True, final=True))
+        elif len({text for group in self._captions for text in group}) < 2 and not blank:
+            text = f"all {counts['captions']} captions are the same: nothing tells images apart"
+            findings.append(Finding(text, fatal=True))
         return findings
 
 
