@@ -55,9 +55,11 @@ def is_image(name: str) -> bool:
 
 
 def kind_of(name: str) -> str:
-    """The kind under which a file that is no image is counted: `.tif`, `(none)` or `hidden`."""
+    """The kind under which what is no image is counted: `.tif`, `(none)`, `hidden` or `folder`."""
     if is_hidden(name):
         return "hidden"
+    if name.endswith("/"):
+        return "folder"
     extension = extension_of(name)
     return f".{extension}" if extension else "(none)"
 
