@@ -240,6 +240,14 @@ def test_multi_task_sets_are_right(tmp_path: Path) -> None:
     assert all(path.is_file() for path in pascal.files())
 
 
+def test_an_image_that_a_multi_task_list_has_twice_is_refused(tmp_path: Path) -> None:
+    root = write_nyud(tmp_path)
+    path = root / "gt_sets/val.txt"
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(DataError, match="test lists .* more than once"):
+        MultiTaskSurvey(NyudLayout(kind="nyud", root=root))
+
+
 @pytest.mark.parametrize(
     "spoil, message",
     [
