@@ -131,7 +131,7 @@ def test_wrong_folders_are_refused(tmp_path: Path, points: object, message: str)
 def test_folders_without_keypoints_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("x/a", "x/b", "y/a"):
+    for name in ("x/a", "x/b", "y/a", ".thumbnails/a"):
         write_image(tmp_path / f"{name}.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "x/keypoints.json").write_text(json.dumps({"a": [[0, 0]], "b": [[1, 1]]}))

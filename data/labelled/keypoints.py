@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from data.errors import DataError, did_you_mean
-from data.image_files import IMAGES, is_image, warn_once
+from data.image_files import IMAGES, is_hidden, is_image, warn_once
 from data.labelled.files import read_csv, read_json
 from data.labelled.layout import Layout
 from data.text import shown
@@ -181,7 +181,10 @@ class KeypointFolders(Layout):
         others = sorted(
             each.name
             for each in self.root.iterdir()
-            if each.is_dir() and each not in read and any(is_image(p.name) for p in each.iterdir())
+            if each.is_dir()
+            and each not in read
+            and not is_hidden(each.name)
+            and any(is_image(path.name) for path in each.iterdir())
         )
         if others:
             warn_once(
