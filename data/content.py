@@ -21,6 +21,10 @@ _KINDS = {
     b"\x89PNG": "a PNG image",
     b"\x93NUMPY": "a NumPy array",
     b"\x89HDF": "an HDF5 file",
+    b"<!DOCTYPE": "a web page",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "an XML file",
 }
 
 

@@ -169,6 +169,8 @@ def open_image(data: bytes | BinaryIO, max_pixels: int) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         file.seek(0)
         kind = describe_content(file.read(64))
+        if kind in ("a JPEG image", "a PNG image"):
+            raise BadImage(f"{kind} whose head is damaged") from error
         raise BadImage(
             "not a JPEG, PNG or WebP image" + (f" but {kind}" if kind else "")
         ) from error

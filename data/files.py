@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.content import LFS, describe_content
+from data.errors import DataError
 
 
 @contextmanager
@@ -35,10 +36,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads a file with one JSON object a line; an empty list if there is no such file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Reads a file with one JSON object a line; an empty list if there is no such file.
+
+    Raises:
+        DataError: a line is none; names the first.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise DataError(
+                f"'{path}', line {number}: expected an object of JSON; mend or remove the line"
+            )
+        rows.append(row)
+    return rows
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

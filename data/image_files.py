@@ -55,9 +55,11 @@ def is_image(name: str) -> bool:
 
 
 def kind_of(name: str) -> str:
-    """The kind under which a file that is no image is counted: `.tif`, `(none)` or `hidden`."""
+    """The kind under which what is no image is counted: `.tif`, `(none)`, `hidden` or `folder`."""
     if is_hidden(name):
         return "hidden"
+    if name.endswith("/"):
+        return "folder"
     extension = extension_of(name)
     return f".{extension}" if extension else "(none)"
 
@@ -77,16 +79,19 @@ def describe_left_out(names: Sequence[str]) -> str:
     return ", ".join(parts)
 
 
-def report_left_out(where: Path | str, names: Sequence[str]) -> None:
+def report_left_out(
+    where: Path | str, names: Sequence[str], allowed: str = f"images are {IMAGES}"
+) -> None:
     """Warns once that files of a source are left out; not of those that accompany images.
 
     Args:
         where: the folder or archive.
         names: of its files that are not read, relative to it.
+        allowed: what is read, for the message.
     """
     strange = [name for name in names if is_hidden(name) or extension_of(name) not in _COMPANIONS]
     if strange:
-        warn_once(where, f"left out {describe_left_out(strange)}; images are {IMAGES}")
+        warn_once(where, f"left out {describe_left_out(strange)}; {allowed}")
 
 
 def warn_once(where: Path | str, text: str) -> None:

@@ -106,8 +106,15 @@ def test_what_is_not_there_is_asked_for_with_its_tree(tmp_path: Path, kind: str,
     "changes, message",
     [
         ({"annotations": []}, "7.jpg' has no caption"),
-        ({"annotations": [{"id": 1}]}, "no caption file of COCO: KeyError.'image_id'"),
-        ({"images": []}, "no caption file of COCO: KeyError.7"),
+        (
+            {"annotations": [{"id": 1}]},
+            "no caption file of COCO: an entry lacks the key 'image_id'",
+        ),
+        ({"images": []}, "annotation 0 has image_id 7, and none of the 0 entries of images"),
+        (
+            {"annotations": [{"id": 5, "image_id": 7, "caption": None}]},
+            "annotation 5: expected a caption of text, got None",
+        ),
         ({"images": [], "annotations": []}, "no image with captions"),
     ],
 )

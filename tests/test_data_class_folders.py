@@ -114,7 +114,7 @@ def test_names_come_from_a_table_of_folders_or_from_plain_lines(tmp_path: Path) 
     "text, message",
     [
         ("a\n", "1 lines and the data 2 classes; expected one line"),
-        ("a\na\n", "two classes are named 'a'"),
+        ("wnid\tname\nn1\tx\nn1\ty\nn2\tz\n", "two rows for the class 'n1'"),
         ("wnid\tname\nn1\tx\n", "no name for the class 'n2'"),
         ("wnid\ttitle\nn1\tx\n", "expected a column 'name', got wnid, title"),
     ],
@@ -124,3 +124,32 @@ def test_names_that_do_not_fit_are_refused(tmp_path: Path, text: str, message: s
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_class_names(path, ["n1", "n2"])
+
+
+@pytest.mark.parametrize("text", ["missile\nmissile\n", "wnid\tname\nn1\tcrane\nn2\tcrane, bird\n"])
+def test_a_name_of_two_classes_is_a_warning(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "names"
+    path.write_text(text)
+    assert len(read_class_names(path, ["n1", "n2"])) == 2  # CLIP's names of ImageNet have two such
+    assert "1 names belong to several classes" in caplog.text
+
+
+def test_more_classes_than_there_are_is_refused(tmp_path: Path) -> None:
+    write_tree(tmp_path, "train/a/1.jpg", "val/a/1.jpg")
+    with (
+        pytest.raises(DataError, match="num_classes: 20, but train of .* has 1 classes"),
+        layout(tmp_path, num_classes=20).open("train"),
+    ):
+        pass
+
+
+def test_a_folder_around_the_splits_of_an_archive_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("tiny-200/train/a/1.jpg", b"")
+    with (
+        pytest.raises(DataError, match="there is tiny-200/train/: unpack the archive"),
+        layout(tmp_path / "set.zip").open("train"),
+    ):
+        pass

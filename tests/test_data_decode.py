@@ -20,6 +20,7 @@ from data.decode import (
     ImageReader,
     centre_box,
     choose_decoder,
+    open_image,
     plain_jpeg_size,
     random_box,
 )
@@ -407,3 +408,17 @@ def test_the_decoder_is_chosen_by_what_is_installed(monkeypatch: pytest.MonkeyPa
     assert choose_decoder("auto") == "pil"
     with pytest.raises(DataError, match="data.decoder: simplejpeg is not installed; `pip install"):
         choose_decoder("simplejpeg")
+
+
+@pytest.mark.parametrize(
+    "head, message",
+    [
+        (b"\xff\xd8\xff", "^a JPEG image whose head is damaged$"),
+        (b"\x89PNG", "^a PNG image whose head is damaged$"),
+        (b"<html><body>404", "^not a JPEG, PNG or WebP image but a web page$"),
+        (b"hello", "^not a JPEG, PNG or WebP image$"),
+    ],
+)
+def test_what_cannot_be_opened_is_told_by_its_first_bytes(head: bytes, message: str) -> None:
+    with pytest.raises(BadImage, match=message):
+        open_image(head, 100)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from data.errors import DataError
 from data.labelled.depth import AnyDepth, DepthLayout
 from data.labelled.depth_files import read_depth, read_normals
+from data.labelled.depth_survey import DepthSurvey
 
 
 def layout(root: Path, **value: Any) -> DepthLayout:
@@ -62,6 +63,21 @@ def test_nyuv2_may_have_its_test_images_elsewhere(nyu: Path) -> None:
     (nyu / "bathroom").rename(nyu / "official_splits" / "test" / "bathroom")
     chosen = layout(nyu, kind="nyuv2", test_root="official_splits/test")
     assert chosen.read(chosen.samples("test")[0]).depth.shape == (6, 8)
+
+
+@pytest.mark.parametrize("focal", ["nan", "-1", "0", "inf"])
+def test_a_focal_length_of_nyuv2_that_cannot_be_is_named(nyu: Path, focal: str) -> None:
+    (nyu / "nyu_test.txt").write_text(f"a.jpg b.png {focal}\n")
+    with pytest.raises(DataError, match=f"RGB DEPTH FOCAL, got 'a.jpg b.png {focal}'"):
+        layout(nyu, kind="nyuv2").samples("test")
+
+
+def test_an_image_that_a_list_has_twice_is_refused(nyu: Path) -> None:
+    DepthSurvey(layout(nyu, kind="nyuv2"), None)
+    path = nyu / "nyu_test.txt"
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(DataError, match=r"test lists .*rgb_00045.jpg more than once \(1 images"):
+        DepthSurvey(layout(nyu, kind="nyuv2"), None)
 
 
 def test_a_line_of_nyuv2_that_is_none_is_named(nyu: Path) -> None:

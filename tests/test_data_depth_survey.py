@@ -69,6 +69,11 @@ def test_kitti_in_the_range_of_rooms_is_refused(tmp_path: Path) -> None:
     assert "of them in depth_range [0.001, 10]" in fatal
 
 
+def test_a_range_that_ends_too_near_is_named_beside_the_units(tmp_path: Path) -> None:
+    fatal, _ = judged(tmp_path, as_png(metres(2.0, 76.0), 256), unit=1 / 256)
+    assert "1/5000 m, as TUM), or a farther depth_range?" in fatal
+
+
 def test_eight_bits_read_as_millimetres_are_refused(tmp_path: Path) -> None:
     values = (metres() * 25.5).round().astype(np.uint8)
     fatal, _ = judged(tmp_path, values)

@@ -132,8 +132,31 @@ def test_a_box_that_is_none_is_named(tmp_path: Path, bbox: Any) -> None:
     survey(tmp_path)
     mark = {"id": 7, "image_id": 0, "category_id": 1, "bbox": bbox, "area": 9}
     write(tmp_path, "train", [], annotations=[mark])
-    with pytest.raises(DataError, match=r"not in COCO's format: .*(annotation 7|NoneType)"):
+    with pytest.raises(
+        DataError, match=r"not in COCO's format: annotation 7: expected a bbox of four"
+    ):
         CocoLayout(root=tmp_path).load("train")
+
+
+def test_ids_of_another_type_and_shared_names_are_named(tmp_path: Path) -> None:
+    survey(tmp_path)
+    mark = {"id": 7, "image_id": "0", "category_id": 1, "bbox": BOX, "area": 9}
+    write(tmp_path, "train", [], annotations=[mark])
+    with pytest.raises(DataError, match="annotation 7 has image_id '0', and none of the 3"):
+        CocoLayout(root=tmp_path).load("train")
+    write(tmp_path, "train", [BOX], categories=[{"id": i, "name": "cat"} for i in (1, 2)])
+    with pytest.raises(DataError, match="two categories are named 'cat'"):
+        CocoLayout(root=tmp_path).load("train")
+
+
+def test_other_sizes_of_images_are_other_data(tmp_path: Path) -> None:
+    right = survey(tmp_path)
+    tree = json.loads((tmp_path / "annotations/instances_train2017.json").read_text())
+    for image in tree["images"]:
+        image["height"], image["width"] = image["width"], image["height"]
+    write(tmp_path, "train", [BOX] * 4, images=tree["images"])
+    turned = DetectionSurvey(CocoLayout(root=tmp_path))
+    assert turned.parsed() != right.parsed()  # else counts of the right sizes were kept for these
 
 
 def test_another_file_than_cocos_is_told(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_pictures_of_other_formats_are_named_once(
         assert len(folder(tmp_path).samples("test")) == 1
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"'{tmp_path}/in': left out 1 (none) (inner), 1 .bmp (c.bmp), 1 .tiff (b.tiff), 2 hidden "
+        f"'{tmp_path}/in': left out 1 .bmp (c.bmp), 1 .tiff (b.tiff), 1 folder (inner/), 2 hidden "
         "(._a.jpg, Thumbs.db); images are jpg, jpeg, png, webp"
     )
 
@@ -142,18 +142,20 @@ def test_an_image_without_a_label_map_is_refused_with_the_tree(tmp_path: Path) -
     assert "annotations/validation/*.png" in text
 
 
-def test_a_pipe_and_a_broken_link_are_no_images(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Reading a pipe waits for ever."""
+def test_a_pipe_and_a_broken_link_are_refused(tmp_path: Path) -> None:
+    """Reading a pipe waits for ever; class folders and plain images refuse both too."""
     picture(tmp_path / "in/a.jpg")
     labels(tmp_path / "out/a.png")
-    os.mkfifo(tmp_path / "in/b.jpg")
-    (tmp_path / "in/c.jpg").symlink_to("nowhere")
     (tmp_path / "in/d.jpg").symlink_to("a.jpg")
     labels(tmp_path / "out/d.png")
     assert [s.key for s in folder(tmp_path).samples("test")] == ["a", "d"]
-    assert "left out 2 .jpg (b.jpg, c.jpg)" in caplog.text
+    (tmp_path / "in/c.jpg").symlink_to("nowhere")
+    with pytest.raises(DataError, match="in/c.jpg' is a broken link or special file"):
+        folder(tmp_path).samples("test")
+    (tmp_path / "in/c.jpg").unlink()
+    os.mkfifo(tmp_path / "in/b.jpg")
+    with pytest.raises(DataError, match="in/b.jpg' is a broken link or special file"):
+        folder(tmp_path).samples("test")
 
 
 def test_a_label_map_without_its_image_is_named(
@@ -369,7 +371,7 @@ def test_keypoints_find_images_in_any_case_and_name_those_without_points(
 def test_points_that_are_none_are_refused(tmp_path: Path, content: str) -> None:
     picture(tmp_path / "car/a.jpg")
     (tmp_path / "car/keypoints.json").write_text(content)
-    with pytest.raises(DataError, match="keypoints.json: expected"):
+    with pytest.raises(DataError, match="keypoints.json: 'a': expected"):
         KeypointFolders(kind="keypoints", root=tmp_path).pairs()
 
 

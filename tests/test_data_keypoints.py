@@ -114,6 +114,10 @@ def test_points_that_one_image_does_not_show_are_left_out(tmp_path: Path) -> Non
         ({"a": [[0, 0]], "b": [[0, 0], [1, 1]]}, "different numbers of points"),
         ({"a": [[0, 0]], "c": [[0, 0]]}, "has 'c', but there is no such image"),
         ([1], "expected a mapping"),
+        ({"a.jpg": [[0, 0]], "b": [[0, 0]]}, r"has 'a.jpg', .* \(did you mean 'a'\?\)"),
+        ({"a": [[0, 0, 2]], "b": [[0, 0, 1]]}, "'a': .*a third number, of visibility"),
+        ({"a": 5, "b": [[0, 0]]}, r"'a': expected \[\[x, y\] or null, ...\], got 5"),
+        ({"a": [["x", 1]], "b": [[0, 0]]}, "'a': expected"),
     ],
 )
 def test_wrong_folders_are_refused(tmp_path: Path, points: object, message: str) -> None:
@@ -122,6 +126,17 @@ def test_wrong_folders_are_refused(tmp_path: Path, points: object, message: str)
     (tmp_path / "x" / "keypoints.json").write_text(json.dumps(points))
     with pytest.raises(DataError, match=message):
         KeypointFolders(kind="keypoints", root=tmp_path).pairs()
+
+
+def test_folders_without_keypoints_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("x/a", "x/b", "y/a", ".thumbnails/a"):
+        write_image(tmp_path / f"{name}.jpg")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x/keypoints.json").write_text(json.dumps({"a": [[0, 0]], "b": [[1, 1]]}))
+    assert len(KeypointFolders(kind="keypoints", root=tmp_path).pairs()) == 2
+    assert "left out 1 folders of images without keypoints.json, such as y" in caplog.text
 
 
 def test_no_folder_shows_the_tree(tmp_path: Path) -> None:

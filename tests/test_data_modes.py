@@ -130,6 +130,7 @@ LABELS: dict[str, tuple[bytes, np.ndarray | str]] = {
     "GIF": (_saved(Image.fromarray(VALUES), "GIF"), "not a PNG or TIFF but a GIF image"),
     "BMP": (_saved(Image.fromarray(VALUES), "BMP"), "not a PNG or TIFF but a BMP image"),
     "WebP": (_saved(Image.fromarray(VALUES), "WEBP"), "not a PNG or TIFF"),
+    "the head of a PNG": (b"\x89PNG", "a PNG image that is damaged"),
     "cut off": (_saved(Image.fromarray(VALUES))[:50], "the label map '"),
     "a wrong chunk": (_saved(Image.fromarray(VALUES)).replace(b"IDAT", b"ID\0T"), "label map '"),
     "empty": (b"", "not a PNG or TIFF"),

@@ -110,6 +110,35 @@ def test_depth_or_poses_in_another_unit_are_refused(tmp_path: Path) -> None:
     assert "cameras are 100 m apart (median) and see things at 1.5 m" in fatal
     fatal, _ = judged(posed(tmp_path / "c", turn=3.0))
     assert "3 of 3 poses are no rotation and translation" in fatal
+    fatal, _ = judged(posed(tmp_path / "d", turn=-1.0))
+    assert "3 of 3 poses are no rotation and translation" in fatal  # mirrored
+
+
+def test_poses_of_rows_are_refused(tmp_path: Path) -> None:
+    layout = posed(tmp_path)._dataset
+    for path in tmp_path.glob("seq/*.pose.txt"):
+        np.savetxt(path, np.loadtxt(path).T)
+    fatal, _ = judged(PosedSurvey(layout, layout.pairs(), 4))
+    assert "2 of 3 poses are no rotation and translation" in fatal  # the first is the identity
+
+
+def test_posed_depth_of_8_bits_is_refused(tmp_path: Path) -> None:
+    survey = posed(tmp_path)
+    for path in tmp_path.glob("seq/*.depth.png"):
+        save(path, np.full((12, 16), 200, np.uint8))
+    with pytest.raises(DataError, match="expected whole numbers of 16 bits, got uint8"):
+        survey.count()
+
+
+def test_frames_without_a_pose_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    layout = posed(tmp_path)._dataset
+    assert not caplog.text
+    (tmp_path / "seq/frame-000001.pose.txt").unlink()
+    assert len(layout.pairs()) == 1
+    assert "left out 1 frames without a pose, such as seq/frame-000001.color.png" in caplog.text
+    (tmp_path / "seq/frame-000001.pose.txt").write_text("")  # numpy would warn of it on its own
+    with pytest.raises(DataError, match="expected a 4 x 4 matrix of finite numbers"):
+        layout.pairs()
 
 
 def folders(root: Path, train: dict[str, int], val: dict[str, int]) -> ClassFolders:
@@ -136,6 +165,14 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
     assert judged(survey)[0] == "there is one class only, 'a'"
 
 
+def test_more_shots_or_neighbours_than_images_are_told(tmp_path: Path) -> None:
+    dataset = folders(tmp_path, {"a": 2, "b": 3}, {"a": 1, "b": 1})
+    few = ClassFolderSurvey(dataset.model_copy(update={"shots": 3}), SPLITS)
+    assert "1 of 2 classes have fewer than 3 training images (a 2)" in judged(few)[1]
+    many = ClassFolderSurvey(dataset, SPLITS, neighbours=(20, 6, 5))
+    assert "neighbours 20, 6: there are 5 training images, and all of them vote" in judged(many)[1]
+
+
 def test_the_files_of_folders_and_archives_are_listed(tmp_path: Path) -> None:
     dataset = folders(tmp_path / "set", {"a": 2, "b": 1}, {"a": 1, "b": 1})
     found = ClassFolderSurvey(dataset, SPLITS)
@@ -150,12 +187,12 @@ def test_the_files_of_folders_and_archives_are_listed(tmp_path: Path) -> None:
 def test_a_broken_first_image_of_a_class_is_found(tmp_path: Path) -> None:
     dataset = folders(tmp_path, {"a": 1, "b": 1}, {"a": 1, "b": 1})
     (tmp_path / "val/a/0.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="the image 'a/0.png'"):
+    with pytest.raises(DataError, match="the image '.*/val/a/0.png'"):
         ClassFolderSurvey(dataset, SPLITS)
 
 
 def captions(root: Path, texts: list[str], images: int = 2) -> CaptionSurvey:
-    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
     for number in range(images):
         save(root / f"val2017/{number}.png", np.zeros((4, 4, 3), np.uint8))
     tree = {
@@ -173,6 +210,12 @@ def test_captions_without_text_are_told(tmp_path: Path) -> None:
     _, warned = judged(captions(tmp_path, ["a dog", "a cat", " ", "a cow"]))
     assert warned == "1 of 4 captions (25 %) are without text"
     assert "2 of 2 captions" in judged(captions(tmp_path, ["", " "]))[0]
+
+
+def test_captions_that_tell_nothing_apart_are_refused(tmp_path: Path) -> None:
+    fatal, _ = judged(captions(tmp_path / "a", ["a photo", "a photo"]))
+    assert fatal == "all 2 captions are the same: nothing tells images apart"
+    assert judged(captions(tmp_path / "b", ["a dog"], images=1))[0] == "there is one image only"
 
 
 def test_an_image_that_occurs_twice_is_refused(tmp_path: Path) -> None:
@@ -195,6 +238,14 @@ def test_multi_task_sets_are_right(tmp_path: Path) -> None:
     pascal = MultiTaskSurvey(PascalContextLayout(kind="pascal_context", root=root))
     assert judged(pascal)[0] == ""
     assert all(path.is_file() for path in pascal.files())
+
+
+def test_an_image_that_a_multi_task_list_has_twice_is_refused(tmp_path: Path) -> None:
+    root = write_nyud(tmp_path)
+    path = root / "gt_sets/val.txt"
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(DataError, match="test lists .* more than once"):
+        MultiTaskSurvey(NyudLayout(kind="nyud", root=root))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,23 @@ def write(path: Path, values: np.ndarray | None = None, palette: bool = False) -
     image.save(path)
 
 
+@pytest.mark.parametrize(
+    "numbers, cure",
+    [
+        ([1, 2], r"did you mean dataset.first=1\? else set dataset.ignored=\[2\]"),
+        ([0, 2], r"did you mean dataset.first=1 dataset.ignored=\[0\]\? else"),
+        ([0, 128], "renumber the files, or list what does not count in dataset.ignored"),
+    ],
+)
+def test_numbers_that_are_no_classes_have_a_cure(
+    tmp_path: Path, numbers: list[int], cure: str
+) -> None:
+    write(tmp_path / "images/validation/a.png")
+    write(tmp_path / "annotations/validation/a.png", np.resize(numbers, (2, 3)))
+    with pytest.raises(DataError, match=rf"expected 0 to 1 or 255, got \d+: {cure}"):
+        labels_of(layout("folder", tmp_path, classes=["a", "b"]))
+
+
 def labels_of(found: SegmentationLayout, split: str = "test") -> list[list[int]]:
     (sample,) = found.samples(split)  # type: ignore[arg-type]
     image, labels = found.read(sample)

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from data.errors import DataError
 from distill import evaluate
 from distill.benchmarks.benchmark import Benchmark, Measurement
 from distill.evaluate import parse_arguments
 from distill.evaluation.models import Pixels, PixelsConfig, model_of, parse_model
 from distill.evaluation.results import results_tables
+from distill.evaluation.run import evaluate as evaluate_recipe
 from distill.evaluation.suite import SuiteRecipe, read_results, run_suite
 from distill.runtime.config import validate
 from distill.runtime.errors import RecipeError
@@ -185,3 +187,26 @@ def test_other_tasks_take_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["evaluate", "recipes/evaluation/throughput.yaml"])
     with pytest.raises(RecipeError, match="task: throughput runs in one process"):
         evaluate.main.__wrapped__()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("line", ['{"broken', "[]", "{}", '{"encoder": 3}'])
+def test_a_line_that_is_no_row_of_results_is_named(tmp_path: Path, line: str) -> None:
+    run_suite(recipe(tmp_path))
+    with (tmp_path / "results/results.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError, match=r"results.jsonl', line 3: .*mend or remove the line"):
+        run_suite(recipe(tmp_path))
+
+
+def test_a_seed_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="seeds: 3 occurs twice"):
+        recipe(tmp_path, seeds=[3, 5, 3])
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(
+        "{task: benchmarks, dir: /proc/nowhere, models: {a: {kind: pixels}}, "
+        "benchmarks: {b: {kind: 'tests.test_evaluation_suite:Counting'}}}"
+    )
+    with pytest.raises(RecipeError, match="dir: /proc/nowhere cannot be made"):
+        evaluate_recipe(str(tmp_path / "suite.yaml"), [])

@@ -79,11 +79,18 @@ class CocoCaptions(CaptionLayout):
                 twice = Counter(image["id"] for image in stored["images"]).most_common(1)[0][0]
                 raise DataError(f"'{path}': two images have the id {twice}")
             for entry in stored["annotations"]:
-                captions[entry["image_id"]].append(entry["caption"].strip())
+                number, text = entry["image_id"], entry["caption"]
+                where = f"'{path}': annotation {entry.get('id', 'without id')}"
+                if number not in captions:
+                    raise DataError(
+                        f"{where} has image_id {number!r}, and none of the {len(captions)} entries "
+                        "of images has this id"
+                    )
+                captions[number].append(_text(text, where))
             for image in stored["images"]:
                 yield self.root / self.split / image["file_name"], captions[image["id"]]
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"'{path}' is no caption file of COCO: {error!r} is missing") from error
+            raise DataError(f"'{path}' is no caption file of COCO: {_cause(error)}") from error
 
 
 class KarpathyCaptions(CaptionLayout):
@@ -112,15 +119,26 @@ class KarpathyCaptions(CaptionLayout):
             entries = _read_csv(path) if table else read_json(path)["images"]
             for entry in entries:
                 if entry["split"] == self.split:
-                    texts = [sentence["raw"].strip() for sentence in entry["sentences"]]
+                    where = f"'{path}': {entry['filename']!r}"
+                    texts = [_text(sentence["raw"], where) for sentence in entry["sentences"]]
                     yield folder / entry.get("filepath", "") / entry["filename"], texts
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"'{path}' does not have the Karpathy format: {error!r} is missing"
+                f"'{path}' does not have the Karpathy format: {_cause(error)}"
             ) from error
 
 
 CaptionData = Annotated[CocoCaptions | KarpathyCaptions, Field(discriminator="kind")]
+
+
+def _cause(error: Exception) -> str:
+    return f"an entry lacks the key {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _text(caption: Any, where: str) -> str:
+    if not isinstance(caption, str):
+        raise DataError(f"{where}: expected a caption of text, got {caption!r}")
+    return caption.strip()
 
 
 def _readable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -11,7 +11,14 @@ from pydantic import PositiveInt
 
 from data.errors import DataError
 from data.gather import ImageFiles, open_images
-from data.image_files import IMAGES, PICTURES, describe_left_out, extension_of, is_hidden
+from data.image_files import (
+    IMAGES,
+    PICTURES,
+    describe_left_out,
+    extension_of,
+    is_hidden,
+    warn_once,
+)
 from data.labelled.files import read_lines
 from data.labelled.layout import Layout, Split
 from data.text import shown
@@ -67,6 +74,11 @@ class ClassFolders(Layout):
         with open_images(source) as files:
             found = self._by_class(files.readable(source), prefix, folder)
             known = sorted(found)[: self.num_classes] if classes is None else list(classes)
+            if len(known) < (self.num_classes or 0) and classes is None:
+                raise DataError(
+                    f"num_classes: {self.num_classes}, but {folder} of {self.root} has "
+                    f"{len(known)} classes"
+                )
             unknown = sorted(found.keys() - set(known))
             if classes is not None and self.num_classes is None and unknown:
                 raise DataError(
@@ -95,6 +107,7 @@ class ClassFolders(Layout):
         others = [name for name in files.left_out if name.startswith(prefix)]
         if not found:
             beside = f"; there are {describe_left_out(others)}" if others else ""
+            beside = beside or _deeper(files.sizes, folder)
             raise self.missing(f"no image in {folder} of {self.root} ({IMAGES}){beside}")
         self._refuse_unread_class(found, others, prefix, folder)
         return found
@@ -116,6 +129,15 @@ class ClassFolders(Layout):
                 )
 
 
+def _deeper(names: Iterable[str], folder: str) -> str:
+    """The hint where an archive holds the split's folder, but inside another folder."""
+    inside = f"/{folder}/"
+    outer = next((name.partition(inside)[0] for name in names if inside in name), None)
+    if outer is None:
+        return ""
+    return f"; there is {shown(outer)}{inside}: unpack the archive, and give {shown(outer)} as root"
+
+
 def read_class_names(path: Path, classes: Sequence[str]) -> list[str]:
     """The names of classes.
 
@@ -126,7 +148,8 @@ def read_class_names(path: Path, classes: Sequence[str]) -> list[str]:
         classes: the classes' folders.
 
     Raises:
-        DataError: the file cannot be read, lacks a class, or has another number of lines.
+        DataError: the file cannot be read, lacks a class or has it twice, or has another number of
+            lines.
     """
     lines = read_lines(path)
     if lines and "\t" in lines[0]:
@@ -136,12 +159,19 @@ def read_class_names(path: Path, classes: Sequence[str]) -> list[str]:
             f"'{path}' has {len(lines)} lines and the data {len(classes)} classes; expected one "
             "line for each class, in the sorted order of their folders, or a table with the folders"
         )
-    twice = [name for name, times in Counter(lines).items() if times > 1]
-    if twice:
-        raise DataError(
-            f"'{path}': two classes are named '{shown(twice[0])}'; expected different names"
-        )
+    _warn_of_shared(path, lines)
     return lines
+
+
+def _warn_of_shared(path: Path, names: Sequence[str]) -> None:
+    """No error: CLIP's own names of ImageNet have `missile` and `sunglasses` twice."""
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        some = ", ".join(shown(name, 40) for name in twice[:3]) + (", ..." if twice[3:] else "")
+        warn_once(
+            path,
+            f"{len(twice)} names belong to several classes ({some}): nothing tells these apart",
+        )
 
 
 def _from_table(path: Path, lines: list[str], classes: Sequence[str]) -> list[str]:
@@ -150,7 +180,13 @@ def _from_table(path: Path, lines: list[str], classes: Sequence[str]) -> list[st
     if "name" not in columns:
         raise DataError(f"'{path}': expected a column 'name', got {', '.join(columns)}")
     names = {row[columns[0]]: (row["name"] or "").split(",")[0].strip() for row in rows}
+    folders = Counter(row[columns[0]] for row in rows)
+    twice = [name for name in classes if folders[name] > 1]
+    if twice:
+        raise DataError(f"'{path}' has two rows for the class '{shown(twice[0])}'")
     missing = [name for name in classes if not names.get(name)]
     if missing:
         raise DataError(f"'{path}' has no name for the class '{missing[0]}'")
-    return [names[name] for name in classes]
+    found = [names[name] for name in classes]
+    _warn_of_shared(path, found)
+    return found

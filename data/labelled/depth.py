@@ -3,6 +3,7 @@
 Depth is float32 in metres, normals are unit vectors; both 0 where unknown, on the image's pixels.
 """
 
+import math
 from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -166,6 +167,8 @@ class NYUv2(DepthLayout):
         for line in read_lines(self.path(name)):
             try:
                 rgb, depth, focal = line.split()
+                if not 0 < float(focal) < math.inf:
+                    raise ValueError(focal)
                 samples.append(
                     DepthSample(
                         root / rgb.lstrip("/"),

@@ -68,7 +68,7 @@ def _judge_split(
     inside = counts["inside"] / counts["known"]
     fitting = [] if unit is None else _fitting(counts, depth_range, unit)
     seen = f"the known depths of {split} are {first:.3g} to {last:.3g} m (1 to 99 %)"
-    cure = _cure(fitting, unit)
+    cure = _cure(fitting, unit, beyond=last > high)
     if inside < LEAST_INSIDE or last < TINY * high:
         text = f"{seen}, {per_cent(inside, 1)} of them in depth_range [{low:g}, {high:g}]"
         return [Finding(text, True, cure)]
@@ -110,11 +110,11 @@ def _fitting(
     return found
 
 
-def _cure(fitting: Sequence[tuple[str, float]], unit: float | None) -> str:
+def _cure(fitting: Sequence[tuple[str, float]], unit: float | None, beyond: bool) -> str:
     if unit is None:
         return "this layout has depth in a fixed unit: convert the files"
     stated = f"dataset.unit is {unit:g} m a step"
     if not fitting:
         return f"{stated}, and no usual unit fits the range: is depth_range right?"
     shown = ", or ".join(f"dataset.unit={step:.6g} ({name})" for name, step in fitting)
-    return f"{stated}: did you mean {shown}?"
+    return f"{stated}: did you mean {shown}{', or a farther depth_range' if beyond else ''}?"

@@ -115,23 +115,30 @@ def _check_ids(tree: Mapping[str, Any]) -> None:
             others = f", and so do {len(twice) - 1} others" if len(twice) > 1 else ""
             raise ValueError(f"the {noun} id {twice[0]} occurs more than once{others}")
         known[noun] = ids
+    names = Counter(entry["name"] for entry in tree["categories"])
+    shared = [name for name, times in names.items() if times > 1]
+    if shared:
+        raise ValueError(f"two categories are named {shared[0]!r}")
     for mark in tree["annotations"]:
         for noun, ids in known.items():
             if mark[f"{noun}_id"] not in ids:
                 raise ValueError(
                     f"annotation {mark.get('id', 'without id')} has {noun}_id "
-                    f"{mark[f'{noun}_id']}, and none of the {len(ids)} entries of "
+                    f"{mark[f'{noun}_id']!r}, and none of the {len(ids)} entries of "
                     f"{noun if noun == 'image' else 'categorie'}s has this id"
                 )
 
 
 def _objects(marks: list[Mapping[str, Any]], number: Mapping[int, int]) -> Objects:
     for mark in marks:
-        values = np.array([*mark["bbox"], mark["area"]], np.float64)
+        try:
+            values = np.array([*mark["bbox"], mark["area"]], np.float64)
+        except (TypeError, ValueError):
+            values = np.empty(0)
         if len(values) != 5 or not np.isfinite(values).all():
             raise ValueError(
                 f"annotation {mark.get('id', 'without id')}: expected a bbox of four finite "
-                f"numbers and an area, got {mark['bbox']} and {mark['area']}"
+                f"numbers and an area, got {mark['bbox']!r} and {mark['area']!r}"
             )
     boxes = np.array([mark["bbox"] for mark in marks], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO writes left, top, width, height

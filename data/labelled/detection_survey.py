@@ -44,12 +44,12 @@ class DetectionSurvey(Survey):
         return list(dict.fromkeys(i.path for s in self._sets.values() for i in s.images))
 
     def parsed(self) -> str:
-        """The classes and boxes."""
+        """The classes, sizes and boxes."""
         return repr(
             [
                 (
                     each.classes,
-                    [(i.path.name, *(a.tolist() for a in i.objects)) for i in each.images],
+                    [(i.path.name, i.size, *(a.tolist() for a in i.objects)) for i in each.images],
                 )
                 for each in self._sets.values()
             ]

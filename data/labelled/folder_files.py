@@ -17,10 +17,10 @@ def files_by_name(
     """The files of a folder with some extensions, in any case, by name without extension, sorted.
 
     Returns:
-        The files, and the names of all others, also of folders that hold such files.
+        The files, and the names of all others, also of folders that hold such files, with a slash.
 
     Raises:
-        DataError: two files have the same name without extension; names both.
+        DataError: two files have the same name without extension; names both. A link leads nowhere.
     """
     chosen = None if only is None else set(only)
     found: dict[str, Path] = {}
@@ -29,12 +29,19 @@ def files_by_name(
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for entry in entries:
         stem, _, extension = entry.name.rpartition(".")
-        if is_hidden(entry.name) or not entry.is_file() or extension.lower() not in extensions:
-            if not entry.is_dir() or is_hidden(entry.name) or _holds(entry.path, extensions):
-                left_out.append(entry.name)
+        if is_hidden(entry.name):
+            left_out.append(entry.name)
+            continue
+        if entry.is_dir():
+            left_out += [f"{entry.name}/"] if _holds(entry.path, extensions) else []
+            continue
+        if extension.lower() not in extensions:
+            left_out.append(entry.name)
             continue
         if chosen is not None and stem not in chosen:
             continue
+        if not entry.is_file():
+            raise DataError(f"'{shown(entry.path)}' is a broken link or special file")
         if stem in found:
             raise DataError(
                 f"'{shown(folder)}' has both '{shown(found[stem].name)}' and "

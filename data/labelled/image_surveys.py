@@ -38,12 +38,19 @@ class ClassFolderSurvey(Survey):
         dataset: one folder for each class.
         splits: those that are read.
         extra: what else identifies the data, such as the names of the classes.
+        neighbours: numbers of training images that vote, if they do.
     """
 
     noun = "images"
 
-    def __init__(self, dataset: ClassFolders, splits: Sequence[str], extra: str = "") -> None:
-        self.extra = extra
+    def __init__(
+        self,
+        dataset: ClassFolders,
+        splits: Sequence[str],
+        extra: str = "",
+        neighbours: Sequence[int] = (),
+    ) -> None:
+        self.extra, self._neighbours = extra, neighbours
         self.root, self.tree = dataset.root, dataset.tree
         self.options = dataset.model_dump_json()
         self._dataset, self._counts, self._files = dataset, dict[str, Any](), list[Path]()
@@ -55,11 +62,12 @@ class ClassFolderSurvey(Survey):
         self.classes = classes or []
 
     def _listed(self, split: str, images: ClassImages) -> dict[str, Any]:
-        source = self.root
+        source, own = self.root, self.root.is_dir()
+        folder = "train" if split == "train" else self._dataset.test
         for name in images.names[:1]:
-            decode_first(images.read(name), name)
-        if source.is_dir():
-            source = source / ("train" if split == "train" else self._dataset.test)
+            decode_first(images.read(name), f"{source}/{folder}/{name}" if own else name)
+        if own:
+            source = source / folder
             self._files += [source / name for name in images.names]
         elif source not in self._files:
             self._files.append(source)
@@ -97,6 +105,19 @@ class ClassFolderSurvey(Survey):
             if empty:
                 text = f"{len(empty)} folders of {split} hold no image ({listed(empty)})"
                 findings.append(Finding(f"{text}: they are no classes"))
+        return findings + self._judge_numbers(by_class.get("train", []))
+
+    def _judge_numbers(self, train: Sequence[int]) -> list[Finding]:
+        """Warnings where the recipe asks for more training images than there are."""
+        findings, shots = [], self._dataset.shots or 0
+        few = [f"{name} {n}" for name, n in zip(self.classes, train, strict=False) if n < shots]
+        if few:
+            text = f"{len(few)} of {len(train)} classes have fewer than {shots} training images"
+            findings.append(Finding(f"{text} ({listed(few)}): all of theirs are used"))
+        beyond = [k for k in self._neighbours if k > sum(train)]
+        if beyond:
+            text = f"neighbours {', '.join(map(str, beyond))}: there are {sum(train)} training"
+            findings.append(Finding(f"{text} images, and all of them vote"))
         return findings
 
 
@@ -146,6 +167,11 @@ class CaptionSurvey(Survey):
             share = per_cent(blank, counts["captions"])
             text = f"{blank} of {counts['captions']} captions ({share}) are without text"
             findings.append(Finding(text, fatal=blank == counts["captions"]))
+        if counts["images"] < 2:
+            findings.append(Finding("there is one image only", fatal=True, final=True))
+        elif len({text for group in self._captions for text in group}) < 2 and not blank:
+            text = f"all {counts['captions']} captions are the same: nothing tells images apart"
+            findings.append(Finding(text, fatal=True))
         return findings
 
 

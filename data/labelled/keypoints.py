@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from data.errors import DataError, did_you_mean
-from data.image_files import IMAGES, warn_once
+from data.image_files import IMAGES, is_hidden, is_image, warn_once
 from data.labelled.files import read_csv, read_json
 from data.labelled.layout import Layout
 from data.text import shown
@@ -139,17 +139,10 @@ class KeypointFolders(Layout):
             DataError: files are missing, or images of a category have different numbers of points.
         """
         pairs = []
-        for path in self.glob("*/keypoints.json"):
-            try:
-                points = {name: _points(found) for name, found in _load_json(path).items()}
-            except (TypeError, ValueError) as error:
-                if isinstance(error, DataError):
-                    raise
-                raise DataError(
-                    f"{path}: expected {{image: [[x, y] or null, ...]}}: {error}"
-                ) from error
-            if len({len(found) for found in points.values()}) > 1:
-                raise DataError(f"{path}: images have different numbers of points")
+        annotated = self.glob("*/keypoints.json")
+        self._report_unread(annotated)
+        for path in annotated:
+            points = _named_points(path)
             files = self._files(path, points)
             for source, target in permutations(sorted(points), 2):
                 visible = np.isfinite(points[target]).all(1)
@@ -171,14 +164,34 @@ class KeypointFolders(Layout):
         images = self.images_in(str(path.parent.relative_to(self.root)))
         for name in names:
             if name not in images:
+                bare = name.rpartition(".")[0]
+                hint = f" (did you mean {bare!r}?)" if bare in images else ""
                 raise DataError(
                     f"{path} has {shown(name)!r}, but there is no such image in its folder "
-                    f"({IMAGES}){did_you_mean(name, images)}"
+                    f"({IMAGES}){hint or did_you_mean(name, images)}"
                 )
         unused = [image.name for name, image in images.items() if name not in names]
         if unused:
             warn_once(path, f"{len(unused)} images have no keypoints, such as {shown(unused[0])}")
         return images
+
+    def _report_unread(self, annotated: Collection[Path]) -> None:
+        """Warns of folders with images that have no keypoints at all."""
+        read = {path.parent for path in annotated}
+        others = sorted(
+            each.name
+            for each in self.root.iterdir()
+            if each.is_dir()
+            and each not in read
+            and not is_hidden(each.name)
+            and any(is_image(path.name) for path in each.iterdir())
+        )
+        if others:
+            warn_once(
+                self.root,
+                f"left out {len(others)} folders of images without keypoints.json, such as "
+                f"{shown(others[0])}",
+            )
 
 
 AnyKeypoints = Annotated[SPair | PFWillow | KeypointFolders, Field(discriminator="kind")]
@@ -189,6 +202,29 @@ def _load_json(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise DataError(f"the annotation '{path}': expected a mapping")
     return facts
+
+
+def _named_points(path: Path) -> dict[str, np.ndarray]:
+    """The points of each image of a `keypoints.json`."""
+    points = {}
+    for name, found in _load_json(path).items():
+        try:
+            points[name] = _points(found)
+        except (TypeError, ValueError) as error:
+            three = isinstance(found, list) and any(isinstance(p, list) and p[2:] for p in found)
+            hint = "; a third number, of visibility, has no place: null is invisible"
+            raise DataError(
+                f"{path}: {shown(name)!r}: expected [[x, y] or null, ...]{hint if three else ''}, "
+                f"got {shown(str(found), 60)}"
+            ) from error
+    numbers = {len(found): name for name, found in points.items()}
+    if len(numbers) > 1:
+        (one, first), (other, second) = list(numbers.items())[:2]
+        raise DataError(
+            f"{path}: images have different numbers of points: {shown(first)!r} {one}, "
+            f"{shown(second)!r} {other}; invisible ones are null"
+        )
+    return points
 
 
 def _points(found: list[list[float] | None]) -> np.ndarray:

@@ -128,7 +128,11 @@ class Layout(BaseModel):
         partners, left_out = files_by_name(self.path(targets), extensions, only)
         if only is None:
             unused = [path.name for name, path in partners.items() if name not in found]
-            self._report_unused(targets, what, unused, left_out)
+            self._report_unused(targets, what, unused)
+            others = [name for name in left_out if kind_of(name) != "hidden"]
+            report_left_out(
+                self.root / targets, others, f"{what} is read from {', '.join(extensions)}"
+            )
         else:
             refuse_repeated(only, images)
             self._refuse_absent(images, only, found)
@@ -143,14 +147,10 @@ class Layout(BaseModel):
             )
         return [(found[name], partners[name]) for name in names]
 
-    def _report_unused(
-        self, targets: str, what: str, unused: list[str], left_out: list[str]
-    ) -> None:
-        where = self.root / targets
+    def _report_unused(self, targets: str, what: str, unused: list[str]) -> None:
         if unused:
             names = ", ".join(map(shown, unused[:3])) + (", ..." if len(unused) > 3 else "")
-            warn_once(where, f"{len(unused)} files ({what}) have no image: {names}")
-        report_left_out(where, [name for name in left_out if kind_of(name) != "hidden"])
+            warn_once(self.root / targets, f"{len(unused)} files ({what}) have no image: {names}")
 
     def _refuse_absent(self, images: str, only: Sequence[str], found: Mapping[str, Path]) -> None:
         absent = [name for name in only if name not in found]

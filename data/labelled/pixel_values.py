@@ -144,6 +144,8 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
             file.seek(0)
             kind = describe_content(file.read(64))
             lossy = ", which changes values" if kind == "a JPEG image" else ""
+            if kind in ("a PNG image", "a TIFF image"):
+                raise DataError(f"the {what} '{shown(path)}': {kind} that is damaged") from error
             but = f" but {kind}{lossy}" if kind else ""
             raise DataError(f"the {what} '{shown(path)}': not a PNG or TIFF{but}") from error
         if image.width * image.height > MAX_PIXELS:

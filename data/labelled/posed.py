@@ -11,7 +11,8 @@ from PIL import Image
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from data.errors import DataError
-from data.labelled.files import naming, read_json, read_rgb, read_size
+from data.image_files import warn_once
+from data.labelled.files import naming, read_json, read_lines, read_rgb, read_size
 from data.labelled.layout import Layout
 from data.labelled.pixel_values import read_steps
 from data.text import shown
@@ -104,6 +105,7 @@ class SevenScenes(PosedLayout):
         sequences: dict[Path, list[Path]] = {}
         for path in self.glob("**/frame-*.pose.txt"):
             sequences.setdefault(path.parent, []).append(path)
+        self._report_unposed({pose for poses in sequences.values() for pose in poses})
         pairs = []
         for poses in sequences.values():
             views = [self._view(path) for path in poses[:: self.every]]
@@ -111,6 +113,13 @@ class SevenScenes(PosedLayout):
                 last = len(views) if self.max_gap is None else i + 1 + self.max_gap
                 pairs += [(first, second) for second in views[i + 1 : last]]
         return pairs
+
+    def _report_unposed(self, poses: set[Path]) -> None:
+        found = sorted(self.root.glob("**/frame-*.color.*"))
+        alone = [p for p in found if p.with_suffix("").with_suffix(".pose.txt") not in poses]
+        if alone:
+            first = shown(alone[0].relative_to(self.root))
+            warn_once(self.root, f"left out {len(alone)} frames without a pose, such as {first}")
 
     def _view(self, pose: Path) -> FrameFiles:
         stem = pose.name.removesuffix(".pose.txt")
@@ -266,7 +275,7 @@ def _read_steps(path: Path) -> np.ndarray:
         DataError: the file cannot be read, or has fractions, which are of another unit.
     """
     values = read_steps(path)
-    if values.dtype.kind == "f":
+    if values.dtype.kind == "f" or values.dtype == np.uint8:  # 8 bits reach 0.255 m
         raise DataError(
             f"the depth '{shown(path)}': expected whole numbers of 16 bits, got {values.dtype}"
         )
@@ -274,8 +283,9 @@ def _read_steps(path: Path) -> np.ndarray:
 
 
 def _pose(path: Path) -> np.ndarray:
+    lines = read_lines(path)
     with naming(path, "pose"):
-        pose = np.loadtxt(path)
+        pose = np.loadtxt(lines) if lines else np.empty(0)  # numpy would warn on its own
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
         raise DataError(f"the pose '{path}': expected a 4 x 4 matrix of finite numbers")
     return pose

@@ -55,14 +55,13 @@ class PosedSurvey(Survey):
             known[str(files.depth)] = int((depth > 0).sum())
             medians += [float(np.median(depth[depth > 0]))] if (depth > 0).any() else []
         apart = [float(np.linalg.norm(a.pose[:3, 3] - b.pose[:3, 3])) for a, b in self._pairs]
-        turned = [f.pose[:3, :3] for f in self._frames]
         return {
             "frames": len(self._frames),
             "pairs": len(self._pairs),
             "without_depth": [path for path, count in known.items() if count < 2],
             "median_depth": float(np.median(medians)) if medians else None,
             "median_distance": float(np.median(apart)) if apart else None,
-            "not_rotations": sum(not np.allclose(r @ r.T, np.eye(3), atol=0.05) for r in turned),
+            "not_rotations": sum(not _is_motion(f.pose) for f in self._frames),
         }
 
     def judge(self, counts: dict[str, Any]) -> list[Finding]:
@@ -85,3 +84,10 @@ class PosedSurvey(Survey):
             text = f"{counts['not_rotations']} of {frames} poses are no rotation and translation"
             findings.append(Finding(f"{text}: are they camera to world, 4 x 4?", fatal=True))
         return findings
+
+
+def _is_motion(pose: np.ndarray) -> bool:
+    """Whether a matrix (4, 4) is a rotation and a translation, of columns, and not mirrored."""
+    turn = pose[:3, :3]
+    rigid = np.allclose(turn @ turn.T, np.eye(3), atol=0.05) and np.linalg.det(turn) > 0
+    return bool(rigid and np.allclose(pose[3], (0, 0, 0, 1), atol=1e-3))

@@ -5,7 +5,7 @@ Label maps have classes 0 .. K-1, and 255 for pixels that neither train nor coun
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
@@ -94,7 +94,11 @@ class SegmentationLayout(Layout, SegmentationSet):
         return labels
 
     def _labels(self, path: Path) -> np.ndarray:
-        return renumbered(read_indices(path), self._table(), path)
+        return renumbered(read_indices(path), self._table(), path, self._cure)
+
+    def _cure(self, present: Sequence[int]) -> str:
+        """What to do about a file with these numbers, of which one is no class, for its message."""
+        return ""
 
     def _table(self) -> Mapping[int, int]:
         """Maps numbers in the file to classes; to 255 if ignored."""
@@ -170,13 +174,32 @@ class FolderSegmentation(SegmentationLayout):
             return from_colours(path, self.colours)
         return super()._labels(path)
 
+    def _cure(self, present: Sequence[int]) -> str:
+        numbers = [n for n in present if n not in (*self.ignored, IGNORED)]
+        last = self.first + len(self.classes) - 1
+        if numbers and self.first == 0 and max(numbers) == last + 1:
+            zero = " dataset.ignored=[0]" if 0 in numbers else ""
+            return f": did you mean dataset.first=1{zero}? else set dataset.ignored=[{last + 1}]"
+        return ": renumber the files, or list what does not count in dataset.ignored"
+
     def _table(self) -> Mapping[int, int]:
         ignored = dict.fromkeys((*self.ignored, IGNORED), IGNORED)
         return ignored | {self.first + i: i for i in range(len(self.classes))}
 
 
-def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.ndarray:
+def renumbered(
+    values: np.ndarray,
+    table: Mapping[int, int],
+    path: Path,
+    cure: Callable[[Sequence[int]], str] = lambda present: "",
+) -> np.ndarray:
     """Maps the numbers (H, W) of a file to classes, uint8 (H, W), by `table`.
+
+    Args:
+        values: the numbers.
+        table: number to class.
+        path: of the file.
+        cure: gives the end of the message for a file with some numbers, of which one is no class.
 
     Raises:
         DataError: a number is not in the table; the message has the file's `path`.
@@ -188,6 +211,7 @@ def renumbered(values: np.ndarray, table: Mapping[int, int], path: Path) -> np.n
         raise DataError(
             f"the label map '{shown(path)}': expected {min(table)} to "
             f"{max(n for n in table if n != IGNORED)}{ignored}, got {unknown[0]}"
+            f"{cure(present.tolist())}"
         )
     lookup = np.zeros(int(present.max()) + 1, np.uint8)
     lookup[present] = [table[int(number)] for number in present]

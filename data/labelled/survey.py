@@ -7,6 +7,7 @@ they can be kept and judged again.
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -134,13 +135,19 @@ def samples_of(dataset: Any) -> dict[str, list[Any]]:
     """The samples of both splits of a layout.
 
     Raises:
-        DataError: files are missing, or a split has no image.
+        DataError: files are missing, or a split has no image or has one twice.
     """
     found: dict[str, list[Any]] = {split: dataset.samples(split) for split in SPLITS}
     for split, samples in found.items():
         if not samples:
             raise DataError(
                 f"{split} lists no image; expected under {dataset.root}:\n{dataset.tree}"
+            )
+        times = Counter(getattr(sample, "image", sample) for sample in samples)
+        if twice := [image for image, number in times.items() if number > 1]:
+            raise DataError(
+                f"{split} lists {shown(twice[0])} more than once ({len(twice)} images are "
+                f"repeated, and would count several times)"
             )
     return found
 

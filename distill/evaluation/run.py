@@ -1,5 +1,6 @@
 """Runs the evaluation that the `task` of a recipe names: the work of `distill.evaluate`."""
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -71,6 +72,7 @@ def _upsampler(target: Path, overrides: list[str]) -> None:
 
 def _upsamplers(target: Path, overrides: list[str]) -> None:
     recipe = load_recipe(ComparisonRecipe, target, overrides)
+    _make(recipe.dir)
     rows = compare(recipe.teacher, recipe.methods, recipe.evaluation, recipe.dir)
     Console().print(comparison_table(rows))
     print(printable(f"pictures: {recipe.dir}"))
@@ -78,6 +80,7 @@ def _upsamplers(target: Path, overrides: list[str]) -> None:
 
 def _throughput(target: Path, overrides: list[str]) -> None:
     recipe = load_recipe(ThroughputRecipe, target, overrides)
+    _make(recipe.dir)
     rows, crossings = measure_throughput(recipe)
     Console().print(throughput_table(rows, crossings))
     print(printable(f"picture: {recipe.dir / 'throughput.png'}"))
@@ -92,7 +95,7 @@ def _benchmarks(target: Path, overrides: list[str], model: str | None = None) ->
         tree["models"] = kept | {Path(model).name: model_of(model)}
         apply_overrides(tree, overrides)  # again: some may change the new entry
     recipe = validate(SuiteRecipe, tree, str(target))
-    recipe.dir.mkdir(parents=True, exist_ok=True)
+    _make(recipe.dir)
     with distributed.connected(_TIMEOUT_S, recipe.dir):
         rows = run_suite(recipe)
     if distributed.rank() == 0:
@@ -102,7 +105,22 @@ def _benchmarks(target: Path, overrides: list[str], model: str | None = None) ->
 
 def _report(target: Path, overrides: list[str]) -> None:
     recipe = load_recipe(ReportRecipe, target, overrides)
+    _make(recipe.dir)
     _show(recipe, read_suites(recipe.results, recipe.may_differ))
+
+
+def _make(folder: Path) -> None:
+    """Makes the folder of the results, before anything is measured.
+
+    Raises:
+        RecipeError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"dir: {folder} cannot be made ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise RecipeError(f"dir: {folder} cannot be written to")
 
 
 def _show(recipe: SuiteRecipe | ReportRecipe, results: list[Result]) -> None:

@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from data.errors import DataError
 from data.files import read_json_lines, write_json_lines
 from data.labelled.digest import DigestMode
 from data.text import as_path, shown
@@ -66,6 +67,14 @@ class SuiteRecipe(StrictConfig):
     groups: TaskGroups = {}
     accepted_data: tuple[str, ...] = ()
     data_digest: DigestMode = "auto"
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = [seed for seed in seeds if seeds.count(seed) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} occurs twice; one measurement has no spread")
+        return seeds
 
     @field_validator("baseline")
     @classmethod
@@ -145,8 +154,21 @@ def _placed(encoder: Teacher | None, config: TeacherConfig) -> Teacher:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a folder's `results.jsonl`; none if nothing was measured yet."""
-    return [_updated(row) for row in read_json_lines(folder / RESULTS)]
+    """The rows of a folder's `results.jsonl`; none if nothing was measured yet.
+
+    Raises:
+        DataError: a line is no row of results.
+    """
+    rows = []
+    for number, row in enumerate(read_json_lines(folder / RESULTS), 1):
+        try:
+            rows.append(_updated(row))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(
+                f"'{folder / RESULTS}', line {number}: no row of results ({error!r}); mend or "
+                "remove the line"
+            ) from error
+    return rows
 
 
 def _updated(row: dict[str, Any]) -> dict[str, Any]:

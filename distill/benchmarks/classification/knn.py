@@ -50,7 +50,8 @@ class KNN(Benchmark):
 
     def survey(self) -> Survey:
         """Images of each class."""
-        return ClassFolderSurvey(self.config.dataset, SPLITS)
+        config: KNNConfig = self.config
+        return ClassFolderSurvey(config.dataset, SPLITS, neighbours=config.neighbours)
 
     def check(self, encoder: Teacher) -> None:
         """Checks features and sizes; see `Benchmark.check`."""
