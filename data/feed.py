@@ -1,6 +1,8 @@
 """The interface of the two modes of the training stream, indexed and in lanes, and its workers."""
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -55,7 +57,7 @@ def load_in_workers(
 ) -> Iterator[Any]:
     """Iterates over a dataset of whole batches in `config.workers` processes."""
     workers = config.workers
-    return iter(
+    batches = iter(
         DataLoader(
             dataset,
             batch_size=None,
@@ -68,3 +70,18 @@ def load_in_workers(
             generator=torch.Generator(),  # by default it draws from the one of training
         )
     )
+    if workers:
+        # Before the handlers of torch and multiprocessing, which end workers by SIGTERM and wait.
+        atexit.register(_end_workers, weakref.ref(batches))
+    return batches
+
+
+def _end_workers(batches: weakref.ref[Any]) -> None:
+    """Ends the workers of an iterator that is still there when its process ends."""
+    iterator = batches()
+    if iterator is None:
+        return
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        if worker.is_alive():  # it reads from a source that does not answer
+            worker.kill()

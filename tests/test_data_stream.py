@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -15,6 +17,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.layout import fixed_layout
 from data.stream import State, TrainStream, merge_states
+from tests.tiny_run import DEADLOCK_S
 
 COUNTS = (5, 9, 3, 7)  # 24 samples: three global batches of 8 are an epoch
 Steps = list[list[tuple[str, str]]]
@@ -105,6 +108,38 @@ def test_an_epoch_holds_each_sample_once_and_the_next_has_another_order(shards: 
 def test_a_spawned_worker_reads_the_same_pixels(shards: Path, tmp_path: Path) -> None:
     config = _config(shards, workers=1, worker_start="spawn", index_dir=tmp_path / "index")
     assert _run(config, 1)[0] == _run(_config(shards), 1)[0]
+
+
+# Reads from a source that does not answer, as a slow network does.
+HANGS = """
+import sys, time
+from data.config import DataConfig
+from data.feed import load_in_workers
+from torch.utils.data import Dataset
+
+class Slow(Dataset):
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, number):
+        if number > 1:
+            time.sleep(float(sys.argv[1]))
+        return number
+
+config = DataConfig(sources=[{"shards": "."}], workers=2, prefetch=2)
+batches = load_in_workers(Slow(), config)
+print(next(batches))
+kept = batches, batches._workers  # a name of the module, which outlives all functions
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("seconds", ["0", "1000"])
+def test_workers_end_with_a_process_that_still_has_them(seconds: str) -> None:
+    """They leave SIGTERM to it, by which torch and multiprocessing would end them."""
+    command = [sys.executable, "-c", HANGS, seconds]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLOCK_S)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 def test_workers_leave_the_global_random_state_alone(shards: Path) -> None:
