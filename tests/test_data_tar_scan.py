@@ -171,7 +171,9 @@ def test_a_web_page_instead_of_a_tar_file_is_named(tmp_path: Path, repeats: int)
     path.write_bytes(b"<html>404</html>" * repeats)
     scan = _scan(path)
     assert scan.keys == []
-    assert scan.broken == "the file is not a tar file; it begins with b'<html>404</html>'"
+    assert (
+        scan.broken == "the file is not a tar file; it begins with b'<html>404</html>' (a web page)"
+    )
 
 
 def test_a_compressed_archive_is_no_shard(shard: Path, tmp_path: Path) -> None:

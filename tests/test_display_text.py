@@ -125,7 +125,8 @@ def _card(name: str) -> dict[str, Any]:
     values: dict[str, Any] = {"name": name, "format": "safetensors", "config": student.config}
     values |= {"shape": student.config.shape, "targets": [name], "heads": [name], "step": 1}
     values |= {"parameters": 1, "trunk_parameters": 1, "teachers": [[name] * 6], "recipe": ""}
-    return values | {"resolution": None, "outputs": [], "results": [], "versions": ""}
+    values |= {"licence": "other", "sizes": [], "outputs": [], "results": [], "versions": ""}
+    return values
 
 
 class Named(Benchmark):

@@ -126,6 +126,34 @@ def test_a_folder_as_the_file_is_refused(tmp_path: Path) -> None:
         export(write_run(tmp_path, build()), tmp_path, force=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "meant"),
+    [
+        ("s.onnx", "safetensors", "onnx"),
+        ("s.pth.tar", "safetensors", "radio"),
+        ("s.safetensors", "onnx", "safetensors"),
+    ],
+)
+def test_a_name_of_another_format_is_refused(
+    tmp_path: Path, name: str, format: str, meant: str
+) -> None:
+    checkpoint = write_run(tmp_path, build())
+    with pytest.raises(RecipeError, match=f"{name}: .* did you mean --format {meant}"):
+        export(checkpoint, tmp_path / name, format=format)
+    assert not (tmp_path / name).exists()
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path) -> None:
+    student = build()
+    with torch.no_grad():
+        student.trunk.norm.weight[:3] = float("nan")
+        student.trunk.norm.bias[0] = float("inf")
+    checkpoint = write_run(tmp_path, student)
+    message = r"3 of 16 values of trunk.norm.weight are NaN or infinite, .* 1 more tensors"
+    with pytest.raises(RecipeError, match=message):
+        export(checkpoint, tmp_path / "s")
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match="file/s: cannot be written"):

@@ -22,6 +22,7 @@ from student.storage import StudentFile, save_student, student_of
 from teachers.upsamplers.trained import save_upsampler
 
 FORMATS = ("safetensors", "onnx", "radio")
+_SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx", ".pth": "radio", ".tar": "radio"}
 
 
 def export(
@@ -52,7 +53,8 @@ def export(
 
     Raises:
         RecipeError: an option that the model does not have, no such head, no statistics to fold,
-            or `out` exists or cannot be written.
+            or `out` exists, cannot be written or has the suffix of another format; weights that
+            are not finite.
     """
     if not has_upsampler(path):
         if half:
@@ -86,7 +88,9 @@ def export_student(
     weights = [large_weights(out)] if format == "onnx" else []
     for each in (out, card, *weights):
         _check_out(each, force)
+    _check_suffix(out, format)
     source = read_source(path)
+    _check_finite(source.file, path)
     if heads is not None:
         source = source._replace(file=keep_heads(source.file, heads))
     file = _in_space(source, format, teacher_space)
@@ -102,6 +106,29 @@ def _check_out(out: Path, force: bool) -> None:
         raise RecipeError(f"{out} is a folder; name the file to write, {out / 'NAME.safetensors'}")
     if out.exists() and not force:
         raise RecipeError(f"{out} already exists; --force overwrites it")
+
+
+def _check_suffix(out: Path, format: str) -> None:
+    """Refuses a name that says another format than the file has."""
+    stated = _SUFFIXES.get(out.suffix.lower(), format)
+    if stated != format:
+        raise RecipeError(
+            f"{out}: files of --format {format} are not {out.suffix}; did you mean "
+            f"--format {stated}?"
+        )
+
+
+def _check_finite(file: StudentFile, path: Path) -> None:
+    """Refuses weights that are NaN or infinite."""
+    bad = {n: int((~t.isfinite()).sum()) for n, t in file.state_dict.items()}
+    bad = {name: count for name, count in bad.items() if count}
+    if bad:
+        name, count = next(iter(bad.items()))
+        raise RecipeError(
+            f"{path}: {count} of {file.state_dict[name].numel()} values of {name} are NaN or "
+            f"infinite, and so are values of {len(bad) - 1} more tensors; export an earlier "
+            "checkpoint"
+        )
 
 
 @contextlib.contextmanager
