@@ -126,7 +126,7 @@ class Slow(Dataset):
             time.sleep(float(sys.argv[1]))
         return number
 
-config = DataConfig(sources=[{"shards": "."}], workers=2, prefetch=2)
+config = DataConfig(sources=[{"shards": "."}], workers=1, prefetch=2)
 batches = load_in_workers(Slow(), config)
 print(next(batches))
 kept = batches, batches._workers  # a name of the module, which outlives all functions
