@@ -9,6 +9,7 @@ steps only.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -122,7 +123,8 @@ class Loop:
             # Until the first step is done there is nothing new to save.
             first = interruptible() if step == start_step else nullcontext()
             with first, watchdog(self._limit(step)):
-                stopping, last = self._step(step, batches)
+                stopping, last, report = self._step(step, batches)
+            report()  # only of a step that no request can undo any more
             done = step + 1
             self._draw(done, *last)
             due = self._due(done)
@@ -159,8 +161,14 @@ class Loop:
             self._benchmarks.measure(names, step, self._tracker)
         self._meter.restart()
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> tuple[bool, tuple[Tensor, MicroBatch]]:
-        """One optimiser step: whether any rank was asked to stop, and the last micro-batch."""
+    def _step(
+        self, step: int, batches: Iterator[Batch]
+    ) -> tuple[bool, tuple[Tensor, MicroBatch], Callable[[], None]]:
+        """One optimiser step.
+
+        Returns:
+            Whether any rank was asked to stop; the last micro-batch; and what reports the step.
+        """
         recipe, keys = self._recipe, []
         sums: dict[str, Tensor] = {}
         for micro_batch in self._plan.micro_batches(distributed.rank(), step):
@@ -186,8 +194,7 @@ class Loop:
         with timing.timed("optimizer"):
             result = self._task.engine.step(lr)
         self._check_gradient(step, result, keys)
-        self._report(step, values, lr, result)
-        return stopping, (images, micro_batch)
+        return stopping, (images, micro_batch), partial(self._report, step, values, lr, result)
 
     def _share(
         self, step: int, sums: Mapping[str, Tensor], keys: list[str]
