@@ -7,6 +7,7 @@ order. Nothing is built and no weights are read here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,7 +143,7 @@ def locate_weights(source: OpenClipSource) -> Path | None:
         return None if on_meta() else find_weights(folder, _WEIGHT_NAMES)
     if weights is None and repository is not None:
         asked = f"open_clip {source.model!r}"
-        read: Callable[[], str] = lambda: download_pretrained_from_hf(repository)  # noqa: E731
+        read = partial(download_pretrained_from_hf, repository)
         return None if on_meta() else _cached(_downloaded(asked, repository, read))
     tags = _tags(source)
     here = weights is not None and Path(weights).exists()

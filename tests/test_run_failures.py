@@ -15,29 +15,11 @@ from tests.tiny_run import (
     plain_command,
     run,
     write_recipe,
+    write_troubled,
 )
 
 pytestmark = pytest.mark.process
 
-# A user's own teacher, found in the current directory; `trouble` is run before each batch.
-TEACHER = """
-import os
-import resource
-import time
-from pathlib import Path
-
-from teachers.features import Features, FeatureSpec
-from teachers.teacher import Teacher
-
-class Troubled(Teacher):
-    def __init__(self, config):
-        spec = FeatureSpec(summary_dim=None, spatial_dim=3, patch_size=16, resolution=(32, 32))
-        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
-
-    def extract(self, images):
-        trouble()
-        return Features(None, images.unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5)))
-"""
 # The watchdog's time runs out at once where the run hangs, and nowhere else.
 HANGS = """
 import faulthandler
@@ -63,14 +45,13 @@ def trouble():
 """
 
 
-def _write(folder: Path, trouble: str) -> Path:
-    (folder / "troubled.py").write_text(TEACHER + trouble)
-    teachers = {"expert": {"kind": "troubled:Troubled"}}
-    return write_recipe(folder, teachers=teachers, checkpoint={"every": 2})
-
-
 def test_a_step_that_hangs_ends_the_run_with_every_threads_trace(tmp_path: Path) -> None:
-    done = run(plain_command(_write(tmp_path, HANGS), "run.watchdog_s=12"), tmp_path)
+    done = run(
+        plain_command(
+            write_troubled(tmp_path, HANGS, checkpoint={"every": 2}), "run.watchdog_s=12"
+        ),
+        tmp_path,
+    )
     assert done.returncode == 1
     assert "Timeout (0:00:00.1" in done.stderr
     trace = done.stderr[done.stderr.index("Timeout") :]
@@ -83,7 +64,7 @@ def test_a_step_that_hangs_ends_the_run_with_every_threads_trace(tmp_path: Path)
 def test_a_full_disk_ends_the_run_with_one_message_and_it_goes_on_later(
     ranks: int, tmp_path: Path
 ) -> None:
-    recipe = _write(tmp_path, FILLS_THE_DISK)
+    recipe = write_troubled(tmp_path, FILLS_THE_DISK, checkpoint={"every": 2})
     command = plain_command(recipe, "run.steps=6")
     (tmp_path / "full").touch()
     done = run(command, tmp_path, ranks=ranks)

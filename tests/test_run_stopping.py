@@ -18,32 +18,21 @@ from tests.tiny_run import (
     plain_command,
     wait_for_metrics,
     write_recipe,
+    write_troubled,
 )
 
 pytestmark = pytest.mark.process
 
-# A user's own teacher, which hangs on the last rank within a function of the run.
-TEACHER = """
-import os
-import time
+# On the last rank, within a function of the run.
+HANGS = """
 import traceback
-from pathlib import Path
 
-from teachers.features import Features, FeatureSpec
-from teachers.teacher import Teacher
-
-class Slow(Teacher):
-    def __init__(self, config):
-        spec = FeatureSpec(summary_dim=None, spatial_dim=3, patch_size=16, resolution=(32, 32))
-        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
-
-    def extract(self, images):
-        last = int(os.environ.get("WORLD_SIZE", "1")) - 1
-        within = [frame.name for frame in traceback.extract_stack()]
-        if int(os.environ.get("RANK", "0")) == last and "WITHIN" in within:
-            Path("hangs").touch()
-            time.sleep(600)
-        return Features(None, images.unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5)))
+def trouble():
+    last = int(os.environ.get("WORLD_SIZE", "1")) - 1
+    within = [frame.name for frame in traceback.extract_stack()]
+    if int(os.environ.get("RANK", "0")) == last and "WITHIN" in within:
+        Path("hangs").touch()
+        time.sleep(600)
 """
 IN_STATISTICS, IN_THE_FIRST_STEP = "_estimate", "_step"
 
@@ -84,9 +73,7 @@ def codes_after_asking(forks: list[Fork], asked: int, folder: Path) -> list[int]
 @pytest.mark.parametrize("within", [IN_STATISTICS, IN_THE_FIRST_STEP])
 def test_one_rank_is_asked_and_all_end(ranks: int, within: str, tmp_path: Path) -> None:
     """The other ranks wait in a collective for the one that hangs."""
-    (tmp_path / "slow.py").write_text(TEACHER.replace("WITHIN", within))
-    teachers = {"expert": {"kind": "slow:Slow"}}
-    command = plain_command(write_recipe(tmp_path, teachers=teachers))
+    command = plain_command(write_troubled(tmp_path, HANGS.replace("WITHIN", within)))
     variables = _variables_of(ranks)
     forks = [Fork(command, tmp_path, environment() | own) for own in variables]
     codes = codes_after_asking(forks, -1, tmp_path)
@@ -100,9 +87,8 @@ def test_one_rank_is_asked_and_all_end(ranks: int, within: str, tmp_path: Path) 
 
 def test_the_machine_that_hosts_the_store_is_asked_and_both_end(tmp_path: Path) -> None:
     """It waits in a collective meanwhile."""
-    (tmp_path / "slow.py").write_text(TEACHER.replace("WITHIN", IN_STATISTICS))
-    teachers = {"expert": {"kind": "slow:Slow"}}
-    forks = start_on_two_machines(write_recipe(tmp_path, teachers=teachers))
+    recipe = write_troubled(tmp_path, HANGS.replace("WITHIN", IN_STATISTICS))
+    forks = start_on_two_machines(recipe)
     codes = codes_after_asking(forks, 0, tmp_path)
     assert codes == [0, 0], [fork.outputs() for fork in forks]
     assert json.loads((tmp_path / "run/STATUS.json").read_text())["status"] == "preempted"

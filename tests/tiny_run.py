@@ -155,6 +155,40 @@ def start(command: list[str], folder: Path) -> "Fork | subprocess.Popen[bytes]":
     )
 
 
+# A user's own teacher, found in the current directory; `trouble` is run before each batch.
+_TROUBLED = """
+import os
+import resource
+import time
+from pathlib import Path
+
+from teachers.features import Features, FeatureSpec
+from teachers.teacher import Teacher
+
+class Troubled(Teacher):
+    def __init__(self, config):
+        spec = FeatureSpec(summary_dim=None, spatial_dim=3, patch_size=16, resolution=(32, 32))
+        super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
+
+    def extract(self, images):
+        trouble()
+        return Features(None, images.unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5)))
+"""
+
+
+def write_troubled(folder: Path, trouble: str, **sections: Any) -> Path:
+    """A recipe whose teacher, a user's own, calls `trouble` before each batch.
+
+    Args:
+        folder: where the command runs.
+        trouble: Python code that defines it; os, resource, time and Path are imported.
+        sections: of the recipe, see `write_recipe`.
+    """
+    (folder / "troubled.py").write_text(_TROUBLED + trouble)
+    teachers = {"expert": {"kind": "troubled:Troubled"}}
+    return write_recipe(folder, teachers=teachers, **sections)
+
+
 def wait_for_metrics(
     run_folder: Path, process: "Fork | subprocess.Popen[bytes] | subprocess.Popen[str]"
 ) -> None:

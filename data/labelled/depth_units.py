@@ -18,6 +18,7 @@ LEAST_INSIDE = 0.5  # share of the known depths inside the range, below which fi
 MOST_INSIDE = 0.95  # and below which a warning says so
 TINY, SMALL = 1 / 50, 1 / 20  # of the range's end: where the known depths end in a wrong unit
 _FITS = (1 / 3, 1.05)  # of the range's end: where they end in the right unit
+METRES = (0.05, 200.0)  # where the median depth of a set in metres lies
 APART = 20.0  # times that the medians of the splits may differ
 
 

@@ -204,11 +204,3 @@ class ImagesSurvey(Survey):
     def files(self) -> list[Path]:
         """See `Survey.files`."""
         return self._files
-
-    def count(self) -> dict[str, Any]:
-        """See `Survey.count`."""
-        return {"files": len(self._files)}
-
-    def judge(self, counts: dict[str, Any]) -> list[Finding]:
-        """See `Survey.judge`."""
-        return []

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from data.labelled.class_counts import judge_classes
+from data.labelled.depth_units import METRES
 from data.labelled.files import IGNORED
 from data.labelled.multitask import MultiTaskSample, NyudLayout, PascalContextLayout
 from data.labelled.survey import (
@@ -20,8 +21,6 @@ from data.labelled.survey import (
 )
 from data.progress import track
 from data.read_ahead import read_ahead
-
-_METRES = (0.05, 200.0)  # where the median depth of a set in metres lies
 
 
 class MultiTaskSurvey(Survey):
@@ -112,8 +111,8 @@ def _judge_known(task: str, counts: dict[str, Any]) -> list[Finding]:
         elif task == "saliency" and not unknown:
             findings.append(Finding(f"every pixel of {split} is salient", fatal=True))
         median = each["median_depth"]
-        if task == "depth" and known and not _METRES[0] <= median <= _METRES[1]:
+        if task == "depth" and known and not METRES[0] <= median <= METRES[1]:
             text = f"the median depth of {split} is {median:.3g} m; expected metres"
-            cause = ": are the files in millimetres?" if median > _METRES[1] else ""
+            cause = ": are the files in millimetres?" if median > METRES[1] else ""
             findings.append(Finding(text + cause, fatal=True))
     return findings

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from data.labelled.depth_units import METRES
 from data.labelled.posed import FrameFiles, PosedLayout
 from data.labelled.survey import Finding, Survey, listed
 from data.progress import track
 from data.read_ahead import read_ahead
 
-_METRES = (0.05, 200.0)  # where the median depth of a set in metres lies
 _FAR = 50.0  # distance between two cameras, as a multiple of the median depth
 
 
@@ -71,7 +71,7 @@ class PosedSurvey(Survey):
             text = f"{len(empty)} of {frames} frames have no depth at two points or more"
             return [Finding(f"{text}: {listed(empty)}", fatal=True, final=True)]
         findings, depth, distance = [], counts["median_depth"], counts["median_distance"]
-        if not _METRES[0] <= depth <= _METRES[1]:
+        if not METRES[0] <= depth <= METRES[1]:
             text = f"the median depth is {depth:.3g} m: are the depth maps in another unit?"
             findings.append(Finding(text, fatal=True))
         elif distance > _FAR * depth:

@@ -1,6 +1,5 @@
 """Runs the evaluation that the `task` of a recipe names: the work of `distill.evaluate`."""
 
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +22,7 @@ from distill.evaluation.throughput_report import throughput_table
 from distill.runtime import distributed
 from distill.runtime.config import apply_overrides, load_recipe, load_yaml, validate
 from distill.runtime.errors import RecipeError
+from distill.runtime.run_folder import make_folder
 from distill.tasks.trained import find_trained, recipe_file
 from teachers.messages import did_you_mean
 
@@ -72,7 +72,7 @@ def _upsampler(target: Path, overrides: list[str]) -> None:
 
 def _upsamplers(target: Path, overrides: list[str]) -> None:
     recipe = load_recipe(ComparisonRecipe, target, overrides)
-    _make(recipe.dir)
+    make_folder(recipe.dir, "dir")
     rows = compare(recipe.teacher, recipe.methods, recipe.evaluation, recipe.dir)
     Console().print(comparison_table(rows))
     print(printable(f"pictures: {recipe.dir}"))
@@ -80,7 +80,7 @@ def _upsamplers(target: Path, overrides: list[str]) -> None:
 
 def _throughput(target: Path, overrides: list[str]) -> None:
     recipe = load_recipe(ThroughputRecipe, target, overrides)
-    _make(recipe.dir)
+    make_folder(recipe.dir, "dir")
     rows, crossings = measure_throughput(recipe)
     Console().print(throughput_table(rows, crossings))
     print(printable(f"picture: {recipe.dir / 'throughput.png'}"))
@@ -95,7 +95,7 @@ def _benchmarks(target: Path, overrides: list[str], model: str | None = None) ->
         tree["models"] = kept | {Path(model).name: model_of(model)}
         apply_overrides(tree, overrides)  # again: some may change the new entry
     recipe = validate(SuiteRecipe, tree, str(target))
-    _make(recipe.dir)
+    make_folder(recipe.dir, "dir")
     with distributed.connected(_TIMEOUT_S, recipe.dir):
         rows = run_suite(recipe)
     if distributed.rank() == 0:
@@ -105,22 +105,8 @@ def _benchmarks(target: Path, overrides: list[str], model: str | None = None) ->
 
 def _report(target: Path, overrides: list[str]) -> None:
     recipe = load_recipe(ReportRecipe, target, overrides)
-    _make(recipe.dir)
+    make_folder(recipe.dir, "dir")
     _show(recipe, read_suites(recipe.results, recipe.may_differ))
-
-
-def _make(folder: Path) -> None:
-    """Makes the folder of the results, before anything is measured.
-
-    Raises:
-        RecipeError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(f"dir: {folder} cannot be made ({error.strerror})") from None
-    if not os.access(folder, os.W_OK):
-        raise RecipeError(f"dir: {folder} cannot be written to")
 
 
 def _show(recipe: SuiteRecipe | ReportRecipe, results: list[Result]) -> None:

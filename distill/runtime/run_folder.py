@@ -35,8 +35,12 @@ Status = Literal["running", "preempted", "done", "failed"]
 _PACKAGES = ("torch", "deepspeed", "timm", "open_clip_torch", "webdataset", "featsharp-distill")
 
 
-def make_run_folder(folder: Path) -> None:
-    """Makes the folder if it does not exist; every rank may call this.
+def make_folder(folder: Path, key: str) -> None:
+    """Makes a folder for results if it does not exist; every rank may call this.
+
+    Args:
+        folder: to make.
+        key: of the recipe that names it, for messages.
 
     Raises:
         RecipeError: it cannot be made or written to.
@@ -44,9 +48,9 @@ def make_run_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecipeError(f"run.dir: {folder} cannot be made ({error.strerror})") from None
+        raise RecipeError(f"{key}: {folder} cannot be made ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
-        raise RecipeError(f"run.dir: {folder} cannot be written to")
+        raise RecipeError(f"{key}: {folder} cannot be written to")
 
 
 def require_shared(folder: Path) -> None:

@@ -19,7 +19,7 @@ from distill.runtime.errors import RecipeError
 from distill.runtime.processor import warn_of_slow_bf16
 from distill.runtime.progress import tracked
 from distill.runtime.resuming import changes
-from distill.runtime.run_folder import make_run_folder
+from distill.runtime.run_folder import make_folder
 from distill.runtime.stopping import Stopped, agreed_steps
 from distill.runtime.tracking import log
 from distill.targets.ensemble import Ensemble
@@ -184,7 +184,7 @@ def write_cache(recipe: StudentRecipe, folder: Path, precision: CachePrecision) 
     used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if distributed.rank() == 0 and used and not (folder / UNFINISHED).is_file():
         raise RecipeError(f"{folder}: is not empty; give another folder, or remove it")
-    make_run_folder(recipe.run.dir)
+    make_folder(recipe.run.dir, "run.dir")
     with distributed.connected(recipe.run.ranks_wait_s, recipe.run.dir):
         _write(recipe, folder, precision)
 

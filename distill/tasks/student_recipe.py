@@ -15,7 +15,6 @@ from distill.objective.views import ShiftConfig
 from distill.parametrization.finetuning import FinetuningConfig
 from distill.parametrization.reparametrize import ReparametrizationConfig
 from distill.runtime.config import load_recipe
-from distill.targets.source import TargetsConfig
 from distill.tasks.window_augmentation import WindowAugmentationConfig, fitting_windows
 from distill.training.arms import ArmConfig, StepPlan, place_of
 from distill.training.resolution import ResolutionSchedule
@@ -66,7 +65,6 @@ class StudentRecipe(TrainingRecipe):
     teachers: dict[str, AnyTeacher] = Field(min_length=1)
     arms: dict[str, ArmConfig] = Field({})
     student: StudentConfig
-    targets: TargetsConfig = TargetsConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     reparametrisation: ReparametrizationConfig = ReparametrizationConfig()
     window_augmentation: WindowAugmentationConfig = WindowAugmentationConfig()
@@ -121,17 +119,6 @@ class StudentRecipe(TrainingRecipe):
         """(height, width) of the largest images that the run trains on."""
         sizes = [size.size for arm in self.placed_arms.values() for size in arm.resolution.root]
         return max(sizes, key=lambda size: size[0] * size[1])
-
-    @property
-    def precisions(self) -> dict[str, str]:
-        """See `TrainingRecipe`."""
-        of_targets = self.targets.precision
-        return {"engine.precision": self.engine.precision, "targets.precision": of_targets}
-
-    @property
-    def compiles(self) -> bool:
-        """See `TrainingRecipe`."""
-        return self.targets.compile
 
     def step_plan(self, ranks: int, *, margin: int = 0) -> StepPlan:
         """The micro-batches of each of `ranks` processes; for the margin see `StepPlan`.

@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, NonNegativeFloat, PositiveInt, SerializeAs
 from distill.benchmarks.upsampling import UpsamplerEvaluationConfig
 from distill.engine.optimizer import OptimizerConfig
 from distill.runtime.config import load_recipe
-from distill.targets.source import TargetsConfig
 from distill.tasks.student_recipe import AnyTeacher
 from distill.training.arms import ArmConfig, StepPlan
 from distill.training.training_recipe import RunConfig, TrainingRecipe
@@ -69,7 +68,6 @@ class UpsamplerRecipe(TrainingRecipe):
             downsampler only, as the baselines of a comparison do.
         views: the random warps under which upsampled maps must agree.
         consistency: the loss.
-        targets: precision of the teacher, and the number of images that PHI-S is fitted on.
         bias: whether a position bias is learned, which removes the encoder's fixed pattern.
         spectral: whether the fusion's linear layers are trained in spectral reparametrisation, as
             published; slower at first.
@@ -83,7 +81,6 @@ class UpsamplerRecipe(TrainingRecipe):
     upsampler: AnyUpsampler
     views: ViewsConfig = ViewsConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
-    targets: TargetsConfig = TargetsConfig()
     bias: bool = True
     spectral: bool = False
     rates: RatesConfig = RatesConfig()
@@ -102,17 +99,6 @@ class UpsamplerRecipe(TrainingRecipe):
                 "weights; use bf16, or fp32"
             )
         return self
-
-    @property
-    def precisions(self) -> dict[str, str]:
-        """See `TrainingRecipe`."""
-        of_targets = self.targets.precision
-        return {"engine.precision": self.engine.precision, "targets.precision": of_targets}
-
-    @property
-    def compiles(self) -> bool:
-        """See `TrainingRecipe`."""
-        return self.targets.compile
 
     def require_ranks(self, ranks: int) -> None:
         """See `TrainingRecipe`."""

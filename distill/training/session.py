@@ -35,7 +35,7 @@ from distill.runtime.processor import require_alike, warn_of_slow_bf16
 from distill.runtime.resuming import Change, Contents
 from distill.runtime.run_folder import (
     confirm_run_folder,
-    make_run_folder,
+    make_folder,
     open_run_folder,
     require_shared,
     versions,
@@ -103,7 +103,7 @@ def _run(recipe: R, assemble: Callable[[R], Assembly], stop: StopRequest) -> Non
     recipe.require_ranks(distributed.world_size())
     die_with_launcher()
     folder = recipe.run.dir
-    make_run_folder(folder)
+    make_folder(folder, "run.dir")
     stop.last_words = lambda: _write_stopped(folder)
     try:
         with interruptible():

@@ -13,6 +13,7 @@ from distill.engine.optimizer import OptimizerConfig
 from distill.engine.schedule import ScheduleConfig
 from distill.runtime import distributed
 from distill.runtime.tracking import TrackingConfig
+from distill.targets.source import TargetsConfig
 from distill.training.arms import StepPlan
 from teachers.config import StrictConfig
 
@@ -54,7 +55,11 @@ class CheckpointConfig(StrictConfig):
 
 
 class TrainingRecipe(StrictConfig, ABC):
-    """The common sections; a subclass adds what it trains."""
+    """The common sections; a subclass adds what it trains.
+
+    Attributes:
+        targets: how teachers run, and on how many images their statistics are estimated.
+    """
 
     run: RunConfig
     data: DataConfig
@@ -63,6 +68,7 @@ class TrainingRecipe(StrictConfig, ABC):
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    targets: TargetsConfig = TargetsConfig()
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
@@ -74,14 +80,15 @@ class TrainingRecipe(StrictConfig, ABC):
         return self
 
     @property
-    @abstractmethod
     def precisions(self) -> dict[str, str]:
         """Key to value of each precision of the recipe."""
+        of_targets = self.targets.precision
+        return {"engine.precision": self.engine.precision, "targets.precision": of_targets}
 
     @property
-    @abstractmethod
     def compiles(self) -> bool:
         """Whether kernels compile in the first step of each image size, for minutes perhaps."""
+        return self.targets.compile
 
     @abstractmethod
     def require_ranks(self, ranks: int) -> None:
