@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -105,13 +106,13 @@ def test_a_command_whose_checkpoint_fails_prints_one_message_and_ends_with_1(
 
 
 def test_a_runs_folder_means_its_newest_whole_checkpoint_and_says_which(
-    tmp_path: Path, said: Callable[[], list[str]]
+    tmp_path: Path, said: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     old, new = (_save(tmp_path / "checkpoints", step) for step in (7, 9))
-    assert find_checkpoint(tmp_path) == new
-    assert said() == [
-        f"{tmp_path}: took step-00000009 of [step-00000009, step-00000007], the newest"
-    ]
+    with caplog.at_level(logging.INFO, "distill"):
+        assert find_checkpoint(tmp_path) == new
+    assert caplog.messages == [f"{tmp_path}: took step-00000009, the newest of 2 checkpoints"]
+    assert said() == []  # no warning: this is what anybody expects
     assert find_checkpoint(old) == old
     assert said() == []
     (new / "b.bin").write_bytes(b"")

@@ -19,6 +19,7 @@ This module writes the manifest; the caller writes the other files.
 
 import functools
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,7 +30,9 @@ from typing import Any
 from data.files import publish, sync, write_text
 from distill.runtime import distributed
 from distill.runtime.errors import CheckpointError, RecipeError, UnreadableError
-from teachers.messages import say_once, took
+from teachers.messages import say_once
+
+log = logging.getLogger("distill")
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8})")
@@ -110,8 +113,8 @@ def _say_choice(run: Path, found: list[Path]) -> None:
     ]
     if newer:
         say_once(f"{run}: took {chosen}; {', '.join(newer)} is newer, but incomplete")
-    else:
-        took(str(run), chosen, [path.name for path in found], "the newest")
+    elif len(found) > 1:  # the ordinary case: no warning
+        log.info("%s: took %s, the newest of %d checkpoints", run, chosen, len(found))
 
 
 def find_checkpoints(root: Path) -> list[Path]:
