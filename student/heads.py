@@ -108,7 +108,7 @@ def _attention_blocks(width: int, config: HeadConfig) -> nn.ModuleList:
         Block(
             width,
             num_heads=config.attention_heads,
-            qkv_bias=True,
+            qkv_bias=config.attention_bias,
             init_values=_LAYER_SCALE,
             norm_layer=LayerNorm,
         )
