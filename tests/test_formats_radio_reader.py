@@ -12,7 +12,7 @@ from distill.formats.export import export_student
 from distill.formats.radio import save_radio
 from distill.formats.radio_reader import read_radio_student
 from distill.runtime.errors import RecipeError
-from student.config import StudentConfig
+from student.config import HeadConfig, StudentConfig
 from student.initial import build as build_student
 from student.model import Student
 from student.storage import StudentFile, load_student, student_of
@@ -25,6 +25,8 @@ from teachers.upsamplers.standardised import Standardised
 from teachers.upsamplers.trained import UpsamplerCard, save_upsampler
 from tests.tiny_export import TARGETS, build, export, outputs, write_run
 from tests.tiny_run import plain_command, run, write_recipe
+
+ATTENTIVE = HeadConfig(hidden_dim=12, num_layers=1, attention_blocks=2)  # as C-RADIOv4's
 
 
 def saved(path: Path, **changes: Any) -> Student:
@@ -61,8 +63,9 @@ def read(path: Path) -> Student:
     "changes",
     [
         {},
-        {"num_registers": 0, "layer_scale": 0.1, "final_norm": False},
+        {"num_registers": 0, "layer_scale": 0.1, "final_norm": True},
         {"register_multiple": 8, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)},
+        {"layer_scale": 0.1, "head": ATTENTIVE},
     ],
     ids=str,
 )
@@ -70,8 +73,9 @@ def test_backbone_and_heads_come_back_bit_for_bit(
     tmp_path: Path, changes: dict[str, Any], size: tuple[int, int]
 ) -> None:
     student = saved(tmp_path / "s", **changes)
-    images = torch.rand(2, 3, *size)
-    expected, actual = outputs(student, images), outputs(read(tmp_path / "s"), images)
+    images, again = torch.rand(2, 3, *size), read(tmp_path / "s")
+    assert again.config.head == student.config.head
+    expected, actual = outputs(student, images), outputs(again, images)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     entry = {"kind": "radio", "weights": str(tmp_path / "s"), "resolution": [24, 24]}
@@ -104,11 +108,27 @@ def test_heads_by_number_are_read_and_those_of_another_make_left_out(
     rewrite(tmp_path / "s", number | old | {"_feature_projections.muted.": ""})
     actual = read(tmp_path / "s")
     assert list(actual.heads) == ["siglip"]
-    assert "left out the head of clip, no MLP v2 of the first's size" in caplog.text
+    assert "left out the head of clip, no MLP v2 or attn of the first's size" in caplog.text
     images = torch.rand(1, 3, 8, 20)
     expected = outputs(student, images)
     for name, value in outputs(actual, images).items():
         assert torch.equal(value, expected[name])
+
+
+def test_attention_heads_of_another_make_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = saved(tmp_path / "s", head=ATTENTIVE)
+    heads = "_feature_projections"
+    missing = {f"{heads}.clip.blocks.1.norm2.bias": "", f"{heads}.siglip.mlp.fc1.bias": ""}
+    rewrite(tmp_path / "s", missing)
+    actual = read(tmp_path / "s")
+    assert list(actual.heads) == ["muted"]
+    for name in ("clip", "siglip"):
+        assert f"left out the head of {name}, no MLP v2 or attn" in caplog.text
+    images = torch.rand(1, 3, 8, 20)
+    due = outputs(student, images)["muted/spatial"]
+    assert torch.equal(outputs(actual, images)["muted/spatial"], due)
 
 
 @pytest.mark.parametrize(
