@@ -11,11 +11,12 @@ from typing import Any
 
 import timm
 from timm.models.naflexvit import NaFlexVit
+from torch import nn
 
 from teachers.errors import TeacherError
 from teachers.messages import did_you_mean
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
-from teachers.radio_format import RadioArchitecture
+from teachers.radio_architecture import RadioArchitecture
 from teachers.weights import seeded, shorten
 
 # Width, depth, heads and MLP ratio of the names that the public code adds to timm's.
@@ -117,6 +118,9 @@ def build_trunk(architecture: RadioArchitecture) -> NaFlexVit:
         raise TeacherError(f"model: timm's {name!r} is not a ViT: {shorten(str(error))}") from None
     if not isinstance(network, NaFlexVit) or network.rope is not None:
         raise TeacherError(f"model: timm's {name!r} is not a ViT with a position table")
+    if not architecture.layer_scale:  # timm leaves out an option that is None, and names imply one
+        for block in network.blocks:
+            block.ls1 = block.ls2 = nn.Identity()
     if not architecture.patch_bias:
         network.embeds.proj.register_parameter("bias", None)
     return network

@@ -19,7 +19,8 @@ from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.messages import did_you_mean, say_once
 from teachers.pixels import say_conflict
-from teachers.radio_format import RadioArchitecture, RadioCheckpoint, read_radio
+from teachers.radio_architecture import RadioArchitecture, named_as
+from teachers.radio_format import RadioCheckpoint, read_radio
 from teachers.radio_models import PUBLISHED, build_trunk, repository
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.timm_teacher import layer_maps
@@ -33,8 +34,11 @@ class RadioConfig(TeacherConfig):
         model: a published name, `radio_v2.5-l`; None for any other checkpoint in the public
             format, which needs `weights` and `resolution`.
         weights: a local file in the public format; a `.safetensors` file of the hub with its
-            `config.json` beside it, or their folder; or `none` for random weights.
-        summary: the teachers whose class tokens are concatenated; None for the published ones.
+            `config.json` beside it, or their folder, also in the layout of transformers' own
+            `RadioModel`; or `none` for random weights.
+        summary: the teachers whose class tokens are concatenated; None for the published ones. In
+            the layout of transformers they are `cls_0`, `cls_1`, ... unless `model` or `args` in
+            the `config.json` name them.
         resolution: (height, width) in pixels, multiples of the patch; None for the published one,
             or the `preferred_resolution` in the `config.json` of a checkpoint from the hub.
     """
@@ -62,6 +66,13 @@ class RadioTeacher(Teacher):
         published = _find(config)
         checkpoint = _read(config, known=published is not None)
         architecture = checkpoint.architecture if checkpoint else PUBLISHED[str(config.model)][0]
+        if checkpoint and published:
+            architecture = named_as(architecture, published)
+        if checkpoint and checkpoint.heads:
+            say_once(
+                f"weights {config.weights}: its heads for {', '.join(checkpoint.head_names)} are "
+                "not read: the features are the backbone's own"
+            )
         # No random weights where a file follows: those of a ViT-H take many seconds.
         with torch.device("meta") if checkpoint else nullcontext():
             network = build_trunk(architecture)

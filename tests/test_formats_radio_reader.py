@@ -1,11 +1,13 @@
 """RADIO checkpoints as students: the way back, other people's files, and a whole run from one."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.formats.export import export_student
@@ -113,6 +115,42 @@ def test_heads_by_number_are_read_and_those_of_another_make_left_out(
     expected = outputs(student, images)
     for name, value in outputs(actual, images).items():
         assert torch.equal(value, expected[name])
+
+
+@pytest.mark.parametrize("head", [None, ATTENTIVE], ids=["v2", "attn"])
+def test_adaptors_in_a_folder_of_the_hub_are_heads(
+    head: HeadConfig | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As RADIO's own script writes them, with another one whose teacher is not there."""
+    student = saved(tmp_path / "s", **({"head": head} if head else {}))
+    folder = write_hub(tmp_path / "s", tmp_path / "hub")
+    images = torch.rand(2, 3, 8, 20)
+    expected, actual = outputs(student, images), outputs(read(folder), images)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert "left out the head of stranger: it is no teacher" in caplog.text
+
+
+def write_hub(file: Path, folder: Path) -> Path:
+    """A file of the public format as a folder of the hub with adaptors."""
+    loaded = torch.load(file, weights_only=False)
+    args = vars(loaded["args"])
+    kinds = {"_heads.": "head_mlp", "_feature_projections.": "feat_mlp"}
+    tensors: dict[str, Tensor] = {"adaptors.stranger.head_mlp.fc1.weight": torch.ones(2, 2)}
+    for name, value in loaded["state_dict"].items():
+        for prefix, kind in kinds.items():
+            if name.startswith(prefix):
+                teacher, _, rest = name.removeprefix(prefix).partition(".")
+                name = f"adaptors.{teacher}.{kind}.{rest.replace('.gamma', '.grandma')}"
+        tensors[name.replace("base_model.", "model.")] = value
+    folder.mkdir()
+    save_file({f"radio_model.{k}": v for k, v in tensors.items()}, folder / "model.safetensors")
+    upsample = {t["name"]: t.pop("fd_upsample_factor", None) for t in args["teachers"]}
+    configs = {name: {"feature": {"upsample_factor": u}} for name, u in upsample.items()}
+    args = {k: v for k, v in args.items() if k != "dtype"}
+    config = {"args": args, "adaptor_names": [*upsample], "adaptor_configs": configs}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def test_attention_heads_of_another_make_are_left_out(

@@ -23,7 +23,7 @@ from distill.formats.radio_heads import public_heads, refuse_heads, spatial_vers
 from distill.runtime.errors import RecipeError
 from student.config import SHAPES, StudentConfig
 from student.storage import StudentFile
-from teachers.radio_format import TOKENS
+from teachers.radio_architecture import TOKENS
 
 # Names of the trunk in a student and in the format, where they differ.
 _TO_PUBLIC = {

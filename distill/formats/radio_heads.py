@@ -18,7 +18,8 @@ from distill.runtime.errors import RecipeError
 from student.config import HeadConfig
 from student.heads import MLP2, attention_blocks
 from student.storage import StudentFile
-from teachers.radio_format import SPATIAL_HEADS, SUMMARY_HEADS, RadioCheckpoint
+from teachers.radio_format import RadioCheckpoint
+from teachers.radio_hub import SPATIAL_HEADS, SUMMARY_HEADS
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +128,13 @@ def read_heads(checkpoint: RadioCheckpoint, path: Path) -> tuple[HeadConfig, dic
             upsample[name] = teacher["fd_upsample_factor"]
         for kind, tensors in kinds.items():
             state |= {f"heads.{name}.{_ours(kind, k)}": v for k, v in tensors.items()}
+    known = {each["name"] for each in checkpoint.teachers}
+    for name in checkpoint.head_names:
+        if name not in known and not name.isdigit():
+            log.warning("%s: left out the head of %s: it is no teacher in its args", path, name)
     found = sizes[0]._asdict() if sizes else {}
-    known = {key: value for key, value in found.items() if value is not None}
-    config = HeadConfig(upsample=upsample, attention_heads=ATTN_HEADS, **known)
+    shown = {key: value for key, value in found.items() if value is not None}
+    config = HeadConfig(upsample=upsample, attention_heads=ATTN_HEADS, **shown)
     if set(kept) != set(checkpoint.architecture.class_tokens):
         config = config.model_copy(update={"only": tuple(kept)})
     return config, state

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import GluMlp
 from torch import Tensor, nn
 
 from distill.formats.radio_heads import read_heads
@@ -37,6 +38,12 @@ def read_radio_student(path: Path) -> StudentFile:
     names = checkpoint.architecture.class_tokens
     if names == ("",):
         raise RecipeError(f"{path}: its teachers share one class token; a student has one for each")
+    summary = checkpoint.architecture.summary
+    if list(summary) != [name for name in names if name in summary]:
+        raise RecipeError(
+            f"{path}: summary_idxs: its summary is of the class tokens "
+            f"{[names.index(name) for name in summary]}; a student's are in their order, each once"
+        )
     head, heads = read_heads(checkpoint, path)
     file = StudentFile(
         _config(checkpoint, head, path),
@@ -98,11 +105,7 @@ def _config(checkpoint: RadioCheckpoint, head: HeadConfig, path: Path) -> Studen
     with torch.device("meta"):
         network = build_trunk(architecture)
     block: Any = network.blocks[0]
-    if type(block.mlp.act) is not nn.GELU or block.norm1.eps != _NORM_EPS:
-        raise RecipeError(
-            f"{path}: {architecture.model} has {block.mlp.act} and {block.norm1}; "
-            "a student has GELU and timm's LayerNorm"
-        )
+    _check_block(block, architecture.model, path)
     shape = Shape(
         network.embed_dim, len(network.blocks), block.attn.num_heads, block.mlp.fc1.out_features
     )
@@ -120,6 +123,19 @@ def _config(checkpoint: RadioCheckpoint, head: HeadConfig, path: Path) -> Studen
         mean=architecture.mean,
         std=architecture.std,
     )
+
+
+def _check_block(block: Any, model: str, path: Path) -> None:
+    """Checks that a timm block is built like a student's."""
+    if isinstance(block.mlp, GluMlp):
+        raise RecipeError(f"{path}: its MLP is gated (SwiGLU, use_swiglu_ffn); a student's is not")
+    if block.attn.qkv.bias is None:
+        raise RecipeError(f"{path}: its queries, keys and values have no bias (qkv_bias)")
+    if type(block.mlp.act) is not nn.GELU or block.norm1.eps != _NORM_EPS:
+        raise RecipeError(
+            f"{path}: {model} has {block.mlp.act} and {block.norm1}; a student has GELU and timm's "
+            "LayerNorm"
+        )
 
 
 def _target(
