@@ -1,4 +1,4 @@
-"""The config of transformers' own RADIO model (`model_type: radio`), as `args` of the public format.
+"""The config of transformers' own RADIO model (`model_type: radio`), as `args` of the public one.
 
 The architecture is in fields of `config.json`, with transformers' defaults where one is missing.
 Class tokens belong to no teacher there: their names here are `cls_0`, `cls_1`, ..., unless the

@@ -69,3 +69,11 @@ def hub_resolution(config: Mapping[str, Any], path: Path) -> tuple[int, int] | N
             f"{size!r}"
         )
     return size[0], size[1]
+
+
+def repository(model: str) -> str:
+    """The hub's repository of a published model: C-RADIOv3-L, and RADIO-L for radio_v2.5-l."""
+    family, _, version = model.partition("_v")
+    number, _, size = version.partition("-")
+    size = size if size == "g" else size.upper()
+    return f"nvidia/{family.upper()}{'' if family == 'radio' else f'v{number}'}-{size}"

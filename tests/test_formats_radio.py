@@ -228,6 +228,62 @@ def test_a_student_whose_statistics_are_out_of_reach_is_refused(tmp_path: Path) 
     export_student(tmp_path / "s", tmp_path / "s.pth", format="radio", heads=())
 
 
+@pytest.mark.parametrize("size", [(24, 24), (8, 20), (28, 12)])
+def test_timms_loader_of_the_family_returns_the_map_of_a_default_student(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    """timm takes the hub's names, which have another prefix, and its own name of the shape."""
+    import timm
+    from safetensors.torch import save_file
+
+    student = build()
+    save_radio(tmp_path / "s.pth", file_of(student))
+    state = torch.load(tmp_path / "s.pth", weights_only=False)["state_dict"]
+    on_hub = {f"radio_model.{k.replace('base_model.', 'model.')}": v for k, v in state.items()}
+    save_file(on_hub, tmp_path / "model.safetensors")
+    shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4}
+    model = timm.create_model(
+        "naflexvit_so400m_patch16_radio_v4",
+        **shape,
+        **{"mlp_ratio": 4.0, "reg_tokens": 6, "pos_embed_grid_size": (6, 6), "num_classes": 0},
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "model.safetensors")},
+    ).eval()
+    images = torch.rand(2, 3, *size)
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (student.mean, student.std))
+    with torch.no_grad():
+        tokens = model.forward_features((images - mean) / std)
+    expected = outputs(student, images)
+    spatial = unfold(tokens[:, 7:], (size[0] // 4, size[1] // 4), 1)
+    torch.testing.assert_close(spatial, expected["backbone/spatial"], atol=1e-5, rtol=1e-5)
+    summary = tokens[:, :2].flatten(1)
+    torch.testing.assert_close(summary, expected["backbone/summary"], atol=1e-5, rtol=1e-5)
+
+
+def test_timms_plain_vit_takes_a_default_student_at_its_own_size(tmp_path: Path) -> None:
+    """The converter resizes and crops the position table once, for an oblong image here."""
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    student = build()
+    save_radio(tmp_path / "s.pth", file_of(student))
+    state = torch.load(tmp_path / "s.pth", weights_only=False)["state_dict"]
+    on_hub = {f"radio_model.{k.replace('base_model.', 'model.')}": v for k, v in state.items()}
+    model = VisionTransformer(
+        **{"img_size": (8, 20), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+        **{"reg_tokens": 6, "no_embed_class": True, "final_norm": False, "num_classes": 0},
+    ).eval()
+    converted = checkpoint_filter_fn(
+        on_hub, model, interpolation="bilinear", antialias=False, align_corners=False
+    )
+    model.load_state_dict(converted)
+    images = torch.rand(2, 3, 8, 20)
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (student.mean, student.std))
+    with torch.no_grad():
+        tokens = model.forward_features((images - mean) / std)
+    due = outputs(student, images)["backbone/spatial"]
+    torch.testing.assert_close(unfold(tokens[:, 7:], (2, 5), 1), due, atol=1e-5, rtol=1e-5)
+
+
 def test_a_file_holds_nothing_but_a_namespace_and_plain_values(tmp_path: Path) -> None:
     save_radio(tmp_path / "s.pth", file_of(build()))
     with torch.serialization.safe_globals([argparse.Namespace]):

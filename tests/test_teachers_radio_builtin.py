@@ -22,6 +22,7 @@ from teachers.normalization import OPENAI_MEAN, OPENAI_STD
 from teachers.radio_format import read_radio
 from teachers.radio_models import PUBLISHED
 from tests.tiny_export import build as build_student
+from tests.tiny_export import export
 
 C, P = 18, 4
 FIELDS: dict[str, Any] = {
@@ -158,6 +159,7 @@ def test_args_beside_the_fields_name_the_class_tokens(tmp_path: Path) -> None:
     assert_alike(teacher(tmp_path), model)
     swapped = ours(images((8, 20))).summary.unflatten(1, (2, C)).flip(1).flatten(1)
     assert torch.equal(swapped, teacher(tmp_path)(images((8, 20))).summary)
+    assert_alike(export(tmp_path, tmp_path / "start.safetensors"), model)
     file = read_radio_student(tmp_path)
     assert [t.summary_dim is None for t in file.targets.values()] == [False, True, False]
     assert list(file.targets) == ["clip", "sam", "dino"]
@@ -213,7 +215,13 @@ def test_under_a_published_name_the_class_tokens_have_its_teachers(
     named = teacher(folder, model="c-radio_v4-h", summary=["dino"])
     assert named.slots == (2,)
     assert named.spec.summary_from == "class tokens of dino"
-    assert said() == []
+    (line,) = said()
+    assert line.endswith("names no teachers; those of c-radio_v4-h are assumed: clip, sam, dino")
+
+
+def test_the_kind_for_any_model_of_transformers_names_that_for_radio(folder: Path) -> None:
+    with pytest.raises(TeacherError, match=f"use kind: radio. weights: {folder}"):
+        build_teacher(parse_teacher({"kind": "hf", "model": str(folder)}))
 
 
 def test_transformers_reads_a_students_weights_as_they_are(tmp_path: Path) -> None:
