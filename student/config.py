@@ -58,7 +58,9 @@ class HeadConfig(_Config):
             the student's own grid, along both axes. 1 for teachers not named.
         attention_blocks: transformer blocks over the patch tokens, without class tokens, before
             the MLP of a map, which then has no inner blocks. C-RADIOv4 has 2; 0 for none.
-        attention_heads: attention heads of these blocks.
+        attention_heads: attention heads of these blocks; RADIO's format has 16.
+        attention_bias: whether their queries, keys and values have a bias, as those of students
+            did that are older than this key; RADIO's format has none.
         only: the teachers that have a head; None for all. The others keep their class tokens,
             which every other token attends to, so that no other output changes.
     """
@@ -68,6 +70,7 @@ class HeadConfig(_Config):
     upsample: dict[str, PositiveInt] = Field(default_factory=dict)
     attention_blocks: NonNegativeInt = 0
     attention_heads: PositiveInt = 16
+    attention_bias: bool = False
     only: tuple[str, ...] | None = None
 
     def has(self, teacher: str) -> bool:
@@ -133,7 +136,8 @@ class StudentConfig(_Config):
         register_multiple: choose the registers so that class tokens and registers together are a
             multiple of this; there is always at least one register.
         layer_scale: initial value of LayerScale; None for no LayerScale.
-        final_norm: whether a LayerNorm follows the last block; public RADIO models have none.
+        final_norm: whether a LayerNorm follows the last block, as in timm's ViTs; RADIO's models
+            have none, nor have most programs that read them.
         head: the projection heads.
         init: initial weights; None for random ones. `student.initial.build` loads them.
         mean: pixel mean per channel, for images in [0, 1]; None for that of `init`, or OpenAI
@@ -157,7 +161,7 @@ class StudentConfig(_Config):
     num_registers: NonNegativeInt | None = None
     register_multiple: PositiveInt | None = None
     layer_scale: PositiveFloat | None = None
-    final_norm: bool = True
+    final_norm: bool = False
     head: HeadConfig = HeadConfig()
     init: Annotated[TimmInit | StudentInit, Field(discriminator="kind")] | None = None
     mean: Colour | None = None

@@ -71,7 +71,7 @@ class Head(nn.Module):
         self.summary = (
             None if target.summary_dim is None else MLP2(width, target.summary_dim, **sizes)
         )
-        self.attention = _attention_blocks(width, config)
+        self.attention = attention_blocks(width, config)
         if config.attention_blocks:
             sizes["num_layers"] = 0
         self.spatial = MLP2(width, target.spatial_dim * upsample**2, **sizes)
@@ -98,7 +98,8 @@ class Head(nn.Module):
         return Features(summary, spatial)
 
 
-def _attention_blocks(width: int, config: HeadConfig) -> nn.ModuleList:
+def attention_blocks(width: int, config: HeadConfig) -> nn.ModuleList:
+    """The blocks before the MLP of a map; an empty list if the config has none."""
     if not config.attention_blocks:
         return nn.ModuleList()
     from timm.layers import LayerNorm
@@ -108,7 +109,7 @@ def _attention_blocks(width: int, config: HeadConfig) -> nn.ModuleList:
         Block(
             width,
             num_heads=config.attention_heads,
-            qkv_bias=True,
+            qkv_bias=config.attention_bias,
             init_values=_LAYER_SCALE,
             norm_layer=LayerNorm,
         )

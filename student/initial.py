@@ -4,8 +4,9 @@ A trunk of another shape is an error; it is never loaded in part. Weights that t
 have (registers, class tokens, heads) stay random, which is logged.
 """
 
+import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import timm
@@ -17,7 +18,7 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from student.config import Colour, Shape, StudentConfig, StudentInit, TimmInit
+from student.config import Colour, HeadConfig, Shape, StudentConfig, StudentInit, TimmInit
 from student.errors import StudentError
 from student.model import Student
 from student.storage import StudentFile, read_student
@@ -63,6 +64,8 @@ def _from_timm(trunk: Trunk, config: StudentConfig, init: TimmInit) -> tuple[Col
     model = _load_timm(init, where)
     _check_shape(model, config.shape, where)
     source = {k: v for k, v in model.state_dict().items() if not k.startswith(_AFTER_TRUNK)}
+    if not config.final_norm:
+        source = _without_norm(source, where)
     own = trunk.state_dict()
     state = {name: source.pop(name) for name in own if name in source}
     kernel = resample_patch_embed(source.pop("patch_embed.proj.weight"), [config.patch_size] * 2)
@@ -74,6 +77,17 @@ def _from_timm(trunk: Trunk, config: StudentConfig, init: TimmInit) -> tuple[Col
     _check_fit(own, state, source, where)
     trunk.load_state_dict(state)
     return timm_pixels(init, model.pretrained_cfg, where, assumes=config.mean is None)
+
+
+def _without_norm(source: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The weights without those of the final norm."""
+    rest = {name: value for name, value in source.items() if not name.startswith("norm.")}
+    if len(rest) < len(source):
+        say_once(
+            f"{where}: its final norm is left out, as RADIO leaves it out; student.final_norm=true "
+            "keeps it"
+        )
+    return rest
 
 
 def _load_timm(init: TimmInit, where: str) -> Any:
@@ -168,23 +182,18 @@ def _from_student(
             "student.safetensors, export it again without the option, or leave out the heads with "
             "student.init.heads=false"
         )
-    for name in ("shape", "patch_size", "max_resolution", "final_norm"):
-        ours, came = getattr(config, name), getattr(source.config, name)
-        if ours != came:
-            raise StudentError(f"{where} has {name} {came}, but the student has {ours}")
+    _check_trunk(_trunk_keys(config, student.targets), source, where)
     own = student.state_dict()
     state = own | _student_trunk(source, own, student.targets, where)
-    # Shapes do not show the number of attention heads.
-    alike = config.head.attention_heads == source.config.head.attention_heads
-    alike = alike or not config.head.attention_blocks
+    unlike = _unlike_attention(config.head, source.config.head)
     for name in student.heads:
         head, theirs = _head_state(own, name), _head_state(source.state_dict, name)
         if not init.heads:
             reason = "student.init.heads is false"
         elif not theirs:
             reason = "the file has none"
-        elif not alike:
-            reason = "head.attention_heads differs"
+        elif unlike:
+            reason = f"head.{unlike} differs; the file has {getattr(source.config.head, unlike)}"
         elif {k: v.shape for k, v in head.items()} != {k: v.shape for k, v in theirs.items()}:
             reason = "its dimensions differ"
         else:
@@ -196,6 +205,44 @@ def _from_student(
     assert source.config.mean is not None
     assert source.config.std is not None
     return source.config.mean, source.config.std
+
+
+def _trunk_keys(config: StudentConfig, targets: Sized) -> dict[str, Any]:
+    """The keys of a recipe that decide the shapes of the trunk's weights, and their values."""
+    width, depth, heads, mlp_dim = config.shape
+    return {
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "mlp_ratio": mlp_dim / width,
+        "patch_size": config.patch_size,
+        "max_resolution": config.max_resolution,
+        "num_registers": config.count_registers(len(targets)),
+        "layer_scale": config.layer_scale,
+        "final_norm": config.final_norm,
+    }
+
+
+def _check_trunk(ours: Mapping[str, Any], source: StudentFile, where: str) -> None:
+    """Checks that a student's trunk is that of a file; the message has the keys to set."""
+    theirs = _trunk_keys(source.config, source.targets)
+    if None not in (ours["layer_scale"], theirs["layer_scale"]):
+        theirs["layer_scale"] = ours["layer_scale"]  # the value before training counts no more
+    other = [key for key in theirs if ours[key] != theirs[key]]
+    if other:
+        differ = " and ".join(f"{key} {theirs[key]}" for key in other)
+        cure = " ".join(f"student.{key}={json.dumps(theirs[key])}" for key in other)
+        raise StudentError(
+            f"{where} has {differ}, but the student has {' and '.join(str(ours[k]) for k in other)}"
+            f"; set {cure}"
+        )
+
+
+def _unlike_attention(ours: HeadConfig, theirs: HeadConfig) -> str | None:
+    """A key in which the attention of heads differs, of which not all show in shapes."""
+    keys = ("attention_blocks", "attention_heads", "attention_bias")
+    used = ours.attention_blocks or theirs.attention_blocks
+    return next((k for k in keys if used and getattr(ours, k) != getattr(theirs, k)), None)
 
 
 def _student_trunk(

@@ -71,7 +71,8 @@ class Student(nn.Module):
             patch_size=config.patch_size,
             resolution=(config.max_resolution, config.max_resolution),
             any_resolution=True,
-            spatial_from="last block, after the final norm",
+            spatial_from="last block, "
+            f"{'after the' if config.final_norm else 'without a'} final norm",
             summary_from="class tokens of the teachers that have a summary",
         )
         self.config = config
@@ -137,7 +138,8 @@ class Student(nn.Module):
             indices: of the blocks, from 0; the last block gives the map that `forward` returns.
 
         Returns:
-            A map (B, C, h, w) for each, in the order of the blocks, after the final norm, float32.
+            A map (B, C, h, w) for each, in the order of the blocks, float32; after the final norm
+            if there is one.
 
         Raises:
             StudentError: the shape of the images is wrong; names the nearest size.

@@ -4,7 +4,7 @@ Reading needs neither deepspeed nor `distill`, and runs no code from the file.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -165,8 +165,21 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
         config = StudentConfig.model_validate_json(header["config"])
         if config.mean is None or config.std is None:  # no default in the place of an answer
             raise StudentError(f"student {path}: its config states no mean and std")
+        config = _with_older_keys(config, file.keys())
         targets = _Targets.validate_json(header["targets"])
         yield file, StudentHeader(config, targets, _metadata(header["metadata"], path))
+
+
+def _with_older_keys(config: StudentConfig, names: Collection[str]) -> StudentConfig:
+    """The config of a file that is older than some keys, whose values its weights show."""
+    head = config.head
+    if "attention_bias" not in head.model_fields_set:
+        bias = any(name.startswith("heads.") and name.endswith("attn.qkv.bias") for name in names)
+        head = head.model_copy(update={"attention_bias": bias})
+    changes: dict[str, Any] = {"head": head}
+    if "final_norm" not in config.model_fields_set:
+        changes["final_norm"] = "trunk.norm.weight" in names
+    return config.model_copy(update=changes)
 
 
 def _metadata(text: str, path: str | PathLike[str]) -> dict[str, str]:

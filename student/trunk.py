@@ -1,8 +1,8 @@
 """The student's backbone: a pre-norm ViT made of timm's blocks.
 
-By default a LayerNorm follows the last block, as in timm's ViTs and in RADIO models with
-`model_norm`: the scale of the features then does not grow with depth, and the weights of a timm
-ViT give timm's features.
+No LayerNorm follows the last block, as in the public models of the RADIO family, so that what reads
+them reads a student. With `final_norm` one does, as in timm's ViTs and in RADIO models with
+`model_norm`: the weights of a timm ViT then give timm's features.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ class Trunk(nn.Module):
     def intermediates(
         self, images: Tensor, indices: Sequence[int], window: int | None = None
     ) -> list[Tensor]:
-        """The tokens after some blocks, all after the final norm.
+        """The tokens after some blocks, all after the final norm if there is one.
 
         Args:
             images: (B, 3, H, W), normalised.

@@ -16,6 +16,7 @@ from teachers.catalog_rows import OPEN_KINDS, ROWS, OpenKind, Row
 from teachers.errors import TeacherError
 from teachers.licences import LICENCES, NO_LICENCE, licence_text
 from teachers.messages import did_you_mean
+from teachers.radio_hub import repository
 from teachers.teacher import TeacherConfig
 
 _CAPTION = (
@@ -103,7 +104,12 @@ def find_rows(words: Sequence[str]) -> tuple[list[Row], list[OpenKind]]:
         text = " ".join(filter(None, texts)).lower()
         return all(word.lower() in text for word in words)
 
-    rows = [r for r in ROWS if has(r.name, r.kind, r.model, r.weights, LICENCES[r.licence].name)]
+    rows = [
+        row
+        for row in ROWS
+        if has(row.name, row.kind, row.model, row.weights, LICENCES[row.licence].name)
+        or (row.kind == "radio" and has(repository(row.model)))
+    ]
     return rows, [kind for kind in OPEN_KINDS if has(kind.name, kind.kind)]
 
 
@@ -125,7 +131,7 @@ def catalog_table(rows: Sequence[Row], open_kinds: Sequence[OpenKind]) -> Table:
 
 
 def _cells(row: Row) -> list[str]:
-    keys = row.entry | ({"weights": "FILE"} if row.kind == "radio" else {})
+    keys = row.entry | ({"weights": _local(row)} if row.kind == "radio" else {})
     place = row.place
     for words, short in _SHORT.items():
         place = place.replace(words, short)
@@ -145,6 +151,11 @@ def _cells(row: Row) -> list[str]:
         row.licence,
         LICENCES[row.licence].limits,
     ]
+
+
+def _local(row: Row) -> str:
+    """What a recipe names as the weights of a model that is not downloaded."""
+    return f"FILE, or folder of {repository(row.model)}"
 
 
 def main(arguments: list[str] | None = None) -> int:

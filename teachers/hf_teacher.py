@@ -71,6 +71,7 @@ class HFTeacher(Teacher):
     flips: bool = False  # whether the model takes blue first
 
     def __init__(self, config: HFConfig) -> None:
+        described = _describe(config.model)
         preprocessing = _preprocessing(config.model)
         mean, std = choose_pixels(
             f"hf {config.model}",
@@ -80,7 +81,6 @@ class HFTeacher(Teacher):
             preprocessing.assumed,
             random=config.weights == "none",
         )
-        described = _describe(config.model)
         own_size = getattr(described, "image_size", None)
         size = choose_size(config.model, own_size, preprocessing, config.resolution)
         shapes = _infer_shapes(described, size, config)
@@ -166,6 +166,9 @@ def _describe(model: str) -> Any:
     transformers = _library()
     read = transformers.AutoConfig.from_pretrained
     config = _fetched(model, "config.json", lambda: read(model, trust_remote_code=False))
+    if config.model_type == "radio":  # it normalises pixels itself and has several class tokens
+        cure = f"weights: {model}" if Path(model).is_dir() else fetch(model, "weights")
+        raise TeacherError(f"model: {model} is of the RADIO family; use kind: radio. {cure}")
     return getattr(config, "vision_config", config)
 
 

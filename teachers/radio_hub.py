@@ -1,11 +1,48 @@
-"""What the `config.json` beside a RADIO checkpoint from the hub states, apart from `args`."""
+"""What the `config.json` beside a RADIO checkpoint from the hub states, apart from `args`.
 
+RADIO's own script writes heads there as adaptors, `adaptors.NAME.head_mlp.*` for the summary and
+`feat_mlp.*` for the map, whose dimensions are in `adaptor_configs`.
+"""
+
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from teachers.errors import TeacherError
 from teachers.messages import say_once
+
+# The heads for the teachers' features: public names, and the hub's.
+SUMMARY_HEADS, SPATIAL_HEADS = "_heads.", "_feature_projections."
+ADAPTORS = "adaptors."
+_ADAPTOR = re.compile(r"adaptors\.([^.]+)\.(head|feat)_mlp\.(.+)")
+
+
+def hub_head_name(name: str) -> str:
+    """The public name of a tensor of an adaptor; any other name as it is."""
+    found = _ADAPTOR.fullmatch(name)
+    if found is None:
+        return name
+    kind = SUMMARY_HEADS if found[2] == "head" else SPATIAL_HEADS
+    return f"{kind}{found[1]}.{found[3].replace('.grandma', '.gamma')}"
+
+
+def hub_teachers(
+    config: Mapping[str, Any], args: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], ...]:
+    """The teachers' entries in `args`, with the upsampling that an adaptor's config states.
+
+    Args:
+        config: the content of `config.json`; empty without one.
+        args: the public ones.
+    """
+    stated = config.get("adaptor_configs") or {}
+    teachers = list[Mapping[str, Any]]()
+    for teacher in args.get("teachers") or ():
+        own = stated.get(teacher["name"], {})
+        factor = own.get("feature", own).get("upsample_factor")
+        teachers.append({**teacher, "fd_upsample_factor": factor} if factor else teacher)
+    return tuple(teachers)
 
 
 def hub_resolution(config: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
@@ -32,3 +69,11 @@ def hub_resolution(config: Mapping[str, Any], path: Path) -> tuple[int, int] | N
             f"{size!r}"
         )
     return size[0], size[1]
+
+
+def repository(model: str) -> str:
+    """The hub's repository of a published model: C-RADIOv3-L, and RADIO-L for radio_v2.5-l."""
+    family, _, version = model.partition("_v")
+    number, _, size = version.partition("-")
+    size = size if size == "g" else size.upper()
+    return f"nvidia/{family.upper()}{'' if family == 'radio' else f'v{number}'}-{size}"

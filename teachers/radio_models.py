@@ -11,11 +11,12 @@ from typing import Any
 
 import timm
 from timm.models.naflexvit import NaFlexVit
+from torch import nn
 
 from teachers.errors import TeacherError
 from teachers.messages import did_you_mean
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
-from teachers.radio_format import RadioArchitecture
+from teachers.radio_architecture import RadioArchitecture
 from teachers.weights import seeded, shorten
 
 # Width, depth, heads and MLP ratio of the names that the public code adds to timm's.
@@ -70,8 +71,9 @@ _DINO = {
     "std": IMAGENET_STD,
 }
 # With the side in pixels of the intended resolution. v3 and v4 as in timm; for v2.5 the number of
-# registers and the missing LayerScale of B and L are assumptions. Only random weights and the meta
-# device use this table: a file contains its own architecture.
+# registers and the missing LayerScale of B and L are assumptions, as is the order of v4's teachers.
+# Random weights and the meta device use this table, and so do the names of class tokens in
+# transformers' layout, which has none; else a file contains its own architecture.
 PUBLISHED: dict[str, tuple[RadioArchitecture, int]] = {
     "radio_v2.5-b": (_published("vit_base_patch16_224", _V2_5, 4), 768),
     "radio_v2.5-l": (_published("vit_large_patch16_224", _V2_5, 4), 768),
@@ -117,6 +119,9 @@ def build_trunk(architecture: RadioArchitecture) -> NaFlexVit:
         raise TeacherError(f"model: timm's {name!r} is not a ViT: {shorten(str(error))}") from None
     if not isinstance(network, NaFlexVit) or network.rope is not None:
         raise TeacherError(f"model: timm's {name!r} is not a ViT with a position table")
+    if not architecture.layer_scale:  # timm leaves out an option that is None, and names imply one
+        for block in network.blocks:
+            block.ls1 = block.ls2 = nn.Identity()
     if not architecture.patch_bias:
         network.embeds.proj.register_parameter("bias", None)
     return network
@@ -144,11 +149,3 @@ def _timm_model(architecture: RadioArchitecture) -> tuple[str, dict[str, Any]]:
     width, depth, heads, ratio = _SIZES[sized[1]]
     named = {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": ratio}
     return "vit_base_patch16_224", named | chosen
-
-
-def repository(model: str) -> str:
-    """The hub's repository of a published model: C-RADIOv3-L, and RADIO-L for radio_v2.5-l."""
-    family, _, version = model.partition("_v")
-    number, _, size = version.partition("-")
-    size = size if size == "g" else size.upper()
-    return f"nvidia/{family.upper()}{'' if family == 'radio' else f'v{number}'}-{size}"

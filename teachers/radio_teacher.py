@@ -19,8 +19,10 @@ from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.messages import did_you_mean, say_once
 from teachers.pixels import say_conflict
-from teachers.radio_format import RadioArchitecture, RadioCheckpoint, read_radio
-from teachers.radio_models import PUBLISHED, build_trunk, repository
+from teachers.radio_architecture import RadioArchitecture, named_as
+from teachers.radio_format import RadioCheckpoint, read_radio
+from teachers.radio_hub import repository
+from teachers.radio_models import PUBLISHED, build_trunk
 from teachers.teacher import Teacher, TeacherConfig
 from teachers.timm_teacher import layer_maps
 from teachers.weights import fetch, load_strictly, on_meta
@@ -33,8 +35,11 @@ class RadioConfig(TeacherConfig):
         model: a published name, `radio_v2.5-l`; None for any other checkpoint in the public
             format, which needs `weights` and `resolution`.
         weights: a local file in the public format; a `.safetensors` file of the hub with its
-            `config.json` beside it, or their folder; or `none` for random weights.
-        summary: the teachers whose class tokens are concatenated; None for the published ones.
+            `config.json` beside it, or their folder, also in the layout of transformers' own
+            `RadioModel`; or `none` for random weights.
+        summary: the teachers whose class tokens are concatenated; None for the published ones. In
+            the layout of transformers they are `cls_0`, `cls_1`, ... unless `model` or `args` in
+            the `config.json` name them.
         resolution: (height, width) in pixels, multiples of the patch; None for the published one,
             or the `preferred_resolution` in the `config.json` of a checkpoint from the hub.
     """
@@ -61,7 +66,7 @@ class RadioTeacher(Teacher):
     def __init__(self, config: RadioConfig) -> None:
         published = _find(config)
         checkpoint = _read(config, known=published is not None)
-        architecture = checkpoint.architecture if checkpoint else PUBLISHED[str(config.model)][0]
+        architecture = _architecture(config, checkpoint, published)
         # No random weights where a file follows: those of a ViT-H take many seconds.
         with torch.device("meta") if checkpoint else nullcontext():
             network = build_trunk(architecture)
@@ -124,6 +129,27 @@ def _read(config: RadioConfig, *, known: bool) -> RadioCheckpoint | None:
             )
         return None
     return None if known and on_meta() else read_radio(Path(str(config.weights)))
+
+
+def _architecture(
+    config: RadioConfig, checkpoint: RadioCheckpoint | None, published: RadioArchitecture | None
+) -> RadioArchitecture:
+    """That of the checkpoint, else the published one; says which heads and names it lacks."""
+    if checkpoint is None:
+        return PUBLISHED[str(config.model)][0]
+    if checkpoint.heads:
+        say_once(
+            f"weights {config.weights}: its heads for {', '.join(checkpoint.head_names)} are not "
+            "read: the features are the backbone's own"
+        )
+    found = checkpoint.architecture
+    named = named_as(found, published) if published else found
+    if named != found:
+        say_once(
+            f"weights {config.weights}: its config.json names no teachers; those of "
+            f"{config.model} are assumed: {', '.join(named.class_tokens)}"
+        )
+    return named
 
 
 def _slots(config: RadioConfig, architecture: RadioArchitecture) -> tuple[int, ...]:

@@ -206,10 +206,11 @@ def test_a_missing_folder_of_images_is_a_mistake_before_any_teacher_is_built(
     assert complaint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("other", ["student.width=64", "student.final_norm=true"])
 def test_another_student_than_the_recipes_is_a_mistake(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    other: str, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _call(evaluate, monkeypatch, recipe, "student.width=64") == 2
+    assert _call(evaluate, monkeypatch, recipe, other) == 2
     assert "trained with other teachers or another student" in capsys.readouterr().err
 
 

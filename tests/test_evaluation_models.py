@@ -56,7 +56,7 @@ def test_a_student_teaches_by_its_kind(tmp_path: Path, head: str | None) -> None
     teacher = build_teacher(config)
     check_teacher(teacher)
     assert torch.equal(teacher(images).spatial, expected(images).spatial)
-    where = "head of clip" if head else "last block, after the final norm"
+    where = "head of clip" if head else "last block, without a final norm"
     assert teacher.spec.spatial_from == where
 
 

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from distill.formats.export import export_student
 from distill.formats.radio import save_radio
+from distill.formats.radio_heads import refuse_heads
 from distill.runtime.errors import RecipeError
+from distill.tasks.student_recipe import load_student_recipe
 from student.config import SHAPES, HeadConfig, StudentConfig
 from student.model import Student
 from student.storage import StudentFile
 from tests.tiny_export import TARGETS, build, export, outputs, write_run
+
+ATTENTIVE = HeadConfig(hidden_dim=12, num_layers=1, attention_blocks=2)  # as C-RADIOv4's
 
 # Of timm's model, and replaced by the position generator.
 REPLACED = {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
@@ -72,6 +76,17 @@ def mlp_v2(x: Tensor, state: dict[str, Tensor]) -> Tensor:
     return affine(activated(x, "final.0"), "final.2")
 
 
+def attn(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """Two blocks with 16 heads, then a v2: of the format, not of the file."""
+    from timm.models.vision_transformer import Block
+
+    for i in range(2):
+        block = Block(x.shape[-1], num_heads=16, init_values=1e-5).double().eval()
+        block.load_state_dict(part(state, f"blocks.{i}."))
+        x = block(x)
+    return mlp_v2(x, part(state, "mlp."))
+
+
 def unfold(features: Tensor, grid: tuple[int, int], u: int) -> Tensor:
     """(B, h w, u u D) with channels (row in cell, column in cell, channel) to (B, D, u h, u w)."""
     (h, w), b = grid, len(features)
@@ -114,10 +129,11 @@ def public(path: Path, images: Tensor, adaptors: list[str]) -> dict[str, Tensor]
         "backbone/spatial": unfold(patches, (h, w), 1),
     }
     assert args.mlp_version == "v2"
+    spatial = {None: mlp_v2, "attn": attn}[args.spatial_mlp_version]
     for name in adaptors:
         entry = args.teachers[names.index(name)]
         head = mlp_v2(tokens[:, names.index(name)], part(state, f"_heads.{name}."))
-        feature = mlp_v2(patches, part(state, f"_feature_projections.{name}."))
+        feature = spatial(patches, part(state, f"_feature_projections.{name}."))
         result[f"{name}/summary"] = head
         upsample = entry.get("fd_upsample_factor", 1)
         result[f"{name}/spatial"] = unfold(feature, (h, w), upsample)
@@ -128,7 +144,8 @@ def public(path: Path, images: Tensor, adaptors: list[str]) -> dict[str, Tensor]
     "changes",
     [
         {},
-        {"num_registers": 0, "layer_scale": 0.1, "final_norm": False},
+        {"num_registers": 0, "layer_scale": 0.1, "final_norm": True},
+        {"layer_scale": 0.1, "head": ATTENTIVE},
         {"register_multiple": 8, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)},
         {"patch_size": 56, "max_resolution": 224},  # the nominal side of timm's models
         {"mlp_ratio": 4304 / 1152, "max_resolution": 20},
@@ -172,6 +189,18 @@ def test_args_make_timm_build_the_shape_of_every_size(tmp_path: Path, size: str)
     assert size in args.model or not named
 
 
+def test_the_student_of_every_recipe_has_a_place_in_the_format() -> None:
+    paths = (Path(__file__).parent.parent / "recipes").glob("*.yaml")
+    configs = {
+        p.stem: load_student_recipe(p, []).student for p in paths if "upsampler" not in p.stem
+    }
+    assert any(config.head.attention_blocks for config in configs.values())
+    for name, config in configs.items():
+        refuse_heads(StudentFile(config, TARGETS, {}, {}))
+        assert not config.isolated
+        assert config.final_norm == (name == "cpu_ablation")  # whose figures have one
+
+
 def test_heads_leave_in_their_teachers_own_spaces(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path, build())
     folded = export(checkpoint, tmp_path / "s", heads=("clip",), teacher_space=True)
@@ -199,6 +228,62 @@ def test_a_student_whose_statistics_are_out_of_reach_is_refused(tmp_path: Path) 
     export_student(tmp_path / "s", tmp_path / "s.pth", format="radio", heads=())
 
 
+@pytest.mark.parametrize("size", [(24, 24), (8, 20), (28, 12)])
+def test_timms_loader_of_the_family_returns_the_map_of_a_default_student(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    """timm takes the hub's names, which have another prefix, and its own name of the shape."""
+    import timm
+    from safetensors.torch import save_file
+
+    student = build()
+    save_radio(tmp_path / "s.pth", file_of(student))
+    state = torch.load(tmp_path / "s.pth", weights_only=False)["state_dict"]
+    on_hub = {f"radio_model.{k.replace('base_model.', 'model.')}": v for k, v in state.items()}
+    save_file(on_hub, tmp_path / "model.safetensors")
+    shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4}
+    model = timm.create_model(
+        "naflexvit_so400m_patch16_radio_v4",
+        **shape,
+        **{"mlp_ratio": 4.0, "reg_tokens": 6, "pos_embed_grid_size": (6, 6), "num_classes": 0},
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "model.safetensors")},
+    ).eval()
+    images = torch.rand(2, 3, *size)
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (student.mean, student.std))
+    with torch.no_grad():
+        tokens = model.forward_features((images - mean) / std)
+    expected = outputs(student, images)
+    spatial = unfold(tokens[:, 7:], (size[0] // 4, size[1] // 4), 1)
+    torch.testing.assert_close(spatial, expected["backbone/spatial"], atol=1e-5, rtol=1e-5)
+    summary = tokens[:, :2].flatten(1)
+    torch.testing.assert_close(summary, expected["backbone/summary"], atol=1e-5, rtol=1e-5)
+
+
+def test_timms_plain_vit_takes_a_default_student_at_its_own_size(tmp_path: Path) -> None:
+    """The converter resizes and crops the position table once, for an oblong image here."""
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    student = build()
+    save_radio(tmp_path / "s.pth", file_of(student))
+    state = torch.load(tmp_path / "s.pth", weights_only=False)["state_dict"]
+    on_hub = {f"radio_model.{k.replace('base_model.', 'model.')}": v for k, v in state.items()}
+    model = VisionTransformer(
+        **{"img_size": (8, 20), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+        **{"reg_tokens": 6, "no_embed_class": True, "final_norm": False, "num_classes": 0},
+    ).eval()
+    converted = checkpoint_filter_fn(
+        on_hub, model, interpolation="bilinear", antialias=False, align_corners=False
+    )
+    model.load_state_dict(converted)
+    images = torch.rand(2, 3, 8, 20)
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (student.mean, student.std))
+    with torch.no_grad():
+        tokens = model.forward_features((images - mean) / std)
+    due = outputs(student, images)["backbone/spatial"]
+    torch.testing.assert_close(unfold(tokens[:, 7:], (2, 5), 1), due, atol=1e-5, rtol=1e-5)
+
+
 def test_a_file_holds_nothing_but_a_namespace_and_plain_values(tmp_path: Path) -> None:
     save_radio(tmp_path / "s.pth", file_of(build()))
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -215,7 +300,16 @@ def test_a_file_holds_nothing_but_a_namespace_and_plain_values(tmp_path: Path) -
         ),
         (
             {"head": HeadConfig(hidden_dim=8, attention_blocks=1, attention_heads=2)},
-            "attention blocks .*or drop the heads with --no-heads",
+            "student.head: 1 attention_blocks with 2 attention_heads; .* are 2 with 16; use "
+            "safetensors, or drop the heads with --no-heads",
+        ),
+        (
+            {"head": ATTENTIVE.model_copy(update={"attention_bias": True})},
+            "student.head.attention_bias: .* as those of older students have",
+        ),
+        (
+            {"head": ATTENTIVE.model_copy(update={"upsample": {"clip": 2}})},
+            "student.head.upsample: the map of clip is denser than the grid",
         ),
     ],
 )
@@ -225,3 +319,21 @@ def test_what_the_format_has_no_place_for_is_refused(
     with pytest.raises(RecipeError, match=message):
         save_radio(tmp_path / "s", file_of(build(**changes)))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bias_of_zero_does_not_matter_and_a_head_in_the_way_may_be_left_out(
+    tmp_path: Path,
+) -> None:
+    head = ATTENTIVE.model_copy(update={"attention_bias": True, "upsample": {"clip": 2}})
+    student = build(head=head)
+    for name, value in student.named_parameters():
+        if name.endswith("ls1.gamma"):
+            value.data.fill_(0.5)
+        assert "attn.qkv.bias" not in name or not value.any()
+    checkpoint = write_run(tmp_path, student, phi_s="none")
+    heads = ("siglip", "muted")
+    export_student(checkpoint, tmp_path / "s.pth", format="radio", heads=heads)
+    images = torch.rand(1, 3, 8, 20)
+    actual, expected = public(tmp_path / "s.pth", images, [*heads]), outputs(student, images)
+    for name in ("siglip/spatial", "siglip/summary", "muted/spatial"):
+        torch.testing.assert_close(actual[name].float(), expected[name], atol=1e-4, rtol=1e-4)

@@ -1,18 +1,20 @@
 """RADIO checkpoints as students: the way back, other people's files, and a whole run from one."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.formats.export import export_student
 from distill.formats.radio import save_radio
 from distill.formats.radio_reader import read_radio_student
 from distill.runtime.errors import RecipeError
-from student.config import StudentConfig
+from student.config import HeadConfig, StudentConfig
 from student.initial import build as build_student
 from student.model import Student
 from student.storage import StudentFile, load_student, student_of
@@ -25,6 +27,8 @@ from teachers.upsamplers.standardised import Standardised
 from teachers.upsamplers.trained import UpsamplerCard, save_upsampler
 from tests.tiny_export import TARGETS, build, export, outputs, write_run
 from tests.tiny_run import plain_command, run, write_recipe
+
+ATTENTIVE = HeadConfig(hidden_dim=12, num_layers=1, attention_blocks=2)  # as C-RADIOv4's
 
 
 def saved(path: Path, **changes: Any) -> Student:
@@ -61,8 +65,9 @@ def read(path: Path) -> Student:
     "changes",
     [
         {},
-        {"num_registers": 0, "layer_scale": 0.1, "final_norm": False},
+        {"num_registers": 0, "layer_scale": 0.1, "final_norm": True},
         {"register_multiple": 8, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)},
+        {"layer_scale": 0.1, "head": ATTENTIVE},
     ],
     ids=str,
 )
@@ -70,8 +75,9 @@ def test_backbone_and_heads_come_back_bit_for_bit(
     tmp_path: Path, changes: dict[str, Any], size: tuple[int, int]
 ) -> None:
     student = saved(tmp_path / "s", **changes)
-    images = torch.rand(2, 3, *size)
-    expected, actual = outputs(student, images), outputs(read(tmp_path / "s"), images)
+    images, again = torch.rand(2, 3, *size), read(tmp_path / "s")
+    assert again.config.head == student.config.head
+    expected, actual = outputs(student, images), outputs(again, images)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     entry = {"kind": "radio", "weights": str(tmp_path / "s"), "resolution": [24, 24]}
@@ -104,11 +110,63 @@ def test_heads_by_number_are_read_and_those_of_another_make_left_out(
     rewrite(tmp_path / "s", number | old | {"_feature_projections.muted.": ""})
     actual = read(tmp_path / "s")
     assert list(actual.heads) == ["siglip"]
-    assert "left out the head of clip, no MLP v2 of the first's size" in caplog.text
+    assert "left out the head of clip, no MLP v2 or attn of the first's size" in caplog.text
     images = torch.rand(1, 3, 8, 20)
     expected = outputs(student, images)
     for name, value in outputs(actual, images).items():
         assert torch.equal(value, expected[name])
+
+
+@pytest.mark.parametrize("head", [None, ATTENTIVE], ids=["v2", "attn"])
+def test_adaptors_in_a_folder_of_the_hub_are_heads(
+    head: HeadConfig | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As RADIO's own script writes them, with another one whose teacher is not there."""
+    student = saved(tmp_path / "s", **({"head": head} if head else {}))
+    folder = write_hub(tmp_path / "s", tmp_path / "hub")
+    images = torch.rand(2, 3, 8, 20)
+    expected, actual = outputs(student, images), outputs(read(folder), images)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert "left out the head of stranger: it is no teacher" in caplog.text
+
+
+def write_hub(file: Path, folder: Path) -> Path:
+    """A file of the public format as a folder of the hub with adaptors."""
+    loaded = torch.load(file, weights_only=False)
+    args = vars(loaded["args"])
+    kinds = {"_heads.": "head_mlp", "_feature_projections.": "feat_mlp"}
+    tensors: dict[str, Tensor] = {"adaptors.stranger.head_mlp.fc1.weight": torch.ones(2, 2)}
+    for name, value in loaded["state_dict"].items():
+        for prefix, kind in kinds.items():
+            if name.startswith(prefix):
+                teacher, _, rest = name.removeprefix(prefix).partition(".")
+                name = f"adaptors.{teacher}.{kind}.{rest.replace('.gamma', '.grandma')}"
+        tensors[name.replace("base_model.", "model.")] = value
+    folder.mkdir()
+    save_file({f"radio_model.{k}": v for k, v in tensors.items()}, folder / "model.safetensors")
+    upsample = {t["name"]: t.pop("fd_upsample_factor", None) for t in args["teachers"]}
+    configs = {name: {"feature": {"upsample_factor": u}} for name, u in upsample.items()}
+    args = {k: v for k, v in args.items() if k != "dtype"}
+    config = {"args": args, "adaptor_names": [*upsample], "adaptor_configs": configs}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_attention_heads_of_another_make_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = saved(tmp_path / "s", head=ATTENTIVE)
+    heads = "_feature_projections"
+    missing = {f"{heads}.clip.blocks.1.norm2.bias": "", f"{heads}.siglip.mlp.fc1.bias": ""}
+    rewrite(tmp_path / "s", missing)
+    actual = read(tmp_path / "s")
+    assert list(actual.heads) == ["muted"]
+    for name in ("clip", "siglip"):
+        assert f"left out the head of {name}, no MLP v2 or attn" in caplog.text
+    images = torch.rand(1, 3, 8, 20)
+    due = outputs(student, images)["muted/spatial"]
+    assert torch.equal(outputs(actual, images)["muted/spatial"], due)
 
 
 @pytest.mark.parametrize(

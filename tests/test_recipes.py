@@ -275,6 +275,7 @@ def test_the_table_of_student_options_has_their_defaults() -> None:
         for key in keys:
             value = getattr(value, key)
         off = value is None or value == {}
-        shown[path] = "none" if off else f"`{value}`" if isinstance(value, str) else f"{value:g}"
-    assert len(table) == 12
+        texts = {str: f"`{value}`", bool: f"{value}".lower()}
+        shown[path] = "none" if off else texts.get(type(value)) or f"{value:g}"
+    assert len(table) == 13
     assert table == shown

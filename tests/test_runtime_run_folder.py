@@ -77,6 +77,37 @@ def test_all_that_decides_is_told_with_what_it_changes_and_the_way_on(tmp_path: 
     assert load_yaml(tmp_path / "recipe.yaml") == RECIPE
 
 
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        (
+            {"final_norm": True, "head": {"attention_blocks": 0}},
+            "student.final_norm: True there, False here",
+        ),
+        (
+            {"final_norm": False, "head": {"attention_blocks": 2}},
+            "student.head.attention_bias: True there, False here",
+        ),
+        ({"final_norm": False, "head": {"attention_blocks": 0}}, None),
+    ],
+)
+def test_a_run_under_older_defaults_is_told_and_how_to_keep_them(
+    old: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    open_run_folder(tmp_path, {**RECIPE, "student": old})
+    head = {**old["head"], "attention_bias": False}
+    new = {**RECIPE, "student": {"final_norm": False, "head": head}}
+    if message is None:
+        assert open_run_folder(tmp_path, new) == []
+        return
+    with pytest.raises(RecipeError) as refused:
+        open_run_folder(tmp_path, new)
+    key = message.partition(":")[0]
+    assert f"({message})" in str(refused.value)
+    assert f"{key} -> another student, which the checkpoint may not fit" in str(refused.value)
+    assert f"keep what that run has by {key}=true, or go on" in str(refused.value)
+
+
 def test_going_on_anyway_is_noted(tmp_path: Path) -> None:
     open_run_folder(tmp_path, RECIPE)
     other = {**deepcopy(RECIPE), "optimizer": {"lr": 0.5}}

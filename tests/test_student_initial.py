@@ -50,11 +50,29 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
 
 def test_the_trunk_gives_the_tokens_of_its_timm_vit(tiny: tuple[nn.Module, Path]) -> None:
     model, path = tiny
-    student = from_timm(path, "vit_tiny_patch16_224")
+    student = from_timm(path, "vit_tiny_patch16_224", final_norm=True)
     images = torch.randn(1, 3, 224, 224)
     tokens = model.forward_features(images)
     assert tokens.std() > 0.5
     torch.testing.assert_close(student.trunk(images), tokens, atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_final_norm_that_of_the_timm_vit_is_left_out_and_that_is_said(
+    tiny: tuple[nn.Module, Path], said: Callable[[], list[str]]
+) -> None:
+    model, path = tiny
+    colours = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    student = from_timm(path, "vit_tiny_patch16_224", **colours)
+    images = torch.randn(1, 3, 224, 224)
+    due = model.forward_features(images)
+    torch.testing.assert_close(model.norm(student.trunk(images)), due, atol=1e-5, rtol=1e-5)
+    (line,) = said()
+    assert line == (
+        "student.init: timm's vit_tiny_patch16_224: its final norm is left out, as RADIO leaves it "
+        "out; student.final_norm=true keeps it"
+    )
+    from_timm(path, "vit_tiny_patch16_224", final_norm=True, **colours)
+    assert said() == []
 
 
 def test_the_student_normalises_pixels_as_its_timm_vit_does(tiny: tuple[nn.Module, Path]) -> None:
@@ -79,7 +97,7 @@ def test_of_several_sets_in_a_file_timms_choice_starts_the_trunk(
     tiny: tuple[nn.Module, Path], tmp_path: Path, said: Callable[[], list[str]]
 ) -> None:
     file = pair(tmp_path, tiny[0])
-    student = from_timm(file, "vit_tiny_patch16_224.augreg_in21k")
+    student = from_timm(file, "vit_tiny_patch16_224.augreg_in21k", final_norm=True)
     assert torch.equal(student.trunk.norm.bias, tiny[0].state_dict()["norm.bias"] + 0.25)
     (line,) = said()
     assert line.startswith(f"weights {file}: took state_dict_ema of [state_dict, state_dict_ema]")
@@ -88,13 +106,13 @@ def test_of_several_sets_in_a_file_timms_choice_starts_the_trunk(
 def test_the_pixels_of_a_bare_file_are_assumed_and_said(
     tiny: tuple[nn.Module, Path], said: Callable[[], list[str]]
 ) -> None:
-    from_timm(tiny[1], "vit_tiny_patch16_224")
+    from_timm(tiny[1], "vit_tiny_patch16_224", final_norm=True)
     (line,) = said()
     assert "mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] assumed" in line
     assert "vit_tiny_patch16_224.augreg_in21k_ft_in1k: " in line
     assert "set student.mean" in line
     colours = {"mean": (0.5, 0.5, 0.5), "std": (0.4, 0.5, 0.5)}
-    from_timm(tiny[1], "vit_tiny_patch16_224", **colours)
+    from_timm(tiny[1], "vit_tiny_patch16_224", final_norm=True, **colours)
     assert said() == ["student.std: [0.4, 0.5, 0.5] is taken; student.init has [0.5, 0.5, 0.5]"]
 
 
@@ -293,13 +311,21 @@ def test_a_student_starts_from_another_ones_trunk_and_heads_by_teacher(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 32}, r"has shape Shape\(width=16.*student has Shape\(width=32"),
-        ({"patch_size": 8}, "has patch_size 4, but the student has 8"),
-        ({"max_resolution": 48}, "has max_resolution 24, but the student has 48"),
-        ({"final_norm": False}, "has final_norm True, but the student has False"),
-        ({"num_registers": 2}, r"registers of shape \(4, 16\), but the student has \(2, 16\)"),
-        ({"num_registers": 0}, "has trunk.embedding.registers, which .* does not have"),
-        ({"layer_scale": 0.1}, "has no trunk.blocks.0.ls1.gamma and 1 more weights, which"),
+        ({"width": 32}, r"has width 16, but the student has 32; set student.width=16$"),
+        (
+            {"depth": 2, "mlp_ratio": 3.0},
+            r"has depth 1 and mlp_ratio 4.0, but .* 2 and 3.0; set student.depth=1 "
+            r"student.mlp_ratio=4.0$",
+        ),
+        ({"patch_size": 8}, "has patch_size 4, but the student has 8; set student.patch_size=4$"),
+        ({"max_resolution": 48}, "has max_resolution 24, but the student has 48; set student.max"),
+        (
+            {"final_norm": True},
+            "has final_norm False, but the student has True; set student.final_norm=false$",
+        ),
+        ({"num_registers": 2}, "has num_registers 4, but .* 2; set student.num_registers=4$"),
+        ({"num_registers": 0}, "has num_registers 4, but .* 0; set student.num_registers=4$"),
+        ({"layer_scale": 0.1}, "has layer_scale None, but .* 0.1; set student.layer_scale=null$"),
     ],
 )
 def test_a_student_with_another_trunk_is_refused(
@@ -340,17 +366,16 @@ def test_such_a_student_gives_its_trunk_where_its_heads_are_left(
 def test_attention_heads_of_another_number_start_fresh(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    head = {"attention_blocks": 1, "attention_heads": 2}
+    head: dict[str, Any] = {"attention_blocks": 1, "attention_heads": 2}
     source = Student(StudentConfig(**(SMALL | {"head": head})), {"a": CLIP})
     path = tmp_path / "student.safetensors"
     save_student(path, source.config, source.targets, source.state_dict(), {})
-    for heads, taken in ((2, True), (4, False)):
-        changed = {
-            "head": head | {"attention_heads": heads},
-            "init": {"kind": "student", "path": path},
-        }
+    for key, value in (("attention_heads", 2), ("attention_heads", 4), ("attention_bias", True)):
+        changed = {"head": head | {key: value}, "init": {"kind": "student", "path": path}}
         with caplog.at_level(logging.INFO, "student"):
             student = build(StudentConfig(**(SMALL | changed)), {"a": CLIP})
         name = "heads.a.spatial.fc1.weight"
-        assert torch.equal(student.state_dict()[name], source.state_dict()[name]) == taken
-    assert "the head of a starts from random weights: head.attention_heads differs" in caplog.text
+        taken = torch.equal(student.state_dict()[name], source.state_dict()[name])
+        assert taken == (value == 2)
+        due = f"the head of a starts from random weights: head.{key} differs"
+        assert (due in caplog.text) != taken

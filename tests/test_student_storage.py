@@ -54,6 +54,28 @@ def test_a_loaded_student_is_the_saved_one_bitwise(tmp_path: Path, changes: dict
         assert summary is None or torch.equal(loaded(images).heads[name].summary, summary)
 
 
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("head", [{}, {"attention_blocks": 1, "attention_heads": 2}])
+def test_a_file_that_is_older_than_a_key_loads_as_it_was_written(
+    norm: bool, head: dict, tmp_path: Path
+) -> None:
+    """The first students had final norms, and all heads biases, that no key told."""
+    bias = bool(head)
+    config = HeadConfig(hidden_dim=12, num_layers=1, attention_bias=bias, **head)
+    student, images = build(final_norm=norm, head=config), torch.rand(1, 3, 8, 20)
+    save(student, tmp_path / "s")
+    with safe_open(tmp_path / "s", "pt") as file:
+        header = file.metadata()
+    stated = json.loads(header["config"])
+    assert stated.pop("final_norm") is norm
+    assert stated["head"].pop("attention_bias") is bias
+    save_file(student.state_dict(), tmp_path / "old", header | {"config": json.dumps(stated)})
+    old = load_student(tmp_path / "old")
+    assert old.config == read_header(tmp_path / "old").config == student.config
+    for name, features in student(images).heads.items():
+        assert torch.equal(old(images).heads[name].spatial, features.spatial)
+
+
 def test_a_bfloat16_student_stays_one(tmp_path: Path) -> None:
     save(build().bfloat16(), tmp_path / "s")
     assert {p.dtype for p in load_student(tmp_path / "s").parameters()} == {torch.bfloat16}
@@ -117,7 +139,7 @@ def test_saving_with_an_unresolved_normalisation_is_refused(tmp_path: Path) -> N
 
 
 def test_saving_the_weights_of_another_student_is_refused(tmp_path: Path) -> None:
-    student = build()
+    student = build(final_norm=True)
     state = student.state_dict()
     del state["trunk.norm.weight"]
     with pytest.raises(RuntimeError, match=r"1 weights do not fit.*norm.weight has.*None.*16"):
@@ -203,7 +225,7 @@ def test_a_header_of_another_version_is_refused_by_the_key(tmp_path: Path) -> No
 
 
 def test_a_file_whose_weights_are_not_its_students_is_refused(tmp_path: Path) -> None:
-    student = build()
+    student = build(final_norm=True)
     save(student, tmp_path / "s")
     with safe_open(tmp_path / "s", "pt") as file:
         header = file.metadata()

@@ -61,7 +61,7 @@ def test_tokens_are_those_of_windows_run_one_by_one(mode: str) -> None:
     images = torch.randn(IMAGES)
     expected = reference(student.trunk, images, 2, mode)
     torch.testing.assert_close(student.trunk(images, 2), expected, atol=1e-5, rtol=1e-5)
-    assert (student.trunk(images) - expected).abs().max() > 0.01
+    assert (student.trunk(images) - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("mode", ["copy", "drop"])

@@ -210,6 +210,14 @@ def test_the_command_prints_every_encoder_once(capsys: pytest.CaptureFixture[str
         assert each.model in lines[each.name]
 
 
+@pytest.mark.parametrize("name", ["C-RADIOv4-H", "C-RADIOv4-SO400M", "RADIO-L"])
+def test_a_radio_is_found_by_its_repository_and_says_that_it_is_a_local_folder(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"nvidia/{name}"]) == 0
+    assert f"weights: FILE, or folder of nvidia/{name}  " in capsys.readouterr().out
+
+
 def test_words_narrow_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dinov2", "REG4"]) == 0
     out = capsys.readouterr().out

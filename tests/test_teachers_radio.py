@@ -158,14 +158,15 @@ def restated(state: dict[str, Tensor], image: Tensor) -> Tensor:
     return layer_norm(x, state, "norm") if "norm.weight" in state else x
 
 
-@pytest.mark.parametrize("kind", ["plain", "extras", "gated"])
+@pytest.mark.parametrize("kind", ["plain", "extras", "gated", "gated plain"])
 @pytest.mark.parametrize("grid", [(5, 5), (8, 8), (2, 3), (7, 2), (3, 5), (1, 1)])
 def test_features_are_those_of_a_slow_restatement(
     kind: str, grid: tuple[int, int], tmp_path: Path
 ) -> None:
-    state = trunk(gated=kind == "gated", extras=kind != "plain")
-    changes: dict[str, Any] = {"model_norm": kind != "plain"}
-    if kind == "gated":
+    extras = kind in ("extras", "gated")
+    state = trunk(gated="gated" in kind, extras=extras)
+    changes: dict[str, Any] = {"model_norm": extras}
+    if "gated" in kind:
         kwargs = ARGS["model_kwargs"] | {"mlp_ratio": 2 * HIDDEN / C}
         changes |= {"model": "a_student_of_dinov2", "model_kwargs": kwargs}
     teacher = build(write(tmp_path / "r.pth.tar", public(state), **changes))
@@ -340,11 +341,23 @@ def test_registers_fill_a_multiple_and_all_of_it_where_nothing_is_missing(
         build(write(tmp_path / "short.pt", short, **changes))
 
 
-def test_heads_are_left_out(tmp_path: Path) -> None:
+def test_heads_are_left_out_by_name(tmp_path: Path, said: Callable[[], list[str]]) -> None:
     heads = {f"_{kind}.clip.fc1.weight": torch.ones(3, C) for kind in ("heads", "feature_projections")}  # noqa: E501  # fmt: skip
     plain = build(write(tmp_path / "plain.pt", public(trunk())))
     came = build(write(tmp_path / "heads.pt", public(trunk()) | heads))
     assert teacher_fingerprint(plain) == teacher_fingerprint(came)
+    adaptors = {
+        f"radio_model.adaptors.{name}.fc1.weight": torch.ones(3, C)
+        for name in ("clip.head_mlp", "clip.feat_mlp", "dino.feat_mlp", "dino.other")
+    }
+    on_hub = build(str(hub(tmp_path / "hub", trunk(), tensors=adaptors)))
+    images = torch.rand(1, 3, 8, 12)
+    assert torch.equal(on_hub(images).spatial, plain(images).spatial)
+    assert said() == [
+        f"weights {tmp_path / file}: its heads for {names} are not read: the features are the "
+        "backbone's own"
+        for file, names in (("heads.pt", "clip"), ("hub", "clip, dino"))
+    ]
 
 
 def test_the_fingerprint_follows_the_weights_and_the_choice_of_tokens(

@@ -5,7 +5,7 @@ https://github.com/NVlabs/RADIO (revision c0f3701) loads the file with
 file is a `torch.save` of `args`, a namespace, and `state_dict`. It uses the version of the format
 of RADIOv2.5 and later: a trunk with cropped position embeddings, a class token for each teacher,
 registers and an optional final norm (`model_norm`), weights without reparametrization, and heads
-of MLP version v2 under the names of their teachers.
+of MLP version v2 or, with attention blocks, `attn` under the names of their teachers.
 
 RADIO's loader builds both heads of every teacher, so a teacher without a summary gets a summary
 head that returns one zero. All teachers have the type `generic`, which has no text tower.
@@ -19,11 +19,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from distill.formats.radio_heads import public_heads, refuse_heads, spatial_version
 from distill.runtime.errors import RecipeError
 from student.config import SHAPES, StudentConfig
-from student.heads import MLP2
 from student.storage import StudentFile
-from teachers.radio_format import SPATIAL_HEADS, SUMMARY_HEADS, TOKENS
+from teachers.radio_architecture import TOKENS
 
 # Names of the trunk in a student and in the format, where they differ.
 _TO_PUBLIC = {
@@ -59,7 +59,6 @@ _UNUSED = {
     "spectral_heads": False,
     "damp": None,
     "register_multiple": None,
-    "spatial_mlp_version": None,
 }
 
 
@@ -80,11 +79,7 @@ def save_radio(path: Path, file: StudentFile) -> None:
             "--format radio: student.isolated keeps other tokens from attending to the class token "
             f"of {', '.join(config.isolated)}, which the format cannot express; use safetensors"
         )
-    if config.head.attention_blocks and any(map(config.head.has, file.targets)):
-        raise RecipeError(
-            "--format radio: the heads have attention blocks (student.head.attention_blocks), for "
-            "which MLP version v2 has no place; use safetensors, or drop the heads with --no-heads"
-        )
+    refuse_heads(file)
     teachers = []
     for name, target in file.targets.items():
         with_summary = target.summary_dim is not None
@@ -100,6 +95,7 @@ def save_radio(path: Path, file: StudentFile) -> None:
         cls_token_per_teacher=True,
         cpe_num_registers=registers,
         mlp_version="v2",
+        spatial_mlp_version=spatial_version(file),
         dtype=next(iter(file.state_dict.values())).dtype,
         teachers=teachers,
     )
@@ -134,13 +130,5 @@ def _to_public(file: StudentFile) -> dict[str, Tensor]:
     state[f"base_model.{TOKENS}"] = torch.cat([each for each in tokens if each is not None])
     for key, values in (("norm_mean", file.config.mean), ("norm_std", file.config.std)):
         state[f"input_conditioner.{key}"] = torch.tensor(values).view(3, 1, 1)
-    for name, value in file.state_dict.items():
-        if name.startswith("heads."):
-            _, teacher, kind, rest = name.split(".", 3)
-            prefix = SUMMARY_HEADS if kind == "summary" else SPATIAL_HEADS
-            state[f"{prefix}{teacher}.{rest}"] = value
-    for name, target in file.targets.items():
-        if target.summary_dim is None and file.config.head.has(name):
-            zero = MLP2(file.config.shape.width, 1, hidden_dim=1, num_layers=0).state_dict()
-            state |= {f"{SUMMARY_HEADS}{name}.{k}": v.zero_() for k, v in zero.items()}
+    state |= public_heads(file)
     return {name: value.contiguous() for name, value in state.items()}

@@ -4,31 +4,22 @@ Public checkpoints and files of `distill.formats.radio` become students that can
 or start another training. `teachers.radio_format` describes the format.
 """
 
-import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import GluMlp
 from torch import Tensor, nn
 
+from distill.formats.radio_heads import read_heads
 from distill.runtime.errors import RecipeError
 from student.config import HeadConfig, Shape, StudentConfig
 from student.errors import StudentError
-from student.heads import MLP2
 from student.storage import StudentFile, student_of
 from teachers.features import FeatureSpec
-from teachers.radio_format import (
-    SPATIAL_HEADS,
-    SPLIT_TOKENS,
-    SUMMARY_HEADS,
-    RadioCheckpoint,
-    read_radio,
-)
+from teachers.radio_format import SPLIT_TOKENS, RadioCheckpoint, read_radio
 from teachers.radio_models import build_trunk
-
-log = logging.getLogger(__name__)
 
 _NORM_EPS = 1e-6  # of LayerNorm in timm's ViTs
 
@@ -36,8 +27,8 @@ _NORM_EPS = 1e-6  # of LayerNorm in timm's ViTs
 def read_radio_student(path: Path) -> StudentFile:
     """Reads a model of the family as a student.
 
-    Heads that are not MLPs of version v2, or differ in size from the first one, are left out with
-    a warning. The others return their teachers' own spaces, which the metadata record.
+    Heads of other MLP versions than v2 and `attn`, or of another size than the first one, are left
+    out with a warning. The others return their teachers' own spaces, which the metadata record.
 
     Raises:
         TeacherError: not a checkpoint of the format.
@@ -47,7 +38,13 @@ def read_radio_student(path: Path) -> StudentFile:
     names = checkpoint.architecture.class_tokens
     if names == ("",):
         raise RecipeError(f"{path}: its teachers share one class token; a student has one for each")
-    head, heads = _read_heads(checkpoint, path)
+    summary = checkpoint.architecture.summary
+    if list(summary) != [name for name in names if name in summary]:
+        raise RecipeError(
+            f"{path}: summary_idxs: its summary is of the class tokens "
+            f"{[names.index(name) for name in summary]}; a student's are in their order, each once"
+        )
+    head, heads = read_heads(checkpoint, path)
     file = StudentFile(
         _config(checkpoint, head, path),
         {name: _target(checkpoint, heads, head, name) for name in names},
@@ -108,11 +105,7 @@ def _config(checkpoint: RadioCheckpoint, head: HeadConfig, path: Path) -> Studen
     with torch.device("meta"):
         network = build_trunk(architecture)
     block: Any = network.blocks[0]
-    if type(block.mlp.act) is not nn.GELU or block.norm1.eps != _NORM_EPS:
-        raise RecipeError(
-            f"{path}: {architecture.model} has {block.mlp.act} and {block.norm1}; "
-            "a student has GELU and timm's LayerNorm"
-        )
+    _check_block(block, architecture.model, path)
     shape = Shape(
         network.embed_dim, len(network.blocks), block.attn.num_heads, block.mlp.fc1.out_features
     )
@@ -132,56 +125,17 @@ def _config(checkpoint: RadioCheckpoint, head: HeadConfig, path: Path) -> Studen
     )
 
 
-def _read_heads(checkpoint: RadioCheckpoint, path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """The heads that a student can have, and their weights under the names of a student."""
-    state, upsample, sizes = dict[str, Tensor](), dict[str, int](), set[tuple[int, int] | None]()
-    kept = list[str]()
-    for place, teacher in enumerate(checkpoint.teachers):
-        name = teacher["name"]
-        kinds = {"spatial": _find(checkpoint, SPATIAL_HEADS, name, place)}
-        if name in checkpoint.architecture.summary:
-            kinds["summary"] = _find(checkpoint, SUMMARY_HEADS, name, place)
-        if name in kept or not any(kinds.values()):
-            continue
-        own = {_mlp2_sizes(tensors) for tensors in kinds.values()}
-        if None in own or len(own | sizes) > 1:
-            log.warning("%s: left out the head of %s, no MLP v2 of the first's size", path, name)
-            continue
-        sizes = own
-        kept.append(name)
-        if (teacher.get("fd_upsample_factor") or 1) > 1:
-            upsample[name] = teacher["fd_upsample_factor"]
-        for kind, tensors in kinds.items():
-            state |= {f"heads.{name}.{kind}.{k}": v for k, v in tensors.items()}
-    config = HeadConfig(upsample=upsample)
-    if set(kept) != set(checkpoint.architecture.class_tokens):
-        config = config.model_copy(update={"only": tuple(kept)})
-    for hidden_dim, num_layers in filter(None, sizes):
-        config = config.model_copy(update={"hidden_dim": hidden_dim, "num_layers": num_layers})
-    return config, state
-
-
-def _find(checkpoint: RadioCheckpoint, kind: str, name: str, place: int) -> dict[str, Tensor]:
-    """The head of a teacher, stored under its name or, in older files, its index."""
-    for prefix in (f"{kind}{name}.", f"{kind}{place}."):
-        found = {k[len(prefix) :]: v for k, v in checkpoint.heads.items() if k.startswith(prefix)}
-        if found:
-            return found
-    return {}
-
-
-def _mlp2_sizes(state: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """Hidden channels and inner layers of an MLP of version v2; None for another head."""
-    if not {"fc1.weight", "final.2.weight"} <= state.keys():
-        return None
-    hidden, width = state["fc1.weight"].shape
-    layers = sum(re.fullmatch(r"blocks\.\d+\.2\.weight", k) is not None for k in state)
-    with torch.device("meta"):
-        expected = MLP2(width, len(state["final.2.weight"]), hidden_dim=hidden, num_layers=layers)
-    fits = {k: v.shape for k, v in expected.state_dict().items()} == {
-        k: v.shape for k, v in state.items()
-    }
-    return (hidden, layers) if fits else None
+def _check_block(block: Any, model: str, path: Path) -> None:
+    """Checks that a timm block is built like a student's."""
+    if isinstance(block.mlp, GluMlp):
+        raise RecipeError(f"{path}: its MLP is gated (SwiGLU, use_swiglu_ffn); a student's is not")
+    if block.attn.qkv.bias is None:
+        raise RecipeError(f"{path}: its queries, keys and values have no bias (qkv_bias)")
+    if type(block.mlp.act) is not nn.GELU or block.norm1.eps != _NORM_EPS:
+        raise RecipeError(
+            f"{path}: {model} has {block.mlp.act} and {block.norm1}; a student has GELU and timm's "
+            "LayerNorm"
+        )
 
 
 def _target(

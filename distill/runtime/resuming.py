@@ -9,7 +9,7 @@ notes it.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -55,6 +55,13 @@ _EFFECTS = {
     "engine.**": "other steps of the optimiser",
     "objective.**": "another loss",
     "**": "another run",
+}
+
+# Keys that are younger than some runs, whose folders lack them: what such a run has, by its recipe.
+_YOUNGER: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "student.head.attention_bias": lambda recipe: bool(
+        recipe.get("student", {}).get("head", {}).get("attention_blocks")
+    ),
 }
 
 Contents = Mapping[str, str]
@@ -107,9 +114,18 @@ def _alike(old: Any, new: Any) -> bool:
 
 
 def deciding(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """The changes between two recipes that may change the result."""
-    found = changes(dict(old), dict(new))
-    return [each for each in found if not any(_fits(key, each.key) for key in _FREE)]
+    """The changes between two recipes that may change the result.
+
+    A key that is younger than the old recipe has the value of `_YOUNGER` there.
+    """
+    found = [
+        each._replace(old=_YOUNGER[each.key](old))
+        if each.old is None and each.key in _YOUNGER
+        else each
+        for each in changes(dict(old), dict(new))
+    ]
+    decides = [each for each in found if not any(_fits(key, each.key) for key in _FREE)]
+    return [each for each in decides if each.old != each.new]
 
 
 def content_of(change: Change) -> str | None:
@@ -149,11 +165,19 @@ def unlike(found: Sequence[Change], then: Contents, now: Contents) -> list[Chang
 def refuse(folder: Path, found: Sequence[Change]) -> NoReturn:
     """Raises RecipeError, which names every change, what it changes, and the ways to go on."""
     effects = "".join(f"\n  {each.key} -> {each.effect}" for each in found)
+    own = [f"{c.key}={json.dumps(c.old)}" for c in found if _settable(c)]
+    keep = f"keep what that run has by {' '.join(own)}, " if own else ""
     raise RecipeError(
         f"run.dir: {folder} already holds a run of another recipe "
-        f"({'; '.join(map(str, found))}):{effects}\nchoose another run.dir, or go on in spite of "
-        f"that by run.resume=anyway, which is noted in {folder / CHANGES}"
+        f"({'; '.join(map(str, found))}):{effects}\nchoose another run.dir, {keep}or go on in "
+        f"spite of that by run.resume=anyway, which is noted in {folder / CHANGES}"
     )
+
+
+def _settable(change: Change) -> bool:
+    """Whether the value in the folder can be given again as `key=value`."""
+    plain = isinstance(change.old, bool | int | float) and content_of(change) is None
+    return plain and not any(part.isdigit() for part in change.key.split("."))
 
 
 def note(folder: Path, step: int, found: Sequence[Change]) -> None:

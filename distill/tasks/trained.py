@@ -11,6 +11,7 @@ from distill.tasks.build import build_student, build_targets, build_teachers
 from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
 from student.model import Student
 from student.storage import load_student
+from teachers.files import shape_mismatch
 
 
 class Trained(NamedTuple):
@@ -82,10 +83,12 @@ def load_trained(trained: Trained) -> tuple[dict[str, Student], LiveTargets]:
     targets = build_targets(trained.recipe, teachers)
     untrained = build_student(trained.recipe, teachers).eval()
     student = load_student(trained.checkpoint / "student.safetensors")
-    if student.targets != untrained.targets or student.spec != untrained.spec:
+    wrong = shape_mismatch(untrained.state_dict(), student.state_dict())
+    if student.targets != untrained.targets or student.spec != untrained.spec or wrong:
         raise RecipeError(
             f"{trained.checkpoint}: trained with other teachers or another student than those of "
-            f"the recipe; use its own recipe, {trained.checkpoint / 'recipe.yaml'}"
+            f"the recipe{f' ({wrong})' if wrong else ''}; use its own recipe, "
+            f"{trained.checkpoint / 'recipe.yaml'}"
         )
     device = distributed.device()
     if trained.recipe.objective.standardisation == "phi_s":

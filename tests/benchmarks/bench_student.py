@@ -43,7 +43,8 @@ print(time.perf_counter() - start)
 def write(path: Path) -> None:
     """The backbone of a student of two teachers, as `distill.export --no-heads` writes it."""
     spec = FeatureSpec(summary_dim=768, spatial_dim=768, patch_size=16, resolution=(SIDE, SIDE))
-    config = StudentConfig(size="base", max_resolution=512, head=HeadConfig(only=()))
+    size = {"size": "base", "max_resolution": 512, "final_norm": True}
+    config = StudentConfig(**size, head=HeadConfig(only=()))
     made = Student(config, {"first": spec, "second": spec})
     save_student(path, made.config, made.targets, made.state_dict(), {})
 

@@ -37,6 +37,7 @@ def recipe(folder: Path, *, steps: int, **sections: Any) -> dict[str, Any]:
             "size": "small",
             "max_resolution": SIDE,
             "num_registers": 0,
+            "final_norm": True,  # as timm's ViT has, beside which it runs
             "head": {"hidden_dim": HIDDEN, "num_layers": LAYERS},
         },
         "targets": {"statistics_images": BATCH},

@@ -43,6 +43,7 @@ BUDGET = (
     *(f"arms.{arm}.resolution={size}" for arm, size in TRAINED.items()),
     *(f"arms.{arm}.batch_size=6" for arm in TRAINED),
     "teachers.clip.upsampler=null",
+    "student.final_norm=true",  # as the start has
     "optimizer.lr=6.0e-4",
     "schedule.warmup_steps=10",
     "engine.precision=auto",
