@@ -47,7 +47,7 @@ def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | Non
         sizes=trained_sizes(file.metadata, recipe),
         outputs=_outputs(file, heads),
         results=_results(checkpoint) if checkpoint else [],
-        recipe=dump_yaml(_relocatable(recipe)) if recipe else "",
+        recipe=dump_yaml(relocatable(recipe)) if recipe else "",
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
 
@@ -58,10 +58,10 @@ def _teachers(file: StudentFile, teachers: Mapping[str, Mapping[str, Any]]) -> l
         (
             name,
             entry.get("kind"),
-            _relocatable(entry.get("model")),
-            _relocatable(entry.get("weights")),
+            relocatable(entry.get("model")),
+            relocatable(entry.get("weights")),
             _upsampler(entry.get("upsampler")),
-            _relocatable(licences.get(name, _UNKNOWN_LICENCE)),
+            relocatable(licences.get(name, _UNKNOWN_LICENCE)),
         )
         for name, entry in teachers.items()
     ]
@@ -70,7 +70,7 @@ def _teachers(file: StudentFile, teachers: Mapping[str, Mapping[str, Any]]) -> l
 def _upsampler(entry: Any) -> str | None:
     entries = entry if isinstance(entry, list) else [entry] if entry else []
     names = [each.get("path") or each.get("kind") for each in entries]
-    return ", ".join(str(_relocatable(name)) for name in names) or None
+    return ", ".join(str(relocatable(name)) for name in names) or None
 
 
 def _outputs(file: StudentFile, heads: Sequence[str]) -> list[Sequence[Any]]:
@@ -107,12 +107,12 @@ def _licence(file: StudentFile) -> str:
     return "apache-2.0" if known and all(map(is_apache, licences.values())) else "other"
 
 
-def _relocatable(value: Any) -> Any:
+def relocatable(value: Any) -> Any:
     """A part of a recipe with absolute paths, also within texts, cut to their last component."""
     if isinstance(value, Mapping):
-        return {_relocatable(key): _relocatable(each) for key, each in value.items()}
+        return {relocatable(key): relocatable(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_relocatable(each) for each in value]
+        return [relocatable(each) for each in value]
     if not isinstance(value, str):
         return value
     if value.startswith(("/", "~")):
