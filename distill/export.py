@@ -28,7 +28,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar="CHECKPOINT",
         help="the folder of a checkpoint, or of a run, whose newest whole checkpoint is taken; or "
-        "a student's file, or a model of the RADIO family in its public format",
+        "a student's file, folder of --format hf or hf://OWNER/NAME on the hub, or a model of the "
+        "RADIO family in its public format",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the file to write; for hf a folder")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])

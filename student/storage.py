@@ -19,6 +19,7 @@ from data.files import atomic
 from student import hf_folder
 from student.config import StudentConfig
 from student.errors import StudentError
+from student.hub import download, on_hub
 from student.model import Student
 from teachers.features import FeatureSpec
 from teachers.files import open_format, shape_mismatch
@@ -136,12 +137,14 @@ def student_file(path: str | PathLike[str]) -> Path:
 
     Args:
         path: a file; or the folder of a checkpoint, of a run whose last step is saved, or of an
-            export for transformers.
+            export for transformers; or `hf://OWNER/NAME[@REVISION]`, see `student.hub.download`.
 
     Raises:
         StudentError: there is no such file, or the folder is another one, or a run that is not
             done; tells what is there, and how to use it.
     """
+    if on_hub(path):
+        return download(path)
     folder = Path(path)
     if folder.is_file():
         return folder
@@ -167,7 +170,7 @@ def student_file(path: str | PathLike[str]) -> Path:
     what = f"there are {', '.join(files)}; name one of them" if files else "it holds no student"
     raise StudentError(
         f"student {path}: is a folder, but neither that of a run with a checkpoint nor a "
-        f"checkpoint; {what}"
+        f"checkpoint, nor an export for transformers with {hf_folder.HEADS}; {what}"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import load_checkpoint_in_model
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -81,6 +82,15 @@ def test_the_folder_has_five_files_that_anyone_may_read(folder: Path) -> None:
     assert not list(folder.parent.glob(".hf*"))
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+def test_the_card_tells_how_to_load_it_and_who_serves_it(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    data = ModelCard(text).data
+    assert data.library_name == "transformers"
+    assert "AutoModel.from_pretrained('hf')" in text
+    assert "vLLM cannot serve it" in text
+    assert "It takes images in [0, 1]" in text
 
 
 @pytest.mark.process

@@ -88,7 +88,7 @@ def export_student(
 
     In the folder of `hf` the card is `README.md`.
     """
-    card = out.with_name(f"{out.name}.md")
+    card = card_of(out)
     weights = [large_weights(out)] if format == "onnx" else []
     if format == "hf":
         _check_folder(out, force)
@@ -108,6 +108,11 @@ def export_student(
         _write(file, format, out)
         write_text(card, model_card(file, out, format, source.checkpoint))
     return source.checkpoint or path
+
+
+def card_of(out: Path) -> Path:
+    """The model card of an exported file, beside it."""
+    return out.with_name(f"{out.name}.md")
 
 
 def _check_out(out: Path, force: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from distill.runtime.errors import RecipeError
-from student.hf_folder import EMBEDDER, PREFIX, TABLE, TOKENS
+from student.hf_folder import CONFIG, EMBEDDER, PREFIX, TABLE, TOKENS
 
 _LAYER_SCALE = (".ls1.", ".ls2.", "layer_scale")
 
@@ -80,8 +80,9 @@ def check_keys(path: Path, config: Mapping[str, Any]) -> None:
 
     Raises:
         RecipeError: a tensor too many or too few, or of another shape; numbers of tokens that
-            vLLM would derive otherwise; a header that loaders refuse.
+            vLLM would derive otherwise; a header that loaders refuse; a config without a field.
     """
+    expected = _expected(path.with_name(CONFIG), config)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -92,7 +93,6 @@ def check_keys(path: Path, config: Mapping[str, Any]) -> None:
         raise RecipeError(
             f"{path}: its header has format {header.get('format')!r}; loaders expect 'pt'"
         )
-    expected = {name: key.shape for name, key in keys(config).items()}
     for name, shape in came.items():
         if name not in expected:
             raise RecipeError(f"{path}: {_unknown(name)}")
@@ -102,7 +102,17 @@ def check_keys(path: Path, config: Mapping[str, Any]) -> None:
             )
     if missing := [name for name in expected if name not in came]:
         raise RecipeError(f"{path}: {missing[0]} is missing, and {len(missing) - 1} more")
-    _check_args(path.with_name("config.json"), config)
+
+
+def _expected(path: Path, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors, after a check of the config at `path`."""
+    try:
+        _check_args(path, config)
+        return {name: key.shape for name, key in keys(config).items()}
+    except KeyError as error:
+        raise RecipeError(f"{path}: {error.args[0]} is missing") from None
+    except (TypeError, AttributeError) as error:
+        raise RecipeError(f"{path}: a field is not what an export writes: {error}") from None
 
 
 def _unknown(name: str) -> str:
