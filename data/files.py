@@ -35,6 +35,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder, which takes the place of `path` when the block ends without error.
 
     Until then a folder of that name stays as it was; after an error the temporary one is removed.
+    A kill in the moment of the change leaves the old folder as `.NAME.PID.old`.
     """
     partial, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
@@ -44,6 +45,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         publish(partial, path)
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
 

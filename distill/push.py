@@ -52,6 +52,8 @@ def main() -> None:
     repo = options.repo.removeprefix("hf://")
     for name, path in found.files.items():
         print(printable(f"{name}: {_shown(path.stat().st_size)}"))
+    if found.note:
+        print(printable(found.note))
     where = f"{repo}{f', branch {options.revision}' if options.revision else ''}"
     total = f"{_shown(found.size)} to {where}, licence {found.licence}"
     if options.dry_run:

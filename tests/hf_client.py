@@ -19,7 +19,7 @@ if not hasattr(torch.ops.torchvision, "nms"):  # a torchvision that was built fo
 
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline
 
 OURS = ("student", "teachers", "distill", "data")
 
@@ -76,6 +76,11 @@ def main(folder: Path, due: dict[str, torch.Tensor], other: Path) -> dict[str, A
     found["pixels"] = [*pixels["pixel_values"].shape]
     found["range"] = [float(each) for each in pixels["pixel_values"].aminmax()]
     found["runs"] = [*model(**pixels).features.shape]
+    extract = pipeline("image-feature-extraction", model=str(folder))
+    first = extract(Image.linear_gradient("L").resize((70, 51)).convert("RGB"))
+    found["pipeline"] = float((torch.tensor(first) - model(**pixels).summary).abs().max())
+    mapped = AutoModel.from_pretrained(folder, device_map={"": "cpu"})  # by accelerate
+    found["mapped"] = max(compare(mapped, due, name) for name in names)
     with init_empty_weights():
         empty = AutoModel.from_config(AutoConfig.from_pretrained(other))
     again.save_pretrained(other, save_original_format=False)  # accelerate renames nothing

@@ -15,11 +15,12 @@ from distill.evaluation.models import model_of
 from distill.formats.export import export_student
 from distill.formats.source import read_source
 from distill.push import main
+from distill.runtime.config import dump_yaml
 from distill.tasks.kinds import register_kinds
 from student.config import StudentConfig
 from student.errors import StudentError
 from student.initial import build as build_from
-from student.storage import student_file
+from student.storage import save_student, student_file
 from teachers.build import build_teacher, parse_teacher
 from tests.hub_double import READ_ONLY, Hub, Repo, served
 from tests.tiny_export import IMAGES, TARGETS, build, outputs, write_run
@@ -145,6 +146,23 @@ def test_a_dry_run_asks_nobody(
     push(monkeypatch, exports / "hf", "me/vit", "--dry-run", "--revision", "next")
     assert " kB to me/vit, branch next, licence other\n" in capsys.readouterr().out
     assert not hub.asked
+
+
+def test_paths_of_the_machine_in_a_header_are_told(
+    exports: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = dump_yaml({"run": {"dir": "/home/me/runs/x"}})
+    student = ours.load(exports / "s.safetensors")
+    arguments = student.config, student.targets, student.state_dict(), {"recipe": recipe}
+    save_student(tmp_path / "s.safetensors", *arguments)
+    (tmp_path / "s.safetensors.md").write_bytes((exports / "s.safetensors.md").read_bytes())
+    push(monkeypatch, tmp_path / "s.safetensors", "me/vit", "--dry-run")
+    assert "note: the recipe in its header has absolute paths" in capsys.readouterr().out
+    push(monkeypatch, exports / "s.safetensors", "me/vit", "--dry-run")
+    assert "note" not in capsys.readouterr().out
 
 
 def test_what_is_no_export_is_refused(

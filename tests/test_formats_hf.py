@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,6 +136,8 @@ def test_transformers_reads_it_without_this_project(
     assert found["same weights"]
     assert found["saved again"] <= 1e-5
     assert found["accelerate"] <= 1e-5
+    assert found["mapped"] <= 1e-5
+    assert found["pipeline"] <= 1e-5
     assert found["pixels"] == [1, 3, 24, 24]
     assert 0 <= found["range"][0] < 0.1 < 0.9 < found["range"][1] <= 1
     assert found["runs"] == [1, 36, 16]
@@ -160,7 +164,9 @@ def test_without_layer_scale_the_whole_student_returns_bit_for_bit(tmp_path: Pat
     assert json.loads((tmp_path / "hf/config.json").read_text())["num_registers"] == 0
 
 
-def test_todays_readers_of_radio_read_it_too(student: Student, folder: Path) -> None:
+def test_todays_readers_read_it_too(
+    student: Student, folder: Path, said: Callable[[], list[str]]
+) -> None:
     images = torch.rand(1, 3, 8, 20)
     expected = outputs(student, images)
     teacher = build_teacher(parse_teacher({"kind": "radio", "weights": str(folder)}))
@@ -169,6 +175,11 @@ def test_todays_readers_of_radio_read_it_too(student: Student, folder: Path) -> 
     torch.testing.assert_close(features.spatial, expected["backbone/spatial"], atol=1e-5, rtol=0)
     torch.testing.assert_close(features.summary, expected["backbone/summary"], atol=1e-5, rtol=0)
     assert list(read_radio_student(folder).targets) == list(ORDERED)
+    of_transformers = build_teacher(parse_teacher({"kind": "hf", "model": str(folder)}))
+    square = torch.rand(1, 3, 24, 24)
+    expected = outputs(student, square)["backbone/spatial"]
+    torch.testing.assert_close(of_transformers(square).spatial, expected, atol=1e-5, rtol=0)
+    assert said() == []  # no doubt which file holds the weights
 
 
 def test_vllm_reads_the_same_features(student: Student, folder: Path) -> None:
@@ -320,9 +331,13 @@ def test_it_says_which_readers_were_asked(
     write_run(tmp_path, moved())
     export_student(tmp_path, tmp_path / "one", format="hf")
     assert "same bits; transformers 5." in capsys.readouterr().out
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    export_student(tmp_path, tmp_path / "two", format="hf", heads=())
-    assert "same bits; transformers is not installed" in capsys.readouterr().out
+    for module, told in (
+        (None, "transformers is not installed"),
+        (SimpleNamespace(__version__="4.57.1"), "transformers 4.57.1 has no RADIO, 5.24 does"),
+    ):
+        monkeypatch.setitem(sys.modules, "transformers", module)
+        export_student(tmp_path, tmp_path / "two", format="hf", heads=(), force=True)
+        assert f"same bits; {told}" in capsys.readouterr().out
     assert outputs(ours.load(tmp_path / "two")).keys() == {"backbone/summary", "backbone/spatial"}
 
 
@@ -389,6 +404,9 @@ def test_the_size_is_the_largest_that_it_trained_at() -> None:
     recipe = dump_yaml({"run": {"resolution": 16}, "arms": {"a": {"resolution": [16, 20]}}})
     file = for_hf(file_of(moved(), recipe=recipe))
     assert best_size(file) == (16, 20)
+    assert best_size(file_of(moved())) == (24, 24)
+    large = file_of(moved(max_resolution=2044, patch_size=14))
+    assert best_size(large) == (504, 504)  # not that of a table of 2044 px
     assert preprocessor_config((16, 20))["size"] == {"height": 16, "width": 20}
     assert hf_config(file, (16, 20))["image_size"] == 20
 

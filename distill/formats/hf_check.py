@@ -36,13 +36,16 @@ def check_hf(folder: Path, file: StudentFile) -> str:
         import transformers
     except ImportError:
         return f"{_OURS}; transformers is not installed, so it was not asked"
-    if not hasattr(transformers, "RadioModel"):
-        return f"{_OURS}; transformers {transformers.__version__} has no RADIO, 5.24 does"
+    version = transformers.__version__
+    try:
+        from transformers import AutoModel, RadioModel  # noqa: F401
+    except ImportError:
+        return f"{_OURS}; transformers {version} has no RADIO, 5.24 does"
+    except RuntimeError as error:  # as of a torchvision that does not fit torch
+        return f"{_OURS}; transformers {version} cannot be imported: {error}"
     student = student.float()
     with _quiet(transformers):
-        model = transformers.AutoModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     largest = 0.0
     for attention in ("eager", "sdpa"):
         model.set_attn_implementation(attention)
@@ -50,11 +53,11 @@ def check_hf(folder: Path, file: StudentFile) -> str:
             largest = max(largest, _difference(student, model, images))
     if not largest <= LIMIT:  # NaN too
         raise RecipeError(
-            f"--format hf: transformers {transformers.__version__} returns other features than the "
+            f"--format hf: transformers {version} returns other features than the "
             f"student: they differ by {largest:.0e}, and the limit is {LIMIT:.0e}; use another "
             "format"
         )
-    return f"{_OURS}; transformers {transformers.__version__} differs by at most {largest:.0e}"
+    return f"{_OURS}; transformers {version} differs by at most {largest:.0e}"
 
 
 def _check_ours(folder: Path, student: Student, images: Tensor) -> None:

@@ -17,6 +17,7 @@ from student.storage import StudentFile
 
 # The timm models by which vLLM knows shapes (vllm-project/vllm, revision 00b5bd4).
 _VLLM = {f"vit_{size}_patch16_224": SHAPES[size] for size in ("small", "base", "large", "huge")}
+_USUAL_SIDE = 512  # pixels of C-RADIO's images
 _NAMED_PATCH = 16  # of the names by which RADIO's code knows shapes
 
 
@@ -94,10 +95,16 @@ def preprocessor_config(size: tuple[int, int]) -> dict[str, Any]:
 
 
 def best_size(file: StudentFile) -> tuple[int, int]:
-    """(height, width) in pixels: the largest that a student trained at, else that of its table."""
+    """(height, width) in pixels: the largest that a student trained at.
+
+    Where the file does not tell, about 512 px, or the side of a smaller position table.
+    """
     recipe = parse_yaml(file.metadata["recipe"], "recipe") if "recipe" in file.metadata else {}
-    trained = trained_sizes(file.metadata, recipe)
-    return trained[-1] if trained else (file.config.max_resolution,) * 2
+    if trained := trained_sizes(file.metadata, recipe):
+        return trained[-1]
+    p = file.config.patch_size
+    side = min(file.config.max_resolution, max(p, _USUAL_SIDE // p * p))
+    return side, side
 
 
 def vllm_serves(config: Mapping[str, Any]) -> bool:

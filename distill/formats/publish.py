@@ -1,6 +1,6 @@
 """Uploads an export to Hugging Face's hub: the work of `distill.push`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,9 @@ from distill.formats import hf
 from distill.formats.export import card_of
 from distill.formats.hf_keys import check_keys
 from distill.formats.hub_metadata import MARK, read_front_matter
+from distill.formats.model_card import relocatable
 from distill.formats.onnx import large_weights
+from distill.runtime.config import parse_yaml
 from distill.runtime.errors import RecipeError, UploadError
 from student.hub import why_not
 from student.storage import read_header
@@ -24,10 +26,12 @@ class Upload(NamedTuple):
     Attributes:
         files: the name in the repository to the file here.
         licence: the identifier on the card.
+        note: what the user may not know; empty for nothing.
     """
 
     files: dict[str, Path]
     licence: str
+    note: str = ""
 
     @property
     def size(self) -> int:
@@ -50,6 +54,7 @@ def find_upload(path: Path) -> Upload:
             f"{path}: is a run or a checkpoint; export it first, `python -m distill.export {path} "
             "--format hf OUT`"
         )
+    note = ""
     if path.is_dir():
         files = {name: path / name for name in hf.FILES}
         _require(path, files, "is no folder of `distill.export --format hf`")
@@ -59,7 +64,7 @@ def find_upload(path: Path) -> Upload:
         files = {path.name: path, _CARD: card_of(path)}
         _require(path, files, "is no export with its card beside it")
         if path.suffix == ".safetensors":
-            read_header(path)
+            note = _note(read_header(path).metadata)
         if large_weights(path).is_file():
             files[large_weights(path).name] = large_weights(path)
     front = read_front_matter(files[_CARD])
@@ -67,7 +72,18 @@ def find_upload(path: Path) -> Upload:
         raise RecipeError(
             f"{files[_CARD]}: is no card of `distill.export`: its tags have no {MARK}"
         )
-    return Upload(files, str(front.get("license")))
+    return Upload(files, str(front.get("license")), note)
+
+
+def _note(metadata: Mapping[str, str]) -> str:
+    """Says where a file's header would publish paths of this machine."""
+    recipe = parse_yaml(metadata.get("recipe", "{}"), "the recipe in its header")
+    if relocatable(recipe) == recipe:
+        return ""
+    return (
+        "note: the recipe in its header has absolute paths of the machine that trained it; "
+        "--format hf leaves them out"
+    )
 
 
 def _require(path: Path, files: dict[str, Path], what: str) -> None:
