@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,27 @@ def atomic(path: Path) -> Iterator[Path]:
         publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder, which takes the place of `path` when the block ends without error.
+
+    Until then a folder of that name stays as it was; after an error the temporary one is removed.
+    A kill in the moment of the change leaves the old folder as `.NAME.PID.old`.
+    """
+    partial, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        partial.mkdir()
+        yield partial
+        if path.exists():
+            path.rename(old)
+        publish(partial, path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,8 @@
 
 The file holds the averaged weights if the run kept an average. `safetensors` is read by
 `student.load` with neither deepspeed nor this package, `onnx` by onnxruntime alone, `radio` by
-whatever reads the public checkpoints of the RADIO family. A model card is written beside each.
+whatever reads the public checkpoints of the RADIO family, `hf`, a folder, by transformers without
+code of ours and by vLLM. A model card is written beside each.
 """
 
 import argparse
@@ -19,16 +20,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m distill.export",
         description="Write a trained student, or a trained upsampler, as one file that loads "
-        "without the trainer. A student's file gets a model card beside it, OUT.md.",
+        "without the trainer, or as a folder for transformers. A student's file gets a model card "
+        "beside it, OUT.md.",
     )
     parser.add_argument(
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
         help="the folder of a checkpoint, or of a run, whose newest whole checkpoint is taken; or "
-        "a student's file, or a model of the RADIO family in its public format",
+        "a student's file, folder of --format hf or hf://OWNER/NAME on the hub, or a model of the "
+        "RADIO family in its public format",
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the file to write")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the file to write; for hf a folder")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     heads = parser.add_mutually_exclusive_group()
     heads.add_argument(
@@ -56,7 +59,8 @@ def main() -> None:
     out, head, no_heads = (options.pop(name) for name in ("out", "head", "no_heads"))
     heads = (head,) if head else () if no_heads else None
     path = export(options.pop("checkpoint"), out, heads=heads, **options)
-    print(printable(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path}"))
+    size = sum(each.stat().st_size for each in ([out] if out.is_file() else out.iterdir()))
+    print(printable(f"{out}: {size / 1e6:.1f} MB, from {path}"))
 
 
 if __name__ == "__main__":

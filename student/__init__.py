@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def load(path: str | PathLike[str]) -> "Student":
-    """Loads an exported student, in eval mode; see `student.storage.load_student`."""
+    """Loads an exported student, in eval mode; see `student.storage.load_student`.
+
+    Args:
+        path: its file; the folder of `--format hf`, of a checkpoint, or of a run that is done; or
+            `hf://OWNER/NAME[@REVISION]` on Hugging Face's hub.
+    """
     from student.storage import load_student
 
     return load_student(path)

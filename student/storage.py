@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.files import atomic
+from student import hf_folder
 from student.config import StudentConfig
 from student.errors import StudentError
+from student.hub import download, on_hub
 from student.model import Student
 from teachers.features import FeatureSpec
 from teachers.files import open_format, shape_mismatch
@@ -86,26 +88,37 @@ def save_student(
         wrong = _why_not(Student(config, targets), state_dict, "save_student")
     if wrong:
         raise RuntimeError(wrong)
-    header = {
+    header = student_header(config, targets, metadata)
+    with atomic(Path(path)) as partial:
+        save_file({k: v.detach().contiguous() for k, v in state_dict.items()}, partial, header)
+
+
+def student_header(
+    config: StudentConfig, targets: Mapping[str, FeatureSpec], metadata: Mapping[str, str]
+) -> dict[str, str]:
+    """The header of a student's file; arguments as of `save_student`."""
+    return {
         "format": FORMAT,
         "config": config.model_dump_json(exclude_none=True),
         "targets": _Targets.dump_json(dict(targets)).decode(),
         "metadata": json.dumps(dict(metadata)),
     }
-    with atomic(Path(path)) as partial:
-        save_file({k: v.detach().contiguous() for k, v in state_dict.items()}, partial, header)
 
 
 def read_student(path: str | PathLike[str]) -> StudentFile:
-    """Reads a file of `save_student` without building the student.
+    """Reads a file of `save_student`, or a folder for transformers, without building the student.
 
     Raises:
         StudentError: there is no such file, or it is not one of `save_student`.
     """
+    path = student_file(path)
     with _opened(path) as (file, header):
         # Cloned to be aligned in memory: for unaligned weights, as tensors of the file can be, CPU
         # kernels round differently.
         state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        heads_only = hf_folder.TRUNK in file.metadata()
+    if heads_only:
+        state |= hf_folder.read_trunk(path.with_name(hf_folder.MODEL), len(header.targets))
     return StudentFile(header.config, header.targets, state, header.metadata)
 
 
@@ -123,17 +136,21 @@ def student_file(path: str | PathLike[str]) -> Path:
     """The file of a student: the path itself, or that of a run that is done.
 
     Args:
-        path: a file; or the folder of a checkpoint, or of a run whose last step is saved.
+        path: a file; or the folder of a checkpoint, of a run whose last step is saved, or of an
+            export for transformers; or `hf://OWNER/NAME[@REVISION]`, see `student.hub.download`.
 
     Raises:
         StudentError: there is no such file, or the folder is another one, or a run that is not
             done; tells what is there, and how to use it.
     """
+    if on_hub(path):
+        return download(path)
     folder = Path(path)
     if folder.is_file():
         return folder
-    if (folder / _NAME).is_file():
-        return folder / _NAME
+    for name in (_NAME, hf_folder.HEADS):
+        if (folder / name).is_file():
+            return folder / name
     if not folder.is_dir():
         hint = did_you_mean(folder.name, [each.name for each in folder.parent.glob("*")])
         raise StudentError(f"student {path}: there is no such file{hint}")
@@ -153,7 +170,7 @@ def student_file(path: str | PathLike[str]) -> Path:
     what = f"there are {', '.join(files)}; name one of them" if files else "it holds no student"
     raise StudentError(
         f"student {path}: is a folder, but neither that of a run with a checkpoint nor a "
-        f"checkpoint; {what}"
+        f"checkpoint, nor an export for transformers with {hf_folder.HEADS}; {what}"
     )
 
 

@@ -26,9 +26,12 @@ from teachers.files import choose_state
 from teachers.messages import took
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-# What trainers leave beside a model's weights.
+# What trainers, and our exports for transformers, leave beside a model's weights.
 _INDICES = (".safetensors.index.json", ".bin.index.json")  # of weights in several parts
-_OTHER_FILES = ("optimizer", "scheduler", "scaler", "training_args", "rng_state", "adapter_model")
+_OTHER_FILES = (
+    *("optimizer", "scheduler", "scaler", "training_args", "rng_state", "adapter_model"),
+    "heads.safetensors",
+)
 # The functions in which initialisers of torch, timm and open_clip spend their time.
 _DRAWS = {
     nn.init.kaiming_uniform_,

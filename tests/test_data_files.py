@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.files import atomic, write_text
+from data.files import atomic, atomic_folder, write_text
 from data.index import load_index
 from distill.targets.target_cache import CacheWriter, ViewKey
 from distill.targets.target_statistics import TargetStatistics, save_statistics
@@ -66,3 +66,34 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def test_a_folder_takes_the_place_of_another_only_if_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+
+    def fail() -> None:
+        with atomic_folder(folder) as partial:
+            (partial / "a").write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not list(tmp_path.iterdir())
+    for text in ("one", "two"):
+        with atomic_folder(folder) as partial:
+            (partial / text).write_text(text)
+            assert folder.exists() == (text == "two")
+        assert [each.name for each in folder.iterdir()] == [text]
+    with pytest.raises(KeyError):
+        fail()
+    assert [each.name for each in tmp_path.rglob("*")] == ["folder", "two"]
+
+    def no_space(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("data.files.publish", no_space)
+    with pytest.raises(OSError, match="no space"), atomic_folder(folder):
+        pass
+    assert [each.name for each in tmp_path.rglob("*")] == ["folder", "two"]

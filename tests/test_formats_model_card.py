@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from distill.formats.export import export_student
+from distill.formats.hub_metadata import MARK
 from distill.formats.model_card import model_card
 from distill.formats.source import read_source
 from distill.runtime.config import dump_yaml, parse_yaml
@@ -91,6 +93,65 @@ def test_results_are_those_of_the_exported_checkpoint(tmp_path: Path) -> None:
     told = model_card(source.file, tmp_path / "s", "onnx", source.checkpoint)
     assert rows(told, "Results") == [["clip", "32 x 64", "0.940", "0.300", "-"]]
     assert "## Results" not in card()
+
+
+def test_the_hub_reads_the_metadata_of_every_card() -> None:
+    """By its own client's classes, without a network."""
+    teachers = {
+        "dino": {"kind": "timm", "model": "vit_base_patch14_reg4_dinov2.lvd142m", "weights": None},
+        "clip": {"kind": "siglip", "model": "ViT-B-16-SigLIP-256", "weights": "webli"},
+        "radio": {"kind": "radio", "model": "c-radio_v4-h", "weights": "/models/x.pth"},
+        "hf": {"kind": "hf", "model": "facebook/dinov3-vitb16-pretrain-lvd1689m"},
+        "of hub": {"kind": "open_clip", "model": "hf-hub:apple/MobileCLIP-B", "weights": None},
+        "ours": {"kind": "student", "path": "hf://me/vit@next"},
+        # Not certain what these hold.
+        "file": {"kind": "timm", "model": "vit_tiny_patch16_224", "weights": "/models/x.pt"},
+        "random": {"kind": "timm", "model": "vit_tiny_patch16_224", "weights": "none"},
+        "local": {"kind": "hf", "model": "/models/dino", "weights": None},
+        "own": {"kind": "mine:Teacher"},
+    }
+    shards = (
+        "pipe:curl https://huggingface.co/datasets/timm/imagenet-1k-wds/resolve/main/{0..9}.tar"
+    )
+    sources = [{"shards": shards}, {"shards": ["/data/a.tar"]}]
+    recipe = dump_yaml({**RECIPE, "teachers": teachers, "data": {"sources": sources}})
+    for format, library in (("hf", "transformers"), ("safetensors", MARK), ("onnx", "onnx")):
+        text = model_card(file(recipe=recipe), Path("out/vit"), format, None)
+        data = ModelCard(text).data
+        assert (data.library_name, data.pipeline_tag) == (library, "image-feature-extraction")
+        assert data.license == "other"
+        assert {"vision", "distillation", MARK} <= set(data.tags)
+        assert ("radio" in data.tags) == (format == "hf")
+        assert data.datasets == ["timm/imagenet-1k-wds"]
+        assert data.base_model == [
+            "apple/MobileCLIP-B",
+            "facebook/dinov3-vitb16-pretrain-lvd1689m",
+            "me/vit",
+            "nvidia/C-RADIOv4-H",
+            "timm/ViT-B-16-SigLIP-256",
+            "timm/vit_base_patch14_reg4_dinov2.lvd142m",
+        ]
+
+
+def test_results_are_a_model_index_of_the_hub(tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path, build())
+    (tmp_path / "evaluation").mkdir()
+    row = {"teacher": "clip", "student": "trained", "checkpoint": checkpoint.name}
+    figures = {"fidelity": 0.94, "spatial_cosine": 0.3, "summary_cosine": None}
+    lines = [{**row, **figures, "resolution": size} for size in ([32, 64], [64, 64])]
+    text = "".join(json.dumps(each) + "\n" for each in lines)
+    (tmp_path / "evaluation/fidelity.jsonl").write_text(text)
+    source = read_source(tmp_path)
+    data = ModelCard(model_card(source.file, tmp_path / "s", "onnx", source.checkpoint)).data
+    found = [(r.dataset_name, r.metric_type, r.metric_value) for r in data.eval_results]
+    assert found == [
+        (f"held-out images at {size} px", metric, value)
+        for size in ("32 x 64", "64 x 64")
+        for metric, value in (("fidelity", 0.94), ("spatial_cosine", 0.3))
+    ]
+    assert data.eval_results[0].metric_name == "fidelity to clip"
+    assert data.eval_results[0].task_type == "image-feature-extraction"
+    assert ModelCard(card()).data.eval_results is None
 
 
 @pytest.mark.parametrize("format", ["safetensors", "radio"])

@@ -25,7 +25,7 @@ ALLOWED = {
 }
 COMMANDS = (
     *("train_student", "train_upsampler", "write_targets"),
-    *("evaluate", "plan", "export", "visualize"),
+    *("evaluate", "plan", "export", "push", "visualize"),
 )
 FLOORS = {  # a folder of `distill` imports folders on lower floors only
     **dict.fromkeys(COMMANDS, 7),

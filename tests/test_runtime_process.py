@@ -18,7 +18,7 @@ from distill.training import session
 from distill.training.training_recipe import resolved
 from tests.test_training_arms import recipe
 
-COMMANDS = ("evaluate", "export", "train_student", "train_upsampler", "visualize")
+COMMANDS = ("evaluate", "export", "push", "train_student", "train_upsampler", "visualize")
 HEAVY = ("timm", "open_clip", "deepspeed", "matplotlib", "wandb", "torch._dynamo")
 
 

@@ -15,6 +15,7 @@ from distill.evaluation.relative_change import require_known
 from distill.runtime.errors import RecipeError
 from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.trained import recipe_file
+from student.hub import on_hub
 from teachers.build import parse_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.messages import did_you_mean
@@ -92,11 +93,11 @@ def model_of(target: str) -> dict[str, Any]:
     """The recipe entry of a command's TARGET.
 
     Raises:
-        RecipeError: neither the folder of a run or of a checkpoint, nor a student's file, nor the
-            name of a timm model.
+        RecipeError: neither the folder of a run, of a checkpoint or of an export, nor a student's
+            file or address on the hub, nor the name of a timm model.
     """
     path = Path(target)
-    if path.is_dir() or path.suffix == ".safetensors":
+    if path.is_dir() or path.suffix == ".safetensors" or on_hub(target):
         return {"kind": "student", "path": target}
     import timm
 

@@ -1,1 +1,1 @@
-"""Exports in formats that other programs read: safetensors, RADIO and ONNX; and model cards."""
+"""Exports that other programs read: safetensors, RADIO, ONNX, transformers; cards; the hub."""

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.files import atomic, write_text
+from data.files import atomic, atomic_folder, write_text
+from distill.formats import hf
 from distill.formats.model_card import model_card
 from distill.formats.onnx import large_weights, save_onnx
 from distill.formats.radio import save_radio
@@ -21,7 +22,7 @@ from distill.runtime.errors import RecipeError
 from student.storage import StudentFile, save_student, student_of
 from teachers.upsamplers.trained import save_upsampler
 
-FORMATS = ("safetensors", "onnx", "radio")
+FORMATS = ("safetensors", "onnx", "radio", "hf")
 _SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx", ".pth": "radio", ".tar": "radio"}
 
 
@@ -35,12 +36,12 @@ def export(
     half: bool = False,
     force: bool = False,
 ) -> Path:
-    """Writes a student or an upsampler as one file, whole or not at all.
+    """Writes a student or an upsampler, whole or not at all.
 
     Args:
         path: the folder of a run or of a checkpoint; or the file of a student, see
             `source.read_source`.
-        out: the file to write; missing folders above it are made.
+        out: the file to write, or the folder for `hf`; missing folders above it are made.
         format: of a student's file, one of `FORMATS`.
         heads: the teachers whose heads a student keeps; None for all.
         teacher_space: whether a student's heads return maps in their teachers' own spaces, as in
@@ -83,21 +84,35 @@ def export_student(
     teacher_space: bool = False,
     force: bool = False,
 ) -> Path:
-    """Writes a student and its model card, `OUT.md`; arguments and errors as of `export`."""
-    card = out.with_name(f"{out.name}.md")
+    """Writes a student and its model card, `OUT.md`; arguments and errors as of `export`.
+
+    In the folder of `hf` the card is `README.md`.
+    """
+    card = card_of(out)
     weights = [large_weights(out)] if format == "onnx" else []
-    for each in (out, card, *weights):
-        _check_out(each, force)
+    if format == "hf":
+        _check_folder(out, force)
+    else:
+        for each in (out, card, *weights):
+            _check_out(each, force)
     _check_suffix(out, format)
     source = read_source(path)
     _check_finite(source.file, path)
     if heads is not None:
         source = source._replace(file=keep_heads(source.file, heads))
     file = _in_space(source, format, teacher_space)
+    if format == "hf":
+        _write_folder(out, file, source.checkpoint)
+        return source.checkpoint or path
     with _writing(out):
         _write(file, format, out)
         write_text(card, model_card(file, out, format, source.checkpoint))
     return source.checkpoint or path
+
+
+def card_of(out: Path) -> Path:
+    """The model card of an exported file, beside it."""
+    return out.with_name(f"{out.name}.md")
 
 
 def _check_out(out: Path, force: bool) -> None:
@@ -105,6 +120,20 @@ def _check_out(out: Path, force: bool) -> None:
     if out.is_dir():
         raise RecipeError(f"{out} is a folder; name the file to write, {out / 'NAME.safetensors'}")
     if out.exists() and not force:
+        raise RecipeError(f"{out} already exists; --force overwrites it")
+
+
+def _check_folder(out: Path, force: bool) -> None:
+    """Refuses a file, and a folder that holds anything; an earlier export only unless forced."""
+    if out.is_file():
+        raise RecipeError(f"{out} is a file; name the folder to write, {out.with_suffix('')}_hf")
+    inside = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
+    others = [name for name in inside if name not in hf.FILES]
+    if others:
+        raise RecipeError(
+            f"{out}: holds {others[0]}, which no export wrote; name a new folder, {out / 'hf'}"
+        )
+    if inside and not force:
         raise RecipeError(f"{out} already exists; --force overwrites it")
 
 
@@ -152,6 +181,16 @@ def _in_space(source: Source, format: str, teacher_space: bool) -> StudentFile:
     if teacher_space or (format == "radio" and not raw):
         return to_teacher_space(source)
     return source.file
+
+
+def _write_folder(out: Path, file: StudentFile, checkpoint: Path | None) -> None:
+    file = hf.for_hf(file)
+    with _writing(out), atomic_folder(out) as partial:
+        hf.save_hf(partial, file)
+        write_text(partial / hf.CARD, model_card(file, out, "hf", checkpoint))
+        from distill.formats.hf_check import check_hf  # builds timm's blocks
+
+        print(check_hf(partial, file))
 
 
 def _write(file: StudentFile, format: str, out: Path) -> None:

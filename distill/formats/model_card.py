@@ -12,6 +12,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from distill.display.pages import render
+from distill.formats.hf_config import best_size, hf_config, vllm_serves
+from distill.formats.hub_metadata import hub_metadata
 from distill.formats.source import measured_fidelity, trained_sizes
 from distill.runtime.config import dump_yaml, parse_yaml
 from student.storage import StudentFile
@@ -19,11 +21,12 @@ from teachers.licences import is_apache
 
 # A path from the root or a home, but not the rest of a URL; as in "local-dir:/models/clip".
 _ABSOLUTE = re.compile(r"(?:(?<=file://)|(?<![^\s:='\"(,\[]))~?/(?!/)[^\s'\"),;\]]+")
+_FIGURES = ("fidelity", "spatial_cosine", "summary_cosine")
 _UNKNOWN_LICENCE = "unknown; see the source of its weights"
 
 
 def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | None) -> str:
-    """The text of the card of a student that is exported to `out` as safetensors, onnx or radio.
+    """The text of the card of a student that is exported to `out` in a format of `export.FORMATS`.
 
     Without the checkpoint where it was trained, the card has the recipe but no results.
     """
@@ -31,6 +34,8 @@ def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | Non
     heads = [name for name in file.targets if file.config.head.has(name)]
     counts = {name: value.numel() for name, value in file.state_dict.items()}
     versions = json.loads(file.metadata.get("versions", "{}"))
+    measured = _measured(checkpoint) if checkpoint else []
+    metadata = hub_metadata(out.name, format, _licence(file), relocatable(recipe), measured)
     return render(
         "model_card.md.jinja",
         name=out.name,
@@ -39,15 +44,16 @@ def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | Non
         shape=file.config.shape,
         targets=list(file.targets),
         heads=heads,
-        licence=_licence(file),
+        metadata=dump_yaml(metadata),
+        vllm=format == "hf" and vllm_serves(hf_config(file, best_size(file))),
         step=file.metadata.get("step"),
         parameters=sum(counts.values()),
         trunk_parameters=sum(n for name, n in counts.items() if name.startswith("trunk.")),
         teachers=_teachers(file, recipe.get("teachers", {})),
         sizes=trained_sizes(file.metadata, recipe),
         outputs=_outputs(file, heads),
-        results=_results(checkpoint) if checkpoint else [],
-        recipe=dump_yaml(_relocatable(recipe)) if recipe else "",
+        results=[_result(row) for row in measured],
+        recipe=dump_yaml(relocatable(recipe)) if recipe else "",
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
 
@@ -58,10 +64,10 @@ def _teachers(file: StudentFile, teachers: Mapping[str, Mapping[str, Any]]) -> l
         (
             name,
             entry.get("kind"),
-            _relocatable(entry.get("model")),
-            _relocatable(entry.get("weights")),
+            relocatable(entry.get("model")),
+            relocatable(entry.get("weights")),
             _upsampler(entry.get("upsampler")),
-            _relocatable(licences.get(name, _UNKNOWN_LICENCE)),
+            relocatable(licences.get(name, _UNKNOWN_LICENCE)),
         )
         for name, entry in teachers.items()
     ]
@@ -70,7 +76,7 @@ def _teachers(file: StudentFile, teachers: Mapping[str, Mapping[str, Any]]) -> l
 def _upsampler(entry: Any) -> str | None:
     entries = entry if isinstance(entry, list) else [entry] if entry else []
     names = [each.get("path") or each.get("kind") for each in entries]
-    return ", ".join(str(_relocatable(name)) for name in names) or None
+    return ", ".join(str(relocatable(name)) for name in names) or None
 
 
 def _outputs(file: StudentFile, heads: Sequence[str]) -> list[Sequence[Any]]:
@@ -84,20 +90,18 @@ def _outputs(file: StudentFile, heads: Sequence[str]) -> list[Sequence[Any]]:
     return rows
 
 
-def _results(checkpoint: Path) -> list[Sequence[str | None]]:
+def _measured(checkpoint: Path) -> list[dict[str, Any]]:
     """The agreement with the teachers that `distill.evaluate` measured on this checkpoint."""
     return [
-        (
-            row["teacher"],
-            "{} x {}".format(*row["resolution"]),
-            *(
-                None if row[key] is None else f"{row[key]:.3f}"
-                for key in ("fidelity", "spatial_cosine", "summary_cosine")
-            ),
-        )
+        {key: row[key] for key in ("teacher", "resolution", *_FIGURES)}
         for row in measured_fidelity(checkpoint)
         if row["student"] == "trained" and PurePath(row["checkpoint"]).name == checkpoint.name
     ]
+
+
+def _result(row: Mapping[str, Any]) -> list[str | None]:
+    figures = (None if row[key] is None else f"{row[key]:.3f}" for key in _FIGURES)
+    return [row["teacher"], "{} x {}".format(*row["resolution"]), *figures]
 
 
 def _licence(file: StudentFile) -> str:
@@ -107,12 +111,12 @@ def _licence(file: StudentFile) -> str:
     return "apache-2.0" if known and all(map(is_apache, licences.values())) else "other"
 
 
-def _relocatable(value: Any) -> Any:
+def relocatable(value: Any) -> Any:
     """A part of a recipe with absolute paths, also within texts, cut to their last component."""
     if isinstance(value, Mapping):
-        return {_relocatable(key): _relocatable(each) for key, each in value.items()}
+        return {relocatable(key): relocatable(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_relocatable(each) for each in value]
+        return [relocatable(each) for each in value]
     if not isinstance(value, str):
         return value
     if value.startswith(("/", "~")):

@@ -42,7 +42,7 @@ _TIMM_NAMES = {
 _NOMINAL_SIDE = 224  # pixels, of all these models
 
 # Fields that RADIO's loader passes to `timm.create_model`, at values without effect.
-_UNUSED = {
+UNUSED = {
     "pretrained": False,
     "in_chans": None,
     "input_size": None,
@@ -88,8 +88,8 @@ def save_radio(path: Path, file: StudentFile) -> None:
             teachers[-1]["fd_upsample_factor"] = config.head.upsample[name]
     registers = config.count_registers(len(file.targets))
     args = argparse.Namespace(
-        **_UNUSED,
-        **_model(config),
+        **UNUSED,
+        **model_fields(config),
         model_norm=config.final_norm,
         cpe_max_size=config.max_resolution,
         cls_token_per_teacher=True,
@@ -99,11 +99,11 @@ def save_radio(path: Path, file: StudentFile) -> None:
         dtype=next(iter(file.state_dict.values())).dtype,
         teachers=teachers,
     )
-    torch.save({"args": args, "state_dict": _to_public(file)}, path)
+    torch.save({"args": args, "state_dict": to_public(file)}, path)
 
 
-def _model(config: StudentConfig) -> dict[str, Any]:
-    """The name of a timm model, and the options in which the student differs from it."""
+def model_fields(config: StudentConfig) -> dict[str, Any]:
+    """The fields of `args` that name a timm model, and its options where the student differs."""
     shape = config.shape
     name, patch_size = _TIMM_NAMES.get(shape, _TIMM_NAMES[SHAPES["base"]])
     kwargs: dict[str, Any] = {}
@@ -120,7 +120,8 @@ def _model(config: StudentConfig) -> dict[str, Any]:
     return {"model": name, "model_kwargs": kwargs}
 
 
-def _to_public(file: StudentFile) -> dict[str, Tensor]:
+def to_public(file: StudentFile) -> dict[str, Tensor]:
+    """The tensors of a student by the format's names."""
     trunk = {
         k.removeprefix("trunk."): v for k, v in file.state_dict.items() if k.startswith("trunk.")
     }

@@ -14,7 +14,9 @@ from distill.runtime.checkpoint import find_checkpoint, read_manifest
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
 from distill.targets.target_statistics import IN_CHECKPOINT
-from student.storage import FORMAT, StudentFile, read_student
+from student.hf_folder import HEADS
+from student.hub import on_hub
+from student.storage import FORMAT, StudentFile, read_student, student_file
 from teachers.messages import did_you_mean, took
 from teachers.phi_s import PhiS, load_phi_s
 
@@ -35,8 +37,9 @@ def read_source(path: Path) -> Source:
     """Reads a student.
 
     Args:
-        path: the folder of a run or of a checkpoint, a file of `save_student`, or a model of the
-            RADIO family in its public format.
+        path: the folder of a run or of a checkpoint, a file of `save_student`, a folder of
+            `--format hf`, `hf://OWNER/NAME` on the hub, or a model of the RADIO family in its
+            public format.
 
     Raises:
         RecipeError: a folder without a whole checkpoint, or a RADIO model that is not built like
@@ -44,6 +47,10 @@ def read_source(path: Path) -> Source:
         StudentError: a student's file that is damaged.
         TeacherError: a file in neither format.
     """
+    if on_hub(path):
+        path = student_file(path)
+    if (path / HEADS).is_file():
+        return Source(read_student(path), None)
     radio = (path / "config.json").is_file()
     if radio and (path / "checkpoints").is_dir():
         took(f"{path}", "its config.json", ["its config.json", "its checkpoints"], "a RADIO model")

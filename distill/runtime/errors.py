@@ -17,4 +17,9 @@ class UnreadableError(CheckpointError, RuntimeError):
     """No checkpoint of a run can be read, or fits what is trained."""
 
 
+class UploadError(OSError):
+    """What was to be published could not be: no network, or a server that fails."""
+
+
+FAILURES = (CheckpointError, UploadError)
 USER_ERRORS = (RecipeError, DataError, TeacherError, StudentError)

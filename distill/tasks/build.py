@@ -25,7 +25,7 @@ from distill.tasks.route_table import route_rows
 from distill.tasks.student_recipe import StudentRecipe
 from student.config import StudentInit
 from student.model import Student
-from student.storage import read_header
+from student.storage import read_header, student_file
 from teachers.build import TEACHERS, build_teacher
 from teachers.catalog import licence_of
 from teachers.compiled import compile_teacher
@@ -157,7 +157,7 @@ def inherited_statistics(
         return {}
     if recipe.objective.standardisation == "none":
         return {}
-    folder = init.path.parent
+    folder = student_file(init.path).parent
     stored = load_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else {}
     header = read_header(init.path)
     theirs = json.loads(header.metadata.get("fingerprints", "{}"))

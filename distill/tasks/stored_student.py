@@ -16,8 +16,10 @@ from distill.tasks.build import build_student, build_teachers
 from distill.tasks.student_encoder import StudentEncoder
 from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.trained import recipe_file
+from student.hf_folder import HEADS
+from student.hub import on_hub
 from student.model import Student
-from student.storage import load_student, read_header
+from student.storage import load_student, read_header, student_file
 from teachers.teacher import TeacherConfig
 
 
@@ -25,7 +27,8 @@ class StoredStudentConfig(TeacherConfig):
     """A trained student, to be evaluated or to teach another one.
 
     Attributes:
-        path: a run's folder (its newest complete checkpoint), a checkpoint's, or an exported file.
+        path: a run's folder (its newest complete checkpoint), a checkpoint's, an exported file, or
+            a folder of `--format hf`; or `hf://OWNER/NAME` on the hub.
         head: the teacher whose head is used; None for the backbone.
         untrained: whether to use the weights before training; needs a run's folder.
         resolution: (height, width) in pixels that a benchmark takes as the native one; None for
@@ -103,6 +106,6 @@ def _load(config: StoredStudentConfig) -> Student:
 
 
 def _file(config: StoredStudentConfig) -> Path:
-    if config.path.is_file():
-        return config.path
+    if config.path.is_file() or (config.path / HEADS).is_file() or on_hub(config.path):
+        return student_file(config.path)
     return find_checkpoint(config.path) / "student.safetensors"
