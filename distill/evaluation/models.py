@@ -63,8 +63,9 @@ def parse_model(value: Any) -> TeacherConfig:
 
     Args:
         value: the entry of a teacher of a built-in kind or of a user's class, with or without an
-            upsampler; `{kind: student, path: RUN}`; `{kind: pixels}`; or
-            `{recipe: FILE, teacher: NAME}`, a teacher as a student's recipe configures it.
+            upsampler; `{kind: student, path: RUN}`; `{kind: onnx, path: FILE}`;
+            `{kind: pixels}`; or `{recipe: FILE, teacher: NAME}`, a teacher as a student's recipe
+            configures it.
 
     Raises:
         TeacherError: unknown kind or key, or a wrong value.
@@ -92,17 +93,19 @@ def model_of(target: str) -> dict[str, Any]:
     """The recipe entry of a command's TARGET.
 
     Raises:
-        RecipeError: neither the folder of a run or of a checkpoint, nor a student's file, nor the
-            name of a timm model.
+        RecipeError: neither the folder of a run or of a checkpoint, nor a student's file or graph,
+            nor the name of a timm model.
     """
     path = Path(target)
     if path.is_dir() or path.suffix == ".safetensors":
         return {"kind": "student", "path": target}
+    if path.suffix == ".onnx":
+        return {"kind": "onnx", "path": target}
     import timm
 
     if not timm.is_model(target):
         raise RecipeError(
-            f"{target}: neither a run, a checkpoint or a student's file, nor a timm model"
+            f"{target}: neither a run, a checkpoint, a student's file or graph, nor a timm model"
             f"{did_you_mean(target.split('.')[0], timm.list_models())}"
         )
     return {"kind": "timm", "model": target}

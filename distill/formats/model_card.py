@@ -12,6 +12,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from distill.display.pages import render
+from distill.formats.onnx_agreement import Agreement
+from distill.formats.scores import benchmark_scores
 from distill.formats.source import measured_fidelity, trained_sizes
 from distill.runtime.config import dump_yaml, parse_yaml
 from student.storage import StudentFile
@@ -22,10 +24,17 @@ _ABSOLUTE = re.compile(r"(?:(?<=file://)|(?<![^\s:='\"(,\[]))~?/(?!/)[^\s'\"),;\
 _UNKNOWN_LICENCE = "unknown; see the source of its weights"
 
 
-def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | None) -> str:
+def model_card(
+    file: StudentFile,
+    out: Path,
+    format: str,
+    checkpoint: Path | None,
+    agreement: Agreement | None = None,
+) -> str:
     """The text of the card of a student that is exported to `out` as safetensors, onnx or radio.
 
-    Without the checkpoint where it was trained, the card has the recipe but no results.
+    Without the checkpoint where it was trained, the card has the recipe but no results. The
+    agreement is that of an ONNX file with PyTorch.
     """
     recipe = parse_yaml(file.metadata["recipe"], "recipe") if "recipe" in file.metadata else {}
     heads = [name for name in file.targets if file.config.head.has(name)]
@@ -39,7 +48,7 @@ def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | Non
         shape=file.config.shape,
         targets=list(file.targets),
         heads=heads,
-        licence=_licence(file),
+        licence=licence_of(file),
         step=file.metadata.get("step"),
         parameters=sum(counts.values()),
         trunk_parameters=sum(n for name, n in counts.items() if name.startswith("trunk.")),
@@ -47,6 +56,8 @@ def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | Non
         sizes=trained_sizes(file.metadata, recipe),
         outputs=_outputs(file, heads),
         results=_results(checkpoint) if checkpoint else [],
+        scores=benchmark_scores(checkpoint, out) if checkpoint else [],
+        agreement=agreement,
         recipe=dump_yaml(_relocatable(recipe)) if recipe else "",
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
@@ -100,7 +111,7 @@ def _results(checkpoint: Path) -> list[Sequence[str | None]]:
     ]
 
 
-def _licence(file: StudentFile) -> str:
+def licence_of(file: StudentFile) -> str:
     """The hub's identifier: that of this code where no teacher's weights have another licence."""
     licences = json.loads(file.metadata.get("licences", "{}"))
     known = all(name in licences for name in file.targets)

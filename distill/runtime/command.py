@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from data.text import print_anything, printable
 from distill.runtime import distributed, slurm
-from distill.runtime.errors import USER_ERRORS, CheckpointError
+from distill.runtime.errors import FAILURES, USER_ERRORS
 from distill.runtime.last_message import print_last
 from distill.runtime.stopping import Stopped, say_stopped
 
@@ -20,8 +20,8 @@ _BEHIND_S = 2.0  # the launcher ends rank 0 when another rank has ended: not bef
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wraps a command's `main` so that expected errors print one message without a traceback.
 
-    A user error ends the process with code 2, a checkpoint that cannot be written with code 1, a
-    request to stop with code 0.
+    A user error ends the process with code 2, a checkpoint that cannot be written or a file that
+    does not return what its student does with code 1, a request to stop with code 0.
     """
 
     @functools.wraps(main)
@@ -30,12 +30,12 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         print_anything()
         try:
             main()
-        except (*USER_ERRORS, CheckpointError) as error:
+        except (*USER_ERRORS, *FAILURES) as error:
             if distributed.speaks():  # most are the same on every rank
                 print_last(f"error: {printable(error)}")
             else:
                 time.sleep(_BEHIND_S)
-            sys.exit(FAILURE if isinstance(error, CheckpointError) else MISTAKE)
+            sys.exit(FAILURE if isinstance(error, FAILURES) else MISTAKE)
         except Stopped:
             _end_on_request()
 

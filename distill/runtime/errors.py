@@ -17,4 +17,9 @@ class UnreadableError(CheckpointError, RuntimeError):
     """No checkpoint of a run can be read, or fits what is trained."""
 
 
+class AgreementError(RuntimeError):
+    """An exported file does not return what the student does."""
+
+
+FAILURES = (AgreementError, CheckpointError)
 USER_ERRORS = (RecipeError, DataError, TeacherError, StudentError)
