@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import atomic
 from student.config import StudentConfig
 from student.errors import StudentError
 from student.model import Student
 from teachers.features import FeatureSpec
-from teachers.files import open_format, shape_mismatch
+from teachers.files import open_format, save_tensors, shape_mismatch
 from teachers.messages import did_you_mean
 
 FORMAT = "featsharp-distill student 1"
@@ -87,13 +85,11 @@ def save_student(
     if wrong:
         raise RuntimeError(wrong)
     header = {
-        "format": FORMAT,
         "config": config.model_dump_json(exclude_none=True),
         "targets": _Targets.dump_json(dict(targets)).decode(),
         "metadata": json.dumps(dict(metadata)),
     }
-    with atomic(Path(path)) as partial:
-        save_file({k: v.detach().contiguous() for k, v in state_dict.items()}, partial, header)
+    save_tensors(Path(path), state_dict, header, FORMAT)
 
 
 def read_student(path: str | PathLike[str]) -> StudentFile:

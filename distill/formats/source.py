@@ -15,6 +15,7 @@ from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
 from distill.targets.target_statistics import IN_CHECKPOINT
 from student.storage import FORMAT, StudentFile, read_student
+from teachers.files import format_of
 from teachers.messages import did_you_mean, took
 from teachers.phi_s import PhiS, load_phi_s
 
@@ -104,7 +105,7 @@ def measured_fidelity(checkpoint: Path) -> list[dict[str, Any]]:
 def _is_student(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+            return format_of(file.metadata()) == FORMAT
     except (SafetensorError, OSError):
         return False
 
