@@ -11,6 +11,9 @@ from pathlib import Path
 
 from data.text import printable
 from distill.formats.export import FORMATS, export
+from distill.formats.onnx import DEFAULT_OPSET, OnnxOptions
+from distill.formats.onnx_graph import OPSETS
+from distill.formats.onnx_precision import PRECISIONS
 from distill.runtime.command import command
 from distill.tasks.kinds import register_kinds
 
@@ -47,6 +50,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--half", action="store_true", help="an upsampler only: store its weights in float16"
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="of --format onnx: fp16 halves the file, int8 quarters it",
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        choices=OPSETS,
+        default=DEFAULT_OPSET,
+        help="of --format onnx: the version of ONNX's operators; %(default)s by default, 17 for "
+        "older runtimes",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     return parser.parse_args(arguments)
 
@@ -58,7 +75,8 @@ def main() -> None:
     options = vars(parse_arguments())
     out, head, no_heads = (options.pop(name) for name in ("out", "head", "no_heads"))
     heads = (head,) if head else () if no_heads else None
-    path = export(options.pop("checkpoint"), out, heads=heads, **options)
+    onnx = OnnxOptions(options.pop("precision"), options.pop("opset"))
+    path = export(options.pop("checkpoint"), out, heads=heads, onnx=onnx, **options)
     size = sum(each.stat().st_size for each in ([out] if out.is_file() else out.iterdir()))
     print(printable(f"{out}: {size / 1e6:.1f} MB, from {path}"))
 

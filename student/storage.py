@@ -12,17 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import atomic
 from student import hf_folder
 from student.config import StudentConfig
 from student.errors import StudentError
 from student.hub import download, on_hub
 from student.model import Student
 from teachers.features import FeatureSpec
-from teachers.files import open_format, shape_mismatch
+from teachers.files import open_format, save_tensors, shape_mismatch
 from teachers.messages import did_you_mean
 
 FORMAT = "featsharp-distill student 1"
@@ -89,16 +87,14 @@ def save_student(
     if wrong:
         raise RuntimeError(wrong)
     header = student_header(config, targets, metadata)
-    with atomic(Path(path)) as partial:
-        save_file({k: v.detach().contiguous() for k, v in state_dict.items()}, partial, header)
+    save_tensors(Path(path), state_dict, header, FORMAT)
 
 
 def student_header(
     config: StudentConfig, targets: Mapping[str, FeatureSpec], metadata: Mapping[str, str]
 ) -> dict[str, str]:
-    """The header of a student's file; arguments as of `save_student`."""
+    """The entries of a student's header; arguments as of `save_student`."""
     return {
-        "format": FORMAT,
         "config": config.model_dump_json(exclude_none=True),
         "targets": _Targets.dump_json(dict(targets)).decode(),
         "metadata": json.dumps(dict(metadata)),

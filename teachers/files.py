@@ -1,4 +1,4 @@
-"""Safetensors files whose header names their format, the weights in a checkpoint, state dicts."""
+"""Safetensors files whose header names what they hold, the weights in a checkpoint, state dicts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import lfs_hint
+from data.files import atomic, lfs_hint
 from teachers.messages import took
 
 # Where a checkpoint holds several sets of weights: timm's order, then that of other projects.
@@ -19,17 +20,44 @@ TIMM_SETS = ("state_dict_ema", "model_ema", "state_dict", "model")
 OPEN_CLIP_SETS = ("state_dict",)
 _SETS = (*TIMM_SETS, "ema", "teacher", "module", "student")
 
+_HOLDS = "holds"  # the header's entry for our own name of what a file holds
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], format: str | None = None
+) -> None:
+    """Writes a safetensors file, whole or not at all; the only place that does.
+
+    The header says `format: pt`, without which accelerate and transformers refuse a file.
+
+    Args:
+        path: the file.
+        tensors: on any device.
+        header: further entries.
+        format: what the file holds, for `open_format`; None for a file that is not read by it.
+    """
+    named = {"format": "pt"} if format is None else {"format": "pt", _HOLDS: format}
+    own = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as partial:
+        save_file(own, partial, {**header, **named})
+
+
+def format_of(header: Mapping[str, str] | None) -> str | None:
+    """What a file holds, by its header; files written before `format: pt` had it there."""
+    known = header or {}
+    return known.get(_HOLDS, known.get("format"))
+
 
 @contextmanager
 def open_format(
     path: str | PathLike[str], what: str, format: str, error: type[ValueError]
 ) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Opens a safetensors file whose header has an entry `format`.
+    """Opens a safetensors file whose header says that it holds what is expected.
 
     Args:
         path: the file.
         what: its contents, for messages: `student`.
-        format: the value that `format` must have.
+        format: what it must hold, see `format_of`.
         error: the class of the exception.
 
     Yields:
@@ -42,10 +70,8 @@ def open_format(
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != format:
-                raise error(
-                    f"{what} {path}: its format is {header.get('format')!r}, expected {format!r}"
-                )
+            if (came := format_of(header)) != format:
+                raise error(f"{what} {path}: its format is {came!r}, expected {format!r}")
             yield file, header
     except (SafetensorError, ValidationError, KeyError) as reason:
         raise error(

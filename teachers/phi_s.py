@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from einops import rearrange, repeat
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.files import atomic
 from teachers.errors import TeacherError
+from teachers.files import save_tensors
 from teachers.hadamard import spread
 
 _BLOCK = 4096  # rows per float64 product: bounds memory to 42 MB at 1280 channels
@@ -224,9 +223,7 @@ def fit_phi_s(statistics: FeatureStatistics) -> PhiS:
 def save_phi_s(path: Path, phi_s: PhiS, fingerprint: str) -> None:
     """Writes a fitted PHI-S atomically as .safetensors, with the fingerprint of its statistics."""
     phi_s._require_fit()
-    tensors = {name: value.contiguous() for name, value in phi_s.state_dict().items()}
-    with atomic(path) as partial:
-        save_file(tensors, partial, metadata={"fingerprint": fingerprint})
+    save_tensors(path, phi_s.state_dict(), {"fingerprint": fingerprint})
 
 
 def load_phi_s(path: Path, fingerprint: str) -> PhiS:

@@ -126,7 +126,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("student.storage.save_file", fail)
+    monkeypatch.setattr("teachers.files.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save(build(layer_scale=0.1), tmp_path / "s")
     assert [p.name for p in tmp_path.iterdir()] == ["s"]

@@ -121,7 +121,7 @@ def test_the_card_says_whose_it_is(saved: Path, teacher: Teacher) -> None:
     assert load_upsampler(saved).card == card(teacher)
     with safe_open(saved, framework="pt") as file:
         header = file.metadata()
-    assert header["format"] == FORMAT
+    assert (header["format"], header["holds"]) == ("pt", FORMAT)
     assert json.loads(header["card"])["upsampler"] == FEATSHARP
 
 
@@ -209,7 +209,7 @@ def test_a_recipe_that_gives_it_other_weights_is_refused(saved: Path, tmp_path: 
 
 
 def test_another_format_is_refused(saved: Path) -> None:
-    rewritten(saved, format="featsharp-distill upsampler 9")
+    rewritten(saved, holds="featsharp-distill upsampler 9")
     with pytest.raises(
         TeacherError, match="its format is 'featsharp-distill upsampler 9', expected"
     ):

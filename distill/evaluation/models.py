@@ -64,8 +64,9 @@ def parse_model(value: Any) -> TeacherConfig:
 
     Args:
         value: the entry of a teacher of a built-in kind or of a user's class, with or without an
-            upsampler; `{kind: student, path: RUN}`; `{kind: pixels}`; or
-            `{recipe: FILE, teacher: NAME}`, a teacher as a student's recipe configures it.
+            upsampler; `{kind: student, path: RUN}`; `{kind: onnx, path: FILE}`;
+            `{kind: pixels}`; or `{recipe: FILE, teacher: NAME}`, a teacher as a student's recipe
+            configures it.
 
     Raises:
         TeacherError: unknown kind or key, or a wrong value.
@@ -94,16 +95,18 @@ def model_of(target: str) -> dict[str, Any]:
 
     Raises:
         RecipeError: neither the folder of a run, of a checkpoint or of an export, nor a student's
-            file or address on the hub, nor the name of a timm model.
+            file, graph or address on the hub, nor the name of a timm model.
     """
     path = Path(target)
     if path.is_dir() or path.suffix == ".safetensors" or on_hub(target):
         return {"kind": "student", "path": target}
+    if path.suffix == ".onnx":
+        return {"kind": "onnx", "path": target}
     import timm
 
     if not timm.is_model(target):
         raise RecipeError(
-            f"{target}: neither a run, a checkpoint or a student's file, nor a timm model"
+            f"{target}: neither a run, a checkpoint, a student's file or graph, nor a timm model"
             f"{did_you_mean(target.split('.')[0], timm.list_models())}"
         )
     return {"kind": "timm", "model": target}

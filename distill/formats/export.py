@@ -7,7 +7,8 @@ from pathlib import Path
 from data.files import atomic, atomic_folder, write_text
 from distill.formats import hf
 from distill.formats.model_card import model_card
-from distill.formats.onnx import large_weights, save_onnx
+from distill.formats.onnx import PLAIN, OnnxOptions, large_weights, save_onnx
+from distill.formats.onnx_agreement import Agreement, agreement_text
 from distill.formats.radio import save_radio
 from distill.formats.source import (
     Source,
@@ -19,7 +20,7 @@ from distill.formats.source import (
 from distill.formats.upsampler import has_upsampler, read_trained_upsampler
 from distill.runtime.checkpoint import find_checkpoint
 from distill.runtime.errors import RecipeError
-from student.storage import StudentFile, save_student, student_of
+from student.storage import StudentFile, save_student
 from teachers.upsamplers.trained import save_upsampler
 
 FORMATS = ("safetensors", "onnx", "radio", "hf")
@@ -34,6 +35,7 @@ def export(
     heads: tuple[str, ...] | None = None,
     teacher_space: bool = False,
     half: bool = False,
+    onnx: OnnxOptions = PLAIN,
     force: bool = False,
 ) -> Path:
     """Writes a student or an upsampler, whole or not at all.
@@ -47,6 +49,7 @@ def export(
         teacher_space: whether a student's heads return maps in their teachers' own spaces, as in
             RADIO's format always, instead of the standardised ones that they were trained in.
         half: whether the weights of an upsampler are stored in float16.
+        onnx: the precision and the operators of a graph.
         force: whether existing files are overwritten.
 
     Returns:
@@ -61,11 +64,18 @@ def export(
         if half:
             raise RecipeError("--half: is for upsamplers; this is a student")
         return export_student(
-            path, out, format=format, heads=heads, teacher_space=teacher_space, force=force
+            path,
+            out,
+            format=format,
+            heads=heads,
+            teacher_space=teacher_space,
+            onnx=onnx,
+            force=force,
         )
-    if heads is not None or teacher_space or format != FORMATS[0]:
+    if heads is not None or teacher_space or format != FORMATS[0] or onnx != PLAIN:
         raise RecipeError(
-            "--head, --no-heads, --teacher-space, --format: are for students; this is an upsampler"
+            "--head, --no-heads, --teacher-space, --format, --precision, --opset: are for "
+            "students; this is an upsampler"
         )
     checkpoint = find_checkpoint(path)
     _check_out(out, force)
@@ -82,6 +92,7 @@ def export_student(
     format: str = FORMATS[0],
     heads: tuple[str, ...] | None = None,
     teacher_space: bool = False,
+    onnx: OnnxOptions = PLAIN,
     force: bool = False,
 ) -> Path:
     """Writes a student and its model card, `OUT.md`; arguments and errors as of `export`.
@@ -96,6 +107,8 @@ def export_student(
         for each in (out, card, *weights):
             _check_out(each, force)
     _check_suffix(out, format)
+    if format != "onnx" and onnx != PLAIN:
+        raise RecipeError(f"--precision, --opset: are for --format onnx, not {format}")
     source = read_source(path)
     _check_finite(source.file, path)
     if heads is not None:
@@ -105,8 +118,8 @@ def export_student(
         _write_folder(out, file, source.checkpoint)
         return source.checkpoint or path
     with _writing(out):
-        _write(file, format, out)
-        write_text(card, model_card(file, out, format, source.checkpoint))
+        agreement = _write(file, format, out, onnx)
+        write_text(card, model_card(file, out, format, source.checkpoint, agreement))
     return source.checkpoint or path
 
 
@@ -193,16 +206,17 @@ def _write_folder(out: Path, file: StudentFile, checkpoint: Path | None) -> None
         print(check_hf(partial, file))
 
 
-def _write(file: StudentFile, format: str, out: Path) -> None:
+def _write(file: StudentFile, format: str, out: Path, onnx: OnnxOptions) -> Agreement | None:
     if format == "safetensors":
         save_student(out, file.config, file.targets, file.state_dict, file.metadata)
     elif format == "onnx":
-        student = student_of(file.config, file.targets, file.state_dict, "the student")
-        difference = save_onnx(out, student.float())
-        print(f"onnxruntime and PyTorch differ by at most {difference:.0e} at two sizes")
+        agreement = save_onnx(out, file, onnx)
+        print(agreement_text(agreement))
+        return agreement
     else:
         from distill.formats.radio_reader import check_radio  # builds timm's models
 
         with atomic(out) as partial:
             save_radio(partial, file)
             check_radio(partial, file)
+    return None

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import atomic, write_text
+from data.files import write_text
 from distill.formats.hf_config import best_size, hf_config, preprocessor_config
 from distill.formats.hf_keys import check_keys
 from distill.formats.model_card import relocatable
@@ -22,7 +21,8 @@ from distill.formats.radio import to_public
 from distill.runtime.config import dump_yaml, parse_yaml
 from distill.runtime.errors import RecipeError
 from student.hf_folder import CONFIG, HEADS, MODEL, PREFIX, SCALED, TRUNK, fold_scale
-from student.storage import StudentFile, student_header
+from student.storage import FORMAT, StudentFile, student_header
+from teachers.files import save_tensors
 
 PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
 FILES = (CONFIG, MODEL, PREPROCESSOR, HEADS, CARD)
@@ -89,11 +89,11 @@ def save_hf(folder: Path, file: StudentFile) -> None:
     config = hf_config(file, size)
     for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor_config(size))):
         write_text(folder / name, json.dumps(content, indent=2) + "\n")
-    _save(folder / MODEL, _trunk(file, config["summary_idxs"]), {"format": "pt"})
+    save_tensors(folder / MODEL, _trunk(file, config["summary_idxs"]), {})
     check_keys(folder / MODEL, config)
     heads = {k: v for k, v in file.state_dict.items() if not k.startswith("trunk.")}
     header = student_header(file.config, file.targets, file.metadata)
-    _save(folder / HEADS, heads, header | {TRUNK: MODEL})
+    save_tensors(folder / HEADS, heads, header | {TRUNK: MODEL}, FORMAT)
 
 
 def _trunk(file: StudentFile, summary_idxs: list[int]) -> dict[str, Tensor]:
@@ -105,8 +105,3 @@ def _trunk(file: StudentFile, summary_idxs: list[int]) -> dict[str, Tensor]:
         elif name.startswith("input_conditioner."):
             state[f"radio_model.{name}"] = value
     return state
-
-
-def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    with atomic(path) as partial:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, header)

@@ -14,6 +14,8 @@ from typing import Any
 from distill.display.pages import render
 from distill.formats.hf_config import best_size, hf_config, vllm_serves
 from distill.formats.hub_metadata import hub_metadata
+from distill.formats.onnx_agreement import Agreement
+from distill.formats.scores import benchmark_scores
 from distill.formats.source import measured_fidelity, trained_sizes
 from distill.runtime.config import dump_yaml, parse_yaml
 from student.storage import StudentFile
@@ -25,17 +27,24 @@ _FIGURES = ("fidelity", "spatial_cosine", "summary_cosine")
 _UNKNOWN_LICENCE = "unknown; see the source of its weights"
 
 
-def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | None) -> str:
+def model_card(
+    file: StudentFile,
+    out: Path,
+    format: str,
+    checkpoint: Path | None,
+    agreement: Agreement | None = None,
+) -> str:
     """The text of the card of a student that is exported to `out` in a format of `export.FORMATS`.
 
-    Without the checkpoint where it was trained, the card has the recipe but no results.
+    Without the checkpoint where it was trained, the card has the recipe but no results. The
+    agreement is that of an ONNX file with PyTorch.
     """
     recipe = parse_yaml(file.metadata["recipe"], "recipe") if "recipe" in file.metadata else {}
     heads = [name for name in file.targets if file.config.head.has(name)]
     counts = {name: value.numel() for name, value in file.state_dict.items()}
     versions = json.loads(file.metadata.get("versions", "{}"))
     measured = _measured(checkpoint) if checkpoint else []
-    metadata = hub_metadata(out.name, format, _licence(file), relocatable(recipe), measured)
+    metadata = hub_metadata(out.name, format, licence_of(file), relocatable(recipe), measured)
     return render(
         "model_card.md.jinja",
         name=out.name,
@@ -53,6 +62,8 @@ def model_card(file: StudentFile, out: Path, format: str, checkpoint: Path | Non
         sizes=trained_sizes(file.metadata, recipe),
         outputs=_outputs(file, heads),
         results=[_result(row) for row in measured],
+        scores=benchmark_scores(checkpoint, out) if checkpoint else [],
+        agreement=agreement,
         recipe=dump_yaml(relocatable(recipe)) if recipe else "",
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
@@ -104,7 +115,7 @@ def _result(row: Mapping[str, Any]) -> list[str | None]:
     return [row["teacher"], "{} x {}".format(*row["resolution"]), *figures]
 
 
-def _licence(file: StudentFile) -> str:
+def licence_of(file: StudentFile) -> str:
     """The hub's identifier: that of this code where no teacher's weights have another licence."""
     licences = json.loads(file.metadata.get("licences", "{}"))
     known = all(name in licences for name in file.targets)

@@ -1,90 +1,68 @@
-"""Writes a student as an ONNX graph for any batch, height and width.
+"""Writes a student as an ONNX file: in a precision, compared with PyTorch, saying what it is.
 
-The input `images` is float32 (B, 3, H, W) in [0, 1]. H and W must be multiples of the patch size,
-which a graph cannot check. The outputs are `summary` and `spatial` of the backbone, and
-`NAME_summary` and `NAME_spatial` of each head; a teacher without a summary has no `NAME_summary`.
+A graph takes any batch, height and width, see `onnx_graph`; a height or width that is no multiple
+of the patch size fails with a message that says so.
 """
 
 import tempfile
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from distill.formats.onnx_agreement import BOUNDS, Agreement, Expected, compare, expect, missed
+from distill.formats.onnx_graph import OPSETS, Outputs, outputs_of, write_graph
+from distill.formats.onnx_metadata import describe, write_metadata
+from distill.formats.onnx_precision import LEVELS, PRECISIONS, Precision, convert
+from distill.runtime.errors import AgreementError
+from student.storage import StudentFile, student_of
 
-from distill.runtime.errors import RecipeError
-from student.model import Student
-
-TOLERANCE = 1e-4  # absolute and relative
-
-
-class _Outputs(nn.Module):
-    """Returns the outputs of a student as one flat mapping, as ONNX graphs do."""
-
-    def __init__(self, student: Student) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        backbone, heads = self.student(images)
-        named = {"": backbone, **{f"{name}_": features for name, features in heads.items()}}
-        return {
-            f"{prefix}{kind}": value
-            for prefix, features in named.items()
-            for kind, value in features._asdict().items()
-            if value is not None
-        }
+DEFAULT_OPSET = OPSETS[-1]
 
 
-@torch.no_grad()
-def save_onnx(path: Path, student: Student) -> float:
-    """Writes a student, after comparing the graph with PyTorch at two sizes, one not square.
+class OnnxOptions(NamedTuple):
+    """How a graph is written.
+
+    Attributes:
+        precision: see `onnx_precision`.
+        opset: one of `OPSETS`.
+    """
+
+    precision: Precision = PRECISIONS[0]
+    opset: int = DEFAULT_OPSET
+
+
+PLAIN = OnnxOptions()
+
+
+def save_onnx(path: Path, file: StudentFile, options: OnnxOptions = PLAIN) -> Agreement:
+    """Writes a student, after comparing every output with PyTorch in float32.
 
     Args:
         path: the file to write; weights of more than 1.5 GiB go to `*.data` beside it.
-        student: in float32.
+        file: the student.
+        options: how.
 
     Returns:
-        The largest absolute difference of an output from PyTorch.
+        The differences; they are in the file's metadata too.
 
     Raises:
-        RecipeError: the extra `onnx` is not installed.
-        RuntimeError: the graph and the student differ by more than `TOLERANCE`.
+        RecipeError: the extra `onnx` is not installed, or the opset is too old for the graph.
+        AgreementError: an output misses the bound of its precision, see `onnx_agreement.BOUNDS`.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch.onnx needs it
-    except ImportError as error:
-        raise RecipeError(
-            f"--format onnx: {error.name} is missing; pip install 'featsharp-distill[onnx]'"
-        ) from None
-    model = _Outputs(student).eval()
-    p = student.spec.patch_size
-    example = torch.rand(2, 3, 3 * p, 4 * p)
-    batch, height, width = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about internals of torch
-        program = torch.onnx.export(
-            model,
-            (example,),
-            input_names=["images"],
-            output_names=list(model(example)),
-            dynamic_shapes={"images": {0: batch, 2: p * height, 3: p * width}},
-            verbose=False,
-        )
-    assert program is not None
-    for node in program.model.graph:
-        node.metadata_props.clear()  # it has paths of this machine
+    student = student_of(file.config, file.targets, file.state_dict, "the student").float()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        written = Path(folder) / path.name
-        program.save(written)
-        session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
-        difference = max(_compare(model, session, (h * p, w * p)) for h, w in ((6, 6), (4, 9)))
+        graph, converted = (
+            Path(folder) / name / path.name for name in (PRECISIONS[0], options.precision)
+        )
+        graph.parent.mkdir()
+        write_graph(graph, student, options.opset)
+        expected = expect(Outputs(student), student.spec.patch_size)
+        agreement = _agree(graph, converted, options, expected, student.spec.patch_size)
+        write_metadata(converted, describe(student, file, outputs_of(student), agreement))
         large_weights(path).unlink(missing_ok=True)  # of a larger graph that is replaced
-        for each in sorted(Path(folder).iterdir(), reverse=True):  # the graph after its weights
+        # The graph after its weights.
+        for each in sorted(converted.parent.glob(f"{path.name}*"), reverse=True):
             each.replace(path.parent / each.name)
-    return difference
+    return agreement
 
 
 def large_weights(path: Path) -> Path:
@@ -92,14 +70,24 @@ def large_weights(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def _compare(model: nn.Module, session: Any, size: tuple[int, int]) -> float:
-    images = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
-    expected = model(images)
-    returned = map(torch.from_numpy, session.run(list(expected), {"images": images.numpy()}))
-    largest = 0.0
-    for (name, value), other in zip(expected.items(), returned, strict=True):
-        if not torch.allclose(other, value, rtol=TOLERANCE, atol=TOLERANCE):
-            off = float((other - value).abs().max())
-            raise RuntimeError(f"--format onnx: {name} of the graph is {off:.1e} off at {size} px")
-        largest = max(largest, float((other - value).abs().max()))
-    return largest
+def _agree(
+    graph: Path, converted: Path, options: OnnxOptions, expected: list[Expected], patch_size: int
+) -> Agreement:
+    """Converts a graph; fewer linears multiply integers where the bound is missed otherwise."""
+    precision, opset = options
+    bound = BOUNDS[precision]
+    converted.parent.mkdir(exist_ok=True)
+    for level in range(len(LEVELS) if precision == "int8" else 1):
+        if precision != "fp32":
+            convert(graph, converted, precision, level)
+        found = compare(converted, expected)
+        if missed(found, bound) is None:
+            return Agreement(precision, opset, level, found, patch_size)
+    name = missed(found, bound)
+    assert name is not None
+    came = getattr(found[name], bound.figure)
+    another = "" if precision == "fp32" else "; --precision fp32 is exact"
+    raise AgreementError(
+        f"--precision {precision}: `{name}` of the graph differs from PyTorch's, {bound.figure} "
+        f"{came:.6g}; bound: {bound.text}{another}"
+    )

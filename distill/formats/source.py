@@ -17,6 +17,7 @@ from distill.targets.target_statistics import IN_CHECKPOINT
 from student.hf_folder import HEADS
 from student.hub import on_hub
 from student.storage import FORMAT, StudentFile, read_student, student_file
+from teachers.files import format_of
 from teachers.messages import did_you_mean, took
 from teachers.phi_s import PhiS, load_phi_s
 
@@ -111,7 +112,7 @@ def measured_fidelity(checkpoint: Path) -> list[dict[str, Any]]:
 def _is_student(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+            return format_of(file.metadata()) == FORMAT
     except (SafetensorError, OSError):
         return False
 

@@ -20,8 +20,9 @@ _BEHIND_S = 2.0  # the launcher ends rank 0 when another rank has ended: not bef
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wraps a command's `main` so that expected errors print one message without a traceback.
 
-    A user error ends the process with code 2, a checkpoint that cannot be written or an upload that
-    fails with code 1, a request to stop with code 0.
+    A user error ends the process with code 2, a checkpoint that cannot be written, an upload that
+    fails or a file that does not return what its student does with code 1, a request to stop with
+    code 0.
     """
 
     @functools.wraps(main)

@@ -21,5 +21,9 @@ class UploadError(OSError):
     """What was to be published could not be: no network, or a server that fails."""
 
 
-FAILURES = (CheckpointError, UploadError)
+class AgreementError(RuntimeError):
+    """An exported file does not return what the student does."""
+
+
+FAILURES = (AgreementError, CheckpointError, UploadError)
 USER_ERRORS = (RecipeError, DataError, TeacherError, StudentError)

@@ -23,12 +23,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import atomic, write_text
+from data.files import write_text
 from distill.runtime.errors import RecipeError
 from teachers.features import Features
+from teachers.files import save_tensors
 
 CachePrecision = Literal["int8", "fp16"]
 HEADER = "cache.json"
@@ -110,8 +110,7 @@ class CacheWriter:
         tensors = {name: torch.stack([row[name] for _, row in rows]) for name in rows[0][1]}
         views = json.dumps([view for view, _ in rows])
         path = folder / f"{self._rank:05d}-{number:06d}.safetensors"
-        with atomic(path) as partial:
-            save_file(tensors, partial, metadata={"views": views})
+        save_tensors(path, tensors, {"views": views})
         self._pending[group] = []
 
 

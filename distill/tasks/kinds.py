@@ -4,5 +4,9 @@ from teachers.build import TEACHERS
 
 
 def register_kinds() -> None:
-    """Registers `kind: student`, a trained student as a teacher; may be called twice."""
+    """Registers a trained student as a teacher, `student`, and its graph, `onnx`.
+
+    It may be called twice.
+    """
     TEACHERS.register("student", "distill.tasks.stored_student:StoredStudent")
+    TEACHERS.register("onnx", "distill.tasks.stored_graph:StoredGraph")

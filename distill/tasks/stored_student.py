@@ -1,6 +1,7 @@
 """A trained student on disk, as a teacher: `kind: student` in recipes."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -48,9 +49,7 @@ class StoredStudentConfig(TeacherConfig):
             return "random weights, no licence"
         with safe_open(_file(self), framework="pt") as file:
             kept = json.loads((file.metadata() or {}).get("metadata", "{}"))
-        teachers = json.loads(kept.get("licences", "{}"))
-        known = "; ".join(f"{name}, {licence}" for name, licence in teachers.items())
-        return f"Apache-2.0; of its teachers: {known or 'not in its file'}"
+        return licence_text(json.loads(kept.get("licences", "{}")))
 
 
 class StoredStudent(StudentEncoder):
@@ -72,6 +71,13 @@ class StoredStudent(StudentEncoder):
         found = cls(_load(config), head=config.head, resolution=resolution)
         found.config = config
         return found
+
+
+def licence_text(teachers: Mapping[str, str | None]) -> str:
+    """The licence of a student's file: of this code, and of the teachers' weights by name."""
+    told = {name: licence for name, licence in teachers.items() if licence is not None}
+    known = "; ".join(f"{name}, {licence}" for name, licence in told.items())
+    return f"Apache-2.0; of its teachers: {known or 'not in its file'}"
 
 
 def _trained_resolution(config: StoredStudentConfig) -> tuple[int, int] | None:

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import atomic
 from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
-from teachers.files import open_format, shape_mismatch
+from teachers.files import open_format, save_tensors, shape_mismatch
 from teachers.messages import did_you_mean, took
 from teachers.phi_s import PhiS
 from teachers.upsamplers.downsampler import AttentionDownsampler
@@ -117,12 +115,10 @@ def save_upsampler(
         half: whether to store the weights in float16; PHI-S and downsampler stay float32.
     """
     tensors = {
-        name: (t.half() if half and not name.startswith(_FLOAT32) else t).detach().contiguous()
+        name: t.half() if half and not name.startswith(_FLOAT32) else t
         for name, t in tensors.items()
     }
-    header = {"format": FORMAT, "card": card.model_dump_json()}
-    with atomic(Path(path)) as partial:
-        save_file(tensors, partial, header)
+    save_tensors(Path(path), tensors, {"card": card.model_dump_json()}, FORMAT)
 
 
 def load_upsampler(path: str | PathLike[str]) -> TrainedUpsampler:

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data.errors import DataError
-from data.files import atomic
 from distill.benchmarks.benchmark import Benchmark, Measurement, metric_key
 from distill.benchmarks.dense.counters import Counter
 from distill.benchmarks.dense.heads import TaskHeads
@@ -35,6 +33,7 @@ from distill.benchmarks.sharing import gather_shares, own_share
 from distill.display.pictures import draw_columns
 from distill.runtime import distributed
 from distill.runtime.progress import tracked
+from teachers.files import save_tensors
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 
@@ -240,12 +239,11 @@ class DenseProbe(Benchmark):
         if distributed.rank() != 0:
             return
         state = {
-            name: value.contiguous()
+            name: value
             for task, head in zip(group.tasks, heads.heads, strict=True)
             for name, value in head.state_dict(prefix=group.prefix(task, "tasks.{}.")).items()
         }
-        with atomic(folder / "probe.safetensors") as partial:
-            save_file(state, partial)
+        save_tensors(folder / "probe.safetensors", state, {})
         for name, table in tables.items():
             (folder / name).write_text(json.dumps(table, indent=1))
         samples = self.config.dataset.samples("test")

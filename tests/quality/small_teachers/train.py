@@ -159,7 +159,7 @@ def save_teacher(learner: Learner, source: Path, out: Path) -> None:
             shutil.copy(description, out)
     state = learner.tower.state_dict()
     halves = {PREFIX + name: value.half().contiguous() for name, value in state.items()}
-    save_file(halves, out / "open_clip_model.safetensors")
+    save_file(halves, out / "open_clip_model.safetensors", {"format": "pt"})
 
 
 def train(data: Path, teacher: str, out: Path, steps: int, seed: int, cache: Path) -> None:
