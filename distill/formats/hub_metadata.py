@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.text import shown
 from distill.runtime.config import parse_yaml
 from distill.runtime.errors import RecipeError
 
@@ -63,9 +64,9 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 def _model_index(name: str, results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for each in results:
-        size = "{} x {} px".format(*each["resolution"])
+        size, teacher = "{} x {} px".format(*each["resolution"]), shown(each["teacher"])
         metrics = [
-            {"type": key, "name": f"{key.replace('_', ' ')} to {each['teacher']}", "value": value}
+            {"type": key, "name": f"{key.replace('_', ' ')} to {teacher}", "value": value}
             for key, value in each.items()
             if isinstance(value, float)
         ]
@@ -76,7 +77,7 @@ def _model_index(name: str, results: Iterable[Mapping[str, Any]]) -> list[dict[s
                 "metrics": metrics,
             }
         )
-    return [{"name": name, "results": rows}] if rows else []
+    return [{"name": shown(name), "results": rows}] if rows else []
 
 
 def _repository(entry: Mapping[str, Any]) -> str | None:
