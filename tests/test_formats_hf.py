@@ -152,8 +152,18 @@ def test_student_load_returns_the_whole_student(student: Student, folder: Path) 
     assert outputs(ours.load(folder / "heads.safetensors")).keys() == came.keys()
 
 
-def test_without_layer_scale_the_whole_student_returns_bit_for_bit(tmp_path: Path) -> None:
-    student = moved(num_registers=0)
+@pytest.mark.parametrize(
+    "head",
+    [
+        HeadConfig(hidden_dim=12, num_layers=1, upsample={"clip": 2}),
+        HeadConfig(hidden_dim=8, attention_blocks=1, attention_heads=2),
+    ],
+    ids=["v2", "attention"],
+)
+def test_without_layer_scale_the_whole_student_returns_bit_for_bit(
+    tmp_path: Path, head: HeadConfig
+) -> None:
+    student = moved(num_registers=0, head=head)
     write_run(tmp_path, student)
     export_student(tmp_path, tmp_path / "hf", format="hf")
     came = outputs(ours.load(tmp_path / "hf"))

@@ -131,6 +131,7 @@ def _args(file: StudentFile) -> dict[str, Any]:
         "register_multiple": multiple,
         "cpe_num_registers": registers,
         "mlp_version": "v2",
+        "spatial_mlp_version": None,
         "teachers": [
             {"name": name, "type": "generic", "use_summary": target.summary_dim is not None}
             for name, target in file.targets.items()

@@ -97,7 +97,8 @@ def _repository(entry: Mapping[str, Any]) -> str | None:
     if kind == "hf" and _REPOSITORY.fullmatch(model) and not Path(model).is_dir():
         return model
     if kind == "radio":
-        from teachers.radio_models import PUBLISHED, repository  # builds timm's models
+        from teachers.radio_hub import repository
+        from teachers.radio_models import PUBLISHED  # builds timm's models
 
         return repository(model) if model in PUBLISHED else None
     return None
