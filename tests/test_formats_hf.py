@@ -240,6 +240,7 @@ def test_every_size_keeps_its_shape_by_name_and_by_number(size: Any) -> None:
     assert vllm_serves(written) == (size in ("small", "base", "large", "huge"))
     if vllm_serves(written):
         assert vllm_double.DIMENSIONS[written["args"]["model"]] == shape
+        assert not vllm_serves(written | {"patch_size": 14})
 
 
 def test_the_mlp_ratio_is_exact_for_every_width() -> None:

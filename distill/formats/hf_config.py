@@ -108,12 +108,13 @@ def best_size(file: StudentFile) -> tuple[int, int]:
 
 
 def vllm_serves(config: Mapping[str, Any]) -> bool:
-    """Whether vLLM's table of shapes has that of a `config.json`."""
+    """Whether vLLM's table of shapes has that of a `config.json`, with the patches of its names."""
     shape = _VLLM.get(config["args"]["model"])
     width, depth, heads = (
         config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
-    return shape == Shape(width, depth, heads, int(width * config["mlp_ratio"]))
+    own = Shape(width, depth, heads, int(width * config["mlp_ratio"]))
+    return shape == own and config["patch_size"] == _NAMED_PATCH
 
 
 def _args(file: StudentFile) -> dict[str, Any]:

@@ -62,21 +62,22 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 
 
 def _model_index(name: str, results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    rows = []
+    metrics = dict[str, list[dict[str, Any]]]()
     for each in results:
         size, teacher = "{} x {} px".format(*each["resolution"]), shown(each["teacher"])
-        metrics = [
-            {"type": key, "name": f"{key.replace('_', ' ')} to {teacher}", "value": value}
+        metrics.setdefault(size, []).extend(
+            {"type": key, "name": f"{key.replace('_', ' ')} to {teacher}", "value": round(value, 4)}
             for key, value in each.items()
             if isinstance(value, float)
-        ]
-        rows.append(
-            {
-                "task": {"type": _TASK},
-                "dataset": {"type": "held-out", "name": f"held-out images at {size}"},
-                "metrics": metrics,
-            }
         )
+    rows = [
+        {
+            "task": {"type": _TASK},
+            "dataset": {"type": "held-out", "name": f"held-out images at {size}"},
+            "metrics": found,
+        }
+        for size, found in metrics.items()
+    ]
     return [{"name": shown(name), "results": rows}] if rows else []
 
 
