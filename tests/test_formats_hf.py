@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import student as ours
 from distill.evaluation.models import parse_model
+from distill.evaluation.resolution_sweep import ResolutionSweep, ResolutionSweepConfig
 from distill.formats.export import export_student
 from distill.formats.hf import FILES, for_hf
 from distill.formats.hf_config import (
@@ -458,6 +459,13 @@ def test_a_folder_is_a_student_wherever_one_is_asked_for(
     assert torch.equal(features.spatial, due["clip/spatial"])
     assert "of its teachers: not in its file" in parse_teacher(entry).licence()
     assert parse_model({"kind": "student", "path": str(folder)}).path == folder
+    for path in (folder, tmp_path / "one.safetensors"):
+        untrained = {"kind": "student", "path": str(path), "untrained": True}
+        with pytest.raises(RecipeError, match="untrained: needs the folder of a run, got an exp"):
+            build_teacher(parse_teacher(untrained))
+    sweep = ResolutionSweep(ResolutionSweepConfig(images=tmp_path, resolutions=[32, 64]))
+    with pytest.raises(TeacherError, match="resolution_sweep: compares a student with"):
+        sweep.check(build_teacher(parse_teacher(entry)))
     init = {"kind": "student", "path": folder}
     config = StudentConfig.model_validate(ours.load(folder).config.model_dump() | {"init": init})
     started = build_from(config, ORDERED)
