@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from rich.console import Console
 
@@ -27,8 +28,9 @@ from distill.evaluation.results import Result, results_tables
 from distill.evaluation.student_run import agreement_table
 from distill.evaluation.suite import SuiteRecipe, read_results, run_suite
 from distill.evaluation.throughput_report import draw_throughput, throughput_table
+from distill.formats.hub_metadata import hub_metadata
 from distill.runtime.command import command
-from distill.runtime.config import validate
+from distill.runtime.config import dump_yaml, validate
 from distill.runtime.errors import RecipeError
 from distill.tasks.student_recipe import StudentRecipe
 from student.storage import read_header, save_student
@@ -118,6 +120,8 @@ def test_cards_hold_any_name() -> None:
     card = render("model_card.md.jinja", **_card("a|b\nc\udce9.safetensors"))
     assert r"| a\|b\x0ac\xe9.safetensors |" in card
     assert "# a|b\\x0ac\\xe9.safetensors\n" in card
+    index = ModelCard(card.encode().decode()).data.eval_results
+    assert index[0].metric_name == "fidelity to a|b\\x0ac\\xe9.safetensors"
 
 
 def _card(name: str) -> dict[str, Any]:
@@ -125,7 +129,10 @@ def _card(name: str) -> dict[str, Any]:
     values: dict[str, Any] = {"name": name, "format": "safetensors", "config": student.config}
     values |= {"shape": student.config.shape, "targets": [name], "heads": [name], "step": 1}
     values |= {"parameters": 1, "trunk_parameters": 1, "teachers": [[name] * 6], "recipe": ""}
-    values |= {"licence": "other", "sizes": [], "outputs": [], "results": [], "versions": ""}
+    row = {"teacher": name, "resolution": [32, 64], "fidelity": 0.5}
+    metadata = dump_yaml(hub_metadata(name, "hf", "other", {}, [row]))
+    values |= {"metadata": metadata, "vllm": False}
+    values |= {"sizes": [], "outputs": [], "results": [], "versions": ""}
     return values
 
 

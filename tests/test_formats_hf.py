@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import student as ours
 from distill.evaluation.models import parse_model
+from distill.evaluation.resolution_sweep import ResolutionSweep, ResolutionSweepConfig
 from distill.formats.export import export_student
 from distill.formats.hf import FILES, for_hf
 from distill.formats.hf_config import (
@@ -152,8 +153,18 @@ def test_student_load_returns_the_whole_student(student: Student, folder: Path) 
     assert outputs(ours.load(folder / "heads.safetensors")).keys() == came.keys()
 
 
-def test_without_layer_scale_the_whole_student_returns_bit_for_bit(tmp_path: Path) -> None:
-    student = moved(num_registers=0)
+@pytest.mark.parametrize(
+    "head",
+    [
+        HeadConfig(hidden_dim=12, num_layers=1, upsample={"clip": 2}),
+        HeadConfig(hidden_dim=8, attention_blocks=1, attention_heads=2),
+    ],
+    ids=["v2", "attention"],
+)
+def test_without_layer_scale_the_whole_student_returns_bit_for_bit(
+    tmp_path: Path, head: HeadConfig
+) -> None:
+    student = moved(num_registers=0, head=head)
     write_run(tmp_path, student)
     export_student(tmp_path, tmp_path / "hf", format="hf")
     came = outputs(ours.load(tmp_path / "hf"))
@@ -230,6 +241,7 @@ def test_every_size_keeps_its_shape_by_name_and_by_number(size: Any) -> None:
     assert vllm_serves(written) == (size in ("small", "base", "large", "huge"))
     if vllm_serves(written):
         assert vllm_double.DIMENSIONS[written["args"]["model"]] == shape
+        assert not vllm_serves(written | {"patch_size": 14})
 
 
 def test_the_mlp_ratio_is_exact_for_every_width() -> None:
@@ -447,6 +459,13 @@ def test_a_folder_is_a_student_wherever_one_is_asked_for(
     assert torch.equal(features.spatial, due["clip/spatial"])
     assert "of its teachers: not in its file" in parse_teacher(entry).licence()
     assert parse_model({"kind": "student", "path": str(folder)}).path == folder
+    for path in (folder, tmp_path / "one.safetensors"):
+        untrained = {"kind": "student", "path": str(path), "untrained": True}
+        with pytest.raises(RecipeError, match="untrained: needs the folder of a run, got an exp"):
+            build_teacher(parse_teacher(untrained))
+    sweep = ResolutionSweep(ResolutionSweepConfig(images=tmp_path, resolutions=[32, 64]))
+    with pytest.raises(TeacherError, match="resolution_sweep: compares a student with"):
+        sweep.check(build_teacher(parse_teacher(entry)))
     init = {"kind": "student", "path": folder}
     config = StudentConfig.model_validate(ours.load(folder).config.model_dump() | {"init": init})
     started = build_from(config, ORDERED)

@@ -64,7 +64,7 @@ class ResolutionSweep(Benchmark):
 
     def check(self, encoder: Teacher) -> None:
         """Checks that it is a student with a run; see `Benchmark.check`."""
-        if not isinstance(encoder, StoredStudent) or encoder.config.path.is_file():
+        if not isinstance(encoder, StoredStudent) or encoder.config.exported:
             raise TeacherError(
                 "resolution_sweep: compares a student with the teachers of its run, so the model "
                 "must be {kind: student, path: RUN}, the folder of a run or of a checkpoint"

@@ -108,12 +108,13 @@ def best_size(file: StudentFile) -> tuple[int, int]:
 
 
 def vllm_serves(config: Mapping[str, Any]) -> bool:
-    """Whether vLLM's table of shapes has that of a `config.json`."""
+    """Whether vLLM's table of shapes has that of a `config.json`, with the patches of its names."""
     shape = _VLLM.get(config["args"]["model"])
     width, depth, heads = (
         config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
-    return shape == Shape(width, depth, heads, int(width * config["mlp_ratio"]))
+    own = Shape(width, depth, heads, int(width * config["mlp_ratio"]))
+    return shape == own and config["patch_size"] == _NAMED_PATCH
 
 
 def _args(file: StudentFile) -> dict[str, Any]:
@@ -131,6 +132,7 @@ def _args(file: StudentFile) -> dict[str, Any]:
         "register_multiple": multiple,
         "cpe_num_registers": registers,
         "mlp_version": "v2",
+        "spatial_mlp_version": None,
         "teachers": [
             {"name": name, "type": "generic", "use_summary": target.summary_dim is not None}
             for name, target in file.targets.items()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.text import shown
 from distill.runtime.config import parse_yaml
 from distill.runtime.errors import RecipeError
 
@@ -61,22 +62,23 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 
 
 def _model_index(name: str, results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    rows = []
+    metrics = dict[str, list[dict[str, Any]]]()
     for each in results:
-        size = "{} x {} px".format(*each["resolution"])
-        metrics = [
-            {"type": key, "name": f"{key.replace('_', ' ')} to {each['teacher']}", "value": value}
+        size, teacher = "{} x {} px".format(*each["resolution"]), shown(each["teacher"])
+        metrics.setdefault(size, []).extend(
+            {"type": key, "name": f"{key.replace('_', ' ')} to {teacher}", "value": round(value, 4)}
             for key, value in each.items()
             if isinstance(value, float)
-        ]
-        rows.append(
-            {
-                "task": {"type": _TASK},
-                "dataset": {"type": "held-out", "name": f"held-out images at {size}"},
-                "metrics": metrics,
-            }
         )
-    return [{"name": name, "results": rows}] if rows else []
+    rows = [
+        {
+            "task": {"type": _TASK},
+            "dataset": {"type": "held-out", "name": f"held-out images at {size}"},
+            "metrics": found,
+        }
+        for size, found in metrics.items()
+    ]
+    return [{"name": shown(name), "results": rows}] if rows else []
 
 
 def _repository(entry: Mapping[str, Any]) -> str | None:

@@ -43,6 +43,11 @@ class StoredStudentConfig(TeacherConfig):
     untrained: bool = False
     resolution: tuple[PositiveInt, PositiveInt] | None = None
 
+    @property
+    def exported(self) -> bool:
+        """Whether the path is that of an export, and not of a run or a checkpoint."""
+        return self.path.is_file() or (self.path / HEADS).is_file() or on_hub(self.path)
+
     def licence(self) -> str:
         """The licence of this code, and those of the teachers that the student learned from."""
         if self.untrained:
@@ -65,8 +70,11 @@ class StoredStudent(StudentEncoder):
         """Loads the student.
 
         Raises:
-            RecipeError: there is no checkpoint, or no such head.
+            RecipeError: there is no checkpoint, or no such head, or untrained weights are asked of
+                an export.
         """
+        if config.untrained and config.exported:
+            raise RecipeError(f"untrained: needs the folder of a run, got an export, {config.path}")
         resolution = config.resolution or _trained_resolution(config)
         found = cls(_load(config), head=config.head, resolution=resolution)
         found.config = config
@@ -104,14 +112,12 @@ def _trained_resolution(config: StoredStudentConfig) -> tuple[int, int] | None:
 
 def _load(config: StoredStudentConfig) -> Student:
     if config.untrained:
-        if config.path.is_file():
-            raise RecipeError(f"untrained: needs the folder of a run, got a file, {config.path}")
         recipe = load_student_recipe(recipe_file(config.path), [])
         return build_student(recipe, build_teachers(recipe))
     return load_student(_file(config))
 
 
 def _file(config: StoredStudentConfig) -> Path:
-    if config.path.is_file() or (config.path / HEADS).is_file() or on_hub(config.path):
+    if config.exported:
         return student_file(config.path)
     return find_checkpoint(config.path) / "student.safetensors"
