@@ -35,14 +35,34 @@ def hub_teachers(
     Args:
         config: the content of `config.json`; empty without one.
         args: the public ones.
+
+    Raises:
+        TeacherError: an adaptor has no dimensions, or its upsampling is not 1 or more.
     """
-    stated = config.get("adaptor_configs") or {}
     teachers = list[Mapping[str, Any]]()
     for teacher in args.get("teachers") or ():
-        own = stated.get(teacher["name"], {})
-        factor = own.get("feature", own).get("upsample_factor")
+        name = teacher.get("name") if isinstance(teacher, Mapping) else None
+        factor = _upsampling(config, name)
         teachers.append({**teacher, "fd_upsample_factor": factor} if factor else teacher)
     return tuple(teachers)
+
+
+def _upsampling(config: Mapping[str, Any], name: Any) -> int | None:
+    configs = config.get("adaptor_configs") or {}
+    own = configs.get(name) or {} if isinstance(configs, Mapping) else None
+    feature = own.get("feature", own) if isinstance(own, Mapping) else None
+    if not isinstance(feature, Mapping):
+        raise TeacherError(
+            f"config.json: adaptor_configs: expected the dimensions of {name} by their names, got "
+            f"{configs!r}"
+        )
+    factor = feature.get("upsample_factor")
+    if factor is not None and (type(factor) is not int or factor < 1):
+        raise TeacherError(
+            f"config.json: adaptor_configs: upsample_factor of {name}: expected 1 or more, got "
+            f"{factor!r}"
+        )
+    return factor
 
 
 def hub_resolution(config: Mapping[str, Any], path: Path) -> tuple[int, int] | None:

@@ -28,9 +28,9 @@ LOW_RANK = FinetuningConfig(trunk="low_rank", rank=2)
 
 
 def build(targets: Mapping[str, FeatureSpec] = TARGETS, **changes: object) -> Student:
-    """A small student with its initial weights."""
+    """A small student with its initial weights; its norm gives random tokens a trained scale."""
     torch.manual_seed(0)
-    return initial.build(StudentConfig(**(SMALL | changes)), targets)
+    return initial.build(StudentConfig(**(SMALL | {"final_norm": True} | changes)), targets)
 
 
 @pytest.fixture

@@ -296,6 +296,19 @@ def test_the_averaged_weights_win_and_that_is_said(
     assert line.startswith(f"weights {path}: took state_dict_ema of [state_dict_ema, state_dict]")
 
 
+@pytest.mark.parametrize(
+    "stated", [[1], {"clip": 2}, {"clip": {"feature": {"upsample_factor": "2"}}}]
+)
+def test_dimensions_of_an_adaptor_that_make_no_sense_are_refused(
+    stated: Any, tmp_path: Path
+) -> None:
+    folder = hub(tmp_path / "hub", trunk())
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"adaptor_configs": stated}))
+    with pytest.raises(TeacherError, match="adaptor_configs: .*clip.* got"):
+        build(str(folder))
+
+
 def test_a_recipe_may_choose_the_class_tokens(file: str) -> None:
     images = torch.rand(1, 3, 8, 12)
     tokens = restated(trunk(), images[0])
@@ -309,7 +322,8 @@ def test_a_recipe_may_choose_the_class_tokens(file: str) -> None:
 
 
 def test_teachers_may_share_one_class_token(tmp_path: Path) -> None:
-    changes = {"cls_token_per_teacher": False, "register_multiple": None, "cpe_num_registers": 4}
+    changes: dict[str, Any] = {"cls_token_per_teacher": False, "teachers": [{"type": "clip"}]}
+    changes |= {"register_multiple": None, "cpe_num_registers": 4}
     teacher = build(write(tmp_path / "r.pt", public(trunk()), **changes))
     images = torch.rand(1, 3, 8, 12)
     due = restated(trunk(), images[0])[:1]
