@@ -1,9 +1,9 @@
 """Exports what was trained: `python -m distill.export CHECKPOINT --format FORMAT OUT`.
 
 The file holds the averaged weights if the run kept an average. `safetensors` is read by
-`student.load` with neither deepspeed nor this package, `onnx` by onnxruntime alone, `radio` by
-whatever reads the public checkpoints of the RADIO family, `hf`, a folder, by transformers without
-code of ours and by vLLM. A model card is written beside each.
+`student.load` with neither deepspeed nor this package, `onnx` by onnxruntime alone, `pt2` by torch
+alone, `radio` by whatever reads the public checkpoints of the RADIO family, `hf`, a folder, by
+transformers without code of ours and by vLLM. A model card is written beside each.
 """
 
 import argparse

@@ -4,6 +4,9 @@ The "MLP2" heads of the RADIO family (RADIOv2.5, arXiv 2412.07679), optionally w
 blocks of C-RADIOv4 (arXiv 2601.17237) before the MLP of the map.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -13,6 +16,16 @@ from student.trunk import init_linear
 from teachers.features import Features, FeatureSpec
 
 _LAYER_SCALE = 1e-5  # C-RADIOv4's: a new block is close to the identity
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """A block without autocast; where there is none, a block without effect.
+
+    A program of torch.export could not be saved with a block of autocast.
+    """
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 class MLP2(nn.Module):
@@ -47,7 +60,7 @@ class MLP2(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_dim) to (..., out_dim) float32."""
         # Under autocast only the trunk runs in half precision; heads and losses do not.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             x = self.fc1(x.to(self.dtype))
             for block in self.blocks:
                 x = x + block(x)
@@ -89,7 +102,7 @@ class Head(nn.Module):
         """
         summary = None if self.summary is None else self.summary(class_token)
         u = self.upsample
-        with torch.autocast(patches.device.type, enabled=False):
+        with without_autocast(patches.device.type):
             for block in self.attention:
                 patches = block(patches.to(self.spatial.dtype))
         spatial = rearrange(

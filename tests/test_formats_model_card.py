@@ -154,6 +154,36 @@ def test_results_are_a_model_index_of_the_hub(tmp_path: Path) -> None:
     assert ModelCard(card()).data.eval_results is None
 
 
+def test_scores_of_the_student_and_of_its_graph_are_told(tmp_path: Path) -> None:
+    """Suites whose folder is in `evaluation` of the run; of heads and other runs nothing."""
+    checkpoint = write_run(tmp_path / "mine", build())
+    suite = tmp_path / "mine/evaluation/camvid"
+    suite.mkdir(parents=True)
+    student = {"kind": "student", "path": "elsewhere/mine", "head": None, "untrained": False}
+    graph = {"kind": "onnx", "path": "out/int8.onnx", "head": None}
+    lines = [
+        (student, 40.0),
+        (student, 42.0),  # of another seed
+        (student | {"path": f"elsewhere/{checkpoint.name}", "head": "clip"}, 1.0),
+        (student | {"path": "elsewhere/other"}, 2.0),
+        (student | {"untrained": True}, 3.0),
+        (graph, 40.5),
+        (graph | {"path": "out/fp16.onnx"}, 4.0),
+        ({"kind": "timm", "model": "x"}, 5.0),
+    ]
+    rows_of = [
+        {"benchmark": "camvid", "encoder": encoder, "figures": {"mIoU": value}}
+        for encoder, value in lines
+    ]
+    (suite / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows_of))
+    source = read_source(tmp_path / "mine")
+    told = model_card(source.file, tmp_path / "int8.onnx", "onnx", source.checkpoint)
+    assert rows(told, "Benchmarks") == [
+        ["camvid", "the student", "mIoU", "41"],
+        ["camvid", "this file", "mIoU", "40.5"],
+    ]
+
+
 @pytest.mark.parametrize("format", ["safetensors", "radio"])
 def test_every_format_has_its_card_with_the_line_that_loads_it(tmp_path: Path, format: str) -> None:
     export_student(write_run(tmp_path, build()), tmp_path / "s", format=format, heads=("clip",))

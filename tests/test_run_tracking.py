@@ -1,4 +1,4 @@
-"""What a run shows of itself: wandb's copy of the numbers, and pictures that change nothing."""
+"""What a run shows of itself: trackers' copies of the numbers; pictures change nothing."""
 
 import json
 import struct
@@ -10,6 +10,7 @@ from PIL import Image
 
 from distill.runtime.tracking import read_metrics
 from tests.tiny_run import assert_same_weights, plain_command, run, tiny_recipe, write_recipe
+from tests.trackers import mlflow_run, mlflow_values, tensorboard_pictures, tensorboard_values
 
 pytestmark = pytest.mark.process
 
@@ -25,10 +26,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory, shards: dict) -> Path:
-    """A folder with a run that draws and logs to wandb, whose home folder is `home`."""
+    """A folder with a run that draws and logs to all trackers, whose home folder is `home`."""
     folder = tmp_path_factory.mktemp("tracked")
     (folder / "home").mkdir()
-    tracking = {"every": 1, "wandb": "offline", "pictures_every": 2}
+    tracking = {"every": 1, "wandb": "offline", "tensorboard": True, "mlflow": "local"}
+    tracking["pictures_every"] = 2
     recipe = write_recipe(folder, data=shards, tracking=tracking)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder / "home"))
@@ -80,9 +82,33 @@ def test_wandb_offline_holds_the_numbers_of_metrics_jsonl(tracked: Path) -> None
         )
 
 
-def test_wandb_offline_writes_into_the_runs_folder_only(tracked: Path) -> None:
-    assert not [path for path in (tracked / "home").rglob("*") if "wandb" in path.name]
-    outside = [path for path in tracked.rglob("*wandb*") if tracked / "run" not in path.parents]
+def test_tensorboard_and_mlflow_hold_the_numbers_of_metrics_jsonl(tracked: Path) -> None:
+    lines = read_metrics(tracked / "run")
+    for found, slash in (
+        (tensorboard_values(tracked / "run"), "/"),
+        (mlflow_values(tracked / "run"), "."),
+    ):
+        names = {name for line in lines for name in line if name != "step"}
+        assert set(found) == {name.replace("/", slash) for name in names}
+        for name in names:
+            due = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            came = found[name.replace("/", slash)]
+            assert [step for step, _ in came] == [step for step, _ in due]
+            assert [value for _, value in came] == pytest.approx([value for _, value in due])
+    assert tensorboard_pictures(tracked / "run") == {"features": [2, 4]}
+    assert mlflow_run(tracked / "run").info.status == "FINISHED"
+
+
+def test_trackers_write_into_the_runs_folder_only(tracked: Path) -> None:
+    parts = ("wandb", "mlruns", "mlflow", "tfevents", "tensorboard")
+    home = [path for path in (tracked / "home").rglob("*") if any(p in path.name for p in parts)]
+    assert not home
+    outside = [
+        path
+        for part in parts
+        for path in tracked.rglob(f"*{part}*")
+        if tracked / "run" not in path.parents
+    ]
     assert outside == []
 
 
@@ -100,11 +126,12 @@ def test_pictures_are_images_of_four_rows_and_a_column_each_for_image_teacher_st
             assert len(colours) > 1  # a teacher's map, and no empty panel
 
 
-def test_neither_pictures_nor_wandb_change_the_weights(
+def test_neither_pictures_nor_trackers_change_the_weights(
     tracked: Path, shards: dict, tmp_path: Path
 ) -> None:
     done = run(plain_command(write_recipe(tmp_path, data=shards), *SHORT), tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_weights(tmp_path / "run", tracked / "run", STEPS)
     assert not (tmp_path / "run/pictures").exists()
-    assert not (tmp_path / "run/wandb").exists()
+    for name in ("wandb", "mlruns", "tensorboard"):
+        assert not (tmp_path / "run" / name).exists()

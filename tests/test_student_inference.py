@@ -1,4 +1,4 @@
-"""How students are deployed: captured whole by torch.export, at any size and memory format."""
+"""How students are deployed: at any size and memory format."""
 
 from collections.abc import Callable
 
@@ -27,22 +27,6 @@ def assert_same(student: Student, run: Callable[[Tensor], dict[str, Tensor]]) ->
         assert came.keys() == due.keys()
         for name, value in due.items():
             torch.testing.assert_close(came[name], value, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.long
-def test_torch_export_makes_one_program_for_every_size(student: Student) -> None:
-    batch, rows, columns = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
-    sizes = {"images": {0: batch, 2: 4 * rows, 3: 4 * columns}}
-    program = torch.export.export(student, (torch.rand(2, 3, 12, 16),), dynamic_shapes=sizes)
-    exported = program.module()
-
-    def run(images: Tensor) -> dict[str, Tensor]:
-        backbone, heads = exported(images)
-        named = {"backbone": backbone, **heads}
-        parts = [(f"{n}/{p}", v) for n, f in named.items() for p, v in f._asdict().items()]
-        return {name: value for name, value in parts if value is not None}
-
-    assert_same(student, run)
 
 
 def test_images_may_lie_with_their_channels_last(student: Student) -> None:

@@ -9,6 +9,7 @@ from distill.formats import hf
 from distill.formats.model_card import model_card
 from distill.formats.onnx import PLAIN, OnnxOptions, large_weights, save_onnx
 from distill.formats.onnx_agreement import Agreement, agreement_text
+from distill.formats.pt2 import save_pt2
 from distill.formats.radio import save_radio
 from distill.formats.source import (
     Source,
@@ -23,8 +24,11 @@ from distill.runtime.errors import RecipeError
 from student.storage import StudentFile, save_student
 from teachers.upsamplers.trained import save_upsampler
 
-FORMATS = ("safetensors", "onnx", "radio", "hf")
-_SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx", ".pth": "radio", ".tar": "radio"}
+FORMATS = ("safetensors", "onnx", "radio", "hf", "pt2")
+_SUFFIXES = {
+    **{".safetensors": "safetensors", ".onnx": "onnx", ".pth": "radio", ".tar": "radio"},
+    ".pt2": "pt2",
+}
 
 
 def export(
@@ -213,6 +217,8 @@ def _write(file: StudentFile, format: str, out: Path, onnx: OnnxOptions) -> Agre
         agreement = save_onnx(out, file, onnx)
         print(agreement_text(agreement))
         return agreement
+    elif format == "pt2":
+        save_pt2(out, file)
     else:
         from distill.formats.radio_reader import check_radio  # builds timm's models
 

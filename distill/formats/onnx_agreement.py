@@ -1,7 +1,7 @@
 """How far an ONNX graph under onnxruntime is from the student in PyTorch, output by output."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,11 +151,24 @@ def likeness(count: int, height: int, width: int, seed: int = 0) -> Tensor:
 def compare(graph: Path, expected: Sequence[Expected]) -> dict[str, Difference]:
     """Runs a graph by onnxruntime on the CPU, and returns the difference of each output."""
     session = open_session(graph)
+    names = list(expected[0].outputs)
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        came = session.run(names, {IMAGES: images.numpy()})
+        return {name: torch.from_numpy(each) for name, each in zip(names, came, strict=True)}
+
+    return measure(run, expected)
+
+
+def measure(
+    run: Callable[[Tensor], Mapping[str, Tensor]], expected: Sequence[Expected]
+) -> dict[str, Difference]:
+    """The difference of each output of anything that takes the images."""
     found: dict[str, Difference] = {}
     for images, outputs in expected:
-        came = session.run(list(outputs), {IMAGES: images.numpy()})
-        for (name, value), other in zip(outputs.items(), map(torch.from_numpy, came), strict=True):
-            now = _difference(value, other)
+        came = run(images)
+        for name, value in outputs.items():
+            now = _difference(value, came[name])
             found[name] = _worse(found[name], now) if name in found else now
     return found
 

@@ -104,15 +104,11 @@ def _keep_float32(graph: Any) -> None:
     for node in graph.node:
         known = rounded if node.op_type == "Shape" else exact
         node.input[:] = [known.get(name, name) for name in node.input]
-    left = [node for node in casts if node.output[0] in rounded | exact]
-    while True:  # a cast that only another one of them read is the next to go
+    for outputs in (exact, rounded):  # the second lose their users with the first
         used = {name for node in graph.node for name in node.input}
-        unused = [node for node in left if node.output[0] not in used]
-        if not unused:
-            break
-        for node in unused:
-            graph.node.remove(node)
-            left.remove(node)
+        for node in [each for each in casts if each.output[0] in outputs]:
+            if node.output[0] not in used:
+                graph.node.remove(node)
 
 
 def _quantised(path: Path, level: int) -> Any:

@@ -1,29 +1,26 @@
-"""Reports metrics of a run: JSON lines, a progress bar or plain lines, and optionally wandb.
+"""Reports metrics of a run: JSON lines, a progress bar or plain lines, and trackers.
 
-Only rank 0 writes. No other module imports wandb.
+Only rank 0 writes.
 """
 
 import contextlib
 import json
 import logging
 import math
-import os
-import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.files import read_json_lines, write_text
 from distill.runtime import distributed
-from distill.runtime.errors import RecipeError
 from distill.runtime.stopping import Stopped
-from teachers.config import StrictConfig
+from distill.runtime.trackers import Backend, start_backends
+from distill.runtime.tracking_config import TrackingConfig
 
 log = logging.getLogger("distill")
 
@@ -37,31 +34,13 @@ def start_logging() -> None:
         each.setLevel(logging.INFO if distributed.rank() == 0 else logging.WARNING)
 
 
-class TrackingConfig(StrictConfig):
-    """The `tracking` section of a recipe.
-
-    Attributes:
-        every: optimiser steps between two lines of metrics.
-        pictures_every: steps between two PCA pictures; 0 draws none.
-        wandb: `offline` writes to the run's folder, `online` uploads, `disabled` does neither.
-        project: wandb's project.
-        name: wandb's run name; None is the name of the run's folder.
-    """
-
-    every: PositiveInt = 10
-    pictures_every: NonNegativeInt = 0
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
-    project: str = "featsharp-distill"
-    name: str | None = None
-
-
 class Tracker:
     """Writes a run's metrics to its `metrics.jsonl` and shows its progress.
 
     Args:
         folder: the run's folder.
         config: how often and where to report.
-        recipe: the resolved recipe, for wandb.
+        recipe: the resolved recipe, for wandb, TensorBoard and MLflow.
         num_steps: steps of the whole run, for the progress bar.
         start_step: steps done before. Metrics of later steps are deleted, to be written again.
         active: True on rank 0; elsewhere the tracker does nothing.
@@ -79,7 +58,7 @@ class Tracker:
     ) -> None:
         self._active = active
         self._speed: list[str] = []  # of the last line of metrics
-        self._wandb: Any = None
+        self._backends: list[Backend] = []
         self._progress: Progress | None = None
         if not active:
             return
@@ -87,8 +66,7 @@ class Tracker:
         _cut_after(path, start_step)
         self._file = path.open("a", buffering=1, encoding="utf-8")
         self._num_steps = num_steps
-        if config.wandb != "disabled":
-            self._wandb = _start_wandb(folder, config, recipe)
+        self._backends = start_backends(folder, config, recipe, start_step)
         if sys.stderr.isatty():
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             text = TextColumn("{task.description}")
@@ -155,25 +133,23 @@ class Tracker:
     def _store(self, step: int, values: dict[str, float]) -> None:
         stored = {name: v if math.isfinite(v) else None for name, v in values.items()}
         self._file.write(json.dumps({"step": step, **stored}) + "\n")
-        if self._wandb is not None:
-            self._wandb.log(values, step=step)
+        for backend in self._backends:
+            backend.log(step, values)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Passes a picture of the run's folder to wandb."""
-        if self._wandb is not None:
-            import wandb
-
-            self._wandb.log({name: wandb.Image(str(path))}, step=step)
+        """Passes a picture of the run's folder to the trackers."""
+        for backend in self._backends:
+            backend.picture(step, name, path)
 
     def close(self, *, failed: bool = False) -> None:
-        """Closes the progress bar, the file and wandb's run."""
+        """Closes the progress bar, the file and the trackers."""
         if not self._active:
             return
         if self._progress is not None:
             self._progress.stop()
         self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=1 if failed else 0)
+        for backend in self._backends:
+            backend.close(failed=failed)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -202,27 +178,3 @@ def _cut_after(path: Path, step: int) -> None:
         if values["step"] <= step:
             kept.append(line + "\n")
     write_text(path, "".join(kept))
-
-
-def _start_wandb(folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise RecipeError(
-            f"tracking.wandb: {config.wandb}, but wandb is not installed; "
-            "run `pip install wandb`, or set tracking.wandb=disabled"
-        ) from None
-    identity = folder / "wandb_run_id"
-    if not identity.exists():
-        identity.write_text(secrets.token_hex(4))
-    if config.wandb == "offline":
-        os.environ.setdefault("WANDB_CACHE_DIR", str(folder.absolute()))  # default: home
-    return wandb.init(
-        project=config.project,
-        name=config.name or folder.name,
-        id=identity.read_text(),
-        resume="allow",
-        dir=str(folder),
-        mode=config.wandb,
-        config=recipe,
-    )

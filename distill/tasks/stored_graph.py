@@ -6,7 +6,7 @@ It scores what is deployed, in its precision and by its runtime, on any benchmar
 import hashlib
 import json
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import PositiveInt
@@ -57,7 +57,7 @@ class StoredGraph(Teacher):
         own = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         available = onnxruntime.get_available_providers()
         self.digest = _digest(config.path)  # for the fingerprint
-        self.session = open_session(config.path, [each for each in own if each in available])
+        self._run = _Session(open_session(config.path, [p for p in own if p in available]))
         prefix = "" if config.head is None else f"{config.head}_"
         parts = ("spatial",) if spec.summary_dim is None else ("spatial", "summary")
         self._outputs = [f"{prefix}{part}" for part in parts]
@@ -76,7 +76,7 @@ class StoredGraph(Teacher):
         """Runs the graph, which normalises the pixels itself; see `Teacher.extract`."""
         if images.is_meta:
             return self._shapes(images)
-        found = self.session.run(self._outputs, {IMAGES: images.float().cpu().numpy()})
+        found = self._run(self._outputs, images)
         spatial, *summary = (torch.from_numpy(each).to(images.device) for each in found)
         return Features(summary[0] if summary else None, spatial)
 
@@ -87,6 +87,20 @@ class StoredGraph(Teacher):
             None if dim is None else images.new_empty(batch, dim),
             images.new_empty(batch, self.spec.spatial_dim, *grid),
         )
+
+
+class _Session:
+    """A session that copies of an encoder share, as it cannot be copied."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __call__(self, names: list[str], images: Tensor) -> list[Any]:
+        found: list[Any] = self._session.run(names, {IMAGES: images.float().cpu().numpy()})
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
 
 def _digest(path: Path) -> str:

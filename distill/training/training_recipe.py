@@ -12,7 +12,7 @@ from distill.engine.engine_config import EngineConfig
 from distill.engine.optimizer import OptimizerConfig
 from distill.engine.schedule import ScheduleConfig
 from distill.runtime import distributed
-from distill.runtime.tracking import TrackingConfig
+from distill.runtime.tracking_config import TrackingConfig
 from distill.targets.source import TargetsConfig
 from distill.training.arms import StepPlan
 from teachers.config import StrictConfig
