@@ -20,6 +20,7 @@ from distill.formats.export import export, export_student
 from distill.formats.onnx import OnnxOptions, save_onnx
 from distill.formats.onnx_agreement import BOUNDS, Bound, Difference, likeness, missed
 from distill.formats.onnx_graph import IMAGES, OPSETS, write_graph
+from distill.formats.onnx_metadata import write_metadata
 from distill.formats.onnx_precision import LEVELS, PRECISIONS, Precision, convert
 from distill.runtime.errors import AgreementError, RecipeError
 from student.model import Student
@@ -411,3 +412,19 @@ def test_precision_and_opset_are_for_graphs_of_students(tmp_path: Path) -> None:
     for options in (OnnxOptions("fp16", 20), OnnxOptions("fp32", 17)):
         with pytest.raises(RecipeError, match="--precision, --opset: are for --format onnx, not"):
             export(checkpoint, tmp_path / "s", onnx=options)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_weights_of_a_large_graph_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    path = _hand_made(tmp_path / "g.onnx")
+    monkeypatch.setattr("distill.formats.onnx_precision._ONE_FILE", 1000)
+    out = tmp_path / "sub" / "out.onnx"
+    out.parent.mkdir()
+    convert(path, out, precision)
+    assert sorted(each.name for each in out.parent.iterdir()) == ["out.onnx", "out.onnx.data"]
+    write_metadata(out, {"version": "1", "precision": precision})  # leaves them there
+    assert out.stat().st_size < 10_000 < (tmp_path / "sub/out.onnx.data").stat().st_size
+    assert session(out).get_modelmeta().custom_metadata_map["precision"] == precision
+    assert _largest_difference(path, out) < 0.05

@@ -38,7 +38,8 @@ FLOORS = {  # a folder of `distill` imports folders on lower floors only
 }
 ONLY_IN = {
     "deepspeed": "distill/engine/deepspeed_library.py",
-    "wandb": "distill/runtime/tracking.py",
+    "wandb": "distill/runtime/trackers.py",
+    "mlflow": "distill/runtime/trackers.py",
     "ruamel": "distill/runtime/config.py",
 }
 _NAME = re.compile(rf"({'|'.join(ALLOWED)})(\.\w+)+(:\w+)?")
