@@ -178,8 +178,8 @@ class Meter(TorchDispatchMode):
     def watch(self, module: nn.Module, name: str) -> None:
         """Counts every pass of a module for a component, until the `with` block ends.
 
-        If the module returns a single tensor, its backward pass counts too: all that follows the
-        gradient of that tensor.
+        Its backward pass counts too: all that follows the gradient of a tensor that it returns, or
+        of one in a tuple.
         """
         outer: list[str] = []
 
@@ -188,8 +188,9 @@ class Meter(TorchDispatchMode):
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
             self._end(outer.pop())
-            if isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(lambda _: self.switch_to(name))
+            for each in output if isinstance(output, tuple) else (output,):
+                if isinstance(each, Tensor) and each.requires_grad:
+                    each.register_hook(lambda _: self.switch_to(name))
 
         self._handles.append(module.register_forward_pre_hook(before))
         self._handles.append(module.register_forward_hook(after))
