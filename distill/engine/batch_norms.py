@@ -74,6 +74,8 @@ class BatchNorms:
         Args:
             stored: None where a checkpoint has no average: it starts at the module's statistics.
         """
+        if not self._norms:
+            return
         torch._foreach_copy_(self._kept, self._statistics())
         if self._average:
             values = list(stored.values()) if stored else self._statistics()
