@@ -41,7 +41,8 @@ class TimmStudentConfig(BaseModel):
 
     kind: Literal["timm"] = "timm"
     model: str
-    weights: Path | Literal["hub", "none"] = "none"
+    # The words first, as any text is a path in a file's JSON.
+    weights: Literal["hub", "none"] | Path = Field("none", union_mode="left_to_right")
     level: int | None = None
     head: HeadConfig = HeadConfig()
     init: StudentInit | None = None

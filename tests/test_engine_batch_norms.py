@@ -109,7 +109,8 @@ def test_the_ranks_share_the_statistics_of_their_mixture(
         norm(linear(batch(0, rank)))
         means.append(norm.running_mean)
         variances.append(norm.running_var)
-    mean, second = torch.stack(means).mean(0), sum(v + m**2 for m, v in zip(means, variances)) / 2
+    mean = torch.stack(means).mean(0)
+    second = (torch.stack(variances) + torch.stack(means) ** 2).mean(0)
     first = runs[2][0][number][0][0]
     torch.testing.assert_close(first["1.running_mean"], mean)
     torch.testing.assert_close(first["1.running_var"], second - mean**2)

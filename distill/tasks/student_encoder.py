@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from distill.runtime.errors import RecipeError
 from student.model import Student
+from student.timm_config import TimmStudentConfig
 from teachers.features import Features, FeatureSpec
 from teachers.messages import did_you_mean
 from teachers.teacher import Teacher
@@ -41,6 +42,11 @@ class StudentEncoder(Teacher):
         super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
         self.student, self.head = student, head
         self.num_layers = student.trunk.num_layers if head is None else 0
+        if head is None and isinstance(student.config, TimmStudentConfig):
+            levels = student.config.network.levels[: self.num_layers]
+            strides = tuple(level.stride for level in levels)
+            if len(set(strides)) > 1:
+                self.strides = strides
 
     def extract(self, images: Tensor) -> Features:
         """Runs the student, which normalises the pixels itself; see `Teacher.extract`."""
