@@ -9,6 +9,7 @@ import torch
 
 from distill.runtime.config import dump_yaml, load_yaml, validate
 from distill.runtime.errors import RecipeError
+from distill.runtime.resuming import Change, content_of
 from distill.tasks.build import build_targets
 from distill.tasks.cached_targets import cache_facts
 from distill.tasks.route_table import route_rows, route_table
@@ -140,6 +141,10 @@ def test_a_stated_upsampling_decides_on_the_grid_and_a_level_on_the_stride() -> 
 
 def test_the_recipe_of_a_vit_is_cached_under_the_facts_of_before(tmp_path: Path) -> None:
     assert cache_facts(load(tmp_path))["student"] == {"patch_size": 16}
+
+
+def test_initial_weights_may_move_as_the_checkpoint_has_all() -> None:
+    assert content_of(Change("student.weights", "a.safetensors", "b.safetensors")) == ""
 
 
 def test_the_quickstart_takes_the_other_kind(tmp_path: Path) -> None:
