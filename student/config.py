@@ -4,8 +4,9 @@ Sizes follow the ViTs of the RADIO family (AM-RADIO, arXiv 2312.06709), which ar
 has DINOv2's width, depth and heads, with the plain MLP of the other sizes.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -17,10 +18,13 @@ from pydantic import (
     model_validator,
 )
 
+from teachers.features import FeatureSpec
+
 Size = Literal["tiny", "small", "base", "large", "so400m", "huge", "giant", "bigG"]
 Colour = tuple[float, float, float]
 
 DEFAULT_REGISTERS = 4
+_OF_TIMM = ("model", "weights", "level", "drop_path")  # of students of the other kind
 
 
 class Shape(NamedTuple):
@@ -123,9 +127,10 @@ class StudentInit(_Config):
 
 
 class StudentConfig(_Config):
-    """A student's architecture and initial weights.
+    """The architecture and initial weights of a student that is a ViT.
 
     Attributes:
+        kind: `vit`; not written to files, which had no other kind at first.
         size: preset of width, depth, heads and MLP width; each can be overridden.
         width: channels of a token.
         depth: transformer blocks.
@@ -152,6 +157,7 @@ class StudentConfig(_Config):
             other output.
     """
 
+    kind: Literal["vit"] = Field("vit", exclude=True)
     size: Size = "base"
     width: PositiveInt | None = None
     depth: PositiveInt | None = None
@@ -182,6 +188,18 @@ class StudentConfig(_Config):
             width, self.depth or base.depth, self.heads or base.heads, round(width * ratio)
         )
 
+    def cell_size(self, teacher: str, target: FeatureSpec) -> int:
+        """Pixels of a cell of the grid that a teacher's features are made for: a patch."""
+        return self.patch_size
+
+    def resolved(self, targets: Mapping[str, FeatureSpec]) -> Self:
+        """The configuration with what depends on the teachers: nothing does."""
+        return self
+
+    def without_weights(self) -> Self:
+        """The configuration of a student that has its weights already."""
+        return self.model_copy(update={"init": None})
+
     @property
     def table_side(self) -> int:
         """Cells of the position table, along each axis."""
@@ -192,6 +210,17 @@ class StudentConfig(_Config):
         if self.register_multiple is not None:
             return self.register_multiple - num_class_tokens % self.register_multiple
         return DEFAULT_REGISTERS if self.num_registers is None else self.num_registers
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_others(cls, value: Any) -> Any:
+        theirs = [key for key in _OF_TIMM if isinstance(value, Mapping) and key in value]
+        if theirs:
+            raise ValueError(
+                f"{', '.join(theirs)}: only for kind: timm; a ViT has no such option. Add kind: "
+                "timm for a network of timm, or remove it"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -215,13 +244,18 @@ class StudentConfig(_Config):
             )
         if self.num_registers is not None and self.register_multiple is not None:
             raise ValueError("num_registers and register_multiple: set only one of them")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std must be set together; set both or none")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std {self.std} must be positive in every channel")
-        for key, value in (("mean", self.mean), ("std", self.std)):
-            if value is not None and not all(abs(each) <= 2 for each in value):
-                raise ValueError(
-                    f"{key} {value} is for images in [0, 1]; divide values for 0..255 by 255"
-                )
+        check_pixels(self.mean, self.std)
         return self
+
+
+def check_pixels(mean: Colour | None, std: Colour | None) -> None:
+    """Checks a pixel normalisation for images in [0, 1]; raises ValueError."""
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std must be set together; set both or none")
+    if std is not None and min(std) <= 0:
+        raise ValueError(f"std {std} must be positive in every channel")
+    for key, value in (("mean", mean), ("std", std)):
+        if value is not None and not all(abs(each) <= 2 for each in value):
+            raise ValueError(
+                f"{key} {value} is for images in [0, 1]; divide values for 0..255 by 255"
+            )

@@ -75,14 +75,23 @@ class Head(nn.Module):
         target: the spec of the teacher's features.
         config: the dimensions of the MLPs.
         upsample: how many times denser than the student's grid the map is, along both axes.
+        summary_width: channels of what the summary head reads; None for those of the tokens.
     """
 
-    def __init__(self, width: int, target: FeatureSpec, config: HeadConfig, upsample: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        target: FeatureSpec,
+        config: HeadConfig,
+        upsample: int,
+        summary_width: int | None = None,
+    ) -> None:
         super().__init__()
         self.upsample = upsample
         sizes = {"hidden_dim": config.hidden_dim, "num_layers": config.num_layers}
+        read = summary_width or width
         self.summary = (
-            None if target.summary_dim is None else MLP2(width, target.summary_dim, **sizes)
+            None if target.summary_dim is None else MLP2(read, target.summary_dim, **sizes)
         )
         self.attention = attention_blocks(width, config)
         if config.attention_blocks:
@@ -93,7 +102,7 @@ class Head(nn.Module):
         """Predicts the teacher's features.
 
         Args:
-            class_token: (B, C) of this teacher.
+            class_token: (B, C) of this teacher, or the vector that stands for it.
             patches: (B, h * w, C).
             grid: (h, w) of the patches.
 

@@ -1,4 +1,4 @@
-"""Builds a student with its initial weights: random, from a timm ViT, or from a trained student.
+"""Builds a student with its initial weights: random, from timm, or from a trained student.
 
 A trunk of another shape is an error; it is never loaded in part. Weights that the source does not
 have (registers, class tokens, heads) stay random, which is logged.
@@ -22,7 +22,10 @@ from student.config import Colour, HeadConfig, Shape, StudentConfig, StudentInit
 from student.errors import StudentError
 from student.model import Student
 from student.storage import StudentFile, read_student
+from student.timm_config import AnyStudentConfig, TimmStudentConfig
 from student.timm_file import read_timm_file, say_default_tag, timm_pixels
+from student.timm_trunk import TimmTrunk
+from student.timm_weights import load_timm_weights
 from student.trunk import Trunk
 from teachers.features import FeatureSpec
 from teachers.messages import did_you_mean, say_once
@@ -34,7 +37,8 @@ _AFTER_TRUNK = ("head.", "fc_norm.", "attn_pool.")
 _CLASS_TOKENS = "trunk.embedding.class_tokens"
 
 
-def build(config: StudentConfig, targets: Mapping[str, FeatureSpec]) -> Student:
+
+def build(config: AnyStudentConfig, targets: Mapping[str, FeatureSpec]) -> Student:
     """Builds a student and loads the initial weights of its configuration.
 
     Args:
@@ -46,15 +50,21 @@ def build(config: StudentConfig, targets: Mapping[str, FeatureSpec]) -> Student:
             read, or they are of another trunk.
     """
     student = Student(config, targets)
-    if isinstance(config.init, TimmInit):
-        mean, std = _from_timm(student.trunk, config, config.init)
-    elif isinstance(config.init, StudentInit):
+    source = "student.init"
+    if isinstance(config.init, StudentInit):
         mean, std = _from_student(student, config, config.init)
+    elif isinstance(config, StudentConfig) and config.init is not None:
+        assert isinstance(student.trunk, Trunk)
+        mean, std = _from_timm(student.trunk, config, config.init)
+    elif isinstance(config, TimmStudentConfig) and config.weights != "none":
+        assert isinstance(student.trunk, TimmTrunk)
+        mean, std = load_timm_weights(student.trunk, config)
+        source = "student.weights"
     else:
         return student
     for key, own, theirs in (("mean", config.mean, mean), ("std", config.std, std)):
         if own is not None and any(abs(a - b) > 1e-4 for a, b in zip(own, theirs, strict=True)):
-            say_once(f"student.{key}: {list(own)} is taken; student.init has {list(theirs)}")
+            say_once(f"student.{key}: {list(own)} is taken; {source} has {list(theirs)}")
     student.set_normalisation(config.mean or mean, config.std or std)
     return student
 
@@ -171,7 +181,7 @@ def _take_prefix(
 
 
 def _from_student(
-    student: Student, config: StudentConfig, init: StudentInit
+    student: Student, config: AnyStudentConfig, init: StudentInit
 ) -> tuple[Colour, Colour]:
     where = f"student.init: {init.path}"
     source = read_student(init.path)
@@ -181,6 +191,11 @@ def _from_student(
             "own spaces, but training needs standardised ones; give the checkpoint's "
             "student.safetensors, export it again without the option, or leave out the heads with "
             "student.init.heads=false"
+        )
+    if config.kind != source.config.kind:
+        raise StudentError(
+            f"{where} is of kind: {source.config.kind}, but the student of kind: {config.kind}; "
+            f"set student.kind={source.config.kind}"
         )
     _check_trunk(_trunk_keys(config, student.targets), source, where)
     own = student.state_dict()
@@ -207,8 +222,10 @@ def _from_student(
     return source.config.mean, source.config.std
 
 
-def _trunk_keys(config: StudentConfig, targets: Sized) -> dict[str, Any]:
+def _trunk_keys(config: AnyStudentConfig, targets: Sized) -> dict[str, Any]:
     """The keys of a recipe that decide the shapes of the trunk's weights, and their values."""
+    if isinstance(config, TimmStudentConfig):
+        return {"model": config.architecture, "level": config.level_index}
     width, depth, heads, mlp_dim = config.shape
     return {
         "width": width,
@@ -226,7 +243,7 @@ def _trunk_keys(config: StudentConfig, targets: Sized) -> dict[str, Any]:
 def _check_trunk(ours: Mapping[str, Any], source: StudentFile, where: str) -> None:
     """Checks that a student's trunk is that of a file; the message has the keys to set."""
     theirs = _trunk_keys(source.config, source.targets)
-    if None not in (ours["layer_scale"], theirs["layer_scale"]):
+    if None not in (ours.get("layer_scale"), theirs.get("layer_scale")):
         theirs["layer_scale"] = ours["layer_scale"]  # the value before training counts no more
     other = [key for key in theirs if ours[key] != theirs[key]]
     if other:
@@ -250,6 +267,11 @@ def _student_trunk(
 ) -> dict[str, Tensor]:
     """The trunk of a trained student; class tokens of teachers that it did not have stay ours."""
     trunk = {k: v for k, v in source.state_dict.items() if k.startswith("trunk.")}
+    if _CLASS_TOKENS not in own:
+        fresh = {k: v for k, v in own.items() if k.startswith("trunk.")}
+        # A student whose teachers have no summary lacks what only a summary needs, and the reverse.
+        _check_fit(fresh, trunk, {k: v for k, v in trunk.items() if k not in fresh}, where)
+        return trunk
     tokens = dict(zip(source.targets, trunk.pop(_CLASS_TOKENS), strict=True))
     fresh = {k: v for k, v in own.items() if k.startswith("trunk.") and k != _CLASS_TOKENS}
     _check_fit(fresh, trunk, {k: v for k, v in trunk.items() if k not in fresh}, where)

@@ -15,10 +15,10 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from student import hf_folder
-from student.config import StudentConfig
 from student.errors import StudentError
 from student.hub import download, on_hub
 from student.model import Student
+from student.timm_config import AnyStudentConfig, parse_config
 from teachers.features import FeatureSpec
 from teachers.files import open_format, save_tensors, shape_mismatch
 from teachers.messages import did_you_mean
@@ -33,12 +33,12 @@ class StudentHeader(NamedTuple):
     """The header of a student's file.
 
     Attributes:
-        config: the architecture and pixel normalisation; `init` is None.
+        config: the architecture and pixel normalisation; `init` is None, `weights` is none.
         targets: teacher name to the spec of its features, in the order of the class tokens.
         metadata: further entries: recipe, versions, commit, ...
     """
 
-    config: StudentConfig
+    config: AnyStudentConfig
     targets: dict[str, FeatureSpec]
     metadata: dict[str, str]
 
@@ -53,7 +53,7 @@ class StudentFile(NamedTuple):
         metadata: see `StudentHeader`.
     """
 
-    config: StudentConfig
+    config: AnyStudentConfig
     targets: dict[str, FeatureSpec]
     state_dict: dict[str, Tensor]
     metadata: dict[str, str]
@@ -61,7 +61,7 @@ class StudentFile(NamedTuple):
 
 def save_student(
     path: str | PathLike[str],
-    config: StudentConfig,
+    config: AnyStudentConfig,
     targets: Mapping[str, FeatureSpec],
     state_dict: Mapping[str, Tensor],
     metadata: Mapping[str, str],
@@ -81,7 +81,7 @@ def save_student(
     """
     if config.mean is None:
         raise RuntimeError("save_student: mean and std are not resolved; pass Student.config")
-    config = config.model_copy(update={"init": None})
+    config = config.without_weights()
     with torch.device("meta"):
         wrong = _why_not(Student(config, targets), state_dict, "save_student")
     if wrong:
@@ -91,7 +91,7 @@ def save_student(
 
 
 def student_header(
-    config: StudentConfig, targets: Mapping[str, FeatureSpec], metadata: Mapping[str, str]
+    config: AnyStudentConfig, targets: Mapping[str, FeatureSpec], metadata: Mapping[str, str]
 ) -> dict[str, str]:
     """The entries of a student's header; arguments as of `save_student`."""
     return {
@@ -175,7 +175,7 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
     """A student's file and its header."""
     path = student_file(path)
     with open_format(path, "student", FORMAT, StudentError) as (file, header):
-        config = StudentConfig.model_validate_json(header["config"])
+        config = parse_config(header["config"])
         if config.mean is None or config.std is None:  # no default in the place of an answer
             raise StudentError(f"student {path}: its config states no mean and std")
         config = _with_older_keys(config, file.keys())
@@ -183,8 +183,10 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, StudentHeader]]:
         yield file, StudentHeader(config, targets, _metadata(header["metadata"], path))
 
 
-def _with_older_keys(config: StudentConfig, names: Collection[str]) -> StudentConfig:
+def _with_older_keys(config: AnyStudentConfig, names: Collection[str]) -> AnyStudentConfig:
     """The config of a file that is older than some keys, whose values its weights show."""
+    if config.kind == "timm":  # younger than these keys
+        return config
     head = config.head
     if "attention_bias" not in head.model_fields_set:
         bias = any(name.startswith("heads.") and name.endswith("attn.qkv.bias") for name in names)
@@ -221,7 +223,7 @@ def load_student(path: str | PathLike[str]) -> Student:
 
 
 def student_of(
-    config: StudentConfig,
+    config: AnyStudentConfig,
     targets: Mapping[str, FeatureSpec],
     state_dict: Mapping[str, Tensor],
     where: str,
@@ -237,10 +239,15 @@ def student_of(
     Raises:
         StudentError: the weights are not those of such a student.
     """
+    config = config.without_weights()
     with torch.device("meta"):
-        student = Student(config.model_copy(update={"init": None}), targets)
+        student = Student(config, targets)
     if wrong := _why_not(student, state_dict, where):
         raise StudentError(wrong)
+    stored = student.state_dict().keys()
+    if any(name not in stored for name, _ in student.named_buffers()):
+        with torch.random.fork_rng(devices=[]):  # some networks of timm compute tables when built
+            student = Student(config, targets)
     student.load_state_dict(state_dict, assign=True)
     return student.eval()
 

@@ -58,12 +58,18 @@ def say_default_tag(model: str, where: str) -> None:
 
 
 def timm_pixels(
-    init: TimmInit, cfg: Mapping[str, Any], where: str, *, assumes: bool
+    init: TimmInit,
+    cfg: Mapping[str, Any],
+    where: str,
+    *,
+    assumes: bool,
+    key: str = "student.init.model",
 ) -> tuple[Colour, Colour]:
     """The pixel mean and std of the initial weights.
 
     Those of a timm `config.json` beside the file, else of the tag in the model's name; of a name
-    without a tag, timm's default tag, which is said if the student takes them (`assumes`).
+    without a tag, timm's default tag, which is said if the student takes them (`assumes`). The key
+    of the recipe that names the model is for messages.
 
     Raises:
         StudentError: the config beside the file is of another architecture, or states no mean.
@@ -80,7 +86,7 @@ def timm_pixels(
         if stored["architecture"] != init.model.split(".")[0]:
             raise StudentError(
                 f"{where}: {config} states the architecture {stored['architecture']!r}; give "
-                "student.init.model that name, or move the config away"
+                f"{key} that name, or move the config away"
             )
         stated = stored.get("pretrained_cfg", stored)
         if "mean" in stated and "std" in stated:

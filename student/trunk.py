@@ -61,6 +61,16 @@ class Trunk(nn.Module):
         self.norm = LayerNorm(width) if config.final_norm else nn.Identity()
         self.apply(init_linear)
 
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def map_index(self) -> int:
+        """Number of the block whose tokens are the student's: the last."""
+        return len(self.blocks) - 1
+
     def forward(self, images: Tensor, window: int | None = None) -> Tensor:
         """Encodes (B, 3, H, W), normalised, into (B, num_skip + h * w, C)."""
         return self.intermediates(images, [len(self.blocks) - 1], window)[0]

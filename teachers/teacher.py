@@ -58,6 +58,8 @@ class Teacher(nn.Module, ABC):
 
     Attributes:
         num_layers: number of blocks or stages that `layers` can return; 0 for none.
+        strides: of their maps, in pixels, where these are a pyramid, which a detector then takes in
+            the place of one that it makes of a single map; else empty.
         wraps: whether a model inside takes the images as they are, and looks at them itself.
 
     Args:
@@ -74,6 +76,7 @@ class Teacher(nn.Module, ABC):
     std: Tensor  # (1, 3, 1, 1)
     compute_dtype: torch.dtype = torch.float32
     num_layers: int = 0
+    strides: tuple[int, ...] = ()
 
     def __init__(
         self,

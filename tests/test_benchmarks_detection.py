@@ -24,10 +24,13 @@ from distill.benchmarks.detection.detection_training import (
 )
 from distill.benchmarks.detection.detector import (
     CellAnchors,
+    LayerPyramid,
     Level,
     Pyramid,
     build_detector,
+    levels_of,
     pyramid_levels,
+    source_maps,
 )
 from distill.benchmarks.sharing import own_share
 from distill.engine.optimizer import build_optimizer
@@ -35,7 +38,12 @@ from distill.evaluation.models import Pixels, PixelsConfig
 from distill.evaluation.suite import SuiteRecipe
 from distill.runtime.config import load_recipe
 from distill.runtime.errors import RecipeError
+from distill.tasks.student_encoder import StudentEncoder
+from student.config import HeadConfig
+from student.model import Student
+from student.timm_config import TimmStudentConfig
 from teachers.errors import TeacherError
+from teachers.features import FeatureSpec
 from teachers.teacher import Teacher
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.bilinear import Bilinear
@@ -49,6 +57,20 @@ FAST = {"channels": 32, "batch_size": 4, "optimizer": {"lr": 3e-3}, "schedule": 
 
 def colours() -> Pixels:
     return Pixels(PixelsConfig(patch_size=8, resolution=SIZE))
+
+
+def pyramid_encoder(
+    model: str = "test_convnext",
+    *,
+    level: int | None = None,
+    summary_dim: int | None = 4,
+    head: str | None = None,
+) -> StudentEncoder:
+    torch.manual_seed(0)
+    spec = FeatureSpec(summary_dim=summary_dim, spatial_dim=3, patch_size=16, resolution=(64, 64))
+    sizes = HeadConfig(hidden_dim=8, num_layers=0)
+    config = TimmStudentConfig(model=model, level=level, head=sizes)
+    return StudentEncoder(Student(config, {"t": spec}), head=head)
 
 
 def measured(root: Path, folder: Path, encoder: Teacher, **changes: Any) -> Measurement:
@@ -148,8 +170,7 @@ def test_an_upsampled_encoder_gives_denser_levels_over_its_larger_image() -> Non
     assert encoder.spec.resolution == (24, 40)
     detector = build_detector(
         encoder,
-        torch.zeros(8),
-        torch.ones(8),
+        [(torch.zeros(8), torch.ones(8))],
         size=encoder.spec.resolution,
         num_classes=2,
         channels=32,
@@ -158,6 +179,59 @@ def test_an_upsampled_encoder_gives_denser_levels_over_its_larger_image() -> Non
     maps = detector.backbone(torch.rand(1, 3, 24, 40))
     assert [tuple(m.shape[-2:]) for m in maps.values()] == [(6, 10), (3, 5), (2, 3), (1, 2)]
     assert [c[0] for c in detector.anchor_generator.cells] == [4, 8, 16, 32]
+
+
+def test_a_students_levels_are_the_pyramid() -> None:
+    """No level is made of another: a change in one layer changes one level."""
+    encoder = pyramid_encoder()
+    assert encoder.strides == (4, 8, 16, 32)
+    levels = levels_of(encoder, (64, 96))
+    assert [(level.source, level.doublings) for level in levels] == [(i, 0) for i in range(4)]
+    assert [level.cell for level in levels] == [(s, s) for s in (4, 8, 16, 32)]
+    maps = source_maps(encoder, torch.rand(1, 3, 64, 96), levels)
+    pyramid = LayerPyramid(
+        [(torch.zeros(m.shape[1]), torch.ones(m.shape[1])) for m in maps], levels, 32
+    )
+    before = pyramid(maps)
+    assert [tuple(m.shape[1:]) for m in before] == [(32, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
+    after = pyramid([maps[0], maps[1] + 1, *maps[2:]])
+    same = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
+    assert same == [True, False, True, True]
+
+
+def test_levels_that_a_student_lacks_come_from_the_nearest() -> None:
+    """Of a student that ends at stride 16: no teacher of it has a summary."""
+    encoder = pyramid_encoder(level=2, summary_dim=None)
+    assert encoder.strides == (4, 8, 16)
+    levels = levels_of(encoder, (64, 96))
+    assert [(level.source, level.doublings) for level in levels] == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (2, -1),
+    ]
+    assert levels[-1].cell == (32, 32)
+
+
+def test_of_layers_of_one_stride_the_last_is_taken() -> None:
+    encoder = pyramid_encoder("test_efficientnet")
+    assert encoder.strides == (2, 4, 8, 16, 32)
+    assert [level.source for level in levels_of(encoder, (64, 64))] == [1, 2, 3, 4]
+    encoder.strides = (4, 4, 8, 8, 16)
+    assert [level.source for level in levels_of(encoder, (64, 64))] == [1, 3, 4, 4]
+
+
+def test_a_head_and_a_vit_have_one_map() -> None:
+    assert pyramid_encoder(head="t").strides == ()
+    assert pyramid_encoder("test_vit").strides == ()
+
+
+def test_a_detector_trains_on_the_levels(shapes: Path, tmp_path: Path) -> None:
+    found = measured(shapes, tmp_path / "out", pyramid_encoder(), steps=2, size=(64, 96))
+    assert found.protocol["detector"] == (
+        "FCOS on the encoder's layers of strides (4, 8, 16, 32), encoder frozen"
+    )
+    assert found.protocol["cells_px"] == [[s, s] for s in (4, 8, 16, 32)]
 
 
 # Training

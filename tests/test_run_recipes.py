@@ -77,8 +77,10 @@ def shrink_student(tree: dict[str, Any]) -> None:
         tree["arms"] = {name: batches(arm) for name, arm in tree["arms"].items()}
     else:
         tree["run"] = batches(tree["run"])
-    trunk = {"width": 32, "depth": 2, "heads": 2, "max_resolution": 64}
-    left_out = ("size", "depth", "init", "max_resolution")
+    trunk: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "max_resolution": 64}
+    left_out = ("size", "depth", "init", "max_resolution", "weights")
+    if tree["student"].get("kind") == "timm":
+        trunk = {"model": "test_convnext"}
     head = {**tree["student"].get("head", {}), "hidden_dim": 16, "num_layers": 1}
     kept = {k: v for k, v in tree["student"].items() if k not in left_out}
     tree["student"] = {**kept, **trunk, "head": head}

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.engine.batch_norms import FILE as BATCH_NORMS
+from distill.engine.batch_norms import BatchNorms
 from distill.engine.deepspeed_library import (
     errors_kept,
     float32_slices,
@@ -67,6 +69,7 @@ class DeepSpeedEngine:
         if whole_average:
             assert why_no_whole_average(config) is None
             self._averaged = AveragedModule(module, config.ema_decay)
+        self._norms = BatchNorms(module, config.ema_decay)
         with groups_that_wait():
             self._engine, *_ = deepspeed.initialize(
                 model=Autocast(module, config.precision),
@@ -110,8 +113,10 @@ class DeepSpeedEngine:
         skipped = self._engine.skipped_steps > before
         if self._average and not skipped:
             torch._foreach_lerp_(self._average, self._slices(), 1 - self.config.ema_decay)
+        self._norms.follow(self.steps, skipped=skipped)
         if self._averaged and not skipped:
             self._averaged.follow(self._engine.module.module)
+            self._norms.write_into(self._averaged.module)
         norm = float(self._engine.get_global_grad_norm())
         return StepResult(norm, skipped, float(getattr(self._engine.optimizer, "loss_scale", 1.0)))
 
@@ -120,7 +125,10 @@ class DeepSpeedEngine:
         if average and self._averaged:
             return self._averaged.weights()
         with self._average_in_place(average and bool(self._average)):
-            return gathered_weights(self._engine.module.module)
+            found = gathered_weights(self._engine.module.module)
+        if average:
+            found |= {name: value.cpu().clone() for name, value in self._norms.averaged().items()}
+        return found
 
     def save(self, folder: Path) -> None:
         """See `Engine`; every rank writes its slice of the average."""
@@ -131,6 +139,8 @@ class DeepSpeedEngine:
             torch.save(self._average, folder / f"average_{distributed.rank()}.pt")
         if self._averaged and distributed.rank() == 0:
             torch.save(self._averaged.weights(), folder / "average.pt")
+        if (averaged := self._norms.averaged()) and distributed.rank() == 0:
+            torch.save(averaged, folder / BATCH_NORMS)
 
     def load(self, folder: Path, *, ranks: int) -> None:
         """See `Engine`; cuts the slices anew for another number of ranks, and from or to ZeRO 3."""
@@ -147,6 +157,9 @@ class DeepSpeedEngine:
             torch._foreach_copy_(self._average, mine)
         if self._averaged:
             self._averaged.restore(torch.load(folder / "average.pt"))
+        file = folder / BATCH_NORMS
+        stored = torch.load(file, map_location=distributed.device()) if file.is_file() else None
+        self._norms.restore(stored)
         self._apply_options()
 
     def close(self) -> None:

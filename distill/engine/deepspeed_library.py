@@ -161,7 +161,10 @@ def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     persistent = set(module.state_dict().keys())
-    weights = {n: b.detach().cpu().clone() for n, b in module.named_buffers() if n in persistent}
+    buffers = {n: b.detach() for n, b in module.named_buffers() if n in persistent}
+    weights = {
+        n: (b.float() if b.is_floating_point() else b).cpu().clone() for n, b in buffers.items()
+    }
     for name, parameter in module.named_parameters():
         full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
         weights[name] = full.detach().float().cpu().clone()

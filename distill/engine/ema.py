@@ -33,9 +33,11 @@ class AveragedModule(Generic[M]):
             buffer.copy_(value)
 
     def weights(self) -> dict[str, Tensor]:
-        """The averaged weights and the buffers, in float32 on the CPU."""
-        state = self.module.state_dict()
-        return {name: value.float().cpu().clone() for name, value in state.items()}
+        """The averaged weights and the buffers, in float32 (counts as they are) on the CPU."""
+        return {
+            name: (value.float() if value.is_floating_point() else value).cpu().clone()
+            for name, value in self.module.state_dict().items()
+        }
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
         """Restores what `weights` returned."""

@@ -19,6 +19,7 @@ from distill.formats.scores import benchmark_scores
 from distill.formats.source import measured_fidelity, trained_sizes
 from distill.runtime.config import dump_yaml, parse_yaml
 from student.storage import StudentFile
+from student.timm_config import AnyStudentConfig, TimmStudentConfig
 from teachers.licences import is_apache
 
 # A path from the root or a home, but not the rest of a URL; as in "local-dir:/models/clip".
@@ -50,7 +51,7 @@ def model_card(
         name=out.name,
         format=format,
         config=file.config,
-        shape=file.config.shape,
+        trunk=_trunk(file.config),
         targets=list(file.targets),
         heads=heads,
         metadata=dump_yaml(metadata),
@@ -66,6 +67,18 @@ def model_card(
         agreement=agreement,
         recipe=dump_yaml(relocatable(recipe)) if recipe else "",
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+    )
+
+
+def _trunk(config: AnyStudentConfig) -> str:
+    """The architecture in words."""
+    if isinstance(config, TimmStudentConfig):
+        where = f"level {config.level_index} of {config.network.describe_levels()}"
+        return f"timm's `{config.model}`, whose map is that of {where},"
+    shape = config.shape
+    return (
+        f"A ViT of {shape.depth} blocks, {shape.width} channels and {shape.heads} heads with "
+        f"patches of {config.patch_size} px,"
     )
 
 
@@ -91,9 +104,15 @@ def _upsampler(entry: Any) -> str | None:
 
 
 def _outputs(file: StudentFile, heads: Sequence[str]) -> list[Sequence[Any]]:
-    width = file.config.shape.width
-    with_summary = sum(target.summary_dim is not None for target in file.targets.values())
-    rows: list[Sequence[Any]] = [("backbone", with_summary * width or None, width, 1, "its own")]
+    config = file.config
+    summary = sum(target.summary_dim is not None for target in file.targets.values())
+    if isinstance(config, TimmStudentConfig):
+        width = config.network.levels[config.level_index].channels
+        summary = config.network.summary_dim if summary else 0
+    else:
+        width = config.shape.width
+        summary *= width
+    rows: list[Sequence[Any]] = [("backbone", summary or None, width, 1, "its own")]
     space = "its teacher's" if file.metadata.get("head_space") == "teacher" else "standardised"
     for name in heads:
         target, upsample = file.targets[name], file.config.head.upsample.get(name, 1)

@@ -74,6 +74,11 @@ def save_radio(path: Path, file: StudentFile) -> None:
         RecipeError: the format has no place for a part of the student.
     """
     config = file.config
+    if not isinstance(config, StudentConfig):
+        raise RecipeError(
+            f"--format radio: is for students that are ViTs (student.kind: vit); this one is "
+            f"timm's {config.model}. Use safetensors, or onnx"
+        )
     if config.isolated:
         raise RecipeError(
             "--format radio: student.isolated keeps other tokens from attending to the class token "

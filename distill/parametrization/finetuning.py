@@ -4,6 +4,9 @@ Trained are the heads of the teachers that are run, the class tokens that the in
 and, with `low_rank`, LoRA updates of the trunk's linear layers. Everything else is frozen and not
 decayed. With a frozen trunk and the new teachers named in `student.isolated`, every old output
 stays the same. With LoRA the old outputs move; running the old teachers too keeps them in place.
+
+A network of timm has no class tokens and no LoRA: its trunk is frozen, and so are the running
+statistics of its batch norms.
 """
 
 from collections.abc import Collection
@@ -15,9 +18,10 @@ from torch import Tensor
 
 from distill.parametrization.lora import add_lora
 from distill.runtime.errors import RecipeError
-from student.config import StudentInit
+from student.config import StudentConfig, StudentInit
 from student.model import Student
 from student.storage import StudentHeader, read_header
+from student.timm_trunk import TimmTrunk
 from teachers.config import StrictConfig
 
 
@@ -49,19 +53,24 @@ def freeze(
             before.
     """
     source = read_header(init.path)
-    old = set(source.targets)
-    if config.trunk == "frozen":
-        _check_tokens(student, source, init)
-    student.trunk.requires_grad_(False)
+    trunk = student.trunk.requires_grad_(False)
     for name, head in student.heads.items():
         head.requires_grad_(name in running)
-    tokens = student.trunk.embedding.class_tokens
+    if isinstance(trunk, TimmTrunk):
+        assert config.trunk == "frozen"  # a recipe refuses low_rank
+        trunk.frozen = True
+        trunk.train(student.training)
+        return
+    if config.trunk == "frozen":
+        _check_tokens(student, source, init)
+    old = set(source.targets)
+    tokens = trunk.embedding.class_tokens
     fresh = torch.tensor([[name not in old] for name in student.targets])
     if fresh.any():
         tokens.requires_grad_(True)
         tokens.register_hook(lambda gradient: _only(gradient, fresh))
     if config.trunk == "low_rank":
-        add_lora(student.trunk.blocks, config.rank)
+        add_lora(trunk.blocks, config.rank)
 
 
 def _check_tokens(student: Student, source: StudentHeader, init: StudentInit) -> None:
@@ -69,6 +78,8 @@ def _check_tokens(student: Student, source: StudentHeader, init: StudentInit) ->
 
     Class tokens named in `student.isolated` are read by no other token.
     """
+    assert isinstance(student.config, StudentConfig)
+    assert isinstance(source.config, StudentConfig)
     isolated = student.config.isolated
     new = [n for n in student.targets if n not in source.targets and n not in isolated]
     if new:

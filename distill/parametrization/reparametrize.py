@@ -15,6 +15,7 @@ from distill.parametrization.lora import merge_lora
 from distill.parametrization.spectral import effective_weight, spectral_reparametrize
 from distill.parametrization.weight_noise import add_weight_noise
 from student.model import Student
+from student.trunk import Trunk
 from teachers.config import StrictConfig
 
 _MARK = ".parametrizations.weight."
@@ -36,7 +37,10 @@ class ReparametrizationConfig(StrictConfig):
 
 
 def reparametrize(student: Student, config: ReparametrizationConfig) -> None:
-    """Reparametrizes a student in place, without changing its outputs in evaluation mode."""
+    """Reparametrizes a ViT in place, without changing its outputs in evaluation mode."""
+    if config.spectral == "none" and not config.damp:
+        return
+    assert isinstance(student.trunk, Trunk)  # a recipe refuses others
     if config.spectral != "none":
         spectral_reparametrize(student.trunk.blocks, keep_norm=True, fused="qkv")
     if config.spectral == "all":

@@ -23,6 +23,9 @@ from torch.utils.hooks import RemovableHandle
 M = TypeVar("M", bound=nn.Module)
 
 
+_aten = torch.ops.aten
+
+
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query.shape, key.shape, value.shape))
 
@@ -32,11 +35,22 @@ def _attention_backward(grad: Tensor, *inputs: Any, **_: Any) -> int:
     return 2 * _attention(*inputs)
 
 
+def _convolution_backward(
+    grad: Tensor, inputs: Tensor, weight: Tensor, *arguments: Any, out_val: Any, **__: Any
+) -> int:
+    """Each gradient costs what the forward pass does; torch's formula ignores groups here."""
+    transposed, groups, wanted = arguments[4], arguments[6], arguments[7]
+    if transposed or groups == 1:
+        shapes = grad, inputs, weight, *arguments
+        return int(flop_registry[_aten.convolution_backward](*shapes, out_val=out_val))
+    return 2 * grad.numel() * weight[0].numel() * sum(wanted[:2])
+
+
 # Torch's formulas, and those of attention on the CPU, which torch lacks. Torch's `FlopCounterMode`
 # does not fit: its hooks keep alive what activation checkpointing has recomputed.
-_aten = torch.ops.aten
 _FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
+    _aten.convolution_backward: _convolution_backward,
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -178,8 +192,8 @@ class Meter(TorchDispatchMode):
     def watch(self, module: nn.Module, name: str) -> None:
         """Counts every pass of a module for a component, until the `with` block ends.
 
-        If the module returns a single tensor, its backward pass counts too: all that follows the
-        gradient of that tensor.
+        Its backward pass counts too: all that follows the gradient of a tensor that it returns, or
+        of one in a tuple.
         """
         outer: list[str] = []
 
@@ -188,8 +202,9 @@ class Meter(TorchDispatchMode):
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
             self._end(outer.pop())
-            if isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(lambda _: self.switch_to(name))
+            for each in output if isinstance(output, tuple) else (output,):
+                if isinstance(each, Tensor) and each.requires_grad:
+                    each.register_hook(lambda _: self.switch_to(name))
 
         self._handles.append(module.register_forward_pre_hook(before))
         self._handles.append(module.register_forward_hook(after))

@@ -18,9 +18,10 @@ from distill.planning.tables import (
     time_table,
 )
 from distill.planning.upsampler_step import UpsamplerWorkload
-from distill.runtime.config import apply_overrides, load_yaml, validate
+from distill.runtime.config import load_yaml, validate
 from distill.runtime.errors import RecipeError
 from distill.runtime.processor import bf16_line
+from distill.tasks.student_kind import override_student
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from teachers.messages import did_you_mean
@@ -39,7 +40,7 @@ def print_plan(
         RecipeError: the GPU is unknown, the recipe is invalid, or it does not divide over the GPUs.
     """
     found, tree = find_gpu(gpu), load_yaml(recipe)
-    apply_overrides(tree, overrides)
+    override_student(tree, overrides)
     workload = workload_of(tree, str(recipe))
     costs = measure_arms(workload)
     speed = Speed(found, workload.recipe.engine.precision, utilisation)

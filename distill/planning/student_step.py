@@ -23,6 +23,8 @@ from distill.tasks.window_augmentation import window_shares
 from distill.training.arms import MicroBatch
 from distill.training.resolution import ResolutionSchedule, SizeConfig
 from student.model import Student, StudentOutput
+from student.timm_trunk import TimmTrunk
+from student.trunk import Trunk
 from teachers.multi_scale import MultiScaleTeacher
 from teachers.phi_s import any_phi_s
 from teachers.teacher import Teacher
@@ -124,7 +126,8 @@ class StudentWorkload(Workload):
     def _teacher_rows(self, name: str, size: Size, choice: RouteChoice) -> list[ModelRow]:
         teacher = self.teachers[name]
         encoder = bare_encoder(teacher)
-        route = choose_route(teacher, size, self.recipe.student.patch_size, choice)
+        cell = self.recipe.student.cell_size(name, teacher.spec)
+        route = choose_route(teacher, size, cell, choice)
         passes = route.forwards / route.images
         high = encoder_shapes(route.input_size, route.grid, teacher.spec.spatial_dim)
         if route.kind != "upsampler":
@@ -177,10 +180,9 @@ class StudentWorkload(Workload):
         meter.watch(self.trained.trunk, "student")
         for head in self.trained.heads.values():
             meter.watch(head, "heads")
-        if self._average is not None:  # its trunk is not called as a whole
-            trunk = self._average.trunk
-            for layer in (trunk.embedding, *trunk.blocks, trunk.norm):
-                meter.watch(layer, EMA)
+        if self._average is not None:
+            for module in _called(self._average.trunk):
+                meter.watch(module, EMA)
         for name in arm.routes:
             teacher = self.teachers[name]
             meter.watch(bare_encoder(teacher), name)
@@ -242,6 +244,13 @@ class EngineStub:
         raise NotImplementedError
 
     train = weights = backward = step = save = load = close = _unsupported
+
+
+def _called(trunk: Trunk | TimmTrunk) -> list[nn.Module]:
+    """The modules of a trunk that run for the map of an average: a ViT is not called whole."""
+    if isinstance(trunk, TimmTrunk):
+        return [trunk]
+    return [trunk.embedding, *trunk.blocks, trunk.norm]
 
 
 def _traceable(recipe: StudentRecipe) -> StudentRecipe:

@@ -5,6 +5,7 @@
         recipe.yaml             the resolved recipe
         engine/                 DeepSpeed's files: weights, and a shard of the optimiser per rank
         average_<rank>.pt       shard of the weights' moving average, or average.pt, all of it
+        batch_norms.pt          the average of batch norms' statistics, where there are any
         random_<rank>.pt        states of the default random generators
         student.safetensors     the student to use, with averaged weights (`student.storage`);
                                 upsampler.safetensors in a run that trains an upsampler

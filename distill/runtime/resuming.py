@@ -35,6 +35,7 @@ _BY_CONTENT = {
     "teacher.**": "teacher",
     "targets.cached": "teachers",
     "student.init.**": "",  # the checkpoint has all weights
+    "student.weights": "",
 }
 _EFFECTS = {
     "run.seed": "other random numbers: order, crops and initial weights",

@@ -22,11 +22,14 @@ class Ensemble:
 
     Args:
         teachers: name to teacher, those that this rank runs.
-        student_patch: the student's patch size in pixels, which decides on routes; None without a
-            student, where each teacher runs at its native resolution.
+        student_patch: pixels of a cell of the student's maps, which decides on routes: one number,
+            or that of each teacher's head; None without a student, where each teacher runs at its
+            native resolution.
     """
 
-    def __init__(self, teachers: Mapping[str, Teacher], student_patch: int | None) -> None:
+    def __init__(
+        self, teachers: Mapping[str, Teacher], student_patch: int | Mapping[str, int] | None
+    ) -> None:
         self.teachers = dict(teachers)
         self.student_patch = student_patch
         self._fingerprints: dict[str, str] = {}
@@ -48,10 +51,12 @@ class Ensemble:
 
     def route(self, name: str, size: Size, choice: RouteChoice) -> Route:
         """The route of a teacher to a student size (height, width) in pixels."""
-        assert self.student_patch is not None
+        patch = self.student_patch
+        assert patch is not None
         key = name, size, choice
         if key not in self._routes:
-            self._routes[key] = choose_route(self.teachers[name], size, self.student_patch, choice)
+            cell = patch if isinstance(patch, int) else patch[name]
+            self._routes[key] = choose_route(self.teachers[name], size, cell, choice)
         return self._routes[key]
 
     def __call__(

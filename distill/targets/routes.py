@@ -67,7 +67,7 @@ def choose_route(
     Args:
         teacher: with its upsamplers; may be on the meta device.
         student: (height, width) of the student's images in pixels.
-        patch: the student's patch size in pixels.
+        patch: pixels of a cell of the student's map, or of the teacher's head where that is denser.
         choice: a route, or `auto`.
 
     Raises:

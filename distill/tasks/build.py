@@ -117,15 +117,16 @@ def build_targets(
             "teacher a spatial or summary weight above 0"
         )
     route_rows(recipe, teachers)
+    cells = recipe.cell_sizes(running)
     for name, teacher in running.items():
         for size in recipe.evaluation.resolutions if recipe.evaluation else ():
             try:
-                choose_route(teacher, size, recipe.student.patch_size)
+                choose_route(teacher, size, cells[name])
             except TeacherError as error:
                 raise RecipeError(f"teachers.{name}: {error}") from error
     here = {name: t for name, t in running.items() if names is None or name in names}
     statistics = Statistics(phi_s=recipe.objective.standardisation == "phi_s")
-    return LiveTargets(Ensemble(here, recipe.student.patch_size), statistics)
+    return LiveTargets(Ensemble(here, cells), statistics)
 
 
 def fingerprints_of(targets: TargetSource) -> dict[str, str]:

@@ -44,7 +44,7 @@ from distill.tasks.build import (
     teacher_dtype,
 )
 from distill.tasks.route_table import route_rows
-from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.student_recipe import StudentRecipe, cells_of
 from distill.training.arms import MicroBatch
 from distill.training.calibration import fit_statistics
 from teachers.build import build_teacher
@@ -66,7 +66,7 @@ def cache_facts(recipe: StudentRecipe) -> dict[str, Any]:
     return {
         "data": views,
         "targets": {"precision": recipe.targets.precision},
-        "student": {"patch_size": recipe.student.patch_size},
+        "student": cells_of(recipe.student),
         "objective": {"standardisation": objective.standardisation},
         "teachers": {
             name: config.model_dump(mode="json", exclude={"chunk_size"})
@@ -95,7 +95,7 @@ class CachedTargets:
         assert recipe.targets.cached is not None
         self._cache = TargetCache(recipe.targets.cached)
         running = recipe.running(teachers)
-        self._ensemble = Ensemble(running, recipe.student.patch_size)  # for its routes
+        self._ensemble = Ensemble(running, recipe.cell_sizes(running))  # for its routes
         self._check(recipe, teachers)
         self.statistics = Statistics()
         self.statistics.load(self._cache.folder / STATISTICS, sorted(running), STATISTICS)

@@ -25,6 +25,8 @@ class RouteRow(NamedTuple):
         batch_size: images of a step at this size, over all ranks.
         student: (height, width) of the student's images in pixels.
         student_grid: (h, w) cells of the student's map.
+        head_grid: (h, w) cells that the route is chosen for: those of the teacher's head where a
+            network of timm has heads that are denser than its map, else the student's.
         teacher: its name.
         route: by which the teacher is run.
     """
@@ -33,6 +35,7 @@ class RouteRow(NamedTuple):
     batch_size: int
     student: Size
     student_grid: Size
+    head_grid: Size
     teacher: str
     route: Route
 
@@ -63,7 +66,8 @@ def _row(
     config, patch = recipe.placed_arms[arm], recipe.student.patch_size
     choice = config.routes.get(name, "auto")
     try:
-        route = choose_route(teacher, size.size, patch, choice)
+        cell = recipe.student.cell_size(name, teacher.spec)
+        route = choose_route(teacher, size.size, cell, choice)
     except TeacherError as error:
         raise RecipeError(f"{_place(recipe, arm, name)}: {error}") from error
     summary = teacher.spec.summary_dim is not None and recipe.objective.weights_of(name).summary
@@ -73,8 +77,9 @@ def _row(
             f"summary loss of {name} needs; set objective.weights.{name}.summary to 0, or take "
             "another route"
         )
-    grid = size.size[0] // patch, size.size[1] // patch
-    return RouteRow(arm, size.batch_size or config.batch_size, size.size, grid, name, route)
+    (height, width), images = size.size, size.batch_size or config.batch_size
+    ours, of_head = ((height // cells, width // cells) for cells in (patch, cell))
+    return RouteRow(arm, images, size.size, ours, of_head, name, route)
 
 
 def _place(recipe: StudentRecipe, arm: str, teacher: str) -> str:
@@ -100,7 +105,7 @@ def route_table(rows: Sequence[RouteRow]) -> str:
 
 
 def _cells(row: RouteRow) -> tuple[str, ...]:
-    route, ours = row.route, row.student_grid
+    route, ours = row.route, row.head_grid
     grid = _size(route.grid)
     if route.grid != ours:
         grid += f" on {min(ours[0], route.grid[0])} x {min(ours[1], route.grid[1])}"
@@ -108,7 +113,7 @@ def _cells(row: RouteRow) -> tuple[str, ...]:
         row.arm or "-",
         str(row.batch_size),
         _size(row.student),
-        _size(ours),
+        _size(row.student_grid),
         row.teacher,
         _size(route.input_size),
         route.kind,

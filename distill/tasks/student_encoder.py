@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from distill.runtime.errors import RecipeError
 from student.model import Student
+from student.timm_config import TimmStudentConfig
 from teachers.features import Features, FeatureSpec
 from teachers.messages import did_you_mean
 from teachers.teacher import Teacher
@@ -19,7 +20,8 @@ class StudentEncoder(Teacher):
         student: frozen in place, so nothing may train it.
         head: the teacher whose head is used; None for the backbone.
         resolution: (height, width) in pixels that a benchmark takes as the native one; None for
-            the largest that the position table covers.
+            the largest that the position table of a ViT covers, or the one that a network of timm
+            was made for.
 
     Raises:
         RecipeError: there is no such head, or a side of its cells is no whole number of pixels.
@@ -39,7 +41,12 @@ class StudentEncoder(Teacher):
         spec = replace(spec, resolution=resolution or spec.resolution)
         super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
         self.student, self.head = student, head
-        self.num_layers = len(student.trunk.blocks) if head is None else 0
+        self.num_layers = student.trunk.num_layers if head is None else 0
+        if head is None and isinstance(student.config, TimmStudentConfig):
+            levels = student.config.network.levels[: self.num_layers]
+            strides = tuple(level.stride for level in levels)
+            if len(set(strides)) > 1:
+                self.strides = strides
 
     def extract(self, images: Tensor) -> Features:
         """Runs the student, which normalises the pixels itself; see `Teacher.extract`."""
@@ -47,7 +54,7 @@ class StudentEncoder(Teacher):
         return output.backbone if self.head is None else output.heads[self.head]
 
     def extract_layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The backbone's maps after some blocks; a head has no such maps."""
+        """The backbone's maps after some blocks or levels; a head has no such maps."""
         return self.student.forward_intermediates(images, indices)
 
     def fp32_modules(self) -> list[nn.Module]:

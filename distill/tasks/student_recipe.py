@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_validator
 
@@ -14,18 +14,21 @@ from distill.objective.objective import ObjectiveConfig
 from distill.objective.views import ShiftConfig
 from distill.parametrization.finetuning import FinetuningConfig
 from distill.parametrization.reparametrize import ReparametrizationConfig
-from distill.runtime.config import load_recipe
+from distill.runtime.config import load_yaml, validate
+from distill.tasks.student_kind import override_student
 from distill.tasks.window_augmentation import WindowAugmentationConfig, fitting_windows
 from distill.training.arms import ArmConfig, StepPlan, place_of
 from distill.training.resolution import ResolutionSchedule
 from distill.training.training_recipe import RunConfig, TrainingRecipe
-from student.config import StudentConfig, StudentInit
+from student.config import StudentInit
+from student.timm_config import AnyStudentConfig, StudentSection, TimmStudentConfig
 from teachers.build import parse_teacher
 from teachers.messages import did_you_mean
 from teachers.teacher import Teacher, TeacherConfig
 
 _LONGEST_NAME = 100  # bytes in UTF-8: names are parts of file names
 _NAMES = f"letters, digits and _, at most {_LONGEST_NAME} of them"
+_ONLY_VIT = "is only for student.kind: vit, as it is made of attention and linear layers"
 AnyTeacher = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(parse_teacher)]
 
 
@@ -64,7 +67,7 @@ class StudentRecipe(TrainingRecipe):
     run: StudentRun
     teachers: dict[str, AnyTeacher] = Field(min_length=1)
     arms: dict[str, ArmConfig] = Field({})
-    student: StudentConfig
+    student: StudentSection
     objective: ObjectiveConfig = ObjectiveConfig()
     reparametrisation: ReparametrizationConfig = ReparametrizationConfig()
     window_augmentation: WindowAugmentationConfig = WindowAugmentationConfig()
@@ -80,7 +83,8 @@ class StudentRecipe(TrainingRecipe):
         self._require_teachers("objective.weights", self.objective.weights)
         self._require_teachers("targets.routes", self.targets.routes)
         self._require_teachers("targets.placement", self.targets.placement)
-        self._require_teachers("student.isolated", self.student.isolated)
+        if not isinstance(self.student, TimmStudentConfig):
+            self._require_teachers("student.isolated", self.student.isolated)
         self._require_teachers("student.head.upsample", self.student.head.upsample)
         self._check_arms()
         if self.student.head.only is not None:
@@ -132,6 +136,10 @@ class StudentRecipe(TrainingRecipe):
     def require_ranks(self, ranks: int) -> None:
         """See `TrainingRecipe`."""
         self.step_plan(ranks)
+
+    def cell_sizes(self, teachers: Mapping[str, Teacher]) -> dict[str, int]:
+        """Teacher name to the pixels of a cell of the grid that its route is chosen for."""
+        return {name: self.student.cell_size(name, t.spec) for name, t in teachers.items()}
 
     def running(self, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
         """Those of the teachers that any loss needs; the others are never run."""
@@ -209,6 +217,8 @@ class StudentRecipe(TrainingRecipe):
 
     def _check_windows(self) -> None:
         config, patch = self.window_augmentation, self.student.patch_size
+        if config.probability and isinstance(self.student, TimmStudentConfig):
+            raise ValueError(f"window_augmentation: {_ONLY_VIT}; remove it")
         grids = {(size[0] // patch, size[1] // patch) for _, size in self._sizes()}
         if config.probability and not any(fitting_windows(config, grid) for grid in grids):
             fits = {s for h, w in grids for s in range(2, max(h, w)) if h % s == w % s == 0}
@@ -220,6 +230,10 @@ class StudentRecipe(TrainingRecipe):
 
     def _check_reparametrisation(self) -> None:
         config = self.reparametrisation
+        if isinstance(self.student, TimmStudentConfig):
+            for key in ("spectral", "damp"):
+                if getattr(config, key) not in ("none", 0):
+                    raise ValueError(f"reparametrisation.{key}: {_ONLY_VIT}; remove it")
         if self.student.activation_checkpointing and (config.spectral != "none" or config.damp):
             raise ValueError(
                 "reparametrisation: recomputed activations would have other noise and norms; set "
@@ -234,6 +248,8 @@ class StudentRecipe(TrainingRecipe):
                 "finetuning: needs a trained student; give its file as student.init, "
                 "{kind: student, path: ...}"
             )
+        if isinstance(self.student, TimmStudentConfig) and self.finetuning.trunk == "low_rank":
+            raise ValueError(f"finetuning.trunk: low_rank {_ONLY_VIT}; use frozen")
         if self.engine.zero_stage == 3:
             raise ValueError(
                 "engine.zero_stage: 3 splits frozen weights too, and finetuning would save a part "
@@ -246,6 +262,19 @@ class StudentRecipe(TrainingRecipe):
             )
 
 
+def cells_of(student: AnyStudentConfig) -> dict[str, Any]:
+    """What the grids of a student's targets depend on, besides their sizes and teachers."""
+    if isinstance(student, TimmStudentConfig):
+        return {"patch_size": student.patch_size, "upsample": dict(student.head.upsample)}
+    return {"patch_size": student.patch_size}
+
+
 def load_student_recipe(path: Path, overrides: list[str]) -> StudentRecipe:
-    """Reads a student's recipe; see `load_recipe`."""
-    return load_recipe(StudentRecipe, path, overrides)
+    """Reads a student's recipe and applies overrides, see `override_student`.
+
+    Raises:
+        RecipeError: lists every error with its path.
+    """
+    tree = load_yaml(path)
+    override_student(tree, overrides)
+    return validate(StudentRecipe, tree, str(path))

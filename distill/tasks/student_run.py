@@ -22,7 +22,7 @@ from distill.tasks.build import (
 from distill.tasks.cached_targets import CachedTargets
 from distill.tasks.route_table import route_rows, route_table
 from distill.tasks.student_encoder import StudentEncoder
-from distill.tasks.student_recipe import StudentRecipe
+from distill.tasks.student_recipe import StudentRecipe, cells_of
 from distill.tasks.student_task import StudentTask
 from distill.training.arms import StepPlan
 from distill.training.calibration import fit_statistics
@@ -59,7 +59,8 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     prepare_student(student, recipe, teachers)
     fingerprints = fingerprints_of(targets)
     if isinstance(targets, LiveTargets) and objective.needs_statistics:
-        facts: dict[str, object] = {"student_patch": recipe.student.patch_size}
+        cells = cells_of(recipe.student)
+        facts: dict[str, object] = {f"student_{k}".removesuffix("_size"): cells[k] for k in cells}
         facts["routes"] = {name: arm.routes for name, arm in recipe.placed_arms.items()}
         without_margin = recipe.step_plan(distributed.world_size())
         count = recipe.targets.statistics_images

@@ -76,7 +76,7 @@ class StudentTask:
         average, autocast = self.engine.averaged, self.engine.config.precision == "bf16"
         assert isinstance(average, Student)
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
-            return average.forward_intermediates(images, [len(average.trunk.blocks) - 1])[0]
+            return average.forward_intermediates(images, [average.trunk.map_index])[0]
 
     def _of_arms(self, terms: LossTerms, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """The same losses for each arm alone: means over its own images."""

@@ -123,6 +123,8 @@ class Detection(Benchmark):
     def _protocol(
         self, train: DetectionSet, test: DetectionSet, size: tuple[int, int], detector: FCOS
     ) -> dict[str, Any]:
+        own = detector.backbone.encoder.strides
+        pyramid = f"the encoder's layers of strides {own}" if own else "a simple pyramid"
         return {
             "train_images": len(train.images),
             "test_images": len(test.images),
@@ -133,7 +135,7 @@ class Detection(Benchmark):
             "fit": "aspect kept, padded right and below",
             "grid": list(detector.backbone.encoder.spec.grid(*size)),
             "cells_px": [list(cell) for cell in detector.anchor_generator.cells],
-            "detector": "FCOS on a simple pyramid, encoder frozen",
+            "detector": f"FCOS on {pyramid}, encoder frozen",
             "trained_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad),
             "score_threshold": SCORE_THRESHOLD,
             "nms_threshold": NMS_THRESHOLD,

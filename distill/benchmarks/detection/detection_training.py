@@ -21,7 +21,7 @@ from data.labelled.detection import (
     read_annotated,
 )
 from data.read_ahead import read_ahead
-from distill.benchmarks.detection.detector import build_detector
+from distill.benchmarks.detection.detector import build_detector, levels_of, source_maps
 from distill.benchmarks.sharing import own_share
 from distill.engine.optimizer import OptimizerConfig, build_optimizer, decay_groups
 from distill.engine.schedule import ScheduleConfig, scheduled_ratio
@@ -107,11 +107,9 @@ def train_detector(
     Raises:
         TeacherError: the loss became infinite or NaN.
     """
-    mean, deviation = _channel_statistics(encoder, train, size, config, seed)
     detector = build_detector(
         encoder,
-        mean,
-        deviation,
+        _channel_statistics(encoder, train, size, config, seed),
         size=size,
         num_classes=len(train.classes),
         channels=config.channels,
@@ -182,15 +180,20 @@ def _channel_statistics(
     size: tuple[int, int],
     config: DetectorTrainingConfig,
     seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the map's channels over random images, (D,) float64."""
+) -> list[tuple[Tensor, Tensor]]:
+    """Mean and standard deviation of each source's channels over random images, (D,) float64."""
     generator = torch.Generator().manual_seed(distributed.derive_seed(seed, "statistics"))
     chosen = torch.randperm(len(train.images), generator=generator)[: config.statistics_images]
     own = own_share(len(chosen))
-    statistics = FeatureStatistics.zeros(encoder.spec.spatial_dim, device=distributed.device())
+    levels, device = levels_of(encoder, size), distributed.device()
+    # A map of no picture tells the channels, also to a rank that has no image.
+    empty = source_maps(encoder, torch.zeros(1, 3, *size, device=device), levels)
+    found = [FeatureStatistics.zeros(each.shape[1], device=device) for each in empty]
     fitted = read_ahead(lambda i: fit_image(train.images[int(chosen[i])], size, flipped=False), own)
     for start in tracked(range(0, len(own), config.batch_size), "standardising"):
         batch = [next(fitted) for _ in own[start : start + config.batch_size]]
-        statistics.update(encoder(stack_pixels(batch)).spatial)
-    merged = merge_over_ranks(statistics)
-    return merged.mean, (merged.scatter.diagonal() / merged.count).sqrt()
+        maps = source_maps(encoder, stack_pixels(batch), levels)
+        for statistics, each in zip(found, maps, strict=True):
+            statistics.update(each)
+    merged = [merge_over_ranks(statistics) for statistics in found]
+    return [(m.mean, (m.scatter.diagonal() / m.count).sqrt()) for m in merged]

@@ -1,7 +1,8 @@
-"""A detector on a frozen map: a simple feature pyramid and torchvision's FCOS heads.
+"""A detector on frozen maps: a feature pyramid and torchvision's FCOS heads.
 
 The pyramid is ViTDet's (arXiv 2203.16527, section 3): all levels come from one map, by transposed
-convolutions and pooling, without a top-down path. FCOS (arXiv 1904.01355) needs no anchor boxes
+convolutions and pooling, without a top-down path. An encoder whose layers are a pyramid, as of a
+CNN, gives each level from the layer of its stride. FCOS (arXiv 1904.01355) needs no anchor boxes
 that fit the strides, and only one compiled operator, non-maximum suppression.
 """
 
@@ -34,10 +35,12 @@ class Level(NamedTuple):
     Attributes:
         doublings: of the resolution of the encoder's map; negative for coarser levels.
         cell: (height, width) of a cell in pixels of the image.
+        source: number of the encoder's layer that it is made of; None for the encoder's map.
     """
 
     doublings: int
     cell: tuple[float, float]
+    source: int | None = None
 
 
 def pyramid_levels(image: tuple[int, int], grid: tuple[int, int]) -> tuple[Level, ...]:
@@ -51,6 +54,27 @@ def pyramid_levels(image: tuple[int, int], grid: tuple[int, int]) -> tuple[Level
     side = math.sqrt(height * width)
     doublings = [round(math.log2(side / stride)) for stride in STRIDES]
     return tuple(Level(d, (height / 2.0**d, width / 2.0**d)) for d in doublings)
+
+
+def levels_of(encoder: Teacher, image: tuple[int, int]) -> tuple[Level, ...]:
+    """The levels for an encoder, each from the layer whose stride is nearest, else from its map."""
+    if not encoder.strides:
+        return pyramid_levels(image, encoder.spec.grid(*image))
+    found = []
+    for stride in STRIDES:
+        away = [abs(math.log2(each / stride)) for each in encoder.strides]
+        # Of layers of one stride the last, which has seen most.
+        source = max(i for i, distance in enumerate(away) if distance == min(away))
+        doublings = round(math.log2(encoder.strides[source] / stride))
+        cell = encoder.strides[source] / 2.0**doublings
+        found.append(Level(doublings, (cell, cell), source))
+    return tuple(found)
+
+
+def source_maps(encoder: Teacher, images: Tensor, levels: Sequence[Level]) -> list[Tensor]:
+    """The maps that the levels are made of, one for each different source, from fine to coarse."""
+    sources = sorted({level.source for level in levels if level.source is not None})
+    return encoder.layers(images, sources) if sources else [encoder(images).spatial]
 
 
 class Pyramid(nn.Module):
@@ -86,6 +110,34 @@ class Pyramid(nn.Module):
         return [level(standard) for level in self.levels]
 
 
+class LayerPyramid(nn.Module):
+    """Maps of several strides, each computed from a layer of its own.
+
+    Args:
+        statistics: mean and standard deviation (D,) of the channels of each source, see `Pyramid`.
+        levels: from fine to coarse, with their sources.
+        channels: of every level.
+    """
+
+    def __init__(
+        self,
+        statistics: Sequence[tuple[Tensor, Tensor]],
+        levels: Sequence[Level],
+        channels: int,
+    ) -> None:
+        super().__init__()
+        sources = sorted({level.source for level in levels if level.source is not None})
+        self._places = [sources.index(level.source) for level in levels if level.source is not None]
+        self.parts = nn.ModuleList(
+            Pyramid(*statistics[place], [level], channels)
+            for place, level in zip(self._places, levels, strict=True)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """What `source_maps` returns to one map (B, channels, h, w) for each level."""
+        return [part(maps[place])[0] for part, place in zip(self.parts, self._places, strict=True)]
+
+
 def _level(dim: int, doublings: int, channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     if doublings < 0:
@@ -102,15 +154,23 @@ def _level(dim: int, doublings: int, channels: int) -> nn.Sequential:
 
 
 class FrozenBackbone(nn.Module):
-    """The frozen encoder and the pyramid on its map: FCOS's backbone."""
+    """The frozen encoder and the pyramid on its map or its layers: FCOS's backbone."""
 
-    def __init__(self, encoder: Teacher, pyramid: Pyramid, channels: int) -> None:
+    def __init__(
+        self,
+        encoder: Teacher,
+        pyramid: Pyramid | LayerPyramid,
+        channels: int,
+        levels: Sequence[Level],
+    ) -> None:
         super().__init__()
         self.encoder, self.pyramid, self.out_channels = encoder, pyramid, channels
+        self._levels = tuple(levels)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Images (B, 3, H, W) in [0, 1] to the levels by number."""
-        levels = self.pyramid(self.encoder(images).spatial)
+        maps = source_maps(self.encoder, images, self._levels)
+        levels = self.pyramid(maps if isinstance(self.pyramid, LayerPyramid) else maps[0])
         return OrderedDict((str(i), level) for i, level in enumerate(levels))
 
 
@@ -165,8 +225,7 @@ class SharedHead(FCOSHead):
 
 def build_detector(
     encoder: Teacher,
-    mean: Tensor,
-    deviation: Tensor,
+    statistics: Sequence[tuple[Tensor, Tensor]],
     *,
     size: tuple[int, int],
     num_classes: int,
@@ -177,21 +236,25 @@ def build_detector(
 
     Args:
         encoder: frozen.
-        mean: (D,) of the channels of its map.
-        deviation: (D,) standard deviations of the channels.
+        statistics: mean and standard deviation (D,) of the channels of each of `source_maps`.
         size: (height, width) in pixels of all images.
         num_classes: K, numbered from 0; FCOS has no background class.
         channels: of the pyramid and of the heads, a multiple of 32, the groups of their GroupNorm.
         seed: of the initial weights.
     """
     allow_plain_nms()
-    levels = pyramid_levels(size, encoder.spec.grid(*size))
+    levels = levels_of(encoder, size)
+    statistics = [(mean.cpu(), deviation.cpu()) for mean, deviation in statistics]
     # Built on the CPU, whose generator gives the same weights on every device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pyramid = Pyramid(mean.cpu(), deviation.cpu(), levels, channels)
+        pyramid: Pyramid | LayerPyramid
+        if encoder.strides:
+            pyramid = LayerPyramid(statistics, levels, channels)
+        else:
+            pyramid = Pyramid(*statistics[0], levels, channels)
         detector = FCOS(
-            FrozenBackbone(encoder, pyramid, channels),
+            FrozenBackbone(encoder, pyramid, channels, levels),
             num_classes,
             min_size=min(size),  # images have this size, so that FCOS does not resize them
             max_size=max(size),
