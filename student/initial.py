@@ -37,7 +37,6 @@ _AFTER_TRUNK = ("head.", "fc_norm.", "attn_pool.")
 _CLASS_TOKENS = "trunk.embedding.class_tokens"
 
 
-
 def build(config: AnyStudentConfig, targets: Mapping[str, FeatureSpec]) -> Student:
     """Builds a student and loads the initial weights of its configuration.
 

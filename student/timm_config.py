@@ -142,12 +142,12 @@ def _kind(value: Any) -> Any:
 
 def parse_config(text: str) -> "AnyStudentConfig":
     """The configuration of a student of any kind, from JSON; raises pydantic's ValidationError."""
-    kinds = {"vit": StudentConfig, "timm": TimmStudentConfig}
     try:
         kind = _kind(json.loads(text))
     except ValueError:
         kind = "vit"  # whose reader tells what is wrong
-    return kinds.get(kind, StudentConfig).model_validate_json(text)
+    model: type[AnyStudentConfig] = TimmStudentConfig if kind == "timm" else StudentConfig
+    return model.model_validate_json(text)
 
 
 AnyStudentConfig = StudentConfig | TimmStudentConfig

@@ -158,8 +158,8 @@ class DeepSpeedEngine:
         if self._averaged:
             self._averaged.restore(torch.load(folder / "average.pt"))
         file = folder / BATCH_NORMS
-        stored = torch.load(file, map_location=distributed.device()) if file.is_file() else None
-        self._norms.restore(stored)
+        device = distributed.device()
+        self._norms.restore(torch.load(file, map_location=device) if file.is_file() else None)
         self._apply_options()
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from distill.formats.model_card import relocatable
 from distill.formats.radio import to_public
 from distill.runtime.config import dump_yaml, parse_yaml
 from distill.runtime.errors import RecipeError
+from student.config import StudentConfig
 from student.hf_folder import CONFIG, HEADS, MODEL, PREFIX, SCALED, TRUNK, fold_scale
 from student.storage import FORMAT, StudentFile, student_header
 from teachers.files import save_tensors
@@ -35,11 +36,10 @@ def for_hf(file: StudentFile) -> StudentFile:
         RecipeError: the format has no place for a part of the student; names the recipe's key.
     """
     config = file.config
-    kind = getattr(config, "kind", "vit")
-    if kind != "vit":
+    if not isinstance(config, StudentConfig):
         raise RecipeError(
-            f"--format hf: holds a ViT only; this student has student.kind={kind}. Use safetensors "
-            "or onnx"
+            f"--format hf: holds a ViT only; this student has student.kind={config.kind}. Use "
+            "safetensors or onnx"
         )
     if config.final_norm:
         raise RecipeError(

@@ -28,7 +28,8 @@ def hf_config(file: StudentFile, size: tuple[int, int]) -> dict[str, Any]:
         file: the student, without LayerScale.
         size: (height, width) in pixels of the images that it is best at.
     """
-    config, shape, names = file.config, file.config.shape, list(file.targets)
+    config, names = _vit(file), list(file.targets)
+    shape = config.shape
     with_summary = [i for i, t in enumerate(file.targets.values()) if t.summary_dim is not None]
     return {
         "model_type": "radio",
@@ -103,7 +104,7 @@ def best_size(file: StudentFile) -> tuple[int, int]:
     if trained := trained_sizes(file.metadata, recipe):
         return trained[-1]
     p = file.config.patch_size
-    side = min(file.config.max_resolution, max(p, _USUAL_SIDE // p * p))
+    side = min(_vit(file).max_resolution, max(p, _USUAL_SIDE // p * p))
     return side, side
 
 
@@ -119,7 +120,7 @@ def vllm_serves(config: Mapping[str, Any]) -> bool:
 
 def _args(file: StudentFile) -> dict[str, Any]:
     """The options of RADIO's training that describe the trunk; heads are in a file of ours."""
-    config = file.config
+    config = _vit(file)
     registers = config.count_registers(len(file.targets))
     # vLLM does not read cpe_num_registers; this multiple gives the same number.
     multiple = len(file.targets) + registers if registers else None
@@ -138,6 +139,12 @@ def _args(file: StudentFile) -> dict[str, Any]:
             for name, target in file.targets.items()
         ],
     }
+
+
+def _vit(file: StudentFile) -> StudentConfig:
+    """The config of a student that `hf.for_hf` let pass."""
+    assert isinstance(file.config, StudentConfig)
+    return file.config
 
 
 def _model(config: StudentConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.runtime.errors import RecipeError
-from student.config import HeadConfig
+from student.config import HeadConfig, StudentConfig
 from student.heads import MLP2, attention_blocks
 from student.storage import StudentFile
 from teachers.radio_format import RadioCheckpoint
@@ -83,6 +83,7 @@ def public_heads(file: StudentFile) -> dict[str, Tensor]:
             state[f"{prefix}{teacher}.{part}{rest}"] = value
     for name, target in file.targets.items():
         if target.summary_dim is None and file.config.head.has(name):
+            assert isinstance(file.config, StudentConfig)
             zero = MLP2(file.config.shape.width, 1, hidden_dim=1, num_layers=0).state_dict()
             state |= {f"{SUMMARY_HEADS}{name}.{k}": v.zero_() for k, v in zero.items()}
     return state

@@ -5,10 +5,10 @@ from typing import Any
 
 from distill.runtime.config import apply_overrides
 from student.config import StudentConfig
-from student.timm_config import TimmStudentConfig
+from student.timm_config import AnyStudentConfig, TimmStudentConfig
 from teachers.messages import say_once
 
-_KINDS = {"vit": StudentConfig, "timm": TimmStudentConfig}
+_KINDS: dict[str, type[AnyStudentConfig]] = {"vit": StudentConfig, "timm": TimmStudentConfig}
 _KEY = "student.kind="
 
 
