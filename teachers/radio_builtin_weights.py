@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from teachers.errors import TeacherError
+from teachers.pixels import say_conflict
 from teachers.radio_architecture import EMBEDDER, TABLE, TOKENS
 from teachers.radio_builtin import BuiltinConfig
 
@@ -58,8 +59,11 @@ def public_tensors(
             if all(each in renamed for each in names):
                 together = torch.cat([renamed.pop(each) for each in names])
                 renamed[name.replace(parts[0], joined)] = together
-    for key, colour in (("norm_mean", builtin.norm_mean), ("norm_std", builtin.norm_std)):
-        renamed.setdefault(f"{_ROOT}input_conditioner.{key}", torch.tensor(colour).view(3, 1, 1))
+    stated = {"mean": builtin.norm_mean, "std": builtin.norm_std}
+    for key, colour in stated.items():
+        name = f"{_ROOT}input_conditioner.norm_{key}"
+        taken = renamed.setdefault(name, torch.tensor(colour).view(3, 1, 1)).flatten().tolist()
+        say_conflict(f"weights {path}", {key: taken}, "its tensors", stated, "its config.json")
     _check_sizes(builtin, renamed, path)
     return _with_scales(builtin, renamed)
 

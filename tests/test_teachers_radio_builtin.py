@@ -19,6 +19,7 @@ from student.storage import StudentFile, student_of
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from teachers.normalization import OPENAI_MEAN, OPENAI_STD
+from teachers.radio_builtin import BuiltinConfig, public_args
 from teachers.radio_format import read_radio
 from teachers.radio_models import PUBLISHED
 from tests.tiny_export import build as build_student
@@ -152,6 +153,23 @@ def test_a_config_without_a_field_has_transformers_default(tmp_path: Path) -> No
     assert_alike(teacher(tmp_path), RadioModel.from_pretrained(tmp_path).eval())
 
 
+def test_the_defaults_are_transformers_and_those_of_c_radio_v4_h() -> None:
+    from transformers import RadioConfig
+
+    ours, theirs = BuiltinConfig(), RadioConfig()
+    for name, value in ours.model_dump(exclude={"head_dim", "summary_idxs"}).items():
+        due = getattr(theirs, name)
+        assert value == (tuple(due) if isinstance(due, list) else due), name
+    assert list(ours.summary) == theirs.summary_idxs
+    args = public_args(ours, {}, Path("model.safetensors"))
+    published, _ = PUBLISHED["c-radio_v4-h"]
+    assert args["cpe_max_size"] == published.table_side * published.patch_size
+    assert args["cpe_num_registers"] == published.registers
+    shown = [teacher["use_summary"] for teacher in args["teachers"]]
+    assert shown == [name in published.summary for name in published.class_tokens]
+    assert (ours.norm_mean, ours.norm_std) == (published.mean, published.std)
+
+
 def test_args_beside_the_fields_name_the_class_tokens(tmp_path: Path) -> None:
     """As our own export writes both."""
     model = write(tmp_path)
@@ -217,6 +235,23 @@ def test_under_a_published_name_the_class_tokens_have_its_teachers(
     assert named.spec.summary_from == "class tokens of dino"
     (line,) = said()
     assert line.endswith("names no teachers; those of c-radio_v4-h are assumed: clip, sam, dino")
+
+
+def test_pixels_are_those_of_the_tensors_as_in_transformers_and_a_conflict_is_said(
+    folder: Path, said: Callable[[], list[str]]
+) -> None:
+    """As after `save_pretrained` of a model in bfloat16, whose buffers are rounded."""
+    from transformers import RadioModel
+
+    assert_alike(teacher(folder), RadioModel.from_pretrained(folder).eval())
+    assert said() == []
+    edit(folder, norm_mean=[0.1, 0.2, 0.31])
+    assert_alike(teacher(folder), RadioModel.from_pretrained(folder).eval())
+    (line,) = said()
+    assert (
+        "mean [0.1, 0.2, 0.3] of its tensors is taken; its config.json states [0.1, 0.2, 0.31]"
+        in line
+    )
 
 
 def test_the_kind_for_any_model_of_transformers_names_that_for_radio(folder: Path) -> None:
