@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from distill.formats.export import export_student
+from distill.formats.onnx import OnnxOptions
+from distill.formats.onnx_graph import OPSETS
 from distill.runtime.errors import RecipeError
 from student.config import HeadConfig
 from student.model import Student
@@ -37,10 +39,12 @@ def flat(student: Student, images: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("opset", OPSETS)
 def test_one_onnx_graph_takes_every_multiple_of_the_stride(
-    checkpoint: Path, student: Student, tmp_path: Path
+    checkpoint: Path, student: Student, tmp_path: Path, opset: int
 ) -> None:
-    export_student(checkpoint, tmp_path / "s.onnx", format="onnx")
+    options = OnnxOptions(opset=opset)
+    export_student(checkpoint, tmp_path / "s.onnx", format="onnx", onnx=options)
     graph = onnxruntime.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in graph.get_outputs()]
     for batch, height, width in ((1, 64, 64), (3, 96, 160), (2, 32, 32)):

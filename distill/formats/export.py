@@ -7,8 +7,9 @@ from pathlib import Path
 from data.files import atomic, atomic_folder, write_text
 from distill.formats import hf
 from distill.formats.model_card import model_card
-from distill.formats.onnx import PLAIN, OnnxOptions, large_weights, save_onnx
+from distill.formats.onnx import PLAIN, OnnxOptions, save_onnx
 from distill.formats.onnx_agreement import Agreement, agreement_text
+from distill.formats.onnx_graph import large_weights
 from distill.formats.pt2 import save_pt2
 from distill.formats.radio import save_radio
 from distill.formats.source import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill.formats.onnx_agreement import BOUNDS, Agreement, Expected, compare, expect, missed
-from distill.formats.onnx_graph import OPSETS, Outputs, outputs_of, write_graph
+from distill.formats.onnx_graph import OPSETS, Outputs, large_weights, outputs_of, write_graph
 from distill.formats.onnx_metadata import describe, write_metadata
 from distill.formats.onnx_precision import LEVELS, PRECISIONS, Precision, convert
 from distill.runtime.errors import AgreementError
@@ -63,11 +63,6 @@ def save_onnx(path: Path, file: StudentFile, options: OnnxOptions = PLAIN) -> Ag
         for each in sorted(converted.parent.glob(f"{path.name}*"), reverse=True):
             each.replace(path.parent / each.name)
     return agreement
-
-
-def large_weights(path: Path) -> Path:
-    """The file for the weights of a graph that is too large for one file."""
-    return path.with_name(f"{path.name}.data")
 
 
 def _agree(

@@ -111,13 +111,43 @@ def write_graph(path: Path, student: Student, opset: int) -> None:
     assert program is not None
     program.save(path)
     graph = onnx.load(path, load_external_data=False)
-    if (came := opset_of(graph)) != opset:
-        raise RecipeError(f"--opset {opset}: the graph is too large to be converted from {came}")
+    if opset_of(graph) != opset:
+        graph = _converted(path, graph, opset)
     for node in graph.graph.node:
         node.ClearField("metadata_props")  # it has paths of this machine
     _name_axes(graph.graph, outputs_of(student), p)
     _refuse_other_sizes(graph.graph, p)
     onnx.save(graph, path)
+
+
+def _converted(path: Path, graph: Any, opset: int) -> Any:
+    """A written graph in an older opset, where torch's exporter could not convert it.
+
+    It hands onnx's converter a graph without its larger constants, and some operators need theirs,
+    such as the axes of a mean.
+    """
+    from onnx import version_converter
+
+    came = opset_of(graph)
+    if large_weights(path).is_file():  # beyond what the converter takes
+        raise RecipeError(f"--opset {opset}: the graph is too large to be converted from {came}")
+    try:
+        converted = version_converter.convert_version(graph, opset)
+    except (RuntimeError, version_converter.ConvertError) as error:
+        raise RecipeError(
+            f"--opset {opset}: the graph cannot be converted from {came} ({error})"
+        ) from None
+    for node in converted.graph.node:  # the converter leaves an attribute of 18, at its default
+        kept = [each for each in node.attribute if each.name != "noop_with_empty_axes"]
+        if len(kept) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return converted
+
+
+def large_weights(path: Path) -> Path:
+    """The file for the weights of a graph that is too large for one file."""
+    return path.with_name(f"{path.name}.data")
 
 
 def require_onnx() -> None:

@@ -10,7 +10,7 @@ from distill.formats.export import card_of
 from distill.formats.hf_keys import check_keys
 from distill.formats.hub_metadata import MARK, read_front_matter
 from distill.formats.model_card import relocatable
-from distill.formats.onnx import large_weights
+from distill.formats.onnx_graph import large_weights
 from distill.runtime.config import parse_yaml
 from distill.runtime.errors import RecipeError, UploadError
 from student.hub import why_not

@@ -12,9 +12,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from distill.formats.onnx import large_weights
 from distill.formats.onnx_agreement import open_session
-from distill.formats.onnx_graph import IMAGES, require_onnx
+from distill.formats.onnx_graph import IMAGES, large_weights, require_onnx
 from distill.formats.onnx_metadata import read_metadata, spec_of
 from distill.tasks.stored_student import licence_text
 from teachers.features import Features

@@ -113,7 +113,7 @@ def print_table(name: str, source: Path, folder: Path) -> list[str]:
             with contextlib.redirect_stdout(io.StringIO()):  # the table says it all
                 export_student(source, folder / file, format=format, onnx=onnx, force=True)
         except RecipeError as error:
-            print(error)
+            print(f"\n{error}")
     p = student.spec.patch_size
     sizes = [likeness(2, h * p, w * p) for h, w in CELLS]
     due = [Outputs(student)(images) for images in sizes]
@@ -150,7 +150,7 @@ def clients(folder: Path, student: Student) -> Iterator[tuple[str, str, Run]]:
         yield "`kind: radio`, timm's NaFlexVit", public.name, _radio_teacher(public)
         yield "timm's own reader of RADIO", public.name, _timm(public, student, folder)
     for name in FILES:
-        if name.endswith(".onnx"):
+        if name.endswith(".onnx") and (folder / name).is_file():
             yield f"onnxruntime, {name.removesuffix('.onnx')}", name, _onnxruntime(folder / name)
     program = torch.export.load(folder / "student.pt2").module()
     yield "torch.export", "student.pt2", program
