@@ -331,7 +331,9 @@ class TestWeights:
         student = build_initial(config("test_resnet", init=init), new)
         ours, theirs = student.state_dict(), trained.state_dict()
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
-        with pytest.raises(StudentError, match="has architecture test_resnet, but the student has"):
+        with pytest.raises(
+            StudentError, match=r"model test_resnet and level 4.*set student\.model"
+        ):
             build_initial(config("test_convnext", init=init), new)
         with pytest.raises(StudentError, match="is of kind: timm, but the student of kind: vit"):
             build_initial(StudentConfig(size="tiny", depth=1, init=init), new)
