@@ -1,11 +1,11 @@
 """The README's own code, run as it stands."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
+from distill.formats.export import export_student
 from distill.runtime.config import validate
 from distill.tasks.student_recipe import StudentRecipe
 from tests.tiny_run import REPOSITORY, plain_command, run, write_recipe
@@ -46,8 +46,7 @@ def test_a_teacher_of_at_most_20_lines_trains_a_student_that_loads(tmp_path: Pat
     recipe.write_text(text[:start] + entry + text[end:])
     done = run(plain_command(recipe), tmp_path)
     assert done.returncode == 0, done.stderr
-    made = tmp_path / "run/checkpoints/step-00000002/student.safetensors"
-    shutil.copy(made, tmp_path / "student.safetensors")
+    export_student(tmp_path / "run", tmp_path / "student_hf", format="hf")
     script = tmp_path / "use.py"
     script.write_text(loading)
     used = run([plain_command(recipe)[0], str(script)], tmp_path)
