@@ -346,7 +346,12 @@ def gradients(root: Path) -> list[Tensor]:
     """Those of one batch of seven, uneven over two ranks, after one detector's build."""
     train = CocoLayout(root=root).load("train")
     detector = build_detector(
-        colours(), torch.zeros(3), torch.ones(3), size=SIZE, num_classes=2, channels=32, seed=0
+        colours(),
+        [(torch.zeros(3), torch.ones(3))],
+        size=SIZE,
+        num_classes=2,
+        channels=32,
+        seed=0,
     ).train()
     batch = [fit_image(train.images[i], SIZE, flipped=bool(i % 2)) for i in own_share(7)]
     batch_loss(detector, batch).backward()

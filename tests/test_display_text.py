@@ -131,8 +131,9 @@ def _card(name: str) -> dict[str, Any]:
     values |= {"parameters": 1, "trunk_parameters": 1, "teachers": [[name] * 6], "recipe": ""}
     row = {"teacher": name, "resolution": [32, 64], "fidelity": 0.5}
     metadata = dump_yaml(hub_metadata(name, "hf", "other", {}, [row]))
-    values |= {"metadata": metadata, "vllm": False}
+    values |= {"metadata": metadata, "vllm": False, "trunk": "A ViT"}
     values |= {"sizes": [], "outputs": [], "results": [], "versions": ""}
+    values |= {"scores": [], "agreement": None}
     return values
 
 

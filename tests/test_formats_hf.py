@@ -38,6 +38,7 @@ from student.config import SHAPES, HeadConfig, Shape, StudentConfig
 from student.initial import build as build_from
 from student.model import Student
 from student.storage import StudentFile, read_header
+from student.timm_config import TimmStudentConfig
 from teachers.build import build_teacher, parse_teacher
 from teachers.errors import TeacherError
 from tests import vllm_double
@@ -296,10 +297,7 @@ def test_what_the_format_cannot_say_is_refused_by_its_key(
 
 
 def test_a_student_of_another_kind_is_refused() -> None:
-    class Other(StudentConfig):
-        kind: str = "timm"
-
-    other = Other(**moved().config.model_dump())
+    other = TimmStudentConfig(model="test_resnet")
     with pytest.raises(RecipeError, match="student.kind=timm"):
         for_hf(file_of(moved())._replace(config=other))
 

@@ -53,7 +53,7 @@ def test_transformers_takes_the_weights(tmp_path: Path) -> None:
 
     model = saved(tmp_path / "s.safetensors")
     state = load_state_dict(str(tmp_path / "s.safetensors"))
-    assert torch.equal(state["trunk.norm.weight"], model.trunk.norm.weight)
+    assert torch.equal(state["trunk.blocks.0.norm1.weight"], model.trunk.blocks[0].norm1.weight)
 
 
 def test_a_file_from_before_the_entry_pt_loads(tmp_path: Path) -> None:
