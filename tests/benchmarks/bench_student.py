@@ -10,11 +10,9 @@ few, with the file in the page cache.
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from student.model import Student
 from student.storage import save_student
 from teachers.features import FeatureSpec
 from tests.benchmarks.figure import Figure
+from tests.benchmarks.inference import speed_ratio
 
 SIDE, BATCH = 224, 8
 TIMED_LOAD = """
@@ -63,24 +62,6 @@ def timm_vit() -> Callable[[Tensor], Tensor]:
     return model.forward_features
 
 
-@torch.no_grad()
-def compare(path: Path, rounds: int) -> float:
-    """The student's images a second over timm's."""
-    variants = {"student": exported(path), "timm": timm_vit()}
-    images = torch.rand(BATCH, 3, SIDE, SIDE)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):  # the first only warms up
-        for name, run in sorted(variants.items(), reverse=bool(number % 2)):
-            start = time.process_time()
-            run(images)
-            if number:
-                seconds[name].append((time.process_time() - start) / BATCH)
-    for name, each in seconds.items():
-        print(f"{name}: {1000 * statistics.median(each):.1f} CPU ms an image")
-    ratios = [t / s for s, t in zip(seconds["student"], seconds["timm"], strict=True)]
-    return statistics.median(ratios)
-
-
 def load_seconds(path: Path, how: str, tries: int = 3) -> float:
     """The shortest time to import and load, in processes of their own."""
     command = [sys.executable, "-c", TIMED_LOAD, str(path), how]
@@ -101,7 +82,8 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
         write(path)
         print(f"load with all imports: {load_seconds(path, 'cold'):.2f} s")
         loading = load_seconds(path, "warm")
-        ratio = compare(path, options.rounds)
+        variants = {"student": exported(path), "timm": timm_vit()}
+        ratio = speed_ratio(variants, torch.rand(BATCH, 3, SIDE, SIDE), options.rounds)
     return [
         Figure("student inference: images/s over the timm ViT", ratio, 0.97, False),
         Figure("student: seconds to load a ViT-B", loading, 2.0, True),

@@ -9,9 +9,7 @@ a bare loop with the same backbone, heads and losses; at least 0.97 of timm's im
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from student.storage import save_student
 from student.timm_config import TimmStudentConfig
 from teachers.features import FeatureSpec
 from tests.benchmarks.figure import Figure
+from tests.benchmarks.inference import speed_ratio
 from tests.benchmarks.one_step import CLIP, DECAY, LR, Step, _head, _phi_s, cpu_ratio, our_step
 from tests.benchmarks.workload import BATCH, SIDE, TEACHER, recipe
 
@@ -103,27 +102,6 @@ def timm_network() -> Callable[[Tensor], object]:
     return run
 
 
-@torch.no_grad()
-def inference(path: Path, rounds: int) -> float:
-    """The exported student's images a second over timm's."""
-    variants: dict[str, Callable[[Tensor], object]] = {
-        "student": student.load(path),
-        "timm": timm_network(),
-    }
-    images = torch.rand(BATCH, 3, SIDE, SIDE)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):  # the first only warms up
-        for name, run in sorted(variants.items(), reverse=bool(number % 2)):
-            start = time.process_time()
-            run(images)
-            if number:
-                seconds[name].append((time.process_time() - start) / BATCH)
-    for name, each in seconds.items():
-        print(f"{name}: {1000 * statistics.median(each):.1f} CPU ms an image")
-    ratios = [t / s for s, t in zip(seconds["student"], seconds["timm"], strict=True)]
-    return statistics.median(ratios)
-
-
 def main(arguments: list[str] | None = None) -> list[Figure]:
     """Measures and prints; returns the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -134,7 +112,8 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "student.safetensors"
         write(path)
-        speed = inference(path, 2 * rounds)
+        variants = {"student": student.load(path), "timm": timm_network()}
+        speed = speed_ratio(variants, torch.rand(BATCH, 3, SIDE, SIDE), 2 * rounds)
     batch = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8)
     steps = {"ours": our_step(tree()), "bare": bare_step()}
     ratio = cpu_ratio(steps, [batch], rounds)
