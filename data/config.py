@@ -1,7 +1,7 @@
 """The `data` section of a recipe: sources of images, augmentation and how they are read."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -43,6 +43,8 @@ class AugmentationConfig(BaseModel):
         scale: smallest and largest area of a crop, as fractions of the image's area.
         ratio: smallest and largest aspect ratio of a crop, relative to the output's.
         flip: probability of a horizontal flip.
+        crops: number of different crops of an image, which its epochs take in turn, so that cached
+            targets serve any number of epochs; None for another crop in every epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +52,7 @@ class AugmentationConfig(BaseModel):
     scale: tuple[PositiveFloat, Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    crops: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -100,3 +103,13 @@ class DataConfig(BaseModel):
     index_dir: Path | None = None
     allow_pipe: bool = False
     lanes: PositiveInt = 8
+
+    @property
+    def crops(self) -> int | None:
+        """Different crops of an image over all epochs; None where every epoch has another."""
+        return 1 if self.augmentation == "none" else self.augmentation.crops
+
+    @property
+    def augmentation_facts(self) -> Any:
+        """What decides the crops, JSON-able; options that are not set are left out."""
+        return self.model_dump(mode="json", exclude_none=True)["augmentation"]

@@ -30,6 +30,12 @@ class Feed(Protocol):
     def start(self) -> Position:
         """The position before the first step; JSON-able."""
 
+    def steps_of(self, epochs: int) -> int | None:
+        """Steps, from the first, that read every sample so many times or more.
+
+        None where the number of samples is unknown, or an epoch does not show all in one size.
+        """
+
     def batches(self, position: Position) -> Iterator[tuple[Batch | DataError, Position | None]]:
         """Micro-batches of this rank from `position`, the start of a step, without end.
 

@@ -78,11 +78,23 @@ class IndexedFeed:
             plan = SourcePlan(index.counts, window=config.shuffle_window, seed=seed, source=number)
             sources.append(IndexedSource(index, plan, images, seed))
             self.identity[f"sources[{number}]"] = f"{len(index)} samples, {index.digest}"
-        self.num_samples: int | None = sum(source.num_samples for source in sources)
-        mixture = Mixture([source.weight for source in config.sources], seed)
-        self._dataset = MicroBatches(sources, mixture)
+        self._counts = [source.num_samples for source in sources]
+        self.num_samples: int | None = sum(self._counts)
+        self._mixture = Mixture([source.weight for source in config.sources], seed)
+        self._dataset = MicroBatches(sources, self._mixture)
         self._config = config
         self._layout, self._rank = layout, rank
+
+    def steps_of(self, epochs: int) -> int | None:
+        """See `Feed`."""
+        if len({sub.resolution for sub in self._layout.all}) > 1:
+            return None
+        left = self._mixture.positions_for([epochs * num for num in self._counts])
+        steps = 0
+        while left > 0:
+            left -= self._layout.num_samples(steps)
+            steps += 1
+        return steps
 
     def start(self) -> Position:
         """See `Feed`."""

@@ -9,7 +9,7 @@ from data.bad import describe
 from data.batch import BadSample
 from data.decode import BadImage, ImageReader
 from data.errors import DataError
-from data.seeds import Purpose, permutation, sample_rng
+from data.seeds import Purpose, permutation
 from data.tar_stream import StreamedImage, read_shard
 
 # Epoch, index among the lane's shards, samples and defects to skip in that shard.
@@ -82,7 +82,7 @@ class LaneSource:
                 continue
             key = f"{item.shard}/{item.key}"
             try:
-                rng = sample_rng(source.seed, self._start[0], key)
+                rng = source.images.rng(source.seed, self._start[0], key)
                 pixels = source.images.read(item.data, resolution, rng)
             except BadImage as error:
                 bad.append(BadSample(item.shard, item.key, str(error)))

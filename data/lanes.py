@@ -177,6 +177,10 @@ class LaneFeed:
         lanes = {str(lane): zeros for lane in range(self._config.lanes)}
         return {"step": 0, "samples": 0, "lanes": lanes}
 
+    def steps_of(self, epochs: int) -> int | None:
+        """See `Feed`; it is unknown how many samples there are."""
+        return None
+
     def batches(self, position: Position) -> Iterator[tuple[Batch | DataError, Position | None]]:
         """See `Feed`."""
         layout, config = self._layout, self._config

@@ -25,6 +25,7 @@ class Mixture:
     def __init__(self, weights: Sequence[float], seed: int) -> None:
         exact = [Fraction(str(weight)) for weight in weights]
         self._shares = [exact[i] / sum(exact[i:]) for i in range(len(exact))]
+        self._total_shares = [share / sum(exact) for share in exact]
         self._seed = seed
         self._recent: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -35,6 +36,16 @@ class Mixture:
             counts.append(num * share.numerator // share.denominator)
             num -= counts[-1]
         return counts
+
+    def positions_for(self, wanted: Sequence[int]) -> int:
+        """Positions, from the first, that contain so many samples of each source or more."""
+        if len(wanted) == 1:
+            return wanted[0]
+        pairs = zip(wanted, self._total_shares, strict=True)
+        num = max(int(count / share) for count, share in pairs) // _BLOCK * _BLOCK
+        while any(have < want for have, want in zip(self.counts(num), wanted, strict=True)):
+            num += _BLOCK
+        return num
 
     def locate(self, position: int) -> tuple[int, int]:
         """The source at a global position, and the number of the sample in that source."""

@@ -17,7 +17,6 @@ from data.index import ShardIndex
 from data.layout import Slice
 from data.mixture import Mixture
 from data.plan import SourcePlan
-from data.seeds import sample_rng
 
 _OPEN_FILES = 64
 
@@ -81,25 +80,24 @@ class IndexedSource:
     ) -> tuple[str, np.ndarray]:
         """The key and the pixels, uint8 (H, W, 3), of the source's `ordinal`-th sample.
 
-        A bad sample goes to `bad`; the next of its window replaces it with its random numbers.
+        A bad sample goes to `bad`; the next of its window replaces it.
 
         Raises:
             DataError: no sample of the window can be read.
         """
         place = self._plan.locate(ordinal)
-        planned = self._name(int(place.window[place.slot]))
-        rng_key = "/".join(planned)
         first_bad = len(bad)
         for step in range(len(place.window)):
             sample = int(place.window[(place.slot + step) % len(place.window)])
+            key = "/".join(self._name(sample))
             try:
                 data = self._bytes(sample)
-                rng = sample_rng(self._seed, place.epoch, rng_key)
+                rng = self._images.rng(self._seed, place.epoch, key)
                 pixels = self._images.read(data, resolution, rng)
             except (BadImage, OSError) as error:
                 bad.append(BadSample(*self._name(sample), str(error)))
                 continue
-            return "/".join(self._name(sample)), pixels
+            return key, pixels
         names = "; ".join(describe(b) for b in bad[first_bad:][:3])
         raise DataError(
             f"none of {len(place.window)} samples in a shuffle window can be read: {names}"

@@ -67,13 +67,14 @@ class TrainStream:
         self._identity = {
             "seed": seed,
             "weights": [source.weight for source in config.sources],
-            "augmentation": config.model_dump(mode="json")["augmentation"],
+            "augmentation": config.augmentation_facts,
             "decoder": decoder,
             "draft": config.draft,
             "max_pixels": config.max_pixels,
             **layout.identity,
             **self._feed.identity,
         }
+        self._crops = config.crops
         self._position = self._feed.start()
         self._counter = BadCounter(config.max_bad_share, self._feed.num_samples)
 
@@ -81,6 +82,14 @@ class TrainStream:
     def num_samples(self) -> int | None:
         """Samples of all sources; None in streaming mode, where the number is unknown."""
         return self._feed.num_samples
+
+    @property
+    def steps_of_all_crops(self) -> int | None:
+        """Steps after which every crop of every image was read; None if crops never end.
+
+        Also where it cannot be told: in streaming mode, and where images have several sizes.
+        """
+        return None if self._crops is None else self._feed.steps_of(self._crops)
 
     @property
     def num_read(self) -> int:

@@ -172,3 +172,18 @@ def test_a_stream_mixes_sources_by_weight_and_each_has_its_own_epochs(tmp_path: 
         assert epochs[0] != epochs[1]
     shares = [sum(key.startswith("small/") for key in batch) for batch in batches]
     assert all(4 < share < 30 for share in shares)  # 16 expected, deviation 3.5
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_positions_for_some_samples_of_each_source_hold_them_and_few_more(
+    weights: tuple[float, ...],
+) -> None:
+    mixture = Mixture(weights, seed=0)
+    wanted = [5 * (source + 1) for source in range(len(weights))]
+    num = mixture.positions_for(wanted)
+    if len(weights) == 1:
+        assert num == 5
+        return
+    assert all(have >= want for have, want in zip(mixture.counts(num), wanted, strict=True))
+    shorter = mixture.counts(num - 1024)
+    assert any(have < want for have, want in zip(shorter, wanted, strict=True))

@@ -104,6 +104,39 @@ def test_an_epoch_holds_each_sample_once_and_the_next_has_another_order(shards: 
     assert first != second
 
 
+def _crops(config: DataConfig, steps: int) -> list[set[tuple[str, str]]]:
+    """The (key, pixel hash) of every epoch of three steps."""
+    batches, _ = _run(config, steps)
+    return [set().union(*batches[i : i + 3]) for i in range(0, steps, 3)]
+
+
+def test_with_crops_the_epochs_take_turns_and_all_are_seen_when_the_stream_says_so(
+    shards: Path, tmp_path: Path
+) -> None:
+    config = _config(shards, augmentation={"crops": 2})
+    epochs = _crops(config, 15)
+    assert epochs[0] == epochs[2] == epochs[4]
+    assert epochs[1] == epochs[3]
+    assert not epochs[0] & epochs[1]
+    assert _crops(_config(shards), 3) == epochs[:1]  # the first epoch's are those of no limit
+    layout = fixed_layout(resolution=(8, 12), batch_size=8, micro_batch_size=8)
+    assert TrainStream(config, layout).steps_of_all_crops == 6
+    assert TrainStream(_config(shards), layout).steps_of_all_crops is None
+    assert TrainStream(_config(shards, augmentation="none"), layout).steps_of_all_crops == 3
+
+
+def test_the_crops_of_a_sample_do_not_depend_on_bad_ones_around_it(shards: Path) -> None:
+    """A cache of all crops must hold that of a sample that stands in for a bad one."""
+    rng = np.random.default_rng(1)
+    members = {f"{i}.jpg": _jpeg(rng)[: 300 if i % 2 else None] for i in range(8)}
+    write_tar(shards / "000.tar", members)
+    config = _config(shards, augmentation={"crops": 2}, max_bad_share=0.5)
+    seen: dict[str, set[str]] = {}
+    for key, pixels in (pair for step in _run(config, 40)[0] for pair in step):
+        seen.setdefault(key, set()).add(pixels)
+    assert max(map(len, seen.values())) == 2
+
+
 @pytest.mark.process
 def test_a_spawned_worker_reads_the_same_pixels(shards: Path, tmp_path: Path) -> None:
     config = _config(shards, workers=1, worker_start="spawn", index_dir=tmp_path / "index")

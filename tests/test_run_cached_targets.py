@@ -130,14 +130,15 @@ def test_a_step_beyond_the_caches_is_told_with_the_image(cache: Path, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-def test_without_augmentation_a_cache_of_one_epoch_serves_any_seed_and_any_step(
-    cache: Path, tmp_path: Path
+@pytest.mark.parametrize(("augmentation", "seed"), [("none", 3), ({"crops": 2}, 0)])
+def test_where_crops_repeat_a_cache_of_all_of_them_serves_any_number_of_steps(
+    augmentation: Any, seed: int, cache: Path, tmp_path: Path
 ) -> None:
     shards = cache.parent / "shards"
-    plain = {"data": {"augmentation": "none"}}
-    writer = recipe_in(tmp_path / "writer", shards, **plain)
+    plain = {"data": {"augmentation": augmentation}}
+    writer = recipe_in(tmp_path / "writer", shards, **plain, run={"steps": 1000})
     write(writer, tmp_path / "cache")
-    longer = {"run": {"steps": 2 * STEPS + 1, "seed": 3, "dir": str(tmp_path / "reader/run")}}
+    longer = {"run": {"steps": 2 * STEPS + 1, "seed": seed, "dir": str(tmp_path / "reader/run")}}
     cached = {"targets": {"cached": str(tmp_path / "cache")}}
     reader = recipe_in(tmp_path / "reader", shards, **plain, **longer, **cached)
     done = run(plain_command(reader), tmp_path / "reader")

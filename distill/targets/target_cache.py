@@ -170,7 +170,8 @@ class TargetCache:
             return (
                 f"{place} has image {view.key} in another view only: another crop, flip or decoder "
                 "than this run's; with random crops a cache has the views of the steps that it was "
-                "written for, with data.augmentation=none those of every step"
+                "written for, with data.augmentation.crops=4 or data.augmentation=none those of "
+                "every step"
             )
         return (
             f"{place} has no image {view.key}; write a cache over these images and as many steps, "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.files import write_text
+from data.stream import TrainStream
 from distill.runtime import distributed, timing
 from distill.runtime.errors import RecipeError
 from distill.runtime.processor import warn_of_slow_bf16
@@ -60,7 +61,7 @@ def cache_facts(recipe: StudentRecipe) -> dict[str, Any]:
     """What cached targets depend on, besides the images and the routes."""
     data, objective = recipe.data, recipe.objective
     views: dict[str, Any] = {"decoder": data.decoder, "draft": data.draft}
-    views["augmentation"] = data.model_dump(mode="json")["augmentation"]
+    views["augmentation"] = data.augmentation_facts
     if data.augmentation != "none":
         views["seed"] = recipe.run.seed
     return {
@@ -214,15 +215,32 @@ def _write(recipe: StudentRecipe, folder: Path, precision: CachePrecision) -> No
     fit_statistics(recipe, targets, plan, recipe.targets.statistics_images, facts, inherited)
     kept = _begin(folder, _unfinished(recipe, precision, targets.statistics))
     writer = CacheWriter(folder, precision, distributed.rank(), kept)
-    batches = recipe.open_stream(plan).batches()
+    stream = recipe.open_stream(plan)
+    batches = stream.batches()
     try:
-        for step in agreed_steps(tracked(range(recipe.run.steps), "targets")):
+        for step in agreed_steps(tracked(range(_steps(recipe, stream)), "targets")):
             for micro_batch in plan.micro_batches(distributed.rank(), step):
                 _add(writer, targets, next(batches), micro_batch)
     except Stopped:
         writer.finish()
         raise
     _finish(recipe, folder, precision, writer, targets)
+
+
+def _steps(recipe: StudentRecipe, stream: TrainStream) -> int:
+    """The steps whose images a cache must hold: the run's, or fewer where crops repeat."""
+    steps, enough = recipe.run.steps, stream.steps_of_all_crops
+    if enough is None:
+        return steps
+    if enough > steps:
+        log.warning(
+            "the cache holds what %d steps show; from run.steps=%d on it holds every crop of every "
+            "image, and serves runs of any length",
+            *(steps, enough),
+        )
+    elif enough < steps:
+        log.info("after %d of %d steps every crop of every image was seen", enough, steps)
+    return min(steps, enough)
 
 
 def _unfinished(
