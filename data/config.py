@@ -28,12 +28,15 @@ class SourceConfig(BaseModel):
     Attributes:
         shards: a path, glob, brace range (`{000..009}`), folder of `*.tar`, URL, or a list of them.
         weight: of this source among all; only the weights' proportions matter.
+        crops: number of different random crops of an image, which its epochs take in turn, so that
+            cached targets serve any number of epochs; None for another crop in every epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shards: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
     weight: PositiveFloat = 1.0
+    crops: PositiveInt | None = None
 
 
 class AugmentationConfig(BaseModel):
@@ -43,8 +46,6 @@ class AugmentationConfig(BaseModel):
         scale: smallest and largest area of a crop, as fractions of the image's area.
         ratio: smallest and largest aspect ratio of a crop, relative to the output's.
         flip: probability of a horizontal flip.
-        crops: number of different crops of an image, which its epochs take in turn, so that cached
-            targets serve any number of epochs; None for another crop in every epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +53,6 @@ class AugmentationConfig(BaseModel):
     scale: tuple[PositiveFloat, Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    crops: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -105,11 +105,15 @@ class DataConfig(BaseModel):
     lanes: PositiveInt = 8
 
     @property
-    def crops(self) -> int | None:
-        """Different crops of an image over all epochs; None where every epoch has another."""
-        return 1 if self.augmentation == "none" else self.augmentation.crops
+    def crops(self) -> list[int | None]:
+        """Different crops of an image of each source; None where every epoch has another."""
+        plain = self.augmentation == "none"
+        return [1 if plain else source.crops for source in self.sources]
 
     @property
-    def augmentation_facts(self) -> Any:
-        """What decides the crops, JSON-able; options that are not set are left out."""
-        return self.model_dump(mode="json", exclude_none=True)["augmentation"]
+    def crop_facts(self) -> dict[str, Any]:
+        """What decides the crops, JSON-able."""
+        facts: dict[str, Any] = {"augmentation": self.model_dump(mode="json")["augmentation"]}
+        if any(source.crops for source in self.sources) and self.augmentation != "none":
+            facts["crops"] = self.crops
+        return facts

@@ -17,7 +17,6 @@ from PIL import Image
 from data.config import AugmentationConfig
 from data.content import describe_content
 from data.errors import DataError
-from data.seeds import sample_rng
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -77,11 +76,6 @@ class ImageReader:
         self._decoder = decoder
         self._draft = draft
         self._max_pixels = max_pixels
-
-    def rng(self, seed: int, epoch: int, key: str) -> random.Random:
-        """The generator that draws crop and flip of one sample in one epoch of a run."""
-        crops = None if self._augmentation == "none" else self._augmentation.crops
-        return sample_rng(seed, epoch % crops if crops else epoch, key)
 
     def read(
         self, data: bytes, resolution: tuple[int, int], rng: random.Random | None = None

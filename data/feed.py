@@ -3,7 +3,7 @@
 import atexit
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +30,8 @@ class Feed(Protocol):
     def start(self) -> Position:
         """The position before the first step; JSON-able."""
 
-    def steps_of(self, epochs: int) -> int | None:
-        """Steps, from the first, that read every sample so many times or more.
+    def steps_of(self, epochs: Sequence[int]) -> int | None:
+        """Steps, from the first, that read every sample of each source so many times or more.
 
         None where the number of samples is unknown, or an epoch does not show all in one size.
         """

@@ -76,7 +76,7 @@ class IndexedFeed:
             if rank == 0:  # every rank has the same index
                 log_bad(index.bad, len(index) + len(index.bad))
             plan = SourcePlan(index.counts, window=config.shuffle_window, seed=seed, source=number)
-            sources.append(IndexedSource(index, plan, images, seed))
+            sources.append(IndexedSource(index, plan, images, seed, config.sources[number].crops))
             self.identity[f"sources[{number}]"] = f"{len(index)} samples, {index.digest}"
         self._counts = [source.num_samples for source in sources]
         self.num_samples: int | None = sum(self._counts)
@@ -85,11 +85,12 @@ class IndexedFeed:
         self._config = config
         self._layout, self._rank = layout, rank
 
-    def steps_of(self, epochs: int) -> int | None:
+    def steps_of(self, epochs: Sequence[int]) -> int | None:
         """See `Feed`."""
         if len({sub.resolution for sub in self._layout.all}) > 1:
             return None
-        left = self._mixture.positions_for([epochs * num for num in self._counts])
+        wanted = [times * num for times, num in zip(epochs, self._counts, strict=True)]
+        left = self._mixture.positions_for(wanted)
         steps = 0
         while left > 0:
             left -= self._layout.num_samples(steps)

@@ -9,7 +9,7 @@ from data.bad import describe
 from data.batch import BadSample
 from data.decode import BadImage, ImageReader
 from data.errors import DataError
-from data.seeds import Purpose, permutation
+from data.seeds import Purpose, permutation, sample_rng
 from data.tar_stream import StreamedImage, read_shard
 
 # Epoch, index among the lane's shards, samples and defects to skip in that shard.
@@ -29,6 +29,7 @@ class StreamedSource:
         seed: of the run.
         allow_pipe: whether URLs may run commands.
         images: decoder of the images.
+        crops: see `SourceConfig`.
     """
 
     number: int
@@ -39,6 +40,7 @@ class StreamedSource:
     seed: int
     allow_pipe: bool
     images: ImageReader
+    crops: int | None
 
 
 class LaneSource:
@@ -82,7 +84,7 @@ class LaneSource:
                 continue
             key = f"{item.shard}/{item.key}"
             try:
-                rng = source.images.rng(source.seed, self._start[0], key)
+                rng = sample_rng(source.seed, self._start[0], key, source.crops)
                 pixels = source.images.read(item.data, resolution, rng)
             except BadImage as error:
                 bad.append(BadSample(item.shard, item.key, str(error)))

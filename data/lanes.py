@@ -154,6 +154,7 @@ class LaneFeed:
                 seed=seed,
                 allow_pipe=config.allow_pipe,
                 images=images,
+                crops=config.sources[number].crops,
             )
             for number, urls in enumerate(shards)
         ]
@@ -177,7 +178,7 @@ class LaneFeed:
         lanes = {str(lane): zeros for lane in range(self._config.lanes)}
         return {"step": 0, "samples": 0, "lanes": lanes}
 
-    def steps_of(self, epochs: int) -> int | None:
+    def steps_of(self, epochs: Sequence[int]) -> int | None:
         """See `Feed`; it is unknown how many samples there are."""
         return None
 

@@ -17,6 +17,7 @@ from data.index import ShardIndex
 from data.layout import Slice
 from data.mixture import Mixture
 from data.plan import SourcePlan
+from data.seeds import sample_rng
 
 _OPEN_FILES = 64
 
@@ -60,13 +61,21 @@ class IndexedSource:
         plan: order of the samples.
         images: decoder of the images.
         seed: of the run.
+        crops: see `SourceConfig`.
     """
 
-    def __init__(self, index: ShardIndex, plan: SourcePlan, images: ImageReader, seed: int) -> None:
+    def __init__(
+        self,
+        index: ShardIndex,
+        plan: SourcePlan,
+        images: ImageReader,
+        seed: int,
+        crops: int | None = None,
+    ) -> None:
         self._index = index
         self._plan = plan
         self._images = images
-        self._seed = seed
+        self._seed, self._crops = seed, crops
         self._last = np.cumsum(index.counts).tolist()  # for bisect, faster than searchsorted
         self._files = ShardFiles(index.paths)
 
@@ -92,7 +101,7 @@ class IndexedSource:
             key = "/".join(self._name(sample))
             try:
                 data = self._bytes(sample)
-                rng = self._images.rng(self._seed, place.epoch, key)
+                rng = sample_rng(self._seed, place.epoch, key, self._crops)
                 pixels = self._images.read(data, resolution, rng)
             except (BadImage, OSError) as error:
                 bad.append(BadSample(*self._name(sample), str(error)))

@@ -26,8 +26,17 @@ def permutation(num: int, seed: int, purpose: Purpose, *place: int) -> np.ndarra
     return np.argsort(bits.random_raw(num), kind="stable")
 
 
-def sample_rng(seed: int, epoch: int, key: str) -> random.Random:
-    """The random generator for the augmentation of one sample in one epoch."""
+def sample_rng(seed: int, epoch: int, key: str, crops: int | None = None) -> random.Random:
+    """The random generator for the augmentation of one sample in one epoch.
+
+    Args:
+        seed: of the run.
+        epoch: of the sample's source, from 0.
+        key: of the sample.
+        crops: number of different crops, which the epochs take in turn; None for no limit.
+    """
+    if crops is not None:
+        epoch %= crops
     place = f"{seed}/{epoch}/{key}".encode("utf-8", "surrogatepass")  # shards have any names
     digest = hashlib.blake2b(place, digest_size=16).digest()
     return random.Random(int.from_bytes(digest))

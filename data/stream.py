@@ -67,7 +67,7 @@ class TrainStream:
         self._identity = {
             "seed": seed,
             "weights": [source.weight for source in config.sources],
-            "augmentation": config.augmentation_facts,
+            **config.crop_facts,
             "decoder": decoder,
             "draft": config.draft,
             "max_pixels": config.max_pixels,
@@ -89,7 +89,8 @@ class TrainStream:
 
         Also where it cannot be told: in streaming mode, and where images have several sizes.
         """
-        return None if self._crops is None else self._feed.steps_of(self._crops)
+        known = [crops for crops in self._crops if crops is not None]
+        return self._feed.steps_of(known) if len(known) == len(self._crops) else None
 
     @property
     def num_read(self) -> int:

@@ -104,6 +104,10 @@ def test_an_epoch_holds_each_sample_once_and_the_next_has_another_order(shards: 
     assert first != second
 
 
+def _with_crops(shards: Path, **options: object) -> DataConfig:
+    return _config(shards, **options, sources=[{"shards": str(shards), "crops": 2}])
+
+
 def _crops(config: DataConfig, steps: int) -> list[set[tuple[str, str]]]:
     """The (key, pixel hash) of every epoch of three steps."""
     batches, _ = _run(config, steps)
@@ -113,7 +117,7 @@ def _crops(config: DataConfig, steps: int) -> list[set[tuple[str, str]]]:
 def test_with_crops_the_epochs_take_turns_and_all_are_seen_when_the_stream_says_so(
     shards: Path, tmp_path: Path
 ) -> None:
-    config = _config(shards, augmentation={"crops": 2})
+    config = _with_crops(shards)
     epochs = _crops(config, 15)
     assert epochs[0] == epochs[2] == epochs[4]
     assert epochs[1] == epochs[3]
@@ -130,7 +134,7 @@ def test_the_crops_of_a_sample_do_not_depend_on_bad_ones_around_it(shards: Path)
     rng = np.random.default_rng(1)
     members = {f"{i}.jpg": _jpeg(rng)[: 300 if i % 2 else None] for i in range(8)}
     write_tar(shards / "000.tar", members)
-    config = _config(shards, augmentation={"crops": 2}, max_bad_share=0.5)
+    config = _with_crops(shards, max_bad_share=0.5)
     seen: dict[str, set[str]] = {}
     for key, pixels in (pair for step in _run(config, 40)[0] for pair in step):
         seen.setdefault(key, set()).add(pixels)

@@ -130,12 +130,13 @@ def test_a_step_beyond_the_caches_is_told_with_the_image(cache: Path, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("augmentation", "seed"), [("none", 3), ({"crops": 2}, 0)])
+@pytest.mark.parametrize(("augmentation", "crops", "seed"), [("none", None, 3), ({}, 2, 0)])
 def test_where_crops_repeat_a_cache_of_all_of_them_serves_any_number_of_steps(
-    augmentation: Any, seed: int, cache: Path, tmp_path: Path
+    augmentation: Any, crops: int | None, seed: int, cache: Path, tmp_path: Path
 ) -> None:
     shards = cache.parent / "shards"
-    plain = {"data": {"augmentation": augmentation}}
+    source = {"shards": str(shards), "crops": crops}
+    plain = {"data": {"augmentation": augmentation, "sources": [source]}}
     writer = recipe_in(tmp_path / "writer", shards, **plain, run={"steps": 1000})
     write(writer, tmp_path / "cache")
     longer = {"run": {"steps": 2 * STEPS + 1, "seed": seed, "dir": str(tmp_path / "reader/run")}}

@@ -43,6 +43,7 @@ _EFFECTS = {
     "run.batch_size": "other images in each step",
     "arms.**": "other images in each step",
     "data.sources.*.weight": "another mixture: the stream differs from the first step",
+    "data.sources.*.crops": "other crops and flips",
     "data.sources.**": "other images: the stream differs from the first step",
     "data.augmentation.**": "other crops and flips",
     "data.**": "another stream of images",

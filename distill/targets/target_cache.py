@@ -170,7 +170,7 @@ class TargetCache:
             return (
                 f"{place} has image {view.key} in another view only: another crop, flip or decoder "
                 "than this run's; with random crops a cache has the views of the steps that it was "
-                "written for, with data.augmentation.crops=4 or data.augmentation=none those of "
+                "written for, with data.sources.0.crops=4 or data.augmentation=none those of "
                 "every step"
             )
         return (

@@ -61,7 +61,7 @@ def cache_facts(recipe: StudentRecipe) -> dict[str, Any]:
     """What cached targets depend on, besides the images and the routes."""
     data, objective = recipe.data, recipe.objective
     views: dict[str, Any] = {"decoder": data.decoder, "draft": data.draft}
-    views["augmentation"] = data.augmentation_facts
+    views |= data.crop_facts
     if data.augmentation != "none":
         views["seed"] = recipe.run.seed
     return {
