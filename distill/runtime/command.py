@@ -9,6 +9,7 @@ from collections.abc import Callable
 from data.text import print_anything, printable
 from distill.runtime import distributed, slurm
 from distill.runtime.errors import FAILURES, USER_ERRORS
+from distill.runtime.heap import keep_freed_memory
 from distill.runtime.last_message import print_last
 from distill.runtime.stopping import Stopped, say_stopped
 
@@ -28,6 +29,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         slurm.adopt()
+        if distributed.device().type == "cpu":
+            keep_freed_memory()
         print_anything()
         try:
             main()
