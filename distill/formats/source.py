@@ -15,7 +15,8 @@ from distill.runtime.config import load_yaml
 from distill.runtime.errors import RecipeError
 from distill.targets.target_statistics import IN_CHECKPOINT
 from student.hf_folder import HEADS
-from student.shipped import shipped
+from student.hub import on_hub
+from student.shipped import is_name, shipped
 from student.storage import FORMAT, StudentFile, read_student, student_file
 from teachers.files import format_of
 from teachers.messages import did_you_mean, took
@@ -48,7 +49,7 @@ def read_source(path: Path) -> Source:
         StudentError: there is nothing at the path, or a student's file that is damaged.
         TeacherError: a file in neither format.
     """
-    if shipped(path) or not path.exists():  # in the box, on the hub, or nowhere
+    if on_hub(path) or shipped(path) or is_name(path):
         path = student_file(path)
     if (path / HEADS).is_file():
         return Source(read_student(path), None)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from distill.parametrization.finetuning import freeze
-from distill.parametrization.reparametrize import reparametrize
 from distill.runtime import distributed
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import USER_ERRORS, RecipeError
@@ -82,15 +81,26 @@ def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Stu
     return build(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
 
 
-def prepare_student(
+def freeze_student(
     student: Student, recipe: StudentRecipe, teachers: Mapping[str, Teacher]
 ) -> None:
-    """Freezes and reparametrises a student for training, in place."""
+    """Freezes in place what a recipe does not train."""
     if recipe.finetuning is not None:
         assert isinstance(recipe.student.init, StudentInit)
         running = recipe.running(teachers)
         freeze(student, recipe.student.init, recipe.finetuning, running)
-    reparametrize(student, recipe.reparametrisation)
+
+
+@torch.no_grad()
+def standardise_heads(student: Student, statistics: Statistics) -> None:
+    """Makes heads that started in their teachers' own spaces return standardised maps, in place.
+
+    Before the student is reparametrised, whose weights cannot be set.
+    """
+    for name in sorted(student.in_teacher_space):
+        last = student.heads[name].spatial.final[2]
+        last.load_state_dict(statistics.standardise_linear(name, last).state_dict())
+    student.in_teacher_space.clear()
 
 
 def build_targets(
@@ -145,7 +155,8 @@ def inherited_statistics(
 ) -> dict[str, TargetStatistics]:
     """Teacher name to the statistics under which `student.init` trained the head that is reused.
 
-    A teacher is left out, with a warning, if it is another encoder there, or if the student's file
+    None of a file whose heads are in their teachers' own spaces: any statistics fit those. A
+    teacher is left out, with a warning, if it is another encoder there, or if the student's file
     is not in a checkpoint's folder, with the statistics beside it. The same encoder has the same
     entry in both recipes, up to its upsampler, or the same fingerprint, wherever its weights are.
 
@@ -161,6 +172,8 @@ def inherited_statistics(
     folder = student_file(init.path).parent
     stored = load_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else {}
     header = read_header(init.path)
+    if header.metadata.get("head_space") == "teacher":
+        return {}  # see `standardise_heads`
     theirs = json.loads(header.metadata.get("fingerprints", "{}"))
     found = {}
     for name in [name for name in header.targets if name in recipe.teachers]:
