@@ -209,7 +209,7 @@ def _per_cell(matrix: Tensor, maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def any_phi_s(dim: int) -> PhiS:
-    """The identity as a fitted PHI-S of `dim` channels, for timing and planning of sizes."""
+    """The identity as a fitted PHI-S of `dim` channels."""
     phi_s = PhiS(dim)
     phi_s.alpha.fill_(1)
     phi_s.rotation.fill_diagonal_(1)

@@ -82,6 +82,10 @@ def test_heads_in_their_teachers_spaces_go_on_in_that_of_the_new_statistics(
     due = targets.statistics.apply("expert", own)
     torch.testing.assert_close(start.spatial, due.spatial, atol=1e-4, rtol=1e-4)
     assert torch.equal(start.summary, own.summary)
+    assert inherited(recipe) == {}
+    silent = "objective.weights={expert: {summary: 0, spatial: 0}}"
+    identity = inherited(recipe, silent)["expert"].phi_s  # or an export would fold another space
+    assert torch.equal(identity(own.spatial), own.spatial)
 
 
 def test_a_head_whose_teacher_does_not_run_keeps_its_statistics(

@@ -98,7 +98,8 @@ def _protocol(trained: Trained, config: EvaluationConfig, names: list[str]) -> d
 
 def _lines(agreement: Agreement) -> list[str]:
     """The figures below a column of a picture."""
-    return [f"fidelity {agreement.fidelity:.2f}", f"cosine {agreement.spatial_cosine:.2f}"]
+    cosine = round(agreement.spatial_cosine, 2) + 0.0  # no minus before a zero
+    return [f"fidelity {agreement.fidelity:.2f}", f"cosine {cosine:.2f}"]
 
 
 @torch.no_grad()

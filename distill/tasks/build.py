@@ -30,6 +30,7 @@ from teachers.catalog import licence_of
 from teachers.compiled import compile_teacher
 from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
+from teachers.phi_s import any_phi_s
 from teachers.teacher import Teacher
 
 
@@ -155,10 +156,11 @@ def inherited_statistics(
 ) -> dict[str, TargetStatistics]:
     """Teacher name to the statistics under which `student.init` trained the head that is reused.
 
-    None of a file whose heads are in their teachers' own spaces: any statistics fit those. A
-    teacher is left out, with a warning, if it is another encoder there, or if the student's file
-    is not in a checkpoint's folder, with the statistics beside it. The same encoder has the same
-    entry in both recipes, up to its upsampler, or the same fingerprint, wherever its weights are.
+    Heads of a file that are in their teachers' own spaces take any statistics; those of teachers
+    that do not run keep their space. Otherwise a teacher is left out, with a warning, if it is
+    another encoder there, or if the student's file is not in a checkpoint's folder, with the
+    statistics beside it. The same encoder has the same entry in both recipes, up to its upsampler,
+    or the same fingerprint, wherever its weights are.
 
     Args:
         recipe: the student's.
@@ -172,8 +174,12 @@ def inherited_statistics(
     folder = student_file(init.path).parent
     stored = load_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else {}
     header = read_header(init.path)
-    if header.metadata.get("head_space") == "teacher":
-        return {}  # see `standardise_heads`
+    if header.metadata.get("head_space") == "teacher":  # see `standardise_heads`
+        return {
+            name: _identity(spec.spatial_dim)
+            for name, spec in header.targets.items()
+            if name in recipe.teachers and not recipe.objective.losses_of(name, spec)
+        }
     theirs = json.loads(header.metadata.get("fingerprints", "{}"))
     found = {}
     for name in [name for name in header.targets if name in recipe.teachers]:
@@ -193,6 +199,11 @@ def inherited_statistics(
         else:
             found[name] = statistics
     return found
+
+
+def _identity(dim: int) -> TargetStatistics:
+    """Statistics under which a teacher's own space is the standardised one."""
+    return TargetStatistics(any_phi_s(dim), torch.ones(()))
 
 
 def _encoder(entry: Mapping[str, Any]) -> dict[str, Any]:
