@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from distill.parametrization.finetuning import freeze
 from distill.runtime import distributed
@@ -23,6 +24,7 @@ from distill.targets.target_statistics import (
 from distill.tasks.route_table import route_rows
 from distill.tasks.student_recipe import StudentRecipe
 from student.config import StudentInit
+from student.heads import Head
 from student.model import Student
 from student.storage import read_header, student_file
 from teachers.build import TEACHERS, build_teacher
@@ -99,7 +101,10 @@ def standardise_heads(student: Student, statistics: Statistics) -> None:
     Before the student is reparametrised, whose weights cannot be set.
     """
     for name in sorted(student.in_teacher_space):
-        last = student.heads[name].spatial.final[2]
+        head = student.heads[name]
+        assert isinstance(head, Head)
+        last = head.spatial.final[2]
+        assert isinstance(last, nn.Linear)
         last.load_state_dict(statistics.standardise_linear(name, last).state_dict())
     student.in_teacher_space.clear()
 
