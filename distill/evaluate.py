@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="TARGET",
         help="a recipe (task student, upsampler, upsamplers, throughput, benchmarks or report), "
         "the folder of a run, or one of its checkpoints; with --on also an exported student, "
-        "as safetensors or onnx, or the name of a timm model",
+        "as safetensors or onnx, or the name of one that ships or of a timm model",
     )
     parser.add_argument(
         "--on",

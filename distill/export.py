@@ -31,8 +31,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar="CHECKPOINT",
         help="the folder of a checkpoint, or of a run, whose newest whole checkpoint is taken; or "
-        "a student's file, folder of --format hf or hf://OWNER/NAME on the hub, or a model of the "
-        "RADIO family in its public format",
+        "a student's file, folder of --format hf, hf://OWNER/NAME on the hub, or the name of one "
+        "that ships; or a model of the RADIO family in its public format",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the file to write; for hf a folder")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
@@ -48,7 +48,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "always done for --format radio",
     )
     parser.add_argument(
-        "--half", action="store_true", help="an upsampler only: store its weights in float16"
+        "--half",
+        action="store_true",
+        help="of an upsampler, or a student's --format safetensors: store the weights in float16; "
+        "they load in float32",
     )
     parser.add_argument(
         "--precision",

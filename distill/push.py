@@ -1,8 +1,8 @@
 """Uploads an export to Hugging Face's hub: `python -m distill.push OUT OWNER/NAME`.
 
-OUT is a folder of `distill.export --format hf`, or an exported file with its card beside it. The
-token is that of `hf auth login` or HF_TOKEN. Exit codes: 0 done; 2 a user's mistake, no token or no
-access among them; 1 the hub cannot be reached or fails.
+OUT is a folder of `distill.export --format hf`, an exported file with its card beside it, or the
+name of a student that ships. The token is that of `hf auth login` or HF_TOKEN. Exit codes: 0 done;
+2 a user's mistake, no token or no access among them; 1 the hub cannot be reached or fails.
 """
 
 import argparse
@@ -23,7 +23,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "path",
         type=Path,
         metavar="OUT",
-        help="a folder of `distill.export --format hf`, or an exported file with its card, OUT.md",
+        help="a folder of `distill.export --format hf`, an exported file with its card, OUT.md, or "
+        "the name of a student that ships",
     )
     parser.add_argument(
         "repo",

@@ -17,9 +17,17 @@ def load(path: str | PathLike[str]) -> "Student":
     """Loads an exported student, in eval mode; see `student.storage.load_student`.
 
     Args:
-        path: its file; the folder of `--format hf`, of a checkpoint, or of a run that is done; or
-            `hf://OWNER/NAME[@REVISION]` on Hugging Face's hub.
+        path: the name of one that ships, see `names`; its file; the folder of `--format hf`, of a
+            checkpoint, or of a run that is done; or `hf://OWNER/NAME[@REVISION]` on Hugging Face's
+            hub.
     """
     from student.storage import load_student
 
     return load_student(path)
+
+
+def names() -> list[str]:
+    """The names of the students that ship with this package, which `load` takes."""
+    from student import shipped
+
+    return shipped.names()

@@ -115,8 +115,8 @@ class StudentInit(_Config):
     """Initial weights from a student that `save_student` wrote.
 
     Attributes:
-        path: its file or folder, see `student.storage.student_file`. The trunk must have the same
-            shape.
+        path: its file or folder, or the name of one that ships, see
+            `student.storage.student_file`. The trunk must have the same shape.
         heads: whether to load the heads as well, of teachers that both students have and where
             the dimensions agree. False: all heads start from random weights.
     """

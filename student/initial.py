@@ -184,13 +184,6 @@ def _from_student(
 ) -> tuple[Colour, Colour]:
     where = f"student.init: {init.path}"
     source = read_student(init.path)
-    if init.heads and source.metadata.get("head_space") == "teacher":
-        raise StudentError(
-            f"{where} was exported with --teacher-space: its heads return maps in the teachers' "
-            "own spaces, but training needs standardised ones; give the checkpoint's "
-            "student.safetensors, export it again without the option, or leave out the heads with "
-            "student.init.heads=false"
-        )
     if config.kind != source.config.kind:
         raise StudentError(
             f"{where} is of kind: {source.config.kind}, but the student of kind: {config.kind}; "
@@ -213,6 +206,8 @@ def _from_student(
         else:
             state |= theirs
             log.info("%s: loaded the head of %s", where, name)
+            if source.metadata.get("head_space") == "teacher":
+                student.in_teacher_space.add(name)
             continue
         log.info("%s: the head of %s starts from random weights: %s", where, name, reason)
     student.load_state_dict(state)

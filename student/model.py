@@ -49,6 +49,8 @@ class Student(nn.Module):
         config: the given one, with the pixel normalisation resolved, and the heads' upsampling.
         targets: the given ones.
         spec: what the backbone returns and accepts.
+        in_teacher_space: teachers whose heads started, by `student.initial`, in the teacher's own
+            space; until a training has standardised them.
 
     Raises:
         StudentError: the targets do not fit the configuration.
@@ -89,6 +91,7 @@ class Student(nn.Module):
                 if config.head.has(name)
             }
         )
+        self.in_teacher_space: set[str] = set()
         self.set_normalisation(config.mean or mean, config.std or std)
 
     def set_normalisation(self, mean: Colour, std: Colour) -> None:

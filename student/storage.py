@@ -18,13 +18,13 @@ from student import hf_folder
 from student.errors import StudentError
 from student.hub import download, on_hub
 from student.model import Student
+from student.shipped import WEIGHTS, is_name, names, shipped
 from student.timm_config import AnyStudentConfig, parse_config
 from teachers.features import FeatureSpec
-from teachers.files import open_format, save_tensors, shape_mismatch
+from teachers.files import halved, open_format, save_tensors, shape_mismatch
 from teachers.messages import did_you_mean
 
 FORMAT = "featsharp-distill student 1"
-_NAME = "student.safetensors"  # in a checkpoint
 
 _Targets = TypeAdapter(dict[str, FeatureSpec])
 
@@ -49,7 +49,7 @@ class StudentFile(NamedTuple):
     Attributes:
         config: see `StudentHeader`.
         targets: see `StudentHeader`.
-        state_dict: the student's, on the CPU.
+        state_dict: the student's, on the CPU; what is stored in float16 is in float32.
         metadata: see `StudentHeader`.
     """
 
@@ -65,6 +65,8 @@ def save_student(
     targets: Mapping[str, FeatureSpec],
     state_dict: Mapping[str, Tensor],
     metadata: Mapping[str, str],
+    *,
+    half: bool = False,
 ) -> None:
     """Writes a student, whole or not at all.
 
@@ -74,8 +76,11 @@ def save_student(
         targets: `Student.targets`.
         state_dict: `Student.state_dict()`, or the same names from a gathered or averaged copy.
         metadata: further header entries: recipe, versions, commit, ...
+        half: whether to store the matrices in float16; vectors (biases, norms, LayerScale), which
+            are few and see large features, are stored in float32.
 
     Raises:
+        StudentError: a value is beyond float16's range.
         RuntimeError: the configuration's pixel normalisation is not resolved, or the state dict
             is not one of such a student.
     """
@@ -87,6 +92,8 @@ def save_student(
     if wrong:
         raise RuntimeError(wrong)
     header = student_header(config, targets, metadata)
+    if half:
+        state_dict = halved(state_dict, lambda _, t: t.ndim < 2, f"student {path}", StudentError)
     save_tensors(Path(path), state_dict, header, FORMAT)
 
 
@@ -115,6 +122,8 @@ def read_student(path: str | PathLike[str]) -> StudentFile:
         heads_only = hf_folder.TRUNK in file.metadata()
     if heads_only:
         state |= hf_folder.read_trunk(path.with_name(hf_folder.MODEL), len(header.targets))
+    # Float16 is how weights are stored, not how they compute.
+    state = {n: t.float() if t.dtype == torch.float16 else t for n, t in state.items()}
     return StudentFile(header.config, header.targets, state, header.metadata)
 
 
@@ -129,11 +138,12 @@ def read_header(path: str | PathLike[str]) -> StudentHeader:
 
 
 def student_file(path: str | PathLike[str]) -> Path:
-    """The file of a student: the path itself, or that of a run that is done.
+    """The file of a student: the path itself, that of a run that is done, or one that ships.
 
     Args:
         path: a file; or the folder of a checkpoint, of a run whose last step is saved, or of an
-            export for transformers; or `hf://OWNER/NAME[@REVISION]`, see `student.hub.download`.
+            export for transformers; or `hf://OWNER/NAME[@REVISION]`, see `student.hub.download`;
+            or a name, see `student.shipped`.
 
     Raises:
         StudentError: there is no such file, or the folder is another one, or a run that is not
@@ -141,32 +151,46 @@ def student_file(path: str | PathLike[str]) -> Path:
     """
     if on_hub(path):
         return download(path)
+    if (box := shipped(path)) is not None:
+        return box / WEIGHTS
     folder = Path(path)
     if folder.is_file():
         return folder
-    for name in (_NAME, hf_folder.HEADS):
+    for name in (WEIGHTS, hf_folder.HEADS):
         if (folder / name).is_file():
             return folder / name
     if not folder.is_dir():
-        hint = did_you_mean(folder.name, [each.name for each in folder.parent.glob("*")])
-        raise StudentError(f"student {path}: there is no such file{hint}")
-    saved = sorted(each.parent for each in folder.glob(f"checkpoints/step-*/{_NAME}"))
+        raise StudentError(f"student {path}: {_nothing_there(folder)}")
+    saved = sorted(each.parent for each in folder.glob(f"checkpoints/step-*/{WEIGHTS}"))
     status = folder / "STATUS.json"
     told = json.loads(status.read_text(encoding="utf-8"))["status"] if status.is_file() else ""
     if saved and told == "done":
-        return saved[-1] / _NAME
+        return saved[-1] / WEIGHTS
     if saved:
         raise StudentError(
             f"student {path}: the folder of a run that is not done ({told or 'no STATUS.json'}); "
             f"there are {', '.join(each.name for each in saved)}. Export one, "
             f"`python -m distill.export {saved[-1]} student.safetensors`, or load "
-            f"{saved[-1] / _NAME}"
+            f"{saved[-1] / WEIGHTS}"
         )
     files = sorted(each.name for each in folder.glob("*.safetensors"))
     what = f"there are {', '.join(files)}; name one of them" if files else "it holds no student"
     raise StudentError(
         f"student {path}: is a folder, but neither that of a run with a checkpoint nor a "
         f"checkpoint, nor an export for transformers with {hf_folder.HEADS}; {what}"
+    )
+
+
+def _nothing_there(path: Path) -> str:
+    """What a user is told of a path where nothing lies."""
+    beside = [each.name for each in path.parent.glob("*")]
+    if not is_name(path):
+        return f"there is no such file{did_you_mean(path.name, beside)}"
+    box = names()
+    return (
+        f"there is no such file, and no student of this name ships"
+        f"{did_you_mean(path.name, [*box, *beside])}; {', '.join(box) or 'none'} ships; otherwise "
+        "give a file, the folder of a run, of a checkpoint or of --format hf, or hf://OWNER/NAME"
     )
 
 
@@ -209,7 +233,7 @@ def _metadata(text: str, path: str | PathLike[str]) -> dict[str, str]:
 
 
 def load_student(path: str | PathLike[str]) -> Student:
-    """Loads a student, in eval mode, on the CPU, in the dtype it was saved in.
+    """Loads a student, in eval mode, on the CPU, in the dtype it was saved in, float16 in float32.
 
     Args:
         path: see `student_file`.

@@ -150,6 +150,15 @@ def parse_config(text: str) -> "AnyStudentConfig":
     return model.model_validate_json(text)
 
 
+def started_from(config: "AnyStudentConfig") -> str | None:
+    """What a student starts from, as its recipe names it; None for random weights."""
+    if isinstance(config.init, StudentInit):
+        return str(config.init.path)
+    if isinstance(config, TimmStudentConfig):
+        return None if config.weights == "none" else config.model
+    return None if config.init is None else config.init.model
+
+
 AnyStudentConfig = StudentConfig | TimmStudentConfig
 StudentSection = Annotated[
     Annotated[StudentConfig, Tag("vit")] | Annotated[TimmStudentConfig, Tag("timm")],

@@ -1,11 +1,12 @@
 """Safetensors files whose header names what they hold, the weights in a checkpoint, state dicts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,6 +41,37 @@ def save_tensors(
     own = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as partial:
         save_file(own, partial, {**header, **named})
+
+
+def halved(
+    tensors: Mapping[str, Tensor],
+    whole: Callable[[str, Tensor], bool],
+    where: str,
+    error: type[ValueError],
+) -> dict[str, Tensor]:
+    """Weights for a file of half the size: float16 but for what is small and sensitive.
+
+    Args:
+        tensors: by name; integers stay as they are.
+        whole: by name and tensor, whether a tensor is stored in float32 all the same.
+        where: their origin, for messages.
+        error: the class of the exception.
+
+    Raises:
+        ValueError: of class `error`; a value is beyond float16's range.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            found[name] = tensor
+            continue
+        found[name] = tensor.to(torch.float32 if whole(name, tensor) else torch.float16)
+        if not found[name].isfinite().all():
+            raise error(
+                f"{where}: {name} holds values up to {tensor.abs().max():.3g}, and float16 ends at "
+                f"{torch.finfo(torch.float16).max:.0f}; store it in float32, without --half"
+            )
+    return found
 
 
 def format_of(header: Mapping[str, str] | None) -> str | None:

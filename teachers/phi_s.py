@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -150,26 +150,18 @@ class PhiS(nn.Module):
             ValueError: the number of outputs is not a multiple of D.
         """
         self._require_fit()
-        dim = len(self.mean)
-        if linear.out_features % dim:
-            raise ValueError(
-                f"expected a layer whose outputs are vectors of {dim} channels, got "
-                f"{linear.out_features} outputs"
-            )
-        back = (self.rotation.double().T / self.alpha.double()).to(linear.weight.device)
-        weight = rearrange(linear.weight.double(), "(u d) i -> u d i", d=dim)
-        mean = repeat(self.mean.double(), "d -> u d", u=len(weight)).to(weight.device)
-        if linear.bias is not None:
-            mean = mean + rearrange(linear.bias.double(), "(u d) -> u d", d=dim) @ back.T
-        folded = nn.Linear(
-            linear.in_features,
-            linear.out_features,
-            device=linear.weight.device,
-            dtype=linear.weight.dtype,
-        )
-        folded.weight.copy_(rearrange(back @ weight, "u d i -> (u d) i"))
-        folded.bias.copy_(mean.flatten())
-        return folded
+        mean, back = self.mean.double(), self.rotation.double().T / self.alpha.double()
+        return _folded(linear, back, torch.zeros_like(mean), mean)
+
+    @torch.no_grad()
+    def standardise_linear(self, linear: nn.Linear) -> nn.Linear:
+        """A layer that returns the outputs of `linear` standardised; undoes `fold_into_linear`.
+
+        Arguments, result and errors are those of `fold_into_linear`.
+        """
+        self._require_fit()
+        mean, forth = self.mean.double(), self.alpha.double() * self.rotation.double()
+        return _folded(linear, forth, mean, torch.zeros_like(mean))
 
     @property
     def fitted(self) -> bool:
@@ -183,6 +175,33 @@ class PhiS(nn.Module):
             raise RuntimeError("PhiS is not fitted: use fit_phi_s or load_phi_s")
 
 
+def _folded(linear: nn.Linear, matrix: Tensor, before: Tensor, after: Tensor) -> nn.Linear:
+    """A layer that returns `matrix (y - before) + after` of each vector y that `linear` returns.
+
+    The matrix is (D, D), the others (D,), all float64.
+    """
+    dim = len(after)
+    if linear.out_features % dim:
+        raise ValueError(
+            f"expected a layer whose outputs are vectors of {dim} channels, got "
+            f"{linear.out_features} outputs"
+        )
+    matrix, before, after = (each.to(linear.weight.device) for each in (matrix, before, after))
+    weight = rearrange(linear.weight.double(), "(u d) i -> u d i", d=dim)
+    own = torch.zeros_like(weight[..., 0])
+    if linear.bias is not None:
+        own = rearrange(linear.bias.double(), "(u d) -> u d", d=dim)
+    folded = nn.Linear(
+        linear.in_features,
+        linear.out_features,
+        device=linear.weight.device,
+        dtype=linear.weight.dtype,
+    )
+    folded.weight.copy_(rearrange(matrix @ weight, "u d i -> (u d) i"))
+    folded.bias.copy_((after + (own - before) @ matrix.T).flatten())
+    return folded
+
+
 def _per_cell(matrix: Tensor, maps: Tensor) -> Tensor:
     """Multiplies every cell of (B, D, h, w) by a matrix (D, D)."""
     return (matrix @ maps.flatten(2)).unflatten(2, maps.shape[2:])
@@ -190,7 +209,7 @@ def _per_cell(matrix: Tensor, maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def any_phi_s(dim: int) -> PhiS:
-    """The identity as a fitted PHI-S of `dim` channels, for timing and planning of sizes."""
+    """The identity as a fitted PHI-S of `dim` channels."""
     phi_s = PhiS(dim)
     phi_s.alpha.fill_(1)
     phi_s.rotation.fill_diagonal_(1)

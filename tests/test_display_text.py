@@ -17,8 +17,8 @@ from distill.benchmarks.benchmark import Benchmark, Measurement
 from distill.benchmarks.dense.label_pictures import draw_labels
 from distill.benchmarks.detection.average_precision import Detections
 from distill.benchmarks.detection.detection_pictures import draw_detections
+from distill.display.columns import Column, draw_columns
 from distill.display.pages import render
-from distill.display.pictures import draw_columns
 from distill.display.tables import Cell, Table
 from distill.display.text import chart_text
 from distill.evaluation import run
@@ -90,7 +90,7 @@ def test_charts_draw_every_name(tmp_path: Path) -> None:
 def test_pictures_draw_every_name(tmp_path: Path, name: str) -> None:
     text = NAMES[name]
     pixels = torch.zeros(1, 3, 8, 8)
-    draw_columns(tmp_path / "columns.png", [("image", pixels), (text, pixels)])
+    draw_columns(tmp_path / "columns.png", [Column(text, pixels, text, [text])])
     labels = torch.zeros(8, 8, dtype=torch.uint8)
     draw_labels(tmp_path / "labels.png", [(pixels[0], labels, labels)], [text])
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")

@@ -1,5 +1,6 @@
 """`distill.evaluate` and `distill.visualize` on a run whose student was never trained."""
 
+import base64
 import html.parser
 import json
 import shutil
@@ -13,7 +14,9 @@ from PIL import Image
 from data.files import write_text
 from data.images import load_images
 from distill import evaluate, visualize
+from distill.display.columns import Column, layout
 from distill.evaluation import student_run
+from distill.evaluation.student_page import shown_student
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from distill.runtime.errors import RecipeError
@@ -150,13 +153,38 @@ def test_the_page_is_one_file_with_the_table_panels_and_losses(
     assert shown.tags.count("style") == 1
     assert 'name="viewport"' in text
     assert shown.descriptions == [
-        "Feature maps at 32 x 32 px: for each image its teachers' and the students'",
-        "Feature maps at 48 x 32 px: for each image its teachers' and the students'",
+        *(
+            f"Feature maps at {size} px: for each image those of its teachers, and beside each "
+            "what the student predicts of it, after and before training"
+            for size in ("32 x 32", "48 x 32")
+        ),
         "Curves of the losses; the total goes from 1.000 at step 1 to 0.333 at step 3",
     ]
     assert all(source.startswith("data:image/png;base64,") for source in shown.sources)
     for row in _rows(recipe.parent / "run"):
         assert f">{row['fidelity']:.3f}</td>" in text
+    picture = page.with_name("teachers_in_student.png").read_bytes()
+    assert base64.b64encode(picture).decode() in shown.sources[0]  # the first on the page
+
+
+@pytest.mark.parametrize("start", [None, "agglo_tiny"])
+def test_a_student_that_started_from_another_is_compared_with_that_start(
+    start: str | None, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(student_run, "started_from", lambda config: start)
+    titles: list[list[str]] = []
+    monkeypatch.setattr(student_run, "draw_panels", lambda p, i, t, o, c: titles.append([*o, c]))
+    shutil.copytree(made.parent / "run", tmp_path / "run")
+    (tmp_path / "run/evaluation").mkdir()
+    monkeypatch.setattr(student_run, "write_page", lambda *_: tmp_path)
+    overrides = [f"run.dir={tmp_path / 'run'}", "evaluation.resolutions=[32]"]
+    rows, _ = student_run.evaluate_student(find_trained(made, overrides))
+    before = "start" if start else "untrained"
+    assert titles[0][:2] == ["student", before]
+    assert titles[0][2]["expert"][before][0] == f"fidelity {rows[0]['fidelity']:.2f}"
+    assert [row.get("started_from") for row in rows] == [start] * 2
+    assert [shown_student(row) for row in rows] == [before, "trained"]
+    assert [row["student"] for row in rows] == ["untrained", "trained"]  # for programs
 
 
 def test_run_recipe_and_checkpoint_name_the_same_student(recipe: Path) -> None:
@@ -222,7 +250,8 @@ def test_visualize_draws_a_row_an_image(
     arguments = [recipe, *images, "--out", out, "--resolution", 48]
     assert _call(visualize, monkeypatch, *arguments) == 0
     with Image.open(out) as picture:
-        assert picture.size == (3 * 198 - 6, 22 + 2 * 198 - 6)
+        columns = [Column("", torch.zeros(2, 3, 48, 48), group) for group in ("", "t", "t")]
+        assert picture.size == layout(columns).size
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distill.formats.export import export_student
 from distill.runtime.tracking import read_metrics
 from distill.targets.target_statistics import TargetStatistics
 from distill.tasks.build import inherited_statistics
 from distill.tasks.student_recipe import load_student_recipe
-from student.storage import read_header
+from distill.tasks.trained import find_trained, load_trained
+from student.storage import load_student, read_header
 from tests.tiny_run import STEPS, plain_command, run, write_recipe
 
 pytestmark = pytest.mark.process
@@ -56,6 +58,34 @@ def test_a_second_stage_standardises_as_the_first_and_goes_on_at_its_loss(
     key = "loss/expert/spatial"
     # Of other images at another size, but nearer to where it ended than to where it began.
     assert read_metrics(tmp_path / "run")[0][key] < (before[0][key] + before[-1][key]) / 2
+
+
+def test_heads_in_their_teachers_spaces_go_on_in_that_of_the_new_statistics(
+    first: Path, tmp_path: Path
+) -> None:
+    """Those of a student that ships, in half precision and without its statistics."""
+    stored = tmp_path / "box/student.safetensors"
+    export_student(first, stored, teacher_space=True, half=True)
+    init = {"kind": "student", "path": str(stored)}
+    spectral = {"spectral": "all"}
+    recipe = second(tmp_path, first, student={"init": init}, reparametrisation=spectral)
+    done = run(plain_command(recipe), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "{'expert': 'estimated'}" in done.stderr
+    before = read_metrics(first)
+    key = "loss/expert/spatial"
+    assert read_metrics(tmp_path / "run")[0][key] < (before[0][key] + before[-1][key]) / 2
+    students, targets = load_trained(find_trained(tmp_path / "run", []))
+    images = torch.rand(1, 3, 32, 32)
+    own = load_student(stored)(images).heads["expert"]
+    start = students["untrained"](images).heads["expert"]
+    due = targets.statistics.apply("expert", own)
+    torch.testing.assert_close(start.spatial, due.spatial, atol=1e-4, rtol=1e-4)
+    assert torch.equal(start.summary, own.summary)
+    assert inherited(recipe) == {}
+    silent = "objective.weights={expert: {summary: 0, spatial: 0}}"
+    identity = inherited(recipe, silent)["expert"].phi_s  # or an export would fold another space
+    assert torch.equal(identity(own.spatial), own.spatial)
 
 
 def test_a_head_whose_teacher_does_not_run_keeps_its_statistics(

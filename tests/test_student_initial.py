@@ -336,15 +336,18 @@ def test_a_student_with_another_trunk_is_refused(
         build(StudentConfig(**(SMALL | changes), init=init), {"a": CLIP})
 
 
-def test_a_student_whose_heads_left_the_training_space_is_refused(
-    exported: tuple[Student, Path],
+@pytest.mark.parametrize("space", ["teacher", "training"])
+def test_heads_that_left_the_training_space_are_named(
+    space: str, exported: tuple[Student, Path]
 ) -> None:
     source, path = exported
-    folded = {"head_space": "teacher"}
-    save_student(path, source.config, source.targets, source.state_dict(), folded)
+    metadata = {"head_space": space}
+    save_student(path, source.config, source.targets, source.state_dict(), metadata)
     config = StudentConfig(**SMALL, init={"kind": "student", "path": path})
-    with pytest.raises(StudentError, match="was exported with --teacher-space: its heads return"):
-        build(config, {"a": CLIP})
+    student = build(config, {"a": CLIP, "new": CLIP})
+    assert student.in_teacher_space == ({"a"} if space == "teacher" else set())
+    for name, value in weights(source, "heads.a.").items():
+        assert torch.equal(student.state_dict()[name], value)
 
 
 def test_such_a_student_gives_its_trunk_where_its_heads_are_left(
@@ -356,6 +359,7 @@ def test_such_a_student_gives_its_trunk_where_its_heads_are_left(
     init = {"kind": "student", "path": path, "heads": False}
     with caplog.at_level(logging.INFO, "student"):
         student = build(StudentConfig(**SMALL, init=init), {"a": CLIP})
+    assert not student.in_teacher_space
     for name, value in weights(source, "trunk.blocks.").items():
         assert torch.equal(student.state_dict()[name], value)
     for name, value in weights(student, "heads.a.").items():

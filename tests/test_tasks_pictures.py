@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill import visualize
-from distill.display.pictures import HEIGHT
+from distill.display.columns import HEIGHT, Column, layout
 from distill.runtime.checkpoint import save_checkpoint
 from distill.runtime.config import dump_yaml
 from distill.tasks import pictures
@@ -134,8 +134,9 @@ def test_one_command_draws_a_row_an_image(tmp_path: Path, monkeypatch: pytest.Mo
     path, out = _save(tmp_path / "up.safetensors"), tmp_path / "figure.png"
     assert _call(monkeypatch, path, tmp_path / "images", "--out", out) == 0
     width = HEIGHT * 96 // 64
+    assert width == 288
     with Image.open(out) as picture:
-        assert picture.size == (6 * (width + 6) - 6, 22 + 2 * (HEIGHT + 6) - 6)
+        assert picture.size == layout([Column("", torch.zeros(2, 3, 64, 96))] * 6).size
 
 
 def test_biases_stand_side_by_side_each_in_its_own_colours(

@@ -152,6 +152,8 @@ def test_a_folded_layer_outputs_the_inverse_of_what_the_layer_outputs(
     tokens = torch.randn(9, 5)
     due = phi_s.inverse(linear(tokens).view(9 * replicas, 12, 1, 1)).view(9, replicas * 12)
     torch.testing.assert_close(phi_s.fold_into_linear(linear)(tokens), due, atol=1e-3, rtol=1e-4)
+    due = phi_s(linear(tokens).view(9 * replicas, 12, 1, 1)).view(9, replicas * 12)
+    torch.testing.assert_close(phi_s.standardise_linear(linear)(tokens), due, atol=1e-4, rtol=1e-4)
 
 
 def test_folding_refuses_a_layer_of_another_width() -> None:

@@ -7,22 +7,20 @@ the same scaling: equal colours mean equal features.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Self
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+import torch.nn.functional as F
 from torch import Tensor
 
-from distill.display.text import picture_text
+from distill.display.columns import Column, draw_columns
 from student.model import StudentOutput
 from teachers.features import Features
 
-HEIGHT = 192  # pixels of a panel
-_TITLE, _GAP = 22, 6
 _TAIL = 0.01  # share of cells that saturate at either end, so that outliers do not set the range
 
-Panels = Tensor | Sequence[Tensor]  # (B, 3, h, w), or pictures of several sizes
+Captions = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 class ColourBasis(NamedTuple):
@@ -47,8 +45,7 @@ class ColourBasis(NamedTuple):
         """Fits the basis to all cells of maps (B, D, h, w), D at least 3."""
         cells = _cells(maps)
         mean = cells.mean(0)
-        _, vectors = torch.linalg.eigh((cells - mean).T @ (cells - mean))
-        axes = vectors[:, -3:].flip(1)
+        axes = _principal_axes(cells - mean)
         largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
         axes = axes * largest.sign()  # the sign of an eigenvector is arbitrary
         ends = torch.tensor([_TAIL, 1 - _TAIL], dtype=torch.float64)
@@ -69,22 +66,34 @@ def draw_panels(
     images: Tensor,
     targets: Mapping[str, Features],
     outputs: Mapping[str, StudentOutput],
+    captions: Captions = MappingProxyType({}),
 ) -> None:
     """Draws a row for each image: the image, and for each teacher its map and those of students.
+
+    Each image has axes of its own, on which its teacher's map shows most. The space does not
+    matter: PHI-S is a rotation with one scale, which leaves the picture what it is.
 
     Args:
         path: the PNG to write.
         images: (B, 3, H, W) in [0, 1].
         targets: teacher name to the targets of its heads, spatial (B, D, h, w).
-        outputs: student name to its output for the same images.
+        outputs: student name to its output for the same images, in the space of the targets.
+        captions: lines below a column, by teacher and student.
     """
-    columns = {"image": images}
+    columns = [Column("image", images, smooth=True)]
     for teacher, target in targets.items():
-        basis = ColourBasis.fit(target.spatial)
-        columns[teacher] = basis.colours(target.spatial)
+        bases = [ColourBasis.fit(each[None]) for each in target.spatial]
+        columns.append(Column("teacher", _coloured(bases, target.spatial), teacher))
         for student, output in outputs.items():
-            columns[f"{student}: {teacher}"] = basis.colours(output.heads[teacher].spatial)
+            panels = _coloured(bases, output.heads[teacher].spatial)
+            lines = captions.get(teacher, {}).get(student, ())
+            columns.append(Column(student, panels, teacher, lines))
     draw_columns(path, columns)
+
+
+def _coloured(bases: Sequence[ColourBasis], maps: Tensor) -> list[Tensor]:
+    """Maps (B, D, h, w) in the colours of B bases."""
+    return [basis.colours(each[None])[0] for basis, each in zip(bases, maps, strict=True)]
 
 
 def draw_maps(path: Path, images: Tensor, maps: Mapping[str, Tensor]) -> None:
@@ -96,7 +105,8 @@ def draw_maps(path: Path, images: Tensor, maps: Mapping[str, Tensor]) -> None:
         maps: title to maps (B, D, h, w); h and w may differ. The PCA is fitted to the first.
     """
     basis = ColourBasis.fit(next(iter(maps.values())))
-    draw_columns(path, {"image": images, **{t: basis.colours(m) for t, m in maps.items()}})
+    shown = [Column(title, basis.colours(each)) for title, each in maps.items()]
+    draw_columns(path, [Column("image", images, smooth=True), *shown])
 
 
 def draw_side_by_side(path: Path, maps: Sequence[tuple[str, Tensor]]) -> None:
@@ -106,55 +116,19 @@ def draw_side_by_side(path: Path, maps: Sequence[tuple[str, Tensor]]) -> None:
         path: the PNG to write.
         maps: titles, which may repeat, and maps (1, D, h, w); drawn as wide as the first.
     """
-    draw_columns(path, [(title, ColourBasis.fit(m).colours(m)) for title, m in maps])
+    draw_columns(path, [Column(title, ColourBasis.fit(m).colours(m)) for title, m in maps])
 
 
-def draw_columns(path: Path, titled: Mapping[str, Panels] | Sequence[tuple[str, Panels]]) -> None:
-    """Draws columns of pictures with titles, all as wide as the first.
-
-    Args:
-        path: the PNG to write.
-        titled: title to pictures (3, h, w) in [0, 1]; the title `image` is for photographs.
-    """
-    columns = list(titled.items()) if isinstance(titled, Mapping) else titled
-    first = columns[0][1]
-    width = round(HEIGHT * first[0].shape[-1] / first[0].shape[-2])
-    step_x, step_y = width + _GAP, HEIGHT + _GAP
-    size = (len(columns) * step_x - _GAP, _TITLE + len(first) * step_y - _GAP)
-    canvas = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(canvas)
-    for x, (title, panels) in enumerate(columns):
-        text = picture_text(title)
-        font = _font(draw, text, width)
-        draw.text((x * step_x, 2), text, fill="black", font=font)
-        for y, panel in enumerate(panels):
-            # Cells of maps stay visible as squares: interpolation would invent detail.
-            how = Image.Resampling.LANCZOS if title == "image" else Image.Resampling.NEAREST
-            picture = _picture(panel).resize((width, HEIGHT), how)
-            canvas.paste(picture, (x * step_x, _TITLE + y * step_y))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+def _principal_axes(centred: Tensor) -> Tensor:
+    """The three principal axes of centred rows (N, D), as columns (D, 3)."""
+    count, dim = centred.shape
+    if 3 < count < dim:  # of N x N products, which are far fewer where channels are many
+        values, vectors = torch.linalg.eigh(centred @ centred.T)
+        if values[-3] > 1e-9 * values[-1]:
+            return F.normalize(centred.T @ vectors[:, -3:].flip(1), dim=0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    return vectors[:, -3:].flip(1)
 
 
 def _cells(maps: Tensor) -> Tensor:
     return maps.detach().double().cpu().permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _picture(panel: Tensor) -> Image.Image:
-    pixels = panel.detach().float().cpu().clamp(0, 1).permute(1, 2, 0) * 255
-    return Image.fromarray(pixels.round().numpy().astype(np.uint8))
-
-
-def _font(draw: ImageDraw.ImageDraw, title: str, width: int) -> ImageFont.FreeTypeFont:
-    """The largest font of 8 to 14 px in which the title fits its column."""
-    for size in range(14, 8, -1):
-        font = ImageFont.truetype(_font_file(), size)
-        if draw.textlength(title, font=font) <= width:
-            return font
-    return ImageFont.truetype(_font_file(), 8)
-
-
-def _font_file() -> str:
-    from matplotlib import font_manager  # it ships DejaVu; slow to import
-
-    return font_manager.findfont("DejaVu Sans")

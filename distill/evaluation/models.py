@@ -16,6 +16,7 @@ from distill.runtime.errors import RecipeError
 from distill.tasks.student_recipe import load_student_recipe
 from distill.tasks.trained import recipe_file
 from student.hub import on_hub
+from student.shipped import names, shipped
 from teachers.build import parse_teacher
 from teachers.features import Features, FeatureSpec
 from teachers.messages import did_you_mean
@@ -64,9 +65,9 @@ def parse_model(value: Any) -> TeacherConfig:
 
     Args:
         value: the entry of a teacher of a built-in kind or of a user's class, with or without an
-            upsampler; `{kind: student, path: RUN}`; `{kind: onnx, path: FILE}`;
-            `{kind: pixels}`; or `{recipe: FILE, teacher: NAME}`, a teacher as a student's recipe
-            configures it.
+            upsampler; `{kind: student, path: RUN}`, also with the name of a student that ships;
+            `{kind: onnx, path: FILE}`; `{kind: pixels}`; or `{recipe: FILE, teacher: NAME}`, a
+            teacher as a student's recipe configures it.
 
     Raises:
         TeacherError: unknown kind or key, or a wrong value.
@@ -95,10 +96,11 @@ def model_of(target: str) -> dict[str, Any]:
 
     Raises:
         RecipeError: neither the folder of a run, of a checkpoint or of an export, nor a student's
-            file, graph or address on the hub, nor the name of a timm model.
+            file, graph or address on the hub, nor the name of a student that ships or of a timm
+            model.
     """
     path = Path(target)
-    if path.is_dir() or path.suffix == ".safetensors" or on_hub(target):
+    if path.is_dir() or path.suffix == ".safetensors" or on_hub(target) or shipped(target):
         return {"kind": "student", "path": target}
     if path.suffix == ".onnx":
         return {"kind": "onnx", "path": target}
@@ -106,7 +108,8 @@ def model_of(target: str) -> dict[str, Any]:
 
     if not timm.is_model(target):
         raise RecipeError(
-            f"{target}: neither a run, a checkpoint, a student's file or graph, nor a timm model"
-            f"{did_you_mean(target.split('.')[0], timm.list_models())}"
+            f"{target}: neither a run, a checkpoint, a student's file or graph or the name of one "
+            f"that ships, nor a timm model"
+            f"{did_you_mean(target.split('.')[0], [*names(), *timm.list_models()])}"
         )
     return {"kind": "timm", "model": target}

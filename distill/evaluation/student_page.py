@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.files import write_text
+from data.files import atomic, write_text
 from distill.display.pages import Picture, render
 from distill.display.tables import Cell
 from distill.display.text import chart_text
@@ -13,6 +13,7 @@ from distill.runtime.tracking import read_metrics
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.trained import Trained
 
+PICTURE = "teachers_in_student.png"
 _METRICS = {
     "fidelity": "fidelity",
     "spatial_cosine": "spatial cosine",
@@ -25,12 +26,26 @@ def write_page(
 ) -> Path:
     """Writes `page/index.html` into the run's folder, with its pictures inside; returns its path.
 
+    The first picture is also written beside it, as `teachers_in_student.png`.
+
     Args:
         trained: the run.
         rows: those of `fidelity.jsonl`.
         panels: PNG files of feature maps by the size of the student's input, `256 x 256 px`.
     """
     recipe = trained.recipe
+    path = trained.run / "page" / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        size: Picture(
+            file.read_bytes(),
+            f"Feature maps at {size}: for each image those of its teachers, and beside each what "
+            "the student predicts of it, after and before training",
+        )
+        for size, file in panels.items()
+    }
+    with atomic(path.with_name(PICTURE)) as partial:
+        partial.write_bytes(next(iter(pictures.values())).png)
     page = render(
         "student_run.html.jinja",
         title=trained.run.absolute().name,
@@ -38,21 +53,20 @@ def write_page(
         step=trained.step,
         images=_images(recipe),
         checkpoint=trained.checkpoint,
-        students=list(dict.fromkeys(row["student"] for row in rows)),
+        started_from=rows[0].get("started_from"),
+        students=list(dict.fromkeys(map(shown_student, rows))),
         agreement=_agreement(rows),
-        panels={
-            size: Picture(
-                path.read_bytes(),
-                f"Feature maps at {size}: for each image its teachers' and the students'",
-            )
-            for size, path in panels.items()
-        },
+        panels=pictures,
         losses=_losses(trained.run),
     )
-    path = trained.run / "page" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
     return path
+
+
+def shown_student(row: Mapping[str, Any]) -> str:
+    """The name of a row's student: before training `start`, unless its weights were random."""
+    before = row["student"] == "untrained" and row.get("started_from") is not None
+    return "start" if before else str(row["student"])
 
 
 def _images(recipe: StudentRecipe) -> str:

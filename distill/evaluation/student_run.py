@@ -9,15 +9,16 @@ from rich.table import Table as RichTable
 from data.batch import scale_pixels
 from data.files import write_json_lines
 from data.images import load_images
-from distill.benchmarks.fidelity import EvaluationConfig, measure, require_images
-from distill.display.pictures import draw_panels
+from distill.benchmarks.fidelity import Agreement, EvaluationConfig, measure, require_images
+from distill.display.pictures import Captions, draw_panels
 from distill.display.text import table_text
-from distill.evaluation.student_page import write_page
+from distill.evaluation.student_page import shown_student, write_page
 from distill.runtime import distributed
 from distill.runtime.errors import RecipeError
 from distill.targets.source import LiveTargets
 from distill.tasks.trained import Trained, load_trained
 from student.model import Student
+from student.timm_config import started_from
 
 _SHOWN = 4  # images of a picture
 
@@ -52,7 +53,13 @@ def evaluate_student(trained: Trained) -> tuple[list[dict[str, Any]], Path]:
                 rows.append(facts | _protocol(trained, config, names) | agreement._asdict())
         size = f"{resolution[0]} x {resolution[1]} px"
         pictures[size] = folder / f"panels_{resolution[0]}x{resolution[1]}.png"
-        _draw(pictures[size], images[:_SHOWN], students, targets)
+        titles = {"trained": "student", "untrained": shown_student(rows[0])}
+        shown = {title: students[name] for name, title in titles.items()}
+        captions = {
+            teacher: {title: _lines(each[name]) for name, title in titles.items()}
+            for teacher, each in measured.items()
+        }
+        _draw(pictures[size], images[:_SHOWN], shown, targets, captions)
     write_json_lines(folder / "fidelity.jsonl", rows)
     return rows, write_page(trained, rows, pictures)
 
@@ -68,7 +75,7 @@ def agreement_table(rows: list[dict[str, Any]]) -> RichTable:
         table.add_row(
             table_text(row["teacher"]),
             f"{height} x {width}",
-            table_text(row["student"]),
+            table_text(shown_student(row)),
             *("-" if figure is None else f"{figure:.3f}" for figure in figures),
             end_section=row["student"] == "trained",
         )
@@ -77,7 +84,8 @@ def agreement_table(rows: list[dict[str, Any]]) -> RichTable:
 
 def _protocol(trained: Trained, config: EvaluationConfig, names: list[str]) -> dict[str, Any]:
     """The facts that are needed to measure a row again."""
-    return {
+    started = started_from(trained.recipe.student)
+    return ({} if started is None else {"started_from": started}) | {
         "step": trained.step,
         "checkpoint": str(trained.checkpoint),
         "seed": trained.recipe.run.seed,
@@ -88,10 +96,20 @@ def _protocol(trained: Trained, config: EvaluationConfig, names: list[str]) -> d
     }
 
 
+def _lines(agreement: Agreement) -> list[str]:
+    """The figures below a column of a picture."""
+    cosine = round(agreement.spatial_cosine, 2) + 0.0  # no minus before a zero
+    return [f"fidelity {agreement.fidelity:.2f}", f"cosine {cosine:.2f}"]
+
+
 @torch.no_grad()
 def _draw(
-    path: Path, images: torch.Tensor, students: dict[str, Student], targets: LiveTargets
+    path: Path,
+    images: torch.Tensor,
+    students: dict[str, Student],
+    targets: LiveTargets,
+    captions: Captions,
 ) -> None:
     pixels = scale_pixels(images, distributed.device())
     outputs = {name: student(pixels) for name, student in students.items()}
-    draw_panels(path, pixels, targets(pixels), outputs)
+    draw_panels(path, pixels, targets(pixels), outputs, captions)

@@ -53,7 +53,8 @@ def export(
         heads: the teachers whose heads a student keeps; None for all.
         teacher_space: whether a student's heads return maps in their teachers' own spaces, as in
             RADIO's format always, instead of the standardised ones that they were trained in.
-        half: whether the weights of an upsampler are stored in float16.
+        half: whether the weights of an upsampler, or of a student as safetensors, are stored in
+            float16; they load in float32.
         onnx: the precision and the operators of a graph.
         force: whether existing files are overwritten.
 
@@ -66,14 +67,13 @@ def export(
             are not finite.
     """
     if not has_upsampler(path):
-        if half:
-            raise RecipeError("--half: is for upsamplers; this is a student")
         return export_student(
             path,
             out,
             format=format,
             heads=heads,
             teacher_space=teacher_space,
+            half=half,
             onnx=onnx,
             force=force,
         )
@@ -97,6 +97,7 @@ def export_student(
     format: str = FORMATS[0],
     heads: tuple[str, ...] | None = None,
     teacher_space: bool = False,
+    half: bool = False,
     onnx: OnnxOptions = PLAIN,
     force: bool = False,
 ) -> Path:
@@ -114,6 +115,9 @@ def export_student(
     _check_suffix(out, format)
     if format != "onnx" and onnx != PLAIN:
         raise RecipeError(f"--precision, --opset: are for --format onnx, not {format}")
+    if half and format != FORMATS[0]:
+        cure = "; --precision fp16 halves a graph" if format == "onnx" else ""
+        raise RecipeError(f"--half: is for --format {FORMATS[0]}, not {format}{cure}")
     source = read_source(path)
     _check_finite(source.file, path)
     if heads is not None:
@@ -123,7 +127,7 @@ def export_student(
         _write_folder(out, file, source.checkpoint)
         return source.checkpoint or path
     with _writing(out):
-        agreement = _write(file, format, out, onnx)
+        agreement = _write(file, format, out, onnx, half)
         write_text(card, model_card(file, out, format, source.checkpoint, agreement))
     return source.checkpoint or path
 
@@ -211,9 +215,11 @@ def _write_folder(out: Path, file: StudentFile, checkpoint: Path | None) -> None
         print(check_hf(partial, file))
 
 
-def _write(file: StudentFile, format: str, out: Path, onnx: OnnxOptions) -> Agreement | None:
+def _write(
+    file: StudentFile, format: str, out: Path, onnx: OnnxOptions, half: bool
+) -> Agreement | None:
     if format == "safetensors":
-        save_student(out, file.config, file.targets, file.state_dict, file.metadata)
+        save_student(out, file.config, file.targets, file.state_dict, file.metadata, half=half)
     elif format == "onnx":
         agreement = save_onnx(out, file, onnx)
         print(agreement_text(agreement))

@@ -14,10 +14,10 @@ from distill.formats.onnx_graph import large_weights
 from distill.runtime.config import parse_yaml
 from distill.runtime.errors import RecipeError, UploadError
 from student.hub import why_not
+from student.shipped import WEIGHTS, is_name, names, shipped
 from student.storage import read_header
+from teachers.messages import did_you_mean
 from teachers.weights import read_json
-
-_CARD = "README.md"  # where the hub shows it
 
 
 class Upload(NamedTuple):
@@ -43,7 +43,8 @@ def find_upload(path: Path) -> Upload:
     """Finds and checks what is to be uploaded.
 
     Args:
-        path: a folder of `--format hf`, or the file of another format with its card beside it.
+        path: a folder of `--format hf`; the file of another format with its card beside it; or the
+            name of a student that ships.
 
     Raises:
         RecipeError: neither, or parts of it are missing or damaged.
@@ -54,23 +55,27 @@ def find_upload(path: Path) -> Upload:
             f"{path}: is a run or a checkpoint; export it first, `python -m distill.export {path} "
             "--format hf OUT`"
         )
-    note = ""
-    if path.is_dir():
+    note, box = "", shipped(path)
+    if box is not None:
+        files = {WEIGHTS: box / WEIGHTS, hf.CARD: box / hf.CARD}
+        _require(path, files, "is no whole student in the box")
+        note = _note(read_header(path).metadata)
+    elif path.is_dir():
         files = {name: path / name for name in hf.FILES}
         _require(path, files, "is no folder of `distill.export --format hf`")
         check_keys(files[hf.MODEL], read_json(files[hf.CONFIG]))
         read_header(path)
     else:
-        files = {path.name: path, _CARD: card_of(path)}
+        files = {path.name: path, hf.CARD: card_of(path)}
         _require(path, files, "is no export with its card beside it")
         if path.suffix == ".safetensors":
             note = _note(read_header(path).metadata)
         if large_weights(path).is_file():
             files[large_weights(path).name] = large_weights(path)
-    front = read_front_matter(files[_CARD])
+    front = read_front_matter(files[hf.CARD])
     if MARK not in front.get("tags", ()):
         raise RecipeError(
-            f"{files[_CARD]}: is no card of `distill.export`: its tags have no {MARK}"
+            f"{files[hf.CARD]}: is no card of `distill.export`: its tags have no {MARK}"
         )
     return Upload(files, str(front.get("license")), note)
 
@@ -89,7 +94,8 @@ def _note(metadata: Mapping[str, str]) -> str:
 def _require(path: Path, files: dict[str, Path], what: str) -> None:
     missing = [file.name for file in files.values() if not file.is_file()]
     if missing:
-        raise RecipeError(f"{path}: {what}: there is no {missing[0]}")
+        hint = did_you_mean(path.name, names()) if is_name(path) else ""
+        raise RecipeError(f"{path}: {what}: there is no {missing[0]}{hint}")
 
 
 def upload(found: Upload, repo: str, *, private: bool, revision: str | None) -> str:

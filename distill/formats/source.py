@@ -16,6 +16,7 @@ from distill.runtime.errors import RecipeError
 from distill.targets.target_statistics import IN_CHECKPOINT
 from student.hf_folder import HEADS
 from student.hub import on_hub
+from student.shipped import is_name, shipped
 from student.storage import FORMAT, StudentFile, read_student, student_file
 from teachers.files import format_of
 from teachers.messages import did_you_mean, took
@@ -39,16 +40,16 @@ def read_source(path: Path) -> Source:
 
     Args:
         path: the folder of a run or of a checkpoint, a file of `save_student`, a folder of
-            `--format hf`, `hf://OWNER/NAME` on the hub, or a model of the RADIO family in its
-            public format.
+            `--format hf`, `hf://OWNER/NAME` on the hub, the name of a student that ships, or a
+            model of the RADIO family in its public format.
 
     Raises:
         RecipeError: a folder without a whole checkpoint, or a RADIO model that is not built like
             a student.
-        StudentError: a student's file that is damaged.
+        StudentError: there is nothing at the path, or a student's file that is damaged.
         TeacherError: a file in neither format.
     """
-    if on_hub(path):
+    if on_hub(path) or shipped(path) or is_name(path):
         path = student_file(path)
     if (path / HEADS).is_file():
         return Source(read_student(path), None)

@@ -12,11 +12,12 @@ from distill.engine.ema import AveragedModule
 from distill.engine.engine import Autocast
 from distill.engine.engine_config import EngineConfig
 from distill.objective.mesa import EMA
+from distill.parametrization.reparametrize import reparametrize
 from distill.planning.meter import Meter, Trace
 from distill.planning.step import Arm, ModelRow, Workload, encoder_shapes, meta_teacher
 from distill.targets.routes import RouteChoice, Size, bare_encoder, choose_route
 from distill.targets.target_statistics import TargetStatistics
-from distill.tasks.build import build_targets, prepare_student
+from distill.tasks.build import build_targets, freeze_student
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.student_task import StudentTask
 from distill.tasks.window_augmentation import window_shares
@@ -89,7 +90,8 @@ class StudentWorkload(Workload):
         }
         with torch.device("meta"):
             self.trained = Student(recipe.student, {n: t.spec for n, t in self.teachers.items()})
-        prepare_student(self.trained, recipe, self.teachers)
+        freeze_student(self.trained, recipe, self.teachers)
+        reparametrize(self.trained, recipe.reparametrisation)
         self._average: Student | None = None
         if recipe.objective.mesa is not None:
             self._average = AveragedModule(self.trained, recipe.engine.ema_decay).module

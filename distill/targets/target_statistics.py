@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.files import write_text
 from distill.objective.losses import angles
@@ -82,6 +82,16 @@ class Statistics:
             return features
         with torch.no_grad():
             return features._replace(spatial=self.of[name].phi_s(features.spatial))
+
+    def standardise_linear(self, name: str, linear: nn.Linear) -> nn.Linear:
+        """A layer that returns the outputs of `linear` as `apply` standardises them.
+
+        The outputs are in the own space of the teacher; without PHI-S, or without statistics of
+        the teacher, as it does not run, this is the layer itself.
+        """
+        if not self._phi_s or name not in self.of:
+            return linear
+        return self.of[name].phi_s.standardise_linear(linear)
 
     def dispersions(self) -> dict[str, Tensor]:
         """Teacher name to the angular dispersion of its summaries, () in radians squared."""

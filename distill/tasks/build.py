@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from distill.parametrization.finetuning import freeze
-from distill.parametrization.reparametrize import reparametrize
 from distill.runtime import distributed
 from distill.runtime.config import load_yaml
 from distill.runtime.errors import USER_ERRORS, RecipeError
@@ -24,6 +24,7 @@ from distill.targets.target_statistics import (
 from distill.tasks.route_table import route_rows
 from distill.tasks.student_recipe import StudentRecipe
 from student.config import StudentInit
+from student.heads import Head
 from student.model import Student
 from student.storage import read_header, student_file
 from teachers.build import TEACHERS, build_teacher
@@ -31,6 +32,7 @@ from teachers.catalog import licence_of
 from teachers.compiled import compile_teacher
 from teachers.dry_run import dry_run
 from teachers.errors import TeacherError
+from teachers.phi_s import any_phi_s
 from teachers.teacher import Teacher
 
 
@@ -82,15 +84,29 @@ def build_student(recipe: StudentRecipe, teachers: Mapping[str, Teacher]) -> Stu
     return build(recipe.student, {name: teacher.spec for name, teacher in teachers.items()})
 
 
-def prepare_student(
+def freeze_student(
     student: Student, recipe: StudentRecipe, teachers: Mapping[str, Teacher]
 ) -> None:
-    """Freezes and reparametrises a student for training, in place."""
+    """Freezes in place what a recipe does not train."""
     if recipe.finetuning is not None:
         assert isinstance(recipe.student.init, StudentInit)
         running = recipe.running(teachers)
         freeze(student, recipe.student.init, recipe.finetuning, running)
-    reparametrize(student, recipe.reparametrisation)
+
+
+@torch.no_grad()
+def standardise_heads(student: Student, statistics: Statistics) -> None:
+    """Makes heads that started in their teachers' own spaces return standardised maps, in place.
+
+    Before the student is reparametrised, whose weights cannot be set.
+    """
+    for name in sorted(student.in_teacher_space):
+        head = student.heads[name]
+        assert isinstance(head, Head)
+        last = head.spatial.final[2]
+        assert isinstance(last, nn.Linear)
+        last.load_state_dict(statistics.standardise_linear(name, last).state_dict())
+    student.in_teacher_space.clear()
 
 
 def build_targets(
@@ -145,9 +161,11 @@ def inherited_statistics(
 ) -> dict[str, TargetStatistics]:
     """Teacher name to the statistics under which `student.init` trained the head that is reused.
 
-    A teacher is left out, with a warning, if it is another encoder there, or if the student's file
-    is not in a checkpoint's folder, with the statistics beside it. The same encoder has the same
-    entry in both recipes, up to its upsampler, or the same fingerprint, wherever its weights are.
+    Heads of a file that are in their teachers' own spaces take any statistics; those of teachers
+    that do not run keep their space. Otherwise a teacher is left out, with a warning, if it is
+    another encoder there, or if the student's file is not in a checkpoint's folder, with the
+    statistics beside it. The same encoder has the same entry in both recipes, up to its upsampler,
+    or the same fingerprint, wherever its weights are.
 
     Args:
         recipe: the student's.
@@ -161,6 +179,12 @@ def inherited_statistics(
     folder = student_file(init.path).parent
     stored = load_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else {}
     header = read_header(init.path)
+    if header.metadata.get("head_space") == "teacher":  # see `standardise_heads`
+        return {
+            name: _identity(spec.spatial_dim)
+            for name, spec in header.targets.items()
+            if name in recipe.teachers and not recipe.objective.losses_of(name, spec)
+        }
     theirs = json.loads(header.metadata.get("fingerprints", "{}"))
     found = {}
     for name in [name for name in header.targets if name in recipe.teachers]:
@@ -180,6 +204,11 @@ def inherited_statistics(
         else:
             found[name] = statistics
     return found
+
+
+def _identity(dim: int) -> TargetStatistics:
+    """Statistics under which a teacher's own space is the standardised one."""
+    return TargetStatistics(any_phi_s(dim), torch.ones(()))
 
 
 def _encoder(entry: Mapping[str, Any]) -> dict[str, Any]:

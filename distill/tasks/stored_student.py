@@ -20,6 +20,7 @@ from distill.tasks.trained import recipe_file
 from student.hf_folder import HEADS
 from student.hub import on_hub
 from student.model import Student
+from student.shipped import is_name, shipped
 from student.storage import load_student, read_header, student_file
 from teachers.teacher import TeacherConfig
 
@@ -29,7 +30,7 @@ class StoredStudentConfig(TeacherConfig):
 
     Attributes:
         path: a run's folder (its newest complete checkpoint), a checkpoint's, an exported file, or
-            a folder of `--format hf`; or `hf://OWNER/NAME` on the hub.
+            a folder of `--format hf`; `hf://OWNER/NAME` on the hub; or the name of one that ships.
         head: the teacher whose head is used; None for the backbone.
         untrained: whether to use the weights before training; needs a run's folder.
         resolution: (height, width) in pixels that a benchmark takes as the native one; None for
@@ -46,7 +47,8 @@ class StoredStudentConfig(TeacherConfig):
     @property
     def exported(self) -> bool:
         """Whether the path is that of an export, and not of a run or a checkpoint."""
-        return self.path.is_file() or (self.path / HEADS).is_file() or on_hub(self.path)
+        here = self.path.is_file() or (self.path / HEADS).is_file()
+        return here or on_hub(self.path) or shipped(self.path) is not None
 
     def licence(self) -> str:
         """The licence of this code, and those of the teachers that the student learned from."""
@@ -118,6 +120,6 @@ def _load(config: StoredStudentConfig) -> Student:
 
 
 def _file(config: StoredStudentConfig) -> Path:
-    if config.exported:
+    if config.exported or is_name(config.path):
         return student_file(config.path)
     return find_checkpoint(config.path) / "student.safetensors"

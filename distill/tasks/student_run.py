@@ -8,6 +8,7 @@ from distill.benchmarks.during_training import (
 from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.optimizer import decay_groups
 from distill.objective.views import frame_size
+from distill.parametrization.reparametrize import reparametrize
 from distill.runtime import distributed
 from distill.runtime.tracking import log
 from distill.targets.source import LiveTargets, TargetSource
@@ -16,8 +17,9 @@ from distill.tasks.build import (
     build_targets,
     build_teachers,
     fingerprints_of,
+    freeze_student,
     inherited_statistics,
-    prepare_student,
+    standardise_heads,
 )
 from distill.tasks.cached_targets import CachedTargets
 from distill.tasks.route_table import route_rows, route_table
@@ -39,8 +41,9 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     #    yet.
     # 2. The teachers, with weights on the ranks that run them only, or the cache in their place.
     # 3. The student. Its initial weights depend on run.seed alone, not on 1 and 2. Parts are
-    #    frozen and reparametrised here, because the engine takes the parameters as they are.
-    # 4. The statistics of the targets: inherited, read from the run's folder or estimated.
+    #    frozen here, because the engine takes the parameters as they are.
+    # 4. The statistics of the targets: inherited, read from the run's folder or estimated. Heads
+    #    that started in their teachers' spaces follow them; then the student is reparametrised.
     # 5. The engine, which takes over the student's weights: from now on they are read through it.
     # 6. The task, whose objective needs the dispersions of 4; and benchmarks of its student.
     # Then the session restores the newest checkpoint: weights, optimiser, statistics and position.
@@ -56,7 +59,7 @@ def assemble(recipe: StudentRecipe) -> Assembly:
     if recipe.benchmarks is not None:
         size = recipe.largest_resolution
         check_encoder(recipe.benchmarks, StudentEncoder(without_storage(student), resolution=size))
-    prepare_student(student, recipe, teachers)
+    freeze_student(student, recipe, teachers)
     fingerprints = fingerprints_of(targets)
     if isinstance(targets, LiveTargets) and objective.needs_statistics:
         cells = cells_of(recipe.student)
@@ -66,6 +69,8 @@ def assemble(recipe: StudentRecipe) -> Assembly:
         count = recipe.targets.statistics_images
         inherited = inherited_statistics(recipe, fingerprints)
         fit_statistics(recipe, targets, without_margin, count, facts, inherited)
+    standardise_heads(student, targets.statistics)
+    reparametrize(student, recipe.reparametrisation)
     engine = DeepSpeedEngine(
         student,
         recipe.engine,

@@ -7,7 +7,12 @@ from distill.runtime import distributed
 from distill.runtime.checkpoint import find_checkpoint, read_manifest
 from distill.runtime.errors import RecipeError
 from distill.targets.source import LiveTargets
-from distill.tasks.build import build_student, build_targets, build_teachers
+from distill.tasks.build import (
+    build_student,
+    build_targets,
+    build_teachers,
+    standardise_heads,
+)
 from distill.tasks.student_recipe import StudentRecipe, load_student_recipe
 from student.model import Student
 from student.storage import load_student
@@ -93,4 +98,5 @@ def load_trained(trained: Trained) -> tuple[dict[str, Student], LiveTargets]:
     device = distributed.device()
     if trained.recipe.objective.standardisation == "phi_s":
         targets.statistics.load(trained.checkpoint / "statistics", targets.ensemble.teachers)
+    standardise_heads(untrained, targets.statistics)
     return {"untrained": untrained.to(device), "trained": student.to(device)}, targets

@@ -15,7 +15,7 @@ from torch import Tensor
 from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.features import FeatureSpec
-from teachers.files import open_format, save_tensors, shape_mismatch
+from teachers.files import halved, open_format, save_tensors, shape_mismatch
 from teachers.messages import did_you_mean, took
 from teachers.phi_s import PhiS
 from teachers.upsamplers.downsampler import AttentionDownsampler
@@ -113,11 +113,13 @@ def save_upsampler(
             `AttentionDownsampler` trained with it, for measuring its fidelity.
         card: its description.
         half: whether to store the weights in float16; PHI-S and downsampler stay float32.
+
+    Raises:
+        TeacherError: a value is beyond float16's range.
     """
-    tensors = {
-        name: t.half() if half and not name.startswith(_FLOAT32) else t
-        for name, t in tensors.items()
-    }
+    if half:
+        where = f"upsampler {path}"
+        tensors = halved(tensors, lambda n, _: n.startswith(_FLOAT32), where, TeacherError)
     save_tensors(Path(path), tensors, {"card": card.model_dump_json()}, FORMAT)
 
 

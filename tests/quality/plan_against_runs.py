@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.engine.optimizer import decay_groups
 from distill.objective.views import frame_size
+from distill.parametrization.reparametrize import reparametrize
 from distill.planning.machine import GPUS, Speed
 from distill.planning.run import workload_of
 from distill.planning.scaling import Scaling, measure_arms
@@ -34,7 +35,7 @@ from distill.planning.student_step import StudentWorkload
 from distill.runtime import distributed
 from distill.runtime.config import load_yaml, validate
 from distill.targets.target_statistics import TargetStatistics
-from distill.tasks.build import build_student, build_targets, build_teachers, prepare_student
+from distill.tasks.build import build_student, build_targets, build_teachers, freeze_student
 from distill.tasks.student_recipe import StudentRecipe
 from distill.tasks.student_task import StudentTask
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
@@ -95,7 +96,8 @@ def student_step(tree: dict[str, Any]) -> Step:
         phi_s = any_phi_s(teacher.spec.spatial_dim)
         targets.statistics.of[name] = TargetStatistics(phi_s, torch.ones(()))
     student = build_student(recipe, teachers)
-    prepare_student(student, recipe, teachers)
+    freeze_student(student, recipe, teachers)
+    reparametrize(student, recipe.reparametrisation)
     groups = decay_groups(student, recipe.optimizer, student.no_weight_decay())
     engine = DeepSpeedEngine(
         student,

@@ -30,7 +30,7 @@ from distill.benchmarks.dense.probe_training import (
     train_heads,
 )
 from distill.benchmarks.sharing import gather_shares, own_share
-from distill.display.pictures import draw_columns
+from distill.display.columns import Column, draw_columns
 from distill.runtime import distributed
 from distill.runtime.progress import tracked
 from teachers.files import save_tensors
@@ -269,7 +269,7 @@ class DenseProbe(Benchmark):
                 names = title or "truth", f"{title}: probe" if title else "probe"
                 for name, maps in zip(names, (of_truth, of_probe), strict=True):
                     columns.setdefault(name, []).append(task.colours(maps, of_truth))
-        draw_columns(path, columns)
+        draw_columns(path, [Column(t, p, smooth=t == "image") for t, p in columns.items()])
 
 
 def _best_places(group: TaskGroup, rates: Sequence[Candidate]) -> list[int]:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data.labelled.files import IGNORED
-from distill.display.pictures import HEIGHT
+from distill.display.columns import HEIGHT
 from distill.display.text import picture_text
 
 _GAP, _LINE = 6, 18
