@@ -95,18 +95,19 @@ def model_of(target: str) -> dict[str, Any]:
 
     Raises:
         RecipeError: neither the folder of a run, of a checkpoint or of an export, nor a student's
-            file, graph or address on the hub, nor the name of a timm model.
+            file, graph or address on the hub, nor the name of a timm model or of a shipped one.
     """
     path = Path(target)
     if path.is_dir() or path.suffix == ".safetensors" or on_hub(target):
         return {"kind": "student", "path": target}
     if path.suffix == ".onnx":
         return {"kind": "onnx", "path": target}
-    import timm
+    from teachers.timm_source import shipped_models, timm
 
-    if not timm.is_model(target):
+    if not timm.is_model(target) and target not in shipped_models():
+        known = [*timm.list_models(), *shipped_models()]
         raise RecipeError(
             f"{target}: neither a run, a checkpoint, a student's file or graph, nor a timm model"
-            f"{did_you_mean(target.split('.')[0], timm.list_models())}"
+            f"{did_you_mean(target.split('.')[0], known)}"
         )
     return {"kind": "timm", "model": target}
