@@ -75,7 +75,8 @@ class TextTower(nn.Module):
             self.text = _build_text_tower(
                 self.dim, text_cfg, source.model_cfg.get("quick_gelu", False)
             )
-        self._name, self.known = config.model, None
+        self._name = config.model
+        self.known: Tensor | None = None
         if path is not None:
             self._load(_text_file(path), self.tokenizer)
         self.eval().requires_grad_(False)
