@@ -119,7 +119,8 @@ class TextTower(nn.Module):
             return
         numbers = tokens.cpu()[missing].unique(return_counts=True)
         often = numbers[0][numbers[1].argsort(descending=True, stable=True)[:5]]
-        words = [repr(self.tokenizer.decode([n]).strip()) for n in often.tolist()]
+        tokenizer: Any = self.tokenizer  # CLIP's, see `_load`
+        words = [repr(tokenizer.decode([n]).strip()) for n in often.tolist()]
         of_all = f"{int(missing.sum())} of {int((tokens != 0).sum())}"
         say_once(
             f"text {self._name}: {of_all} tokens, {len(numbers[0])} different, are none of the "

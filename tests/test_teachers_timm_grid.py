@@ -20,6 +20,7 @@ from teachers.timm_grid import padding_of
 from teachers.timm_source import timm  # imported after torchvision's operators are repaired
 from teachers.upsampled import UpsampledTeacher
 from teachers.upsamplers.bilinear import Bilinear
+from teachers.upsamplers.featsharp import FeatSharp, FeatSharpConfig
 from teachers.upsamplers.tile import Tile
 
 PADDINGS: tuple[Padding, ...] = ("same", "symmetric")
@@ -143,6 +144,8 @@ def test_resized_and_upsampled_maps_have_cells_that_tile_the_image(
     twice = UpsampledTeacher(encoder, Bilinear(spec, (2, 2)))
     assert twice.spec.padding is None
     check(twice.upsample(images).high.spatial)
+    config = FeatSharpConfig(factor=(2, 2), num_heads=1, layer_scale=0)  # the interpolated map
+    check(UpsampledTeacher(encoder, FeatSharp(spec, config)).upsample(images).high.spatial)
     tiles = UpsampledTeacher(encoder, Tile(spec, (2, 2))).upsample(images).high.spatial
     h, w = tiles.shape[2] // 2, tiles.shape[3] // 2
     inside = (..., slice(h // 4, -(h // 4)), slice(w // 4, -(w // 4)))  # away from a tile's rim
