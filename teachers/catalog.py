@@ -21,7 +21,7 @@ from teachers.teacher import TeacherConfig
 
 _CAPTION = (
     "D: channels of the map. px: side of the native image.\n"
-    "sizes: any, all multiples of the patch; asked, the same if the entry has "
+    "sizes: any, all multiples of the patch (a CNN: any at all); asked, the same if the entry has "
     "`resolution: [H, W]`; one, only the size that `resolution` sets.\n"
     "pixels: mean and std of the normalisation. map: where it is taken. M: millions of "
     "parameters.\n"

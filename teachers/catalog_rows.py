@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Json
 
 from teachers.config import StrictConfig
-from teachers.features import FeatureSpec
+from teachers.features import FeatureSpec, Padding
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 
 PIXELS = {
@@ -35,11 +35,13 @@ class Row(StrictConfig):
         summary: channels of the summary; None where there is none.
         patch: pixels of a cell.
         side: pixels of the native, square image.
-        sizes: `any` multiple of the patch; `asked`, if `resolution` is set; `one`, only that size.
+        sizes: `any` multiple of the patch (with `padding` any size); `asked`, if `resolution` is
+            set; `one`, only that size.
         pixels: the normalisation, a key of `PIXELS`.
         place: where the map is taken, as in the spec of the built teacher.
         millions: of parameters of the built teacher.
         licence: of the weights, a key of `LICENCES`.
+        padding: of a CNN that takes any size, see `FeatureSpec`.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Row(StrictConfig):
     place: str
     millions: float
     licence: str
+    padding: Padding | None = None
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -66,12 +69,15 @@ class Row(StrictConfig):
     @property
     def spec(self) -> FeatureSpec:
         """The spec of the teacher without an upsampler."""
+        cells = -(-self.side // self.patch)
         return FeatureSpec(
             summary_dim=self.summary,
             spatial_dim=self.width,
             patch_size=self.patch,
             resolution=(self.side, self.side),
             any_resolution=self.sizes == "any",
+            native_grid=None if self.padding is None else (cells, cells),
+            padding=self.padding,
         )
 
 

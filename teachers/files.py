@@ -15,6 +15,8 @@ from torch import Tensor
 from data.files import atomic, lfs_hint
 from teachers.messages import took
 
+SHIPPED = Path(__file__).parent / "small"  # the teachers in this package
+
 # Where a checkpoint holds several sets of weights: timm's order, then that of other projects.
 # DINO evaluates its teacher; `module` is DeepSpeed's.
 TIMM_SETS = ("state_dict_ema", "model_ema", "state_dict", "model")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from teachers.errors import TeacherError
+from teachers.even_cells import even_encoder
 from teachers.features import Features
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize, scaled
@@ -33,7 +34,7 @@ class MultiScaleTeacher(Teacher):
     wraps = True
 
     def __init__(self, teacher: Teacher, upsamplers: Sequence[Upsampler]) -> None:
-        spec = replace(teacher.spec, any_resolution=True, native_grid=None)
+        spec = replace(teacher.spec, any_resolution=True, native_grid=None, padding=None)
         super().__init__(spec, mean=(0, 0, 0), std=(1, 1, 1))
         factors = [upsampler.factor for upsampler in upsamplers]
         if not factors or len(set(factors)) < len(factors):
@@ -53,7 +54,7 @@ class MultiScaleTeacher(Teacher):
             TeacherError: no upsampler covers the grid of these images.
         """
         grid = self.spec.grid(*images.shape[-2:])
-        high = self.covering(grid)(images, self.teacher).high
+        high = self.covering(grid)(images, even_encoder(self.teacher)).high
         return high._replace(spatial=resize(high.spatial, grid))
 
     def covering(self, grid: tuple[int, int]) -> Upsampler:

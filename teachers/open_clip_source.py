@@ -15,6 +15,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
 
 from teachers.errors import TeacherError
+from teachers.files import SHIPPED
 from teachers.messages import did_you_mean, took
 from teachers.open_clip_stated import (
     CONFIG_NAME,
@@ -28,7 +29,6 @@ from teachers.open_clip_stated import (
 from teachers.pixels import say_conflict
 from teachers.weights import download_failed, fetch, find_weights, on_meta, weights_in
 
-SHIPPED = Path(__file__).parent / "small"
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 _WEIGHT_NAMES = (  # open_clip's own order
     "open_clip_model.safetensors",

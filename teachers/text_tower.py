@@ -12,8 +12,10 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import _build_text_tower  # the only way to build no vision tower
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from teachers.compact_text import FILE, is_compact, read_compact_text
 from teachers.config import StrictConfig
 from teachers.errors import TeacherError
 from teachers.files import OPEN_CLIP_SETS
@@ -47,7 +49,9 @@ class TextTower(nn.Module):
     Attributes:
         tokenizer: open_clip's, from texts to token numbers (N, context).
         dim: D of the vectors.
-        weights_file: what was read; None for random weights.
+        weights_file: of the model, which has the tower unless it lies beside it, see
+            `compact_text`; None for random weights.
+        known: (V,) the tokens that it knows; None for all.
 
     Raises:
         TeacherError: no such model, weights without a text tower, or a missing tokenizer.
@@ -71,13 +75,29 @@ class TextTower(nn.Module):
             self.text = _build_text_tower(
                 self.dim, text_cfg, source.model_cfg.get("quick_gelu", False)
             )
+        self._name = config.model
+        self.known: Tensor | None = None
         if path is not None:
-            load_strictly(self.text, _text_tensors(path), str(path))
+            self._load(_text_file(path), self.tokenizer)
         self.eval().requires_grad_(False)
+
+    def _load(self, path: Path, tokenizer: Any) -> None:
+        """Loads a file with the whole table, or with some of its rows."""
+        if not is_compact(path):
+            load_strictly(self.text, _text_tensors(path), str(path))
+            return
+        if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+            raise TeacherError(
+                f"text: the rows of {path} are words of CLIP's tokenizer, and the config beside it "
+                f"names another one, {type(tokenizer).__name__}"
+            )
+        tensors, self.known = read_compact_text(path, self.text.vocab_size)
+        load_strictly(self.text, tensors, str(path))
 
     @torch.no_grad()
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """Vectors (N, D) of token numbers (N, context); the signature is open_clip's."""
+        self._say_unknown(tokens)
         vectors = self.text(tokens).float()
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
@@ -85,6 +105,44 @@ class TextTower(nn.Module):
         """Unit vectors (N, D) of texts."""
         device = next(self.text.parameters()).device
         return self.encode_text(self.tokenizer(list(texts)).to(device), normalize=True)
+
+    def say_unknown(self, texts: Sequence[str]) -> None:
+        """Says once how many of the tokens of all texts the tower was not trained on."""
+        if self.known is not None:
+            self._say_unknown(self.tokenizer(list(texts)))
+
+    def _say_unknown(self, tokens: Tensor) -> None:
+        if self.known is None:
+            return
+        missing = ~torch.isin(tokens.cpu(), self.known)
+        if not missing.any():
+            return
+        numbers = tokens.cpu()[missing].unique(return_counts=True)
+        often = numbers[0][numbers[1].argsort(descending=True, stable=True)[:5]]
+        tokenizer: Any = self.tokenizer  # CLIP's, see `_load`
+        words = [repr(tokenizer.decode([n]).strip()) for n in often.tolist()]
+        of_all = f"{int(missing.sum())} of {int((tokens != 0).sum())}"
+        say_once(
+            f"text {self._name}: {of_all} tokens, {len(numbers[0])} different, are none of the "
+            f"{len(self.known)} that it was trained on, most often {', '.join(words)}; each stands "
+            "for the mean of all",
+            f"text {self._name}: unknown",
+        )
+
+
+def _text_file(path: Path) -> Path:
+    """The file with the tower of a model's weights: itself, or the one beside it."""
+    beside = path.parent / FILE
+    if path == beside or not beside.is_file() or _has_text(path):
+        return path
+    return beside
+
+
+def _has_text(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return True  # too slow to look: a pickled one is read whole
+    with safe_open(path, framework="pt") as file:
+        return any(name.startswith(("text.", *_LOOSE)) for name in file.keys())  # noqa: SIM118
 
 
 def _text_tensors(path: Path) -> dict[str, Tensor]:

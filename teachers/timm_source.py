@@ -1,6 +1,7 @@
 """Builds a timm model without its classifier and loads its weights, both through timm.
 
-A name means a local directory in hub layout or a timm model, in this order. A timm `config.json`
+A name means a teacher that this package ships, a local directory in hub layout, or a timm model, in
+this order. A timm `config.json`
 beside a weights file describes these weights, as in such a directory.
 """
 
@@ -11,7 +12,7 @@ import timm
 import torch
 
 from teachers.errors import TeacherError
-from teachers.files import TIMM_SETS
+from teachers.files import SHIPPED, TIMM_SETS
 from teachers.messages import did_you_mean, took
 from teachers.normalization import IMAGENET_MEAN, IMAGENET_STD
 from teachers.pixels import NormalisedConfig, Pixels, choose_pixels, say_conflict
@@ -143,7 +144,12 @@ def _name(model: str, weights: str | None) -> str:
 
 def _named(model: str) -> str:
     """The name of the model for `timm.create_model`, by its entry alone."""
-    if Path(model).is_dir():
+    if model in shipped_models():
+        if Path(model).is_dir():
+            both = ["the shipped teacher", "the directory"]
+            took(f"model {model}", both[0], both, f"./{model} is always the directory")
+        model = f"{_LOCAL}{SHIPPED / model}"
+    elif Path(model).is_dir():
         if timm.is_model(model):
             both = ["the directory", "timm's model"]
             took(f"model {model}", both[0], both, "rename the directory for the other")
@@ -154,8 +160,9 @@ def _named(model: str) -> str:
     if ":" not in model and not timm.is_model(model):
         architecture = model.split(".")[0]
         raise TeacherError(
-            f"model: {model!r} is neither a timm model nor a directory"
-            f"{did_you_mean(architecture, timm.list_models())}; see timm.list_models()"
+            f"model: {model!r} is neither a timm model nor a shipped teacher nor a directory"
+            f"{did_you_mean(architecture, [*timm.list_models(), *shipped_models()])}; see "
+            "timm.list_models()"
         )
     if "." in model and ":" not in model:
         tagged = timm.list_models(f"{model.partition('.')[0]}.*", pretrained=True)
@@ -167,6 +174,12 @@ def _named(model: str) -> str:
                 f"{tagged}"
             ) from None
     return model
+
+
+def shipped_models() -> list[str]:
+    """The names of this package's teachers for timm; open_clip's have weights of another name."""
+    found = SHIPPED.glob(f"*/{_WEIGHT_NAMES[0]}")
+    return sorted(each.parent.name for each in found if (each.parent / _CONFIG_NAME).is_file())
 
 
 def _folder(name: str) -> Path | None:

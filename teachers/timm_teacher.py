@@ -1,10 +1,8 @@
 """Teachers from timm: any model with a feature map."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import PositiveInt
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -15,8 +13,8 @@ from teachers.errors import TeacherError
 from teachers.features import Features, FeatureSpec
 from teachers.pixels import NormalisedConfig
 from teachers.teacher import Teacher, TeacherConfig
+from teachers.timm_grid import measured
 from teachers.timm_source import build_network, pixels_of, resamples
-from teachers.weights import without_storage
 
 _PLAIN = (VisionTransformer, Eva, NaFlexVit)  # their grid is known without a pass
 
@@ -25,8 +23,9 @@ class TimmConfig(NormalisedConfig):
     """A timm model.
 
     Attributes:
-        model: a timm name with or without its tag, `vit_small_patch14_dinov2.lvd142m`, or a local
-            directory in hub layout (`config.json` beside the weights).
+        model: a timm name with or without its tag, `vit_small_patch14_dinov2.lvd142m`; a local
+            directory in hub layout (`config.json` beside the weights); or `efficientnet_lite2_260`,
+            which this package ships.
         weights: None for those that timm publishes under that name (or that the directory holds),
             a local file or directory, or `none` for random weights. A `config.json` of timm beside
             a file states its normalisation and size.
@@ -35,7 +34,8 @@ class TimmConfig(NormalisedConfig):
         summary: `cls`, the class token after the final norm; `pool`, the pooled input of the
             classifier; `none`; or `auto`, the class token if there is one, else the pooling.
         resolution: native (height, width) in pixels, which also allows any multiple of the patch
-            size; positions of ViTs and SAM are interpolated. None for that of the weights.
+            size; positions of ViTs and SAM are interpolated. None for that of the weights. A CNN
+            that pads takes any size: 9 x 9 cells for 260 px and a stride of 32.
     """
 
     kind: str = "timm"
@@ -50,7 +50,8 @@ class TimmTeacher(Teacher):
     """A timm model without its classifier.
 
     A ViT accepts other resolutions if the recipe sets one and the model interpolates its
-    positions; a CNN accepts any multiple of its stride.
+    positions. A CNN that pads accepts any size, and its cells are where `FeatureSpec.frame` says;
+    other CNNs accept any multiple of their stride.
 
     Args:
         config: model, weights, features and summary.
@@ -150,45 +151,11 @@ def _spec(network: Any, config: TimmConfig, summary: str) -> FeatureSpec:
             "none": "",
         }[summary],
     )
-    if config.resolution and any(side % spec.patch_size for side in config.resolution):
+    if not isinstance(network, _PLAIN):
+        spec = measured(network, spec, config.features, config.model)
+    if spec.padding is None and any(side % spec.patch_size for side in config.resolution or ()):
         raise TeacherError(
             f"resolution: {config.resolution} is not a multiple of the {spec.patch_size} px "
             f"patches of {config.model!r}"
         )
-    return spec if isinstance(network, _PLAIN) else _measured(network, spec, config)
-
-
-def _measured(network: Any, spec: FeatureSpec, config: TimmConfig) -> FeatureSpec:
-    """The spec with the grid of a pass without storage, as strides round in different ways."""
-    empty = without_storage(network)
-
-    def grid(height: int, width: int) -> tuple[int, int]:
-        with torch.no_grad():
-            images = torch.empty(2, 3, height, width, device="meta")
-            maps = empty.forward_intermediates(
-                images,
-                indices=[-1 if config.features == "norm" else config.features],
-                norm=config.features == "norm",
-                output_fmt="NCHW",
-                intermediates_only=True,
-            )
-        return maps[0].shape[2], maps[0].shape[3]
-
-    try:
-        native = grid(*spec.resolution)
-    except AssertionError as error:  # timm raises it for features that a model lacks
-        raise TeacherError(
-            f"features: {config.features} of {config.model!r}: {error}; choose the number of a "
-            "stage, -1 for the last"
-        ) from None
-    except (NotImplementedError, RuntimeError):
-        return spec  # some models cannot run without storage; `Teacher.forward` checks the grid
-    if native == spec.grid(*spec.resolution):
-        return spec
-    patch = spec.patch_size
-    whole = tuple(-(-side // patch) * patch for side in spec.resolution)
-    try:
-        free = spec.any_resolution and grid(*whole) == (whole[0] // patch, whole[1] // patch)
-    except (AssertionError, NotImplementedError, RuntimeError):
-        free = False  # only the native size is known to work
-    return replace(spec, native_grid=native, any_resolution=free)
+    return spec

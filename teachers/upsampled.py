@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from teachers.even_cells import even_encoder
 from teachers.features import Features, FeatureSpec
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import scaled
@@ -21,6 +22,7 @@ def upsampled_spec(spec: FeatureSpec, factor: tuple[int, int]) -> FeatureSpec:
         spec,
         resolution=scaled(spec.resolution, factor),
         any_resolution=False,
+        padding=None,  # `even_encoder`
         native_grid=scaled(spec.grid(*spec.resolution), factor),
     )
 
@@ -45,7 +47,7 @@ class UpsampledTeacher(Teacher):
     @torch.no_grad()
     def upsample(self, images: Tensor) -> UpsampledFeatures:
         """The encoder's own features and the upsampled ones of images (B, 3, H, W) in [0, 1]."""
-        return self.upsampler(images, self.teacher)
+        return self.upsampler(images, even_encoder(self.teacher))
 
     def extract(self, images: Tensor) -> Features:
         """Runs the upsampler; see `Teacher.extract`. Here `images` are still in [0, 1]."""

@@ -31,6 +31,7 @@ _INDICES = (".safetensors.index.json", ".bin.index.json")  # of weights in sever
 _OTHER_FILES = (
     *("optimizer", "scheduler", "scaler", "training_args", "rng_state", "adapter_model"),
     "heads.safetensors",
+    "text.safetensors",  # of `teachers.compact_text`
 )
 # The functions in which initialisers of torch, timm and open_clip spend their time.
 _DRAWS = {

@@ -12,6 +12,7 @@ import torch
 
 from teachers.build import build_teacher, parse_teacher
 from teachers.catalog_rows import Row
+from teachers.files import SHIPPED
 from teachers.radio_models import PUBLISHED, timm
 from teachers.teacher import Teacher
 
@@ -22,11 +23,15 @@ _BLOCKS = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2}
 def small_teacher(row: Row, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
     """Builds a row's encoder at toy size, with random weights away from their initial symmetry.
 
+    The CNN that ships here is small as it is, and has its own weights.
+
     Args:
         row: the encoder; its entry's options hold here too.
         folder: where a library's description of it is written.
         options: further keys of the entry.
     """
+    if row.kind == "timm" and (SHIPPED / row.model).is_dir():
+        return build_teacher(parse_teacher(row.entry | options))
     write = {"radio": _radio, "timm": _timm}.get(row.kind, _open_clip)
     model = write(row, folder, monkeypatch)
     entry = {**row.entry, "model": model, "weights": "none", **options}
@@ -43,8 +48,14 @@ def native_side(row: Row) -> int:
     return 4 * row.patch
 
 
+def architecture_of(row: Row) -> str:
+    """timm's name of a row's model, with its tag; that of a shipped one is in its config."""
+    config = SHIPPED / row.model / "config.json"
+    return json.loads(config.read_text())["architecture"] if config.is_file() else row.model
+
+
 def _timm(row: Row, folder: Path, _: pytest.MonkeyPatch) -> str:
-    _write_timm(folder, row.model, native_side(row))
+    _write_timm(folder, architecture_of(row), native_side(row))
     return str(folder)
 
 

@@ -8,6 +8,7 @@ from distill.benchmarks.dense.dense_map import dense_map, padded_size, to_pixels
 from distill.benchmarks.sharing import gather_shares, own_share
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
+from teachers.features import Frame
 from tests.doubles import SPEC
 from tests.ranks import run_on_ranks
 
@@ -25,7 +26,7 @@ def test_a_linear_ramp_survives_encoding_and_enlarging(height: int, width: int) 
     encoder = Pixels(PixelsConfig(patch_size=4, resolution=(32, 32)))
     images = ramp(height, width)
     maps, covers = dense_map(encoder, images)
-    assert covers == (32, 48 if width == 48 else 44)
+    assert covers == Frame(32, 48 if width == 48 else 44)
     again = to_pixels(maps, covers, (height, width)) * 0.25 + 0.5
     inner = (
         ...,
@@ -64,6 +65,6 @@ def test_shares_come_back_in_order_on_every_rank() -> None:
 @pytest.mark.parametrize("stride", [2, 3, 4])
 def test_pixels_of_a_stride_are_those_of_all_pixels(stride: int) -> None:
     maps = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)).double()
-    covers, size = (20, 28), (18, 27)
+    covers, size = Frame(20, 28), (18, 27)
     every = to_pixels(maps, covers, size)[..., stride // 2 :: stride, stride // 2 :: stride]
     assert torch.allclose(to_pixels(maps, covers, size, stride), every, atol=1e-12)

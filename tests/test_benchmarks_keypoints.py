@@ -16,6 +16,7 @@ from distill.benchmarks.map_points import cell_centres, encoder_size, sample_map
 from distill.benchmarks.sharing import own_share
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
+from teachers.features import Frame
 from tests.doubles import SPEC
 from tests.ranks import run_on_ranks
 
@@ -126,21 +127,23 @@ def test_a_placed_image_is_centred_on_white_and_points_follow() -> None:
     assert (placed.scale * corner + placed.offset).tolist() == [20, 14]
 
 
-def ramp(covers: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def ramp(covers: Frame, grid: tuple[int, int]) -> Tensor:
     """A map (2, h, w) whose cells say where their centres are."""
     return cell_centres(grid, covers).T.reshape(2, *grid)
 
 
-def test_a_map_of_places_says_where_it_is_sampled() -> None:
+@pytest.mark.parametrize("covers", [Frame(24, 40), Frame(24, 40, -3.5, 2)])
+def test_a_map_of_places_says_where_it_is_sampled(covers: Frame) -> None:
     points = torch.tensor([[17.3, 9.2], [20.0, 12.5], [11.1, 14.0]], dtype=torch.float64)
-    sampled = sample_map(ramp((24, 40), (6, 10)), (24, 40), points, "bilinear")
+    sampled = sample_map(ramp(covers, (6, 10)), covers, points, "bilinear")
     assert torch.allclose(sampled, points)
 
 
 def test_sampling_a_grid_of_points_is_resizing() -> None:
     maps = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)).double()
     resized = torch.nn.functional.interpolate(maps[None], (15, 28), mode="bicubic")
-    sampled = sample_map(maps, (20, 14), cell_centres((15, 28), (20, 14)), "bicubic")
+    covers = Frame(20, 14)
+    sampled = sample_map(maps, covers, cell_centres((15, 28), covers), "bicubic")
     assert torch.allclose(sampled.T.reshape(3, 15, 28), resized[0], atol=1e-6)
 
 

@@ -14,7 +14,7 @@ from data.errors import DataError
 from data.labelled.class_folders import ClassFolders
 from distill.benchmarks.build import build_benchmark, parse_benchmark
 from distill.benchmarks.classification import knn
-from distill.benchmarks.classification.knn import find_nearest, vote
+from distill.benchmarks.classification.knn import find_nearest, find_others, vote
 from distill.benchmarks.classification.summaries import Encoding, SummaryConfig, accuracy
 from distill.evaluation.models import Pixels, PixelsConfig
 from teachers.errors import TeacherError
@@ -63,6 +63,41 @@ def test_votes_equal_a_slow_exact_reference() -> None:
         for number in sorted(range(50), key=lambda n: -cosine[n])[:20]:
             due[labels[number]] += np.exp(cosine[number] / TEMPERATURE)
         assert np.allclose(votes[row], due, rtol=1e-4)
+
+
+def test_the_others_are_those_of_a_slow_reference_also_among_copies() -> None:
+    vectors_ = vectors(40, 0)
+    vectors_[20:30] = vectors_[5]  # more copies than neighbours
+    near = find_others(vectors_, 3, CPU)
+    unit = torch.nn.functional.normalize(vectors_, dim=1)
+    for row in range(40):
+        cosine = [(-float(unit[row] @ unit[n]), n) for n in range(40) if n != row]
+        due = torch.tensor([-c for c, _ in sorted(cosine)[:3]])
+        assert row not in near.numbers[row]
+        assert len(set(near.numbers[row].tolist())) == 3
+        assert torch.allclose(near.cosine[row], due, atol=1e-6)
+
+
+def test_leave_one_out_classifies_all_images_by_the_others(tmp_path: Path) -> None:
+    root = write_colours(tmp_path / "set")
+    measured = measure(root, tmp_path / "all", split="leave_one_out", neighbours=[1])
+    with (
+        ClassFolders(root=root).open("train") as train,
+        ClassFolders(root=root).open("test", train.classes) as test,
+    ):
+        encoding = Encoding(pixels(), SummaryConfig.model_validate({"kind": "knn"}))
+        sets = [encoding(s.names, s.read, str(i)).own for i, s in enumerate((train, test))]
+        unit = torch.nn.functional.normalize(torch.cat(sets), dim=1)
+        labels = [*train.labels, *test.labels]
+    right = 0
+    for row in range(len(labels)):
+        others = [n for n in range(len(labels)) if n != row]
+        best = max(others, key=lambda n: float(unit[row] @ unit[n]))
+        right += labels[best] == labels[row]
+    assert measured.metrics["k1"] == pytest.approx(100 * right / len(labels))
+    assert measured.protocol["split"] == "leave_one_out"
+    with Image.open(tmp_path / "all" / "neighbours.png") as sheet:
+        assert sheet.size[1] == 8 * 120
 
 
 @pytest.mark.parametrize("k", [1, 4, 20])

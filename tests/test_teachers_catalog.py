@@ -18,7 +18,7 @@ from teachers.licences import LICENCES
 from teachers.radio_models import PUBLISHED, timm
 from teachers.teacher import Teacher
 from teachers.testing import check_teacher
-from tests.small_teachers import small_teacher
+from tests.small_teachers import architecture_of, small_teacher
 from tests.tiny_run import REPOSITORY
 
 # timm says Apache-2.0 of weights that it was told nothing about; their own cards say these.
@@ -38,7 +38,7 @@ def build(row: Row) -> Teacher:
 def own_normalization(row: Row) -> tuple[tuple[float, ...], ...]:
     """What the library itself says."""
     if row.kind == "timm":
-        cfg = timm.get_pretrained_cfg(row.model)
+        cfg = timm.get_pretrained_cfg(architecture_of(row))
         assert cfg is not None
         return tuple(cfg.mean), tuple(cfg.std)
     if row.kind == "radio":
@@ -98,7 +98,7 @@ def test_a_row_keeps_the_contract_at_toy_size(
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.kind == "timm"], ids=lambda r: r.name)
 def test_a_rows_licence_is_the_one_that_timm_states(row: Row) -> None:
-    published = timm.get_pretrained_cfg(row.model)
+    published = timm.get_pretrained_cfg(architecture_of(row))
     assert published is not None
     assert published.license == ("apache-2.0" if row.licence in OVERRULED else row.licence)
 

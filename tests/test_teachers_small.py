@@ -1,10 +1,18 @@
+import hashlib
+import json
 import math
+import tomllib
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from distill.evaluation.models import model_of
 from teachers.build import build_teacher, parse_teacher
+from teachers.catalog import licence_of
+from teachers.errors import TeacherError
+from teachers.files import SHIPPED
+from teachers.timm_source import timm  # imported after torchvision's operators are repaired
 from tests.quality.small_teachers.augment import cell_centres, crop, random_boxes, to_picture
 from tests.quality.small_teachers.captions import CONTEXT, Captions
 from tests.quality.small_teachers.knn import NAMES, classify
@@ -23,6 +31,7 @@ from tests.quality.small_teachers.towers import (
     load_config,
     load_tower,
 )
+from tests.tiny_run import REPOSITORY
 
 BYTE_LIMIT = 16_000_000
 
@@ -160,3 +169,46 @@ def test_the_shipped_upsamplers_are_those_of_the_shipped_teachers(kind, name, fa
     model = f"{name}_ti16_128"
     entry = {"kind": kind, "model": model, "upsampler": f"{model}_featsharp_{factor}x"}
     assert build_teacher(parse_teacher(entry)).spec.resolution == (128 * factor, 128 * factor)
+
+
+def test_the_shipped_efficientnet_is_timms_own_bit_for_bit():
+    folder = SHIPPED / "efficientnet_lite2_260"
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert digest == "e7bb7efb4f394f6aaf0ccc211e900196eebbc1efb6c45accc0f8a541f55e4997"
+    assert digest in (folder / "README.md").read_text()
+    config = parse_teacher({"kind": "timm", "model": "efficientnet_lite2_260"})
+    teacher, images = build_teacher(config), torch.rand(1, 3, 260, 260)
+    own = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        final, maps = own.forward_intermediates((images - 0.5) / 0.5, indices=[-1])
+        summary = own.forward_head(final, pre_logits=True)
+    seen = teacher(images)
+    assert torch.equal(seen.spatial, maps[0])
+    assert torch.equal(seen.summary, summary)
+    assert (seen.spatial.shape, seen.summary.shape) == ((1, 352, 9, 9), (1, 1280))
+    assert licence_of(config) == "Apache-2.0"
+    assert set(own.pretrained_cfg) >= {"mean", "std", "input_size", "license"}
+    registered = timm.get_pretrained_cfg("tf_efficientnet_lite2").to_dict()
+    stored = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    for key, value in stored.items():
+        assert json.loads(json.dumps(registered[key])) == value
+
+
+def test_a_name_of_the_box_is_neither_a_folder_nor_a_typing_error(tmp_path, monkeypatch, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "efficientnet_lite2_260").mkdir()
+    entry = {"kind": "timm", "model": "efficientnet_lite2_260"}
+    assert build_teacher(parse_teacher(entry), device="meta").spec.grid(260, 260) == (9, 9)
+    assert any("took the shipped teacher of" in each for each in said())
+    with pytest.raises(TeacherError, match=r"shipped.*did you mean 'efficientnet_lite2_260'"):
+        build_teacher(parse_teacher(entry | {"model": "efficientnet_lite2_26"}), device="meta")
+    (tmp_path / "efficientnet_lite2_260").rmdir()
+    assert model_of("efficientnet_lite2_260") == entry
+
+
+def test_a_wheel_holds_every_file_of_the_box():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["teachers.small"]
+    files = [each for each in SHIPPED.rglob("*") if each.is_file() and each.suffix != ".pyc"]
+    packed = {found for pattern in patterns for found in SHIPPED.glob(pattern)}
+    assert {each for each in files if each.suffix != ".py"} <= packed

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from teachers.errors import TeacherError
-from teachers.features import FeatureSpec
+from teachers.features import FeatureSpec, Frame
 
 
 def encoder_size(spec: FeatureSpec, asked: tuple[int, int] | Literal["native"]) -> tuple[int, int]:
@@ -31,32 +31,33 @@ def encoder_size(spec: FeatureSpec, asked: tuple[int, int] | Literal["native"]) 
 
 
 def sample_map(
-    features: Tensor, covers: tuple[int, int], points: Tensor, mode: Literal["bilinear", "bicubic"]
+    features: Tensor, covers: Frame, points: Tensor, mode: Literal["bilinear", "bicubic"]
 ) -> Tensor:
     """Interpolates a map at points.
 
     Args:
         features: (D, h, w).
-        covers: (height, width) in pixels that the map covers, as of `DenseMap`.
+        covers: the pixels that the map covers, as of `DenseMap`.
         points: (N, 2) as x, y in pixels of the encoded image, on the map's device.
         mode: of interpolation; beyond the centres of the outer cells, their values are repeated.
 
     Returns:
         (N, D).
     """
-    size = points.new_tensor((covers[1], covers[0]))
-    where = (2 * points / size - 1).to(features.dtype)
+    size = points.new_tensor((covers.width, covers.height))
+    begin = points.new_tensor((covers.left, covers.top))
+    where = (2 * (points - begin) / size - 1).to(features.dtype)
     sampled = F.grid_sample(
         features[None], where[None, None], mode, padding_mode="border", align_corners=False
     )
     return sampled[0, :, 0].T
 
 
-def cell_centres(grid: tuple[int, int], covers: tuple[int, int]) -> Tensor:
+def cell_centres(grid: tuple[int, int], covers: Frame) -> Tensor:
     """The centres of a map's cells, row by row, float64 (h * w, 2) as x, y in pixels."""
     rows, columns = (
-        (torch.arange(cells, dtype=torch.float64) + 0.5) * pixels / cells
-        for cells, pixels in zip(grid, covers, strict=True)
+        (torch.arange(cells, dtype=torch.float64) + 0.5) * pixels / cells + begin
+        for cells, pixels, begin in zip(grid, covers[:2], covers[2:], strict=True)
     )
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y], -1).flatten(0, 1)

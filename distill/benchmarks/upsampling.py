@@ -18,11 +18,13 @@ from data.batch import scale_pixels
 from distill.benchmarks.fidelity import MAX_FIDELITY
 from distill.benchmarks.seams import SeamRatio
 from teachers.config import StrictConfig
+from teachers.even_cells import even_encoder
 from teachers.features import FeatureSpec
 from teachers.teacher import Teacher
 from teachers.upsamplers.downsampler import BoxDownsampler, Downsampler
 from teachers.upsamplers.resize import resize
 from teachers.upsamplers.standardised import Standardised
+from teachers.upsamplers.upsampler import Encode
 from teachers.upsamplers.views import ViewsConfig, sample_homographies, valid_mask, warp_images
 
 
@@ -102,13 +104,13 @@ def measure_upsamplers(
         RuntimeError: maps are not finite, or no cell of any view lies inside its image.
     """
     passes = {name: _Pass(pair) for name, pair in pairs.items()}
-    device = teacher.mean.device
+    device, encode = teacher.mean.device, even_encoder(teacher)
     for batch, homs in zip(images.split(batch_size), homographies.split(batch_size), strict=True):
         pixels, views = scale_pixels(batch, device), homs.to(device)
-        seen = teacher(warp_images(pixels, views, teacher.spec.resolution)).spatial
-        true = teacher(pixels).spatial if _has_truth(teacher.spec, pixels) else None
+        seen = encode(warp_images(pixels, views, teacher.spec.resolution)).spatial
+        true = encode(pixels).spatial if _has_truth(teacher.spec, pixels) else None
         for each in passes.values():
-            each.update(pixels, teacher, views, seen, true)
+            each.update(pixels, encode, views, seen, true)
     return {name: each.finish() for name, each in passes.items()}
 
 
@@ -134,10 +136,10 @@ class _Pass:
         self._seams = SeamRatio(self._upsampler.factor, self._upsampler.factor)
 
     def update(
-        self, pixels: Tensor, teacher: Teacher, views: Tensor, seen: Tensor, true: Tensor | None
+        self, pixels: Tensor, encode: Encode, views: Tensor, seen: Tensor, true: Tensor | None
     ) -> None:
         """Adds images (B, 3, H, W), with the encoder's maps of their views and of themselves."""
-        high = self._upsampler.standardised(pixels, teacher).high.spatial.float()
+        high = self._upsampler.standardised(pixels, encode).high.spatial.float()
         targets = self._upsampler.standardise(seen)
         mask = valid_mask(views.flatten(0, 1), (targets.shape[-2], targets.shape[-1]))
         for name, downsampler in self._downsamplers.items():
@@ -191,7 +193,8 @@ def upsampled_maps(
         teacher: their encoder.
         pixels: (B, 3, H, W) in [0, 1].
     """
-    maps = {"encoder": teacher(resize(pixels, teacher.spec.resolution)).spatial}
+    encode = even_encoder(teacher)
+    maps = {"encoder": encode(resize(pixels, teacher.spec.resolution)).spatial}
     for name, upsampler in upsamplers.items():
-        maps[name] = upsampler(pixels, teacher).high.spatial
+        maps[name] = upsampler(pixels, encode).high.spatial
     return maps

@@ -96,20 +96,20 @@ def model_of(target: str) -> dict[str, Any]:
 
     Raises:
         RecipeError: neither the folder of a run, of a checkpoint or of an export, nor a student's
-            file, graph or address on the hub, nor the name of a student that ships or of a timm
-            model.
+            file, graph or address on the hub, nor the name of a student that ships, of a timm
+            model or of a shipped one.
     """
     path = Path(target)
     if path.is_dir() or path.suffix == ".safetensors" or on_hub(target) or shipped(target):
         return {"kind": "student", "path": target}
     if path.suffix == ".onnx":
         return {"kind": "onnx", "path": target}
-    import timm
+    from teachers.timm_source import shipped_models, timm
 
-    if not timm.is_model(target):
+    if not timm.is_model(target) and target not in shipped_models():
+        known = [*names(), *timm.list_models(), *shipped_models()]
         raise RecipeError(
             f"{target}: neither a run, a checkpoint, a student's file or graph or the name of one "
-            f"that ships, nor a timm model"
-            f"{did_you_mean(target.split('.')[0], [*names(), *timm.list_models()])}"
+            f"that ships, nor a timm model{did_you_mean(target.split('.')[0], known)}"
         )
     return {"kind": "timm", "model": target}

@@ -5,6 +5,12 @@ patch / student patch (RADIOv2.5). If the encoder does not take that size, its u
 map denser (`upsampler`), several images share one canvas of its native size (`mosaic`), or both
 maps are resized to the coarser of their grids (`interpolate`). Sizes alone decide; no weights are
 needed.
+
+The cells of a CNN that pads are not quite where an even division of the image has them (see
+`FeatureSpec.frame`). `upsampler` and `interpolate` move them there. `matched` does not: a student's
+cell learns the teacher's cell of the same number, up to half a cell away, because interpolating at
+the same grid blurs the target more than that: a linear probe on CamVid with EfficientNet-Lite2 at
+256 x 352 px has 41.3 mIoU where cells are, 40.9 as if they tiled the image, 39.9 interpolated.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +20,7 @@ from typing import Literal
 from torch import Tensor
 
 from teachers.errors import TeacherError
+from teachers.even_cells import even_encoder
 from teachers.features import Features
 from teachers.mosaic import Mosaic
 from teachers.multi_scale import MultiScaleTeacher
@@ -51,7 +58,8 @@ class Route:
         if self.mosaic is not None:
             return self.mosaic.encode(bare_encoder(teacher), images)
         encoder = teacher if self.kind == "upsampler" else bare_encoder(teacher)
-        return encoder(resize(images, self.input_size))
+        encode = even_encoder(encoder) if self.kind == "interpolate" else encoder
+        return encode(resize(images, self.input_size))
 
 
 def choose_route(

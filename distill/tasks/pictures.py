@@ -18,6 +18,7 @@ from distill.runtime.errors import RecipeError
 from distill.tasks.trained import find_run, find_trained, load_trained, recipe_file
 from distill.tasks.upsampler_recipe import load_upsampler_recipe
 from teachers.build import build_teacher, parse_teacher
+from teachers.even_cells import even_encoder
 from teachers.fingerprint import teacher_fingerprint
 from teachers.teacher import Teacher
 from teachers.upsamplers.featsharp import FeatSharp
@@ -128,15 +129,16 @@ def stages(upsampler: TrainedUpsampler, teacher: Teacher, images: Tensor) -> dic
     """
     spec, inner = upsampler.spec, upsampler.inner
     height, width = images.shape[-2:]
-    maps = {"raw": teacher(resize(images, spec.resolution)).spatial}
+    encode = even_encoder(teacher)
+    maps = {"raw": encode(resize(images, spec.resolution)).spatial}
     if spec.accepts(height, width):
-        maps[f"raw, {height} x {width} px"] = teacher(images).spatial
+        maps[f"raw, {height} x {width} px"] = encode(images).spatial
     else:
-        maps["tiles"] = encode_tiles(images, teacher, spec, upsampler.factor)[1]
+        maps["tiles"] = encode_tiles(images, encode, spec, upsampler.factor)[1]
     fused: list[Tensor] = []
     if isinstance(inner, FeatSharp):
         hook = inner.fusion.register_forward_pre_hook(lambda _, inputs: fused.extend(*inputs))
-    low, high = upsampler(images, teacher)
+    low, high = upsampler(images, encode)
     maps["bilinear"] = enlarge(low.spatial, upsampler.factor)
     if isinstance(inner, FeatSharp):
         hook.remove()

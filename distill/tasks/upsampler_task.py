@@ -17,6 +17,7 @@ from distill.tasks.upsampler_recipe import UpsamplerRecipe
 from distill.training.arms import MicroBatch
 from distill.training.training_recipe import resolved
 from teachers.catalog import licence_of
+from teachers.even_cells import even_encoder
 from teachers.features import Features, FeatureSpec
 from teachers.phi_s import PhiS
 from teachers.teacher import Teacher
@@ -67,15 +68,16 @@ class MultiView(nn.Module):
         for most upsamplers.
         """
         (teacher,), upsampler = self._teacher, self.upsampler
+        encoder = even_encoder(teacher)
         views = warp_images(images, homographies, teacher.spec.resolution)
         seen: list[Tensor] = []
 
         def encode(inputs: Tensor) -> Features:
             if seen:
                 with timing.timed("teacher"):
-                    return teacher(inputs)
+                    return encoder(inputs)
             with timing.timed("teacher"):
-                summary, spatial = teacher(torch.cat([inputs, views]))
+                summary, spatial = encoder(torch.cat([inputs, views]))
             seen.append(spatial[len(inputs) :])
             summary = None if summary is None else summary[: len(inputs)]
             return Features(summary, spatial[: len(inputs)])

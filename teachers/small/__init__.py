@@ -1,1 +1,1 @@
-"""Weights, cards and upsamplers of two small teachers; tests/quality/small_teachers trains them."""
+"""Weights, cards and upsamplers of small teachers; tests/quality/small_teachers trains two."""

@@ -5,7 +5,7 @@ and the results are merged. Of 1.28 million vectors of 1,024 numbers, each of 8 
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from data.labelled.prepared import ImagePreparation, PreparationConfig
 from data.labelled.survey import SPLITS, Survey
 from distill.benchmarks.benchmark import Benchmark, BenchmarkConfig, Measurement
 from distill.benchmarks.classification.summaries import Encoding, SummaryConfig, accuracy
-from distill.benchmarks.sharing import gather_shares
+from distill.benchmarks.sharing import gather_shares, own_share
 from distill.runtime import distributed
 from teachers.teacher import Teacher
 
@@ -34,12 +34,15 @@ class KNNConfig(SummaryConfig):
         dataset: one folder for each class.
         neighbours: values of k; one metric for each, the first is the headline.
         temperature: T of the votes exp(cosine / T).
+        split: `test` classifies the test images by the train images; `leave_one_out` each image of
+            both by all the others, for small sets: of a hundred test images, one is 1 %.
     """
 
     kind: str = "knn"
     dataset: ClassFolders
     neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (20, 10, 5, 1)
     temperature: PositiveFloat = 0.07
+    split: Literal["test", "leave_one_out"] = "test"
 
 
 class KNN(Benchmark):
@@ -58,7 +61,7 @@ class KNN(Benchmark):
         Encoding(encoder, self.config)
 
     def measure(self, encoder: Teacher, seed: int, folder: Path) -> Measurement:
-        """Classifies the test images, and draws some with their neighbours; see `Benchmark`."""
+        """Classifies the images, and draws some with their neighbours; see `Benchmark`."""
         config: KNNConfig = self.config
         encode = Encoding(encoder, config)
         dataset = config.dataset
@@ -66,10 +69,18 @@ class KNN(Benchmark):
             dataset.open("train") as train,
             dataset.open("test", train.classes) as test,
         ):
-            bank = encode(train.names, train.read, f"{dataset.model_dump_json()} train").own
-            queries = encode(test.names, test.read, f"{dataset.model_dump_json()} test").gathered()
-            most = min(max(config.neighbours), len(train.names))
-            nearest = find_nearest(queries, bank, most, distributed.device())
+            counts = _counts(train, test)
+            bank = encode(train.names, train.read, f"{dataset.model_dump_json()} train")
+            queries = encode(test.names, test.read, f"{dataset.model_dump_json()} test")
+            most, device = max(config.neighbours), distributed.device()
+            if config.split == "leave_one_out":
+                train = test = _joined(train, test)
+                counts["split"] = config.split
+                vectors = torch.cat([bank.gathered(), queries.gathered()])
+                nearest = find_others(vectors, min(most, len(vectors) - 1), device)
+            else:
+                most = min(most, len(train.names))
+                nearest = find_nearest(queries.gathered(), bank.own, most, device)
             if distributed.rank() == 0:
                 draw_neighbours(folder / "neighbours.png", test, train, nearest.numbers)
         metrics = {}
@@ -77,7 +88,7 @@ class KNN(Benchmark):
         for k in config.neighbours:
             votes = vote(nearest, labels, len(train.classes), k, config.temperature)
             metrics[f"k{k}"] = accuracy(votes, truth)
-        return Measurement(metrics, encode.protocol | _counts(train, test))
+        return Measurement(metrics, encode.protocol | counts)
 
 
 class Nearest(NamedTuple):
@@ -113,6 +124,23 @@ def find_nearest(queries: Tensor, bank: Tensor, k: int, device: torch.device) ->
     )
     order = _ordered(cosine, index)[:, :k]
     return Nearest(cosine.gather(1, order), index.gather(1, order))
+
+
+def find_others(vectors: Tensor, k: int, device: torch.device) -> Nearest:
+    """The nearest neighbours of vectors among the others.
+
+    Args:
+        vectors: (N, D), the same on every rank.
+        k: neighbours of each, below N.
+        device: where cosines are computed.
+
+    Returns:
+        As `find_nearest`.
+    """
+    nearest = find_nearest(vectors, vectors[list(own_share(len(vectors)))], k + 1, device)
+    own = nearest.numbers == torch.arange(len(vectors))[:, None]
+    own[:, -1] |= ~own.any(1)  # copies of a vector may come before it, and crowd it out
+    return Nearest(*(part[~own].view(len(vectors), k) for part in nearest))
 
 
 def _local(queries: Tensor, bank: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -166,6 +194,18 @@ def _counts(train: ClassImages, test: ClassImages) -> dict[str, Any]:
         "test_images": len(test.names),
         "classes": len(train.classes),
     }
+
+
+def _joined(train: ClassImages, test: ClassImages) -> ClassImages:
+    """All images of two open splits with the same classes, as one."""
+    count = len(train.names)
+    names = [*(f"train/{name}" for name in train.names), *(f"test/{name}" for name in test.names)]
+    splits = dict.fromkeys(names[:count], train) | dict.fromkeys(names[count:], test)
+
+    def read(name: str) -> bytes:
+        return splits[name].read(name.partition("/")[2])
+
+    return ClassImages(names, [*train.labels, *test.labels], train.classes, read)
 
 
 _SIDE, _FRAME, _ROWS, _COLUMNS = 112, 4, 8, 5

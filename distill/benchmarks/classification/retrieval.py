@@ -83,6 +83,7 @@ class Retrieval(Benchmark):
 
 def encode_texts(tower: TextTower, texts: list[str]) -> Tensor:
     """Unit vectors (N, D) on the CPU; every rank encodes its share."""
+    tower.say_unknown(texts)
     own = [texts[number] for number in own_share(len(texts))]
     parts = [tower(own[start : start + _TEXTS]) for start in range(0, len(own), _TEXTS)]
     vectors = torch.cat(parts) if parts else torch.empty(0, tower.dim, device=distributed.device())

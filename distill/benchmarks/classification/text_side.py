@@ -6,6 +6,7 @@ from data.labelled.digest import hash_of
 from distill.benchmarks.classification.summaries import SummaryConfig
 from distill.runtime import distributed
 from teachers.errors import TeacherError
+from teachers.files import SHIPPED
 from teachers.messages import say_once
 from teachers.open_clip_source import find_source, locate_weights
 from teachers.teacher import Teacher
@@ -38,8 +39,11 @@ def check_text(config: TextConfig, encoder: Teacher) -> None:
 def text_identity(config: TextConfig) -> str:
     """Hashes of the tower's local files, which may be exchanged under their names."""
     hashes = []
+    shipped = SHIPPED / config.text.model
     for value in (config.text.model, config.text.weights):
         path = Path(value or "")
+        if value == config.text.model and shipped.is_dir():
+            path = shipped
         files = sorted(path.rglob("*")) if value and path.is_dir() else [path]
         hashes += [hash_of(each).hex() for each in files if value and each.is_file()]
     return repr(hashes)

@@ -107,10 +107,15 @@ def classifier(tower: TextTower, names: list[str], templates: str | tuple[str, .
         "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
     }
     sentences = known[templates] if isinstance(templates, str) else templates
+    tower.say_unknown([_sentence(s, name) for name in names for s in sentences])
     built: Tensor = open_clip.build_zero_shot_classifier(
         tower, tower.tokenizer, names, sentences, device=str(distributed.device())
     )
     return built.cpu()
+
+
+def _sentence(template: Any, name: str) -> str:
+    return str(template(name) if callable(template) else template.format(name))
 
 
 def _class_names(config: ZeroShotConfig, classes: list[str]) -> list[str]:

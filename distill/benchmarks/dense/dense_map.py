@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from teachers.errors import TeacherError
-from teachers.features import FeatureSpec
+from teachers.even_cells import cell_weights
+from teachers.features import FeatureSpec, Frame
 from teachers.teacher import Teacher
 
 
@@ -17,11 +18,12 @@ class DenseMap(NamedTuple):
 
     Attributes:
         features: (B, D, h, w).
-        covers: (height, width) in pixels that the map covers: the images and their padding.
+        covers: the pixels that the map covers: the images and their padding, unless the encoder
+            places its cells otherwise.
     """
 
     features: Tensor
-    covers: tuple[int, int]
+    covers: Frame
 
 
 def dense_map(encoder: Teacher, images: Tensor) -> DenseMap:
@@ -37,11 +39,11 @@ def dense_map(encoder: Teacher, images: Tensor) -> DenseMap:
         TeacherError: the encoder takes only one size, and the images have another.
     """
     padded = _padded(encoder, images)
-    return DenseMap(encoder(padded).spatial, (padded.shape[-2], padded.shape[-1]))
+    return DenseMap(encoder(padded).spatial, encoder.spec.frame(*padded.shape[-2:]))
 
 
 def dense_layers(encoder: Teacher, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-    """The maps of some layers, of images padded as by `dense_map`; all cover the same pixels.
+    """The maps of some layers, of images padded as by `dense_map`; all cover `padded_size`.
 
     Args:
         encoder: frozen.
@@ -67,7 +69,8 @@ def padded_size(spec: FeatureSpec, height: int, width: int) -> tuple[int, int]:
     Raises:
         TeacherError: the encoder takes only one size, and the images have another.
     """
-    if spec.accepts(height, width):
+    whole = height % spec.patch_size == 0 and width % spec.patch_size == 0
+    if (height, width) == spec.resolution or (whole and spec.accepts(height, width)):
         return height, width
     if not spec.any_resolution:
         h, w = spec.resolution
@@ -80,9 +83,18 @@ def padded_size(spec: FeatureSpec, height: int, width: int) -> tuple[int, int]:
     return -(-height // p) * p, -(-width // p) * p
 
 
+def covered(spec: FeatureSpec, height: int, width: int) -> Frame:
+    """`DenseMap.covers` of images of (height, width) pixels.
+
+    Raises:
+        TeacherError: see `padded_size`.
+    """
+    return spec.frame(*padded_size(spec, height, width))
+
+
 def to_pixels(
     maps: Tensor,
-    covers: tuple[int, int],
+    covers: Frame,
     size: tuple[int, int],
     stride: int = 1,
     resized: tuple[int, int] | None = None,
@@ -91,34 +103,46 @@ def to_pixels(
 
     Args:
         maps: (B, K, h, w) on the encoder's grid.
-        covers: (height, width) in pixels, as of `DenseMap`.
-        size: (H, W) of the images in pixels, at most `covers`.
+        covers: as of `DenseMap`.
+        size: (H, W) of the images in pixels.
         stride: compute only every n-th pixel along both axes, starting at n // 2.
         resized: (H, W) in pixels that the images' pixels are then resized to; None for no change.
 
     Returns:
         (B, K, H, W), bilinear with half-pixel centres; (B, K, H', W') of the pixels of a stride.
     """
-    if stride == 1 and resized is None:
-        dense = F.interpolate(maps, covers, mode="bilinear", align_corners=False)
+    tiled = covers.top == covers.left == 0 and size[0] <= covers.height and size[1] <= covers.width
+    if stride == 1 and resized is None and tiled:
+        whole = int(covers.height), int(covers.width)
+        dense = F.interpolate(maps, whole, mode="bilinear", align_corners=False)
         return dense[..., : size[0], : size[1]]
-    steps = [(covers, size), *([] if resized is None else [(resized, resized)])]
+    begins = covers.top, covers.left
     rows, columns = (
-        _weights(maps, axis, [(length[axis], kept[axis]) for length, kept in steps])
-        for axis in (0, 1)
+        _weights(maps, axis, covers[axis], begins[axis], size[axis]) for axis in (0, 1)
     )
+    if resized is not None:
+        rows, columns = (_resized(rows, resized[0]), _resized(columns, resized[1]))
     return rows[stride // 2 :: stride] @ maps @ columns[stride // 2 :: stride].T
 
 
-def _weights(maps: Tensor, axis: int, steps: Sequence[tuple[int, int]]) -> Tensor:
+def _weights(maps: Tensor, axis: int, length: float, begin: float, kept: int) -> Tensor:
     """The weight of each cell along an axis for each pixel, (pixels, cells).
 
     Args:
         maps: (B, K, h, w).
         axis: 0 vertical, 1 horizontal.
-        steps: for each resizing its length in pixels, and how many of them are kept.
+        length: in pixels that all cells cover.
+        begin: where they begin, in pixels.
+        kept: pixels of the image.
     """
-    unit = torch.eye(maps.shape[2 + axis], dtype=maps.dtype, device=maps.device)[None]
-    for length, kept in steps:
-        unit = F.interpolate(unit, length, mode="linear", align_corners=False)[..., :kept]
-    return unit[0].T
+    if begin != 0 or kept > length:
+        return cell_weights(maps, axis, length, begin, 1, kept)
+    unit = torch.eye(maps.shape[2 + axis], dtype=maps.dtype, device=maps.device)
+    unit = F.interpolate(unit[None], int(length), mode="linear", align_corners=False)[0]
+    return unit[:, :kept].T
+
+
+def _resized(weights: Tensor, length: int) -> Tensor:
+    """Weights (pixels, cells) for pixels that are resized bilinearly to another number."""
+    resized = F.interpolate(weights.T[None], length, mode="linear", align_corners=False)
+    return resized[0].T

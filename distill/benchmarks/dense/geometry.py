@@ -13,7 +13,7 @@ from data.labelled.depth import AnyDepth, DepthSample, DepthView
 from data.labelled.depth_files import Window
 from data.labelled.survey import Finding, Size, one_size
 from distill.benchmarks.benchmark import BenchmarkConfig
-from distill.benchmarks.dense.dense_map import dense_layers, padded_size, to_pixels
+from distill.benchmarks.dense.dense_map import covered, dense_layers, padded_size, to_pixels
 from distill.benchmarks.dense.dense_probe import Candidate, DenseProbe
 from distill.benchmarks.dense.dpt import NUM_LAYERS
 from distill.benchmarks.dense.heads import DPTHeadConfig, HeadConfig
@@ -26,6 +26,7 @@ from distill.benchmarks.sharing import own_share
 from distill.runtime import distributed
 from distill.runtime.progress import tracked
 from teachers.config import StrictConfig
+from teachers.features import Frame
 from teachers.teacher import Teacher, even_layers
 from teachers.upsamplers.resize import Size2d, resize
 
@@ -125,8 +126,14 @@ class GeometryImages(ProbeImages):
 
     def on_pixels(self, predicted: Tensor, stride: int) -> Tensor:
         """See `ProbeImages`."""
-        covers = padded_size(self.encoder.spec, *self._encoded)
+        covers = self._covered(self._encoded)
         return to_pixels(predicted, covers, self._encoded, stride, self.size)
+
+    def _covered(self, size: tuple[int, int]) -> Frame:
+        """What maps of images of a size cover; a head takes several layers as if they tiled it."""
+        if self.layers is not None:
+            return Frame(*padded_size(self.encoder.spec, *size))
+        return covered(self.encoder.spec, *size)
 
     def counted(self, truth: Tensor, key: str) -> Tensor:
         """See `ProbeImages`."""
@@ -145,7 +152,7 @@ class GeometryImages(ProbeImages):
         pixels = self._resized(image).to(self.encoder.mean.device)
         flip, seen = self.config.flip_average, _size(pixels)
         maps = self.encode(torch.stack([pixels, pixels.flip(-1)] if flip else [pixels]))
-        covers = padded_size(self.encoder.spec, *seen)
+        covers = self._covered(seen)
         predicted = []
         for head in heads:
             decoded = self.tasks.decode(to_pixels(head(*maps), covers, seen, resized=size))

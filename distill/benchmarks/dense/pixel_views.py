@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.benchmarks.dense.dense_map import padded_size, to_pixels
+from distill.benchmarks.dense.dense_map import covered, padded_size, to_pixels
 from distill.benchmarks.dense.pixel_inference import predict
 from distill.benchmarks.dense.pixel_samples import (
     LabelledPixels,
@@ -93,7 +93,7 @@ class PixelViews(ProbeImages):
 
     def on_pixels(self, predicted: Tensor, stride: int) -> Tensor:
         """See `ProbeImages`."""
-        covers = padded_size(self.encoder.spec, *self.size)
+        covers = covered(self.encoder.spec, *self.size)
         return to_pixels(predicted, covers, self.size, stride)
 
     def predict(
