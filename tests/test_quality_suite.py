@@ -12,7 +12,14 @@ from tests.class_tree import write_colours
 from tests.quality import suite_rows
 from tests.quality.suite import main
 from tests.quality.suite_rows import COLUMNS, STUDENT, benchmark_of, encoder_of, models, teachers
-from tests.quality.suite_table import changes, figures, markdown, shared_summaries, summarised
+from tests.quality.suite_table import (
+    best_teacher,
+    changes,
+    figures,
+    markdown,
+    shared_summaries,
+    summarised,
+)
 
 DATA = Path("/nowhere")
 
@@ -74,6 +81,8 @@ def test_the_change_is_against_the_best_teacher_of_each_column() -> None:
     assert found is not None
     assert found.mean == pytest.approx(100 * due)
     assert found.spread is not None
+    assert [best_teacher(RESULTS, each, DATA) for each in columns] == ["lite2", "clip", "lite2"]
+    assert best_teacher([], "camvid", DATA) is None
     lite2 = changes(results, "lite2", columns, DATA)
     assert lite2 is not None
     assert lite2.mean == pytest.approx(100 * (0 - 0.25 + 0) / 3)
@@ -112,6 +121,6 @@ def test_the_command_measures_keeps_and_prints(
     assert main(asked) == 0
     again = capsys.readouterr().out
     assert "kept from" in again
-    assert again.splitlines()[-3:] == first.splitlines()[-3:]
+    assert again.splitlines()[-5:] == first.splitlines()[-5:]
     (line,) = json.loads((tmp_path / "out" / "suite.json").read_text())
     assert line["figures"]["det200"]["seeds"] == 1

@@ -37,7 +37,14 @@ from tests.quality.suite_rows import (
     models,
     zero_shot_of,
 )
-from tests.quality.suite_table import Rows, costs, markdown, shared_summaries, summarised
+from tests.quality.suite_table import (
+    Rows,
+    best_teacher,
+    costs,
+    markdown,
+    shared_summaries,
+    summarised,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,6 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
     lines = summarised(results, rows, columns, data, prices)
     (options.out / "suite.json").write_text(json.dumps(lines, indent=1))
     print(f"\n{markdown(lines, columns)}")
+    best = {each: best_teacher(results, each, data) for each in columns if each in COLUMNS}
+    named = ", ".join(f"{column}: {teacher or 'none'}" for column, teacher in best.items())
+    print(f"\nBest single teacher of each column: {named}.")
     return 0
 
 

@@ -40,18 +40,23 @@ def shared_summaries(results: Rows, rows: Mapping[str, Entry], data: Path) -> Ro
     return [*results, *copied]
 
 
+def best_teacher(results: Rows, column: str, data: Path) -> str | None:
+    """The best single teacher of a column, of those that were measured; None if none was."""
+    of = {each: figures(results, each, column) for each in teachers(data)}
+    known = {each: mean(values) for each, (values, _) in of.items() if values}
+    lower = any(is_error for _, is_error in of.values())
+    return (min if lower else max)(known, key=lambda each: known[each], default=None)
+
+
 def changes(results: Rows, name: str, columns: Sequence[str], data: Path) -> Change | None:
     """Delta_m of a row over those columns that it and some single teacher have."""
     best: Rows = []
     groups: dict[str, list[str]] = {}
     for column in columns:
         metric = COLUMNS[column].metric
-        of = {each: figures(results, each, column) for each in teachers(data)}
-        of = {each: found for each, found in of.items() if found[0]}
-        if not of or not figures(results, name, column)[0]:
+        winner = best_teacher(results, column, data)
+        if winner is None or not figures(results, name, column)[0]:
             continue
-        lower = next(iter(of.values()))[1]
-        winner = (min if lower else max)(of, key=lambda each: mean(of[each][0]))
         best += [
             row | {"model": BEST}
             for row in results
