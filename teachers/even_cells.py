@@ -8,7 +8,7 @@ lie elsewhere, see `FeatureSpec.frame`. Moving them interpolates, so what can us
 import torch
 from torch import Tensor
 
-from teachers.features import Features, FeatureSpec
+from teachers.features import Features, FeatureSpec, Frame
 from teachers.teacher import Teacher
 from teachers.upsamplers.upsampler import Encode
 
@@ -38,6 +38,8 @@ def lay_evenly(maps: Tensor, spec: FeatureSpec, size: tuple[int, int]) -> Tensor
         (B, D, h, w); bilinear, and beyond the outer centres the outer cells.
     """
     frame = spec.frame(*size)
+    if frame == Frame(*size):
+        return maps
     begins = frame.top, frame.left
     rows, columns = (
         cell_weights(maps, axis, frame[axis], begins[axis], size[axis] / maps.shape[2 + axis])

@@ -13,7 +13,7 @@ from distill.benchmarks.dense.dense_map import dense_map, padded_size, to_pixels
 from distill.benchmarks.map_points import cell_centres, sample_map
 from distill.targets.routes import choose_route
 from teachers.build import build_teacher, parse_teacher
-from teachers.even_cells import even_encoder
+from teachers.even_cells import even_encoder, lay_evenly
 from teachers.features import Features, FeatureSpec, Frame, Padding
 from teachers.teacher import Teacher
 from teachers.timm_grid import padding_of
@@ -91,15 +91,15 @@ def test_a_frame_is_where_the_pixels_are_that_a_cell_depends_on(
         assert frame.left + (cell + 0.5) * pitch == pytest.approx(place.item(), abs=1e-4)
 
 
-def test_nine_cells_of_260_pixels_lie_around_the_image() -> None:
-    """The figures of the docstring: 12.5 px before it, 15.5 px after it."""
-    spec = build_teacher(
-        parse_teacher({"kind": "timm", "model": "efficientnet_lite2_260"}), device="meta"
-    ).spec
-    frame = spec.frame(260, 260)
+def test_nine_cells_of_260_pixels_tile_the_image_and_eight_of_256_lie_half_a_cell_off() -> None:
+    """As measured best, see `FeatureSpec.frame`; so the native map is used as it is."""
+    entry = {"kind": "timm", "model": "efficientnet_lite2_260"}
+    spec = build_teacher(parse_teacher(entry), device="meta").spec
     assert (spec.grid(260, 260), spec.padding) == ((9, 9), "same")
-    assert (frame.left, frame.left + frame.width - 260) == (-12.5, 15.5)
-    assert (frame.top, frame.height) == (frame.left, frame.width)
+    assert spec.frame(260, 260) == Frame(260, 260)
+    assert spec.frame(256, 256) == Frame(256, 256, 15.5, 15.5)
+    maps = torch.rand(1, 2, 9, 9)
+    assert lay_evenly(maps, spec, (260, 260)) is maps
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
