@@ -54,7 +54,7 @@ class Published(NamedTuple):
 
 
 TEACHERS = {
-    "clip_ti": Published(192, 192, 16, 128, 8, OPENAI, 3.8, 1024, 4),
+    "clip_ti": Published(192, 192, 16, 128, 8, OPENAI, 3.8, 512, 4),
     "dfn_clip_h": Published(1024, 1280, 14, 378, 27, OPENAI, 632.7, 6832, 3),
     "dinov2_l": Published(1024, 1024, 14, 448, 32, IMAGENET, 304.4, 5464, 2),
     # Three class tokens; and a table of 128 x 128 positions, 16.8 million, where ViT-L has 0.2.
@@ -63,7 +63,7 @@ TEACHERS = {
     "siglip2_g": Published(1536, 1536, 16, 384, 24, HALF, 1163.7, 8192, 3),
     "siglip2_so400m": Published(1152, 1152, 16, 512, 32, HALF, 428.8, 6144, 2),
     "siglip_so400m": Published(1152, 1152, 14, 378, 27, HALF, 428.2, 6144, 3),
-    "siglip_ti": Published(192, 192, 16, 128, 8, HALF, 3.7, 1024, 4),
+    "siglip_ti": Published(192, 192, 16, 128, 8, HALF, 3.7, 512, 4),
     "vit_s": Published(384, 384, 16, 224, 14, HALF, 21.7, 2048, 4),
 }
 

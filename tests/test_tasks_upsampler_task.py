@@ -10,7 +10,12 @@ from distill.engine.deepspeed_engine import DeepSpeedEngine
 from distill.parametrization.reparametrize import plain_weights
 from distill.runtime import distributed
 from distill.tasks.upsampler_recipe import UpsamplerRecipe
-from distill.tasks.upsampler_task import MultiView, build_multi_view, parameter_groups
+from distill.tasks.upsampler_task import (
+    MultiView,
+    build_multi_view,
+    draw_views,
+    parameter_groups,
+)
 from teachers.phi_s import FeatureStatistics, PhiS, fit_phi_s
 from teachers.teacher import Teacher
 from teachers.upsamplers.resize import resize
@@ -177,6 +182,21 @@ def test_targets_are_the_encoders_maps_of_the_views_in_the_space_of_the_upsample
     own = module.upsampler.standardised(images, teacher)
     torch.testing.assert_close(features.high.spatial, own.high.spatial)
     torch.testing.assert_close(features.low.summary, teacher(resize(images, (12, 20))).summary)
+
+
+@torch.no_grad()
+def test_close_ups_are_encoded_from_pixels_as_fine_as_those_of_tiles() -> None:
+    recipe = read(factor=2, views={"num_views": 3, "close_ups": 2})
+    module, teacher = build(recipe)
+    torch.manual_seed(0)
+    homographies = draw_views(recipe.views, 4, teacher.spec, (2, 2))
+    assert (homographies[:, 2].det() < 0.7).all()
+    images = batch(recipe, module)[0]
+    targets = module.upsample(images, homographies)[1]
+    for i, magnification in enumerate((1.0, 2**0.25, 2**0.75)):
+        views = warp_images(images, homographies[:, i : i + 1], (12, 20), (magnification,))
+        due = module.upsampler.standardise(teacher(views).spatial)
+        torch.testing.assert_close(targets[:, i], due)
 
 
 def test_the_gradient_of_all_views_at_once_is_the_sum_of_theirs() -> None:

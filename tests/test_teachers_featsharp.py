@@ -58,6 +58,17 @@ COMBINATIONS: list[dict[str, Any]] = [
 ]
 
 
+@torch.no_grad()
+def test_a_mean_residual_starts_from_the_mean_of_the_feature_maps() -> None:
+    options: dict[str, Any] = {"inputs": ["bilinear", "rgb", "tiles"], "layer_scale": 0.0}
+    teacher, images = Curved(), image(2)
+    parts = [build(inputs=[name], layer_scale=0.0) for name in ("bilinear", "tiles")]
+    bilinear, tiles = (part(images, teacher).high.spatial for part in parts)
+    came = build(**options, residual="mean")(images, teacher).high.spatial
+    torch.testing.assert_close(came, (bilinear + tiles) / 2)
+    assert torch.equal(build(**options)(images, teacher).high.spatial, bilinear)
+
+
 @pytest.mark.parametrize("factor", [(2, 2), (2, 3)])
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)
 @torch.no_grad()

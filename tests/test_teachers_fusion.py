@@ -149,6 +149,25 @@ def test_hidden_widths_are_those_of_the_public_code(channels: int, hidden: int) 
     assert hidden_dim(2 * channels) == hidden
 
 
+@torch.no_grad()
+def test_a_residual_of_several_inputs_is_their_mean_and_adds_the_same() -> None:
+    options = {"num_heads": 4, "scale": 0.5}
+    first, mean = (seeded((8, 4, 8), **options, residual=which) for which in ((0,), (0, 2)))
+    inputs = maps(8, 4, 8)
+    for block in (first, mean):
+        block.attention_scale.zero_()
+    torch.testing.assert_close(mean(inputs), first(inputs) + (inputs[2] - inputs[0]) / 2)
+
+
+def test_a_narrow_block_has_a_third_fewer_weights() -> None:
+    assert [hidden_dim(384, ratio) for ratio in (4, 2, 1, 0.001)] == [1024, 512, 256, 8]
+    with torch.device("meta"):
+        whole, half = (FusionBlock([192, 192], mlp_ratio=ratio) for ratio in (4, 2))
+    sizes = [sum(p.numel() for p in block.parameters()) for block in (whole, half)]
+    assert sizes == [1_577_600, 1_085_056]
+    assert half.gate.out_features == half.value.out_features == half.down.in_features == 512
+
+
 @pytest.mark.parametrize("channels, millions", [(768, 25.2), (1024, 44.8), (1152, 56.6)])
 def test_parameters_are_counted_by_the_closed_form(channels: int, millions: float) -> None:
     with torch.device("meta"):

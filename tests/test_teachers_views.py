@@ -300,3 +300,59 @@ def test_the_paper_s_views_mostly_show_the_base() -> None:
     share = valid_mask(views, (24, 36)).mean((1, 2, 3))
     assert 0.85 < share.mean() < 0.99
     assert share.min() > 0.6
+
+
+CLOSE = STILL.model_copy(update={"num_views": 5, "close_ups": 3})
+
+
+def close_ups(config: ViewsConfig, closest: float, batch: int = 40) -> Tensor:
+    return sample_homographies(config, batch, (24, 36), seeded(), closest=closest)
+
+
+def test_close_ups_are_windows_inside_the_base_each_in_its_part_of_the_magnifications() -> None:
+    views = close_ups(CLOSE, 4.0)
+    torch.testing.assert_close(views[:, :2], IDENTITY.expand(40, 2, 3, 3), atol=1e-12, rtol=0)
+    share, place = views[:, 2:, 0, 0], views[:, 2:, :2, 2]
+    torch.testing.assert_close(views[:, 2:, 1, 1], share)
+    for i in range(3):
+        magnified = 1 / share[:, i]
+        assert 4 ** (i / 3) <= magnified.min() < 4 ** ((i + 0.2) / 3)
+        assert 4 ** ((i + 0.8) / 3) < magnified.max() <= 4 ** ((i + 1) / 3)
+    room = (1 - share)[..., None]
+    assert (place.abs() <= room + 1e-12).all()
+    for edge in (place / room).unbind(-1):  # they reach every place
+        assert edge.min() < -0.9
+        assert edge.max() > 0.9
+
+
+def test_close_ups_leave_the_other_views_and_a_factor_of_one_as_they_are() -> None:
+    plain = ViewsConfig()
+    some = plain.model_copy(update={"close_ups": 2})
+    torch.testing.assert_close(close_ups(some, 4.0)[:, :3], close_ups(plain, 4.0)[:, :3])
+    torch.testing.assert_close(close_ups(some, 1.0), close_ups(plain, 1.0))
+    assert torch.equal(close_ups(plain, 4.0), close_ups(plain, 1.0))
+    assert some.magnifications(4.0) == pytest.approx([1, 1, 1, 4**0.25, 4**0.75])
+
+
+def test_more_close_ups_than_views_are_refused() -> None:
+    with pytest.raises(ValidationError, match="close_ups: 3 of 2 views; raise num_views"):
+        ViewsConfig(num_views=2, close_ups=3)
+
+
+def window(magnification: float, x: float, y: float) -> Tensor:
+    return torch.diag(torch.tensor([1 / magnification] * 2 + [1.0]).double()) + torch.tensor(
+        [[0, 0, x], [0, 0, y], [0, 0, 0]]
+    )
+
+
+def test_a_close_up_of_a_tile_has_the_pixels_of_the_tile() -> None:
+    """Not those of a base that was shrunk before, as for a view of the whole."""
+    image = torch.rand(2, 3, 64, 48, generator=seeded())
+    tile, half = window(4, -0.25, 0.75), window(2, 0.5, -0.5)
+    views = torch.stack([tile, IDENTITY[0], half]).expand(2, 3, 3, 3)
+    seen = warp_images(image, views, (16, 12), (4.0, 1.0, 2.0)).unflatten(0, (2, 3))
+    torch.testing.assert_close(seen[:, 0], image[..., 48:, 12:24])
+    torch.testing.assert_close(seen[:, 2], area_resize(image[..., :32, 24:], (16, 12)))
+    shrunk = warp_images(image, views, (16, 12)).unflatten(0, (2, 3))
+    torch.testing.assert_close(shrunk[:, 1], seen[:, 1])
+    assert shrunk[:, 0].std() < 0.6 * seen[:, 0].std()

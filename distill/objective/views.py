@@ -53,6 +53,7 @@ class WarpConfig(ViewsConfig):
 
     kind: Literal["homography"]
     num_views: Literal[1] = 1
+    close_ups: Literal[0] = 0
     zoom: Annotated[float, Field(ge=1, le=4)] = 1.0
     flip: Annotated[float, Field(ge=0, le=1)] = 0.1
 

@@ -1,6 +1,6 @@
 """The loop's task for an upsampler: upsampled maps must agree with a teacher's maps of views."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,12 +40,20 @@ class MultiView(nn.Module):
         upsampler: what is trained.
         consistency: the loss, with its downsampler and uncertainty network.
         teacher: the frozen encoder; kept out of the parameters and the checkpoints.
+        magnifications: of the views, see `ViewsConfig.magnifications`; none for 1 each.
     """
 
-    def __init__(self, upsampler: Standardised, consistency: Consistency, teacher: Teacher) -> None:
+    def __init__(
+        self,
+        upsampler: Standardised,
+        consistency: Consistency,
+        teacher: Teacher,
+        magnifications: Sequence[float] = (),
+    ) -> None:
         super().__init__()
         self.upsampler = upsampler
         self.consistency = consistency
+        self._magnifications = tuple(magnifications)
         self._teacher = (teacher,)  # in a tuple, where nn.Module does not look
 
     def forward(self, images: Tensor, homographies: Tensor) -> ConsistencyTerms:
@@ -68,8 +76,8 @@ class MultiView(nn.Module):
         for most upsamplers.
         """
         (teacher,), upsampler = self._teacher, self.upsampler
-        encoder = even_encoder(teacher)
-        views = warp_images(images, homographies, teacher.spec.resolution)
+        encoder, size = even_encoder(teacher), teacher.spec.resolution
+        views = warp_images(images, homographies, size, self._magnifications)
         seen: list[Tensor] = []
 
         def encode(inputs: Tensor) -> Features:
@@ -96,7 +104,8 @@ def build_multi_view(recipe: UpsamplerRecipe, teacher: Teacher, phi_s: PhiS) -> 
     if inner.num_forwards == 1:  # without tiles there is no seam
         loss = loss.model_copy(update={"seam_weight": 1.0})
     consistency = Consistency(loss, dim, AttentionDownsampler(dim, inner.factor))
-    multi_view = MultiView(upsampler, consistency, teacher)
+    closest = min(inner.factor)
+    multi_view = MultiView(upsampler, consistency, teacher, recipe.views.magnifications(closest))
     if recipe.spectral:
         for module in inner.modules():
             if isinstance(module, FusionBlock):
@@ -191,7 +200,7 @@ def draw_views(
     """
     grid = scaled(spec.grid(*spec.resolution), factor)
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    return sample_homographies(config, batch, grid, generator)
+    return sample_homographies(config, batch, grid, generator, closest=min(factor))
 
 
 def exported_tensors(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

@@ -33,24 +33,30 @@ class FeatSharpConfig(FactorConfig):
     public default is `inputs: [jafar, tiles]`, `norm: false`. Factor 1 only removes noise.
 
     Attributes:
-        inputs: the maps to fuse, in order. The first is the residual path and must be a feature
-            map. `jbu`, `jafar` and `bilinear` upsample the map of the whole image, `tiles` are the
-            stitched maps of its tiles, `rgb` is the image itself.
+        inputs: the maps to fuse, in order. The first must be a feature map. `jbu`, `jafar` and
+            `bilinear` upsample the map of the whole image, `tiles` are the stitched maps of its
+            tiles, `rgb` is the image itself.
+        residual: what the fusion adds to: the `first` input, as published, or the `mean` of all
+            feature maps.
         window: cells along each side of the attention window, odd.
         num_heads: attention heads.
         position: position encoding of the attention, see `FusionBlock`.
         norm: LayerNorm before attention and SwiGLU.
         layer_scale: initial LayerScale of the fusion.
+        mlp_ratio: width of the fusion's SwiGLU, relative to the channels of all inputs, before the
+            two thirds that are usual for a SwiGLU; 4 in the paper. 2 takes a third off the weights.
         sigma: initial width of the spatial kernel of joint bilateral upsampling; for `jbu`.
     """
 
     kind: str = "featsharp"
     inputs: Annotated[tuple[Input, ...], Field(min_length=1)] = ("bilinear", "tiles")
+    residual: Literal["first", "mean"] = "first"
     window: PositiveInt = 7
     num_heads: PositiveInt = 16
     position: Literal["alibi", "rope"] = "alibi"
     norm: bool = True
     layer_scale: NonNegativeFloat = 0.1
+    mlp_ratio: PositiveFloat = 4.0
     sigma: PositiveFloat = 0.3
 
     @field_validator("inputs")
@@ -92,6 +98,8 @@ class FeatSharp(Upsampler):
             position=config.position,
             norm=config.norm,
             layer_scale=config.layer_scale,
+            mlp_ratio=config.mlp_ratio,
+            residual=self._residual(config),
         )
 
     @classmethod
@@ -110,6 +118,12 @@ class FeatSharp(Upsampler):
         size = scaled((low.spatial.shape[-2], low.spatial.shape[-1]), self.factor)
         parts = [self._input(name, low.spatial, tiles, images, size) for name in self.inputs]
         return UpsampledFeatures(low, Features(low.summary, self.fusion(parts)))
+
+    @staticmethod
+    def _residual(config: FeatSharpConfig) -> list[int]:
+        if config.residual == "first":
+            return [0]
+        return [i for i, name in enumerate(config.inputs) if name != "rgb"]
 
     def _input(
         self, name: Input, low: Tensor, tiles: Tensor, images: Tensor, size: tuple[int, int]

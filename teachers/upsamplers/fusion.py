@@ -2,7 +2,8 @@
 
 A pre-norm transformer block (arXiv 2502.16025, section 3) on the concatenated channels of its
 inputs. The first input is the residual path: with a small LayerScale, a new block returns nearly
-that input, and training learns what the other inputs add.
+that input, and training learns what the other inputs add. The mean of several inputs can take its
+place.
 
 Unlike the public code, it does not pad the head dimension, and has separate projections instead of
 fused ones (q, k, v; gate, value), which spectral reparametrisation treats one by one.
@@ -34,6 +35,8 @@ class FusionBlock(nn.Module):
             `rope` rotates queries and keys, half of the channels by row, half by column.
         norm: LayerNorm before attention and SwiGLU; False for neither (the later public default).
         layer_scale: initial LayerScale; 1e-6 in the paper, which needs thousands of steps.
+        mlp_ratio: width of the SwiGLU, see `hidden_dim`; 4 in the paper.
+        residual: numbers of the inputs whose mean is the residual path, all as wide as the first.
 
     Raises:
         TeacherError: the heads do not divide the channels, the window is even, or rope cannot pair
@@ -51,11 +54,14 @@ class FusionBlock(nn.Module):
         position: Literal["alibi", "rope"] = "alibi",
         norm: bool = True,
         layer_scale: float = 1e-6,
+        mlp_ratio: float = 4.0,
+        residual: Sequence[int] = (0,),
     ) -> None:
         super().__init__()
         dim, out = sum(dims), dims[0]
         _check(dim, num_heads, window, position)
         self.dims, self.num_heads = tuple(dims), num_heads
+        self.residual = tuple(residual)
         self.window, self.position = window, position
         slopes = alibi_slopes(num_heads) if position == "alibi" else None
         self.register_buffer("slopes", slopes, persistent=False)
@@ -66,7 +72,7 @@ class FusionBlock(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.attention_scale = nn.Parameter(torch.full((dim,), layer_scale))
         self.mlp_norm = nn.LayerNorm(dim, eps=1e-5) if norm else nn.Identity()
-        hidden = hidden_dim(dim)
+        hidden = hidden_dim(dim, mlp_ratio)
         self.gate = nn.Linear(dim, hidden)
         self.value = nn.Linear(dim, hidden)
         self.down = nn.Linear(hidden, out)
@@ -91,8 +97,15 @@ class FusionBlock(nn.Module):
         x = x + self.attention_scale * self._attention(self.attention_norm(x))
         hidden = self.mlp_norm(x)
         hidden = self.down(F.silu(self.gate(hidden)) * self.value(hidden))
-        fused = x[..., : self.dims[0]] + self.mlp_scale * hidden
+        fused = self._residual(x) + self.mlp_scale * hidden
         return rearrange(fused, "b h w d -> b d h w")
+
+    def _residual(self, x: Tensor) -> Tensor:
+        parts = x.split(self.dims, dim=-1)
+        first, *others = (parts[i] for i in self.residual)
+        for other in others:
+            first = first + other
+        return first / len(self.residual) if others else first
 
     def _attention(self, x: Tensor) -> Tensor:
         q, k, v = self.q(x), self.k(x), self.v(x)
@@ -104,9 +117,12 @@ class FusionBlock(nn.Module):
         return self.proj(rearrange(mixed, "b h w n d -> b h w (n d)"))
 
 
-def hidden_dim(dim: int) -> int:
-    """Hidden channels of the SwiGLU: two thirds of 4 * dim, rounded up to a multiple of 8."""
-    return (int(4 * dim * 2 / 3) + 7) // 8 * 8
+def hidden_dim(dim: int, mlp_ratio: float = 4.0) -> int:
+    """Hidden channels of the SwiGLU: two thirds of mlp_ratio * dim, rounded up to a multiple of 8.
+
+    Two thirds, as it has three matrices where a plain MLP of that ratio has two.
+    """
+    return max((int(mlp_ratio * dim * 2 / 3) + 7) // 8 * 8, 8)
 
 
 def _check(dim: int, num_heads: int, window: int, position: str) -> None:

@@ -4,15 +4,20 @@ A view is a homography from the view's coordinates to those of the base image. C
 -1, the left or upper edge, to 1, the right or lower edge; cell i of n has its centre at
 (2i + 1) / n - 1. A homography thus applies at every resolution. After FeatSharp (arXiv 2502.16025).
 The data stream makes the base image by a random resized crop.
+
+The paper's views show nearly the whole base, so an upsampled map that looks like the encoder's map
+of the whole image satisfies them: detail that the encoder sees only when it looks closer, as in
+tiles, is not rewarded. Close-ups, which are not in the paper, show a part of the base.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from teachers.config import StrictConfig
@@ -27,6 +32,8 @@ class ViewsConfig(StrictConfig):
 
     Attributes:
         num_views: views of each image.
+        close_ups: how many of them, the last ones, show a part of the base: a window at a random
+            place, magnified by 1 up to the upsampler's factor, and warped as the other views are.
         zoom: magnification, log-uniform in [1 / zoom, zoom].
         perspective: [least, largest] standard deviation of the shift of each corner, as a share of
             the side, drawn uniformly.
@@ -36,6 +43,7 @@ class ViewsConfig(StrictConfig):
     """
 
     num_views: PositiveInt = 5
+    close_ups: NonNegativeInt = 0
     zoom: Annotated[float, Field(ge=1, le=4)] = 1 / 0.95
     perspective: tuple[
         Annotated[float, Field(ge=0, le=0.1)], Annotated[float, Field(ge=0, le=0.1)]
@@ -49,13 +57,39 @@ class ViewsConfig(StrictConfig):
             raise ValueError(
                 f"perspective: expected [least, largest], got {list(self.perspective)}"
             )
+        if self.close_ups > self.num_views:
+            raise ValueError(
+                f"close_ups: {self.close_ups} of {self.num_views} views; raise num_views, which "
+                "counts them too"
+            )
         return self
+
+    def magnifications(self, closest: float) -> list[float]:
+        """About how large each view shows the base, the mean of its range on a log scale.
+
+        Close-ups share the range from 1 to `closest` in equal parts, so that every image is seen
+        from everywhere between, and so that the resolution that each view needs is known.
+
+        Args:
+            closest: the largest magnification, the upsampler's factor.
+        """
+        count = self.close_ups
+        return [1.0] * (self.num_views - count) + [
+            closest ** ((i + 0.5) / count) for i in range(count)
+        ]
 
 
 def sample_homographies(
-    config: ViewsConfig, batch: int, grid: tuple[int, int], generator: torch.Generator
+    config: ViewsConfig,
+    batch: int,
+    grid: tuple[int, int],
+    generator: torch.Generator,
+    *,
+    closest: float = 1.0,
 ) -> Tensor:
     """Draws views: zoom, shifts of the corners, rotation, and a shift of the whole.
+
+    Close-ups are such views of a window of the base.
 
     Args:
         config: the ranges.
@@ -63,6 +97,7 @@ def sample_homographies(
         grid: (H, W) cells of the high-resolution map, for the unit of shifts and the aspect ratio,
             without which the rotation of a rectangle would be a shear.
         generator: on the CPU, so that every device draws the same views.
+        closest: the largest magnification of close-ups.
 
     Returns:
         (B, n, 3, 3) float64, on the CPU: view coordinates to base coordinates, with [2, 2] = 1.
@@ -96,7 +131,23 @@ def sample_homographies(
     unzoom = torch.diag_embed(torch.stack([1 / zoom, 1 / zoom, torch.ones_like(zoom)], -1))
     back = unzoom @ _between(moved, corners) @ _translation(centre) @ turned @ _translation(shift)
     homographies = cells.inverse() @ back @ cells
+    if config.close_ups:
+        windows = _windows(config.close_ups, batch, closest, generator)
+        rest = config.num_views - config.close_ups
+        homographies[:, rest:] = windows @ homographies[:, rest:]
     return homographies / homographies[..., 2:, 2:]
+
+
+def _windows(count: int, batch: int, closest: float, generator: torch.Generator) -> Tensor:
+    """Random windows inside the base, (batch, count, 3, 3): a window's coordinates to the base's.
+
+    Window i is smaller than the base by closest^(i / count) to closest^((i + 1) / count).
+    """
+    drawn = torch.rand(batch, count, 3, dtype=torch.float64, generator=generator)
+    share = closest ** -((torch.arange(count) + drawn[..., 0]) / count)
+    windows = torch.diag_embed(torch.stack([share, share, torch.ones_like(share)], -1))
+    windows[..., :2, 2] = (2 * drawn[..., 1:] - 1) * (1 - share)[..., None]
+    return windows
 
 
 def warp(maps: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
@@ -142,7 +193,12 @@ def bilinear_taps(homographies: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
     return taps.flatten(1, 2), (share_y[:, :, None] * share_x[:, None]).flatten(1, 2)
 
 
-def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
+def warp_images(
+    images: Tensor,
+    homographies: Tensor,
+    size: tuple[int, int],
+    magnifications: Sequence[float] = (),
+) -> Tensor:
     """Warps images to all views of a batch, antialiased.
 
     Along an axis where the base is larger than the view, the base is first resized, with antialias,
@@ -151,19 +207,40 @@ def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> 
     sampled once. Outside of the base the image is mirrored: with global attention, a black border
     would change the encoder's features of the valid cells too.
 
+    A view that shows the base magnified shows a smaller part of it, so there the base is compared
+    with the view times the nearest power of two of its magnification.
+
     Args:
         images: (B, 3, H, W) in [0, 1].
         homographies: (B, n, 3, 3), on the same device.
         size: (h, w) of the views in pixels.
+        magnifications: of the n views, see `ViewsConfig.magnifications`; none for 1 each.
 
     Returns:
         (B * n, 3, h, w) in [0, 1], the views of an image one after another.
     """
+    levels = [max(round(math.log2(each)), 0) for each in magnifications]
+    if not any(levels):
+        return _warp_level(images, homographies, size, 1)
+    views = images.new_empty(*homographies.shape[:2], images.shape[1], *size)
+    for level in sorted(set(levels)):
+        members = [i for i, each in enumerate(levels) if each == level]
+        seen = _warp_level(images, homographies[:, members], size, 2**level)
+        views[:, members] = seen.unflatten(0, (len(images), len(members)))
+    return views.flatten(0, 1)
+
+
+def _warp_level(
+    images: Tensor, homographies: Tensor, size: tuple[int, int], magnification: int
+) -> Tensor:
+    """`warp_images` for views of one magnification."""
     num_views = homographies.shape[1]
     height, width = images.shape[-2:]
-    samples = (1 if height <= size[0] else 2, 1 if width <= size[1] else 2)
+    whole = scaled(size, (magnification, magnification))  # a base as fine as the view
+    samples = (1 if height <= whole[0] else 2, 1 if width <= whole[1] else 2)
     dense = scaled(size, samples)
-    base = resize(images, (min(height, dense[0]), min(width, dense[1])))
+    full = scaled(whole, samples)
+    base = resize(images, (min(height, full[0]), min(width, full[1])))
     places = _places(homographies.flatten(0, 1), dense)[0].to(base)
     # All views of an image in one sampling grid, below each other, to avoid copies of the base.
     places = rearrange(places, "(b n) h w xy -> b (n h) w xy", n=num_views)

@@ -9,6 +9,7 @@ resizing as training, as for the published figures.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,12 @@ def point_pool(images: Tensor, size: tuple[int, int]) -> Tensor:
     return _interpolate(images, size, mode="bilinear", align_corners=False)
 
 
-def warp_images(images: Tensor, homographies: Tensor, size: tuple[int, int]) -> Tensor:
+def warp_images(
+    images: Tensor,
+    homographies: Tensor,
+    size: tuple[int, int],
+    magnifications: Sequence[float] = (),
+) -> Tensor:
     """Views at the base's size, then resized by point sampling."""
     repeated = images.repeat_interleave(homographies.shape[1], 0)
     base = (images.shape[-2], images.shape[-1])
