@@ -102,6 +102,18 @@ def sample_homographies(
     Returns:
         (B, n, 3, 3) float64, on the CPU: view coordinates to base coordinates, with [2, 2] = 1.
     """
+    homographies = _jitter(config, batch, grid, generator)
+    if config.close_ups:
+        windows = _windows(config.close_ups, batch, closest, generator)
+        rest = config.num_views - config.close_ups
+        homographies[:, rest:] = windows @ homographies[:, rest:]
+    return homographies / homographies[..., 2:, 2:]
+
+
+def _jitter(
+    config: ViewsConfig, batch: int, grid: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """The published views, up to the scale of their matrices."""
     shape, double = (batch, config.num_views), torch.float64
     drawn = torch.rand(*shape, 5, dtype=double, generator=generator)
     zoom = config.zoom ** (2 * drawn[..., 0] - 1)
@@ -130,12 +142,7 @@ def sample_homographies(
     cells = torch.diag(torch.cat([side / 2, side.new_ones(1)]))
     unzoom = torch.diag_embed(torch.stack([1 / zoom, 1 / zoom, torch.ones_like(zoom)], -1))
     back = unzoom @ _between(moved, corners) @ _translation(centre) @ turned @ _translation(shift)
-    homographies = cells.inverse() @ back @ cells
-    if config.close_ups:
-        windows = _windows(config.close_ups, batch, closest, generator)
-        rest = config.num_views - config.close_ups
-        homographies[:, rest:] = windows @ homographies[:, rest:]
-    return homographies / homographies[..., 2:, 2:]
+    return cells.inverse() @ back @ cells
 
 
 def _windows(count: int, batch: int, closest: float, generator: torch.Generator) -> Tensor:
