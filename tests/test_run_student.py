@@ -196,7 +196,7 @@ def test_two_runs_side_by_side_under_the_launcher(finished: Path, tmp_path: Path
     assert [len(pictures) for pictures in drawn] == [0, STEPS // 4]
     with Image.open(drawn[1][-1]) as picture:
         picture.load()
-        assert picture.size == (3 * 198 - 6, 22 + 2 * 198 - 6)
+        assert picture.size == (192 + 24 + 2 * 198 - 6, 2 * 22 + 2 * 198 - 6)
     assert not list(tmp_path.rglob(".meeting-*"))
     assert _shared_memory() <= shared
 

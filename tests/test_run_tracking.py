@@ -120,7 +120,7 @@ def test_pictures_are_images_of_four_rows_and_a_column_each_for_image_teacher_st
     for path in pictures:
         with Image.open(path) as picture:
             picture.load()
-            assert picture.size == (3 * 198 - 6, 22 + 4 * 198 - 6)
+            assert picture.size == (192 + 24 + 2 * 198 - 6, 2 * 22 + 4 * 198 - 6)
             colours = picture.crop((198, 22, 390, 214)).getcolors(192 * 192)
             assert colours is not None
             assert len(colours) > 1  # a teacher's map, and no empty panel

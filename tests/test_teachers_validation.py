@@ -95,7 +95,7 @@ def test_every_section_of_every_recipe_suggests_its_own_keys() -> None:
         (
             {"data": {"sources": [{"shards": "x", "weigth": 2}]}},
             r"^recipe: data.sources.0.weigth: unknown key \(did you mean 'weight'\?\); choose "
-            "from shards, weight$",
+            "from shards, weight, crops$",
         ),
         (
             {"objective": {"equivariance": {"shfts": 3}}},
