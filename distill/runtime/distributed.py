@@ -98,8 +98,8 @@ def disconnect(folder: Path) -> None:
     barrier()
     dist.destroy_process_group()
     _store = None
-    if rank() == 0:
-        (folder / _meeting_place()).unlink(missing_ok=True)
+    # By every rank: a store that is destroyed after rank 0 has deleted the file makes it again.
+    (folder / _meeting_place()).unlink(missing_ok=True)
 
 
 @contextmanager
