@@ -1,6 +1,6 @@
 """The students that ship with this package, in the box `student/small/`, and the names they have.
 
-A name stands wherever the path of a student's file does: `student.load("agglo_tiny")`.
+A name stands wherever the path of a student's file does: `student.load("NAME")`.
 """
 
 from os import PathLike
